@@ -1,0 +1,179 @@
+"""What every command shows: progress with the time left, and errors as one clear message."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from deltalens.errors import DeltaLensError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table as RichTable
+
+    from deltalens.io.pairing import Pairing
+    from deltalens.io.tables import Table
+
+__all__ = [
+    "Meter",
+    "changed_only",
+    "command",
+    "console",
+    "grid",
+    "meter",
+    "notes",
+    "print_json",
+    "quieten",
+]
+
+BAD_INPUT, INTERRUPTED = 2, 130
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+@contextmanager
+def command(debug: bool, interrupted: str = "stopped; nothing was written") -> Iterator[None]:
+    """The frame of a command: a `DeltaLensError` becomes its message and exit code 2, Ctrl-C (or a
+    polite kill) what it means here and exit code 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except DeltaLensError as error:
+        if debug:
+            raise
+        typer.echo(f"deltalens: {error}", err=True)
+        raise typer.Exit(BAD_INPUT) from error
+    except KeyboardInterrupt as error:
+        if debug:
+            raise
+        typer.echo(f"\ndeltalens: {interrupted}", err=True)
+        raise typer.Exit(INTERRUPTED) from error
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from error
+
+
+def changed_only(of: str) -> bool:
+    """What `--of` says."""
+    if of not in ("all", "changed"):
+        raise DeltaLensError(f"--of {of}: choose all or changed")
+    return of == "changed"
+
+
+def console() -> Console:
+    """Where results are printed; without colour under NO_COLOR or into a pipe."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object, with null for what is not a finite number."""
+    import json
+
+    from deltalens.io.records import encode_finite
+
+    typer.echo(json.dumps(encode_finite(value), indent=2))
+
+
+def quieten() -> None:
+    """Keep transformers' own bars and notices off the terminal: deltalens says what matters."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+class Meter:
+    """Progress of one stage after another, on stderr: a bar on a terminal, else plain lines."""
+
+    def __init__(self, bar: Progress | None, quiet: bool) -> None:
+        self._bar, self._quiet = bar, quiet
+        self._name, self._total, self._done = "", 0, 0
+        self._begun = self._said = time.monotonic()
+        self._task: Any = None
+
+    def stage(self, name: str, total: int | None) -> None:
+        """A stage begins."""
+        self._name, self._total, self._done = name, total or 0, 0
+        self._begun = self._said = time.monotonic()
+        if self._bar is not None:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(name, total=total)
+
+    def advance(self, steps: int) -> None:
+        """So many steps of it are done."""
+        self._done += steps
+        if self._bar is not None:
+            self._bar.advance(self._task, steps)
+            return
+        now = time.monotonic()
+        if not self._quiet and self._total and now - self._said >= _SECONDS_BETWEEN_LINES:
+            self._said = now
+            left = (now - self._begun) * (self._total - self._done) / max(1, self._done)
+            typer.echo(
+                f"{self._name}: {100 * self._done // self._total} % done, {_clock(left)} left",
+                err=True,
+            )
+
+    def at(self, done: int, total: int) -> None:
+        """So much of the stage is done in all."""
+        self._total = total
+        self.advance(done - self._done)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def meter(quiet: bool) -> Iterator[Meter]:
+    """A meter for the duration of the work."""
+    if quiet or not sys.stderr.isatty():
+        yield Meter(None, quiet)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeLeft(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield Meter(bar, quiet)
+
+
+def notes(pairing: Pairing) -> list[str]:
+    """What a reader should know about a pairing; kept tensors are counted by reason."""
+    reasons: dict[str, int] = {}
+    for why in pairing.kept.values():
+        reasons[why] = reasons.get(why, 0) + 1
+    return [*pairing.notes, *(f"{n} tensors stay: {why}" for why, n in reasons.items())]
+
+
+def grid(table: Table) -> RichTable:
+    """A table for the terminal: the first column to the left, numbers to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+
+    made = RichTable(
+        box=SIMPLE_HEAD, title=table.title or None, title_justify="left", pad_edge=False
+    )
+    for place, name in enumerate(table.columns):
+        made.add_column(name, justify="right" if place else "left", no_wrap=not place)
+    for row in table.rows:
+        made.add_row(*row)
+    return made

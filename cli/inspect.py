@@ -1,0 +1,70 @@
+"""`deltalens inspect`: the anatomy of a delta."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltalens.cli import console
+from deltalens.cli.options import Base, Debug, Exclude, Ft, Include, Json, Merge, Quiet
+
+
+def inspect(
+    ft: Ft,
+    base: Base,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="OUT", help="A folder for table and picture."),
+    ] = None,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="A line for every tensor too.")
+    ] = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    merge_adapter: Merge = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Describe a delta: how large, how much of it is exactly zero, where its energy lies.
+
+    Streams both checkpoints once; needs neither data nor the memory for a model.
+
+    \b
+    Example:
+    deltalens inspect ft/ base/ -o anatomy/
+    """
+    with console.command(debug):
+        from deltalens.io.locate import located
+        from deltalens.studies.inspect import inspect as run
+
+        with (
+            located(ft, base, merge_adapter) as (ft_path, base_path),
+            console.meter(quiet or as_json) as meter,
+        ):
+            meter.stage("inspecting", None)
+            found = run(
+                ft_path, base_path, out, include=include, exclude=exclude, progress=meter.at
+            )
+        pictures: list[Path] = []
+        if out is not None:
+            from deltalens.figures import draw
+
+            pictures = draw(out)
+        if as_json:
+            console.print_json({**found.as_json(), "pictures": [str(p) for p in pictures]})
+            return
+        if quiet:
+            return
+        terminal = console.console()
+        levels = ("overall", "kind", "layer", *(("tensor",) if tensors else ()))
+        for table in found.tables(levels):
+            terminal.print(console.grid(table))
+        for note in console.notes(found.pairing):
+            typer.echo(f"note: {note}")
+        if out is not None:
+            typer.echo(f"table:   {out / 'cells.csv'}")
+        for picture in pictures:
+            typer.echo(f"picture: {picture}")

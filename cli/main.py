@@ -1,0 +1,55 @@
+"""The program `deltalens`: its commands, and the options that belong to none of them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from deltalens.cli import demo, drop, drop_study, inspect, plot
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="deltalens",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="See what a fine-tune changed: which weights carry it, and which can go back.",
+    epilog="Begin with `deltalens demo`, or with `deltalens drop-study ft/ base/ -o study/`.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("drop-study")(drop_study.drop_study)
+app.command("inspect")(inspect.inspect)
+app.command("drop")(drop.drop)
+app.command("plot")(plot.plot)
+app.command("demo")(demo.demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from deltalens.io.version import version
+
+        typer.echo(f"deltalens {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """See what a fine-tune changed: which weights carry it, and which can go back."""
+
+
+def main() -> None:
+    """Run the program."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

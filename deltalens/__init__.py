@@ -1,0 +1,43 @@
+"""Analysis and diagnostics of delta and gradient sparsity in fine-tuned language models.
+
+The names below are loaded when first used: importing deltalens loads neither torch nor
+transformers nor matplotlib.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deltalens.errors import DeltaLensError as DeltaLensError
+    from deltalens.io.checkpoint import open_checkpoint as open_checkpoint
+    from deltalens.io.pairing import pair as pair
+    from deltalens.io.records import load_study as load_study
+    from deltalens.studies.drop import drop as drop
+    from deltalens.studies.drop_study import drop_study as drop_study
+    from deltalens.studies.inspect import inspect as inspect
+
+_HOME = {
+    "DeltaLensError": "deltalens.errors",
+    "open_checkpoint": "deltalens.io.checkpoint",
+    "pair": "deltalens.io.pairing",
+    "drop": "deltalens.studies.drop",
+    "drop_study": "deltalens.studies.drop_study",
+    "inspect": "deltalens.studies.inspect",
+    "load_study": "deltalens.io.records",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("deltalens.io.version").version()
+    if name not in _HOME:
+        raise AttributeError(f"module 'deltalens' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

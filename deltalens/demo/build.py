@@ -1,0 +1,98 @@
+"""Make the demo's folder: two checkpoints, held-out rows, and a record of how they came about.
+
+A finished stage is never made again: its folder is renamed into place with a record inside, and a
+later call for the same recipe goes on from there. torch and transformers are imported only where
+something is left to train, so that finding a finished demo takes no time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltalens.demo.paths import (
+    STAGE_RECORD,
+    DemoPaths,
+    read_json,
+    same,
+    stage_record,
+    write_json,
+)
+from deltalens.demo.recipe import DEFAULT_RECIPE, Recipe
+from deltalens.demo.tasks import DOMAINS, SPLITS, hold_out
+from deltalens.errors import DeltaLensError
+from deltalens.io.files import write_whole
+from deltalens.io.version import version
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from deltalens.demo.stages import Report
+    from deltalens.demo.tasks import HeldOut
+
+_RECORD = "demo.json"
+
+
+def build_demo(
+    folder: Path, *, recipe: Recipe = DEFAULT_RECIPE, report: Report | None = None
+) -> DemoPaths:
+    """Train the demo's base model and its maths fine-tune, unless the folder has them already.
+
+    ``base/`` and ``ft/`` are ordinary Hugging Face folders. Whatever ends the call early, each of
+    them is whole or absent, and the next call trains only what is absent. Another recipe or
+    another version of deltalens makes the demo anew in the same folder. ``report`` is called with
+    the stage's name, the steps done and the steps in all, a few times a second.
+
+    Raises DeltaLensError if ``folder`` is a file, or has a ``base`` or ``ft`` that no demo wrote.
+    """
+    paths = _paths(folder)
+    identity = {"fingerprint": recipe.fingerprint(), "version": version()}
+    if _is_finished(paths, identity):
+        return paths
+    _refuse_to_replace(paths)
+
+    from deltalens.demo.stages import train_stages
+
+    held_out = hold_out(
+        recipe.seed, validation_rows=recipe.validation_rows, test_rows=recipe.test_rows
+    )
+    _write_data(paths, held_out)
+    stages = train_stages(paths, recipe, identity, held_out, report)
+    write_json(folder / _RECORD, {**identity, "recipe": asdict(recipe), "stages": stages})
+    return paths
+
+
+def _paths(folder: Path) -> DemoPaths:
+    data = {
+        domain: {split: folder / "data" / f"{domain}_{split}.jsonl" for split in SPLITS}
+        for domain in DOMAINS
+    }
+    return DemoPaths(folder, folder / "base", folder / "ft", data)
+
+
+def _is_finished(paths: DemoPaths, identity: Mapping[str, str]) -> bool:
+    return (
+        same(read_json(paths.folder / _RECORD), identity) is not None
+        and all(stage_record(path, identity) is not None for path in (paths.base, paths.ft))
+        and all(path.is_file() for files in paths.data.values() for path in files.values())
+    )
+
+
+def _refuse_to_replace(paths: DemoPaths) -> None:
+    if paths.folder.exists() and not paths.folder.is_dir():
+        raise DeltaLensError(f"{paths.folder} is a file; name a folder for the demo")
+    for path in (paths.base, paths.ft):
+        if path.exists() and not (path / STAGE_RECORD).is_file():
+            raise DeltaLensError(
+                f"{path} is there already and was not written by a demo (it has no "
+                f"{STAGE_RECORD}); choose another folder for the demo"
+            )
+
+
+def _write_data(paths: DemoPaths, held_out: Mapping[str, HeldOut]) -> None:
+    for domain, files in paths.data.items():
+        for split, path in files.items():
+            rows = getattr(held_out[domain], split)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, "".join(f"{row.to_json()}\n" for row in rows).encode())

@@ -1,0 +1,59 @@
+"""Where a demo's parts lie, and the record that says a checkpoint folder is finished."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltalens.errors import DeltaLensError
+from deltalens.io.files import write_whole
+
+__all__ = ["STAGE_RECORD", "DemoPaths", "read_json", "same", "stage_record", "write_json"]
+
+STAGE_RECORD = "demo_stage.json"
+"""The file inside a checkpoint folder that says which recipe it was made by."""
+
+
+@dataclass(frozen=True)
+class DemoPaths:
+    """Where a demo lies."""
+
+    folder: Path
+    """The folder that holds everything."""
+    base: Path
+    """The base model's checkpoint folder."""
+    ft: Path
+    """The checkpoint folder of its fine-tune on maths."""
+    data: dict[str, dict[str, Path]]
+    """The held-out rows' files, by domain and split."""
+
+
+def stage_record(checkpoint: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
+    """The record in a checkpoint folder, or None unless it was made by the same recipe."""
+    return same(read_json(checkpoint / STAGE_RECORD), identity)
+
+
+def same(record: dict[str, Any] | None, identity: Mapping[str, str]) -> dict[str, Any] | None:
+    """The record, if it is of this recipe and version."""
+    return record if record is not None and identity.items() <= record.items() else None
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as indented JSON, whole or not at all."""
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DeltaLensError(f"{path} is not JSON ({error}); remove it to make it again") from error
+    if not isinstance(content, dict):
+        raise DeltaLensError(f"{path} holds no JSON object; remove it to make it again")
+    return content

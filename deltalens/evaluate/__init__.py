@@ -1,0 +1,1 @@
+"""From a model to numbers: fidelity without data, loss and exact match with it."""

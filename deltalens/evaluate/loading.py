@@ -1,0 +1,190 @@
+"""Loading a model from a local checkpoint folder, after checking that it fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from deltalens.errors import DeltaLensError
+from deltalens.io.checkpoint import Checkpoint
+from deltalens.io.header import FLOATS
+
+__all__ = ["LoadedModel", "check_fits", "load_model", "pick_device", "pick_dtype"]
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+_CGROUP = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode, with its tokenizer if the folder has one."""
+
+    model: nn.Module
+    tokenizer: Any | None
+    device: torch.device
+    fresh: tuple[str, ...]
+    """Parameters that the checkpoint lacks and transformers initialised at random."""
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        DeltaLensError: no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DeltaLensError(f"device {name!r} cannot be used: {reason}") from error
+    return device
+
+
+def pick_dtype(name: str, checkpoint: Checkpoint) -> torch.dtype:
+    """`auto` is the dtype that most of the checkpoint's entries have.
+
+    Raises:
+        DeltaLensError: no such dtype.
+    """
+    if name in _DTYPES:
+        return _DTYPES[name]
+    if name != "auto":
+        raise DeltaLensError(f"dtype {name!r}: choose auto or one of {', '.join(_DTYPES)}")
+    sizes = dict.fromkeys(FLOATS, 0)
+    for entry in checkpoint.tensors.values():
+        if entry.dtype in sizes:
+            sizes[entry.dtype] += entry.numel
+    most = max(sizes, key=lambda dtype: sizes[dtype])
+    names = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+    return _DTYPES[names[most]]
+
+
+def check_fits(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, batch_tokens: int
+) -> None:
+    """Refuse a model that the device cannot hold, before it is loaded.
+
+    Needed: the parameters at the chosen dtype, the largest tensor in fp32, one batch's logits in
+    fp32. There is: the device's free memory, or the smaller of available memory and what the
+    container's limit leaves.
+
+    Raises:
+        DeltaLensError: with both figures and what to do.
+    """
+    sizes = [prod(entry.shape) for entry in checkpoint.tensors.values()]
+    vocabulary = _vocabulary(checkpoint.config)
+    needed = sum(sizes) * dtype.itemsize + max(sizes) * 4 + batch_tokens * vocabulary * 4
+    there = _free_memory(device)
+    if there is not None and needed > there:
+        raise DeltaLensError(
+            f"{checkpoint.path}: too large for {device}: it needs {needed / 1e9:.2f} GB "
+            f"({sum(sizes) / 1e6:,.0f} M parameters in {str(dtype).removeprefix('torch.')}, the "
+            f"largest tensor in fp32, logits of {batch_tokens:,} tokens) and there is "
+            f"{there / 1e9:.2f} GB. Take a larger device (--device), a smaller dtype (--dtype "
+            "bfloat16) or smaller batches (--batch-tokens); `inspect` and `drop` need no model."
+        )
+
+
+def _vocabulary(config: dict[str, Any]) -> int:
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, dict) else config
+    size = text.get("vocab_size")
+    return size if isinstance(size, int) else 0
+
+
+def _free_memory(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    free: list[int] = []
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    except OSError:
+        pass
+    for limit, usage in _CGROUP:
+        try:
+            free.append(int(Path(limit).read_text()) - int(Path(usage).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(free, default=None)
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load with the class that the configuration names, from local files only.
+
+    Raises:
+        DeltaLensError: no configuration, a class that transformers does not know (custom code is
+            run only when asked), or transformers cannot load it (its reason is given).
+    """
+    import transformers
+
+    if not checkpoint.path.is_dir() or not checkpoint.config:
+        raise DeltaLensError(
+            f"{checkpoint.path}: a study needs a folder with a config.json, to load the model; "
+            "`inspect` and `drop` do not"
+        )
+    loader = _loader(transformers, checkpoint, trust_remote_code)
+    try:
+        model, info = loader.from_pretrained(
+            checkpoint.path,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+        tokenizer = _tokenizer(transformers, checkpoint.path, trust_remote_code)
+        model = model.to(device).eval()
+    except torch.cuda.OutOfMemoryError as error:
+        raise DeltaLensError(f"{checkpoint.path}: too large for {device}") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[:1]
+        raise DeltaLensError(
+            f"{checkpoint.path}: transformers cannot load it: {''.join(reason)}"
+        ) from error
+    return LoadedModel(model, tokenizer, device, tuple(sorted(info["missing_keys"])))
+
+
+def _loader(transformers: Any, checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
+    names = checkpoint.config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    loader = getattr(transformers, name, None) if isinstance(name, str) else None
+    if loader is not None:
+        return loader
+    if "auto_map" in checkpoint.config and not trust_remote_code:
+        raise DeltaLensError(
+            f"{checkpoint.path}: {name} is code of the checkpoint's own, which is not run; if you "
+            "have read it and trust it, add --trust-remote-code"
+        )
+    return transformers.AutoModelForCausalLM
+
+
+def _tokenizer(transformers: Any, path: Path, trust_remote_code: bool) -> Any | None:
+    if not any(path.glob("tokenizer*")) and not any(path.glob("vocab*")):
+        return None
+    return transformers.AutoTokenizer.from_pretrained(
+        path, local_files_only=True, trust_remote_code=trust_remote_code
+    )

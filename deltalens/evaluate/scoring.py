@@ -1,0 +1,167 @@
+"""Loss, perplexity and exact match of a causal language model on rows with a target."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltalens.errors import DeltaLensError
+from deltalens.evaluate.rows import DataFile
+from deltalens.evaluate.statistics import mean, ratio
+from deltalens.evaluate.tokens import Batch, Tokens, batches, encode_rows, longest_input
+from deltalens.io.records import Measurement
+
+__all__ = ["Scoring", "batch_positions"]
+
+_LOGITS = 1 << 28
+"""Bytes that a batch's logits may take in fp32."""
+
+
+def batch_positions(batch_tokens: int, vocabulary: int) -> int:
+    """How many positions a batch may have: as asked, and no more than 256 MiB of fp32 logits."""
+    return max(1, min(batch_tokens, _LOGITS // (4 * max(1, vocabulary))))
+
+
+class Scoring:
+    """A data file, tokenised once, to be measured on a model again and again.
+
+    Exact match under greedy decoding takes one forward: fed the target, every argmax has to be the
+    next target token. With `answer_pattern` the answer lies inside a longer text: then the model
+    generates, and what the pattern finds last is compared with what it finds in the target.
+
+    Raises:
+        DeltaLensError: the model is no causal language model, or has no tokenizer.
+    """
+
+    def __init__(
+        self,
+        data: DataFile,
+        model: nn.Module,
+        tokenizer: Any,
+        batch_tokens: int,
+        answer_pattern: re.Pattern[str] | None = None,
+    ) -> None:
+        config: Any = model.config
+        if tokenizer is None:
+            raise DeltaLensError(
+                "rows of text need a tokenizer, and the fine-tune's folder has none"
+            )
+        if not can_generate(model):
+            raise DeltaLensError(
+                f"{type(model).__name__} is no causal language model: loss and exact match are not "
+                "defined; leave --data out to measure fidelity"
+            )
+        self.name = data.name
+        self._sequences, self.left_out = encode_rows(data, tokenizer, longest_input(config))
+        self._answered = data.rows[0].answered
+        self._tokenizer = tokenizer
+        self._pattern = answer_pattern if self._answered else None
+        vocabulary = config.get_text_config().vocab_size
+        positions = batch_positions(batch_tokens, vocabulary)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self._pad = pad
+        self._batches = batches(self._sequences, positions, pad)
+
+    @torch.inference_mode()
+    def measure(self, model: nn.Module) -> dict[str, Measurement]:
+        """`loss` (nats per target token), `perplexity`, and `exact_match` where rows have a target
+        of their own; standard errors over examples."""
+        count = len(self._sequences)
+        losses, targets = torch.zeros(count, dtype=torch.float64), torch.zeros(count)
+        right = torch.zeros(count)
+        for batch in self._batches:
+            scores = _score(model, batch.to(next(model.parameters()).device))
+            losses[batch.rows] = scores[0].double().cpu()
+            right[batch.rows] = scores[1].float().cpu()
+            targets[batch.rows] = batch.targets.sum(1).float()
+        loss = ratio(losses, targets)
+        perplexity = _exp(loss.value)
+        found = {
+            "loss": loss,
+            "perplexity": Measurement(perplexity, perplexity * loss.stderr, loss.n),
+        }
+        if self._pattern is not None:
+            right = self._generated_right(model)
+        return {"exact_match": mean(right), **found} if self._answered else found
+
+    def _generated_right(self, model: nn.Module) -> Tensor:
+        assert self._pattern is not None
+        device = next(model.parameters()).device
+        right = torch.zeros(len(self._sequences))
+        for batch in self._batches:
+            sequences = [self._sequences[row] for row in batch.rows.tolist()]
+            texts = _generate(model, self._tokenizer, sequences, self._pad, device)
+            for row, sequence, text in zip(batch.rows.tolist(), sequences, texts, strict=True):
+                target = self._tokenizer.decode(
+                    sequence.ids[sequence.target :], skip_special_tokens=True
+                )
+                wanted, got = _answer(self._pattern, target), _answer(self._pattern, text)
+                right[row] = float(wanted is not None and wanted == got)
+        return right
+
+
+def can_generate(model: nn.Module) -> bool:
+    """Whether a model continues a text: a causal language model."""
+    config: Any = model.config
+    able = getattr(model, "can_generate", None)
+    return bool(able and able()) and not getattr(config, "is_encoder_decoder", False)
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def _score(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Per row: the summed loss of its targets, and whether every argmax is the target: (B,)."""
+    logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+    wanted = batch.ids.roll(-1, dims=1)[batch.targets]
+    chosen = logits[batch.targets].float()
+    loss = torch.nn.functional.cross_entropy(chosen, wanted, reduction="none")
+    owner = batch.targets.nonzero()[:, 0]
+    rows = batch.ids.shape[0]
+    sums = torch.zeros(rows, dtype=loss.dtype, device=loss.device).index_add_(0, owner, loss)
+    wrong = (chosen.argmax(-1) != wanted).float()
+    misses = torch.zeros(rows, device=loss.device).index_add_(0, owner, wrong)
+    return sums, misses == 0
+
+
+def _generate(
+    model: Any, tokenizer: Any, sequences: Sequence[Tokens], pad: int, device: torch.device
+) -> list[str]:
+    """Greedy continuations of the prompts, up to half as long again as the longest target."""
+    from transformers import GenerationConfig
+
+    prompts = [sequence.ids[: sequence.target] for sequence in sequences]
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for place, prompt in enumerate(prompts):
+        ids[place, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[place, longest - len(prompt) :] = 1
+    room = (longest_input(model.config) or 1 << 30) - longest
+    wanted = max(len(sequence.ids) - sequence.target for sequence in sequences)
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max(1, min(room, wanted + wanted // 2)),
+        pad_token_id=pad,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    out = model.generate(
+        input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
+    )
+    texts: list[str] = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+    return texts
+
+
+def _answer(pattern: re.Pattern[str], text: str) -> str | None:
+    """What the pattern finds last: its first group if it has one, commas and spaces aside."""
+    found = list(pattern.finditer(text))
+    if not found:
+        return None
+    answer = found[-1].group(1) if pattern.groups else found[-1].group(0)
+    return (answer or "").replace(",", "").strip()

@@ -1,0 +1,1 @@
+"""Checkpoints, pairs of them, and the records that studies leave."""

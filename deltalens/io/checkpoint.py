@@ -1,0 +1,247 @@
+"""A folder of safetensors shards, opened lazily: an index first, then tensors by byte range."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltalens.errors import CheckpointError, several
+from deltalens.io.header import FLOATS, TensorEntry, read_header
+
+__all__ = ["INDEX", "SINGLE", "Checkpoint", "TensorReader", "open_checkpoint", "torch_dtype"]
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+def torch_dtype(entry: TensorEntry) -> torch.dtype:
+    """The torch dtype of a floating-point tensor (one of `header.FLOATS`)."""
+    return _TORCH[entry.dtype]
+
+
+class Checkpoint:
+    """A checkpoint on disk: what it holds and where. Opening reads headers only.
+
+    Attributes:
+        path: the folder, or the one file.
+        tensors: every stored tensor by name, shard by shard, in the order of the bytes.
+        headers: the raw header of each shard file.
+    """
+
+    def __init__(self, path: Path, files: list[Path]) -> None:
+        self.path = path
+        self.headers: dict[Path, bytes] = {}
+        self.tensors: dict[str, TensorEntry] = {}
+        for file in files:
+            self.headers[file], entries = read_header(file)
+            for entry in entries:
+                other = self.tensors.setdefault(entry.name, entry)
+                if other is not entry:
+                    raise CheckpointError(
+                        f"{path}: tensor {entry.name!r} is in {other.file.name} and in {file.name}"
+                    )
+
+    @property
+    def folder(self) -> Path:
+        """The folder with the configuration and the tokenizer."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def __getitem__(self, name: str) -> TensorEntry:
+        """The tensor of this name.
+
+        Raises:
+            CheckpointError: there is none; the message shows the nearest names.
+        """
+        if name in self.tensors:
+            return self.tensors[name]
+        near = difflib.get_close_matches(name, self.tensors, n=3, cutoff=0.4)
+        raise CheckpointError(f"{self.path}: no tensor {name!r}; nearest: {', '.join(near)}")
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """`config.json`, or {} where there is none."""
+        file = self.folder / "config.json"
+        try:
+            config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{file}: not valid JSON: {error}") from error
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{file}: not a JSON object")
+        return config
+
+    def read(self, name: str) -> Tensor:
+        """One floating-point tensor, whole."""
+        entry = self[name]
+        out = torch.empty(entry.numel, dtype=torch_dtype(entry))
+        TensorReader().read(entry, 0, out)
+        return out.view(entry.shape)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the headers and of the data: all of it up to 16 MiB a shard, beyond that 256
+        blocks of 64 KiB spread evenly. Shard names, folder and time do not enter."""
+        digest = hashlib.sha256()
+        for file, header in self.headers.items():
+            digest.update(header)
+            size = file.stat().st_size
+            block, whole = 1 << 16, size <= 1 << 24
+            starts = (
+                range(0, size, block) if whole else range(0, size - block, (size - block) // 255)
+            )
+            try:
+                with file.open("rb") as stream:
+                    for start in starts:
+                        stream.seek(start)
+                        digest.update(stream.read(block))
+            except OSError as error:
+                raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+        return digest.hexdigest()[:32]
+
+
+class TensorReader:
+    """Reads ranges of tensors into buffers that the caller owns and reuses.
+
+    One shard is open at a time, until another is asked for or the reader goes. For one thread.
+    """
+
+    def __init__(self) -> None:
+        self._file: Path | None = None
+        self._descriptor = -1
+
+    def read(self, entry: TensorEntry, start: int, out: Tensor) -> None:
+        """Fill `out` (1-D, on the CPU, the tensor's dtype) with entries from `start` on.
+
+        Raises:
+            CheckpointError: the file ended, or could not be read.
+        """
+        if out.numel() == 0:
+            return
+        target = memoryview(out.view(torch.uint8).numpy().data)
+        at = entry.begin + start * out.element_size()
+        if at + len(target) > entry.end:
+            raise IndexError(f"{entry}: entries {start} to {start + out.numel()} asked for")
+        try:
+            descriptor = self._open(entry.file)
+            while target:
+                count = os.preadv(descriptor, [target], at)
+                if count == 0:
+                    raise CheckpointError(f"{entry.file}: ended while {entry} was read")
+                target, at = target[count:], at + count
+        except OSError as error:
+            raise CheckpointError(f"{entry.file}: cannot be read: {error.strerror}") from error
+
+    def _open(self, file: Path) -> int:
+        if file != self._file:
+            self.close()
+            self._descriptor = os.open(file, os.O_RDONLY)
+            self._file = file
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        return self._descriptor
+
+    def close(self) -> None:
+        """Close the open shard, if any."""
+        if self._file is not None:
+            os.close(self._descriptor)
+            self._file = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a checkpoint: a folder with `model.safetensors` or an index and shards, or one file.
+
+    Raises:
+        CheckpointError: no such path, no safetensors in it, an index that does not fit its shards,
+            a file that is not what its header says, or no floating-point tensor at all.
+    """
+    path = Path(path)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise CheckpointError(f"{path}: not a safetensors file. {_conversion(path.parent)}")
+        return _with_floats(Checkpoint(path, [path]))
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file or folder")
+    if (path / INDEX).is_file():
+        return _with_floats(_open_indexed(path))
+    if (path / SINGLE).is_file():
+        return _with_floats(Checkpoint(path, [path / SINGLE]))
+    return _with_floats(Checkpoint(path, [_only_file(path)]))
+
+
+def _with_floats(checkpoint: Checkpoint) -> Checkpoint:
+    if not any(entry.dtype in FLOATS for entry in checkpoint.tensors.values()):
+        held = sorted({entry.dtype for entry in checkpoint.tensors.values()})
+        raise CheckpointError(
+            f"{checkpoint.path}: no floating-point tensor ({', '.join(held) or 'empty'}). Integer "
+            "and quantised weights have no delta: use the checkpoint from before quantisation."
+        )
+    return checkpoint
+
+
+def _only_file(path: Path) -> Path:
+    if (path / "adapter_model.safetensors").is_file():
+        raise CheckpointError(
+            f"{path}: a PEFT adapter, not a whole model. Add --merge-adapter to merge it into its "
+            "base in a temporary folder first."
+        )
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise CheckpointError(f"{path}: {len(files)} safetensors files and no {INDEX}")
+    if any(file for pattern in _PICKLES for file in path.glob(pattern)):
+        raise CheckpointError(
+            f"{path}: only pickled weights, which can run code when loaded. {_conversion(path)}"
+        )
+    raise CheckpointError(f"{path}: no safetensors file in this folder")
+
+
+def _conversion(path: Path) -> str:
+    return (
+        'If you trust them, convert once:\n  python -c "from transformers import '
+        f"AutoModelForCausalLM as M; M.from_pretrained('{path}').save_pretrained('{path}-st')\""
+    )
+
+
+def _open_indexed(path: Path) -> Checkpoint:
+    file = path / INDEX
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: not valid JSON: {error}") from error
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{file}: no weight_map")
+    faults = [
+        f"{name!r} is in {shard!r}, which is not a file of this folder"
+        for name, shard in names.items()
+        if not (isinstance(shard, str) and _plain(shard) and (path / shard).is_file())
+    ]
+    if faults:
+        raise CheckpointError(several(f"{file}: shards are missing or outside the folder:", faults))
+    checkpoint = Checkpoint(path, [path / shard for shard in sorted(set(names.values()))])
+    lacking = [
+        f"{name!r} is not in {shard!r}"
+        for name, shard in names.items()
+        if name not in checkpoint.tensors or checkpoint.tensors[name].file.name != shard
+    ]
+    lacking += [f"{name!r} is in a shard only" for name in checkpoint.tensors if name not in names]
+    if lacking:
+        raise CheckpointError(several(f"{file}: the index and the shards differ:", lacking))
+    return checkpoint
+
+
+def _plain(shard: str) -> bool:
+    return shard not in ("", ".", "..") and not set("/\\\0") & set(shard)

@@ -1,0 +1,143 @@
+"""The header of a safetensors file, parsed with every check that the format allows.
+
+The safetensors library is not used for reading: mapped pages count as resident memory, and it
+accepts a header that names a tensor twice. It is the oracle in the tests.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from deltalens.errors import CheckpointError
+
+__all__ = ["FLOATS", "TensorEntry", "read_header"]
+
+_BITS = {
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+}
+
+FLOATS = ("F16", "BF16", "F32", "F64")
+"""The dtypes whose entries are ranked; all others are left as the fine-tune has them."""
+
+_LARGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one stored tensor lies."""
+
+    name: str
+    dtype: str
+    """As safetensors writes it: F32, BF16, ..."""
+    shape: tuple[int, ...]
+    file: Path
+    begin: int
+    """Offset of the first byte, from the beginning of the file."""
+    end: int
+
+    @property
+    def numel(self) -> int:
+        """How many entries the tensor has."""
+        return prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.name!r} ({self.dtype} {list(self.shape)})"
+
+
+def read_header(file: Path) -> tuple[bytes, list[TensorEntry]]:
+    """The raw header of a safetensors file, length included, and its tensors by offset.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is not what its header says.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            prefix = stream.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > size - 8:
+                raise CheckpointError(
+                    f"{file}: truncated or no safetensors file: its header would have "
+                    f"{length:,} bytes and the file has {size:,}"
+                )
+            if length > _LARGEST_HEADER:
+                raise CheckpointError(
+                    f"{file}: header of {length:,} bytes; the format ends at 100 MB"
+                )
+            header = stream.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    fields = _parse(file, header)
+    fields.pop("__metadata__", None)
+    entries = [_entry(file, name, field, 8 + length) for name, field in fields.items()]
+    entries.sort(key=lambda entry: (entry.begin, entry.end))
+    _check_layout(file, entries, 8 + length, size)
+    return prefix + header, entries
+
+
+def _parse(file: Path, header: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise CheckpointError(f"{file}: header names {twice[:3]} more than once")
+        return dict(pairs)
+
+    try:
+        fields = json.loads(header.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: header is not valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{file}: header is not a JSON object")
+    metadata = fields.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(f"{file}: __metadata__ is not an object of strings")
+    return fields
+
+
+def _is_count(number: object) -> bool:
+    return type(number) is int and 0 <= number < 1 << 63
+
+
+def _entry(file: Path, name: str, field: Any, data: int) -> TensorEntry:
+    def refuse(why: str) -> CheckpointError:
+        return CheckpointError(f"{file}: tensor {name!r}: {why}")
+
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise refuse("its name is not valid Unicode") from None
+    if not isinstance(field, dict) or set(field) != {"dtype", "shape", "data_offsets"}:
+        raise refuse("its entry is not {dtype, shape, data_offsets}")
+    dtype, shape, offsets = field["dtype"], field["shape"], field["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise refuse(f"unknown dtype {dtype!r}")
+    if not isinstance(shape, list) or not all(_is_count(n) for n in shape):
+        raise refuse(f"shape {shape!r} is not a list of sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(n) for n in offsets):
+        raise refuse(f"data_offsets {offsets!r} are not two positions")
+    begin, end = offsets
+    if (end - begin) * 8 != prod(shape) * _BITS[dtype]:
+        raise refuse(f"{dtype} {shape} does not fill bytes {begin:,} to {end:,}")
+    return TensorEntry(name, dtype, tuple(shape), file, data + begin, data + end)
+
+
+def _check_layout(file: Path, entries: list[TensorEntry], data: int, size: int) -> None:
+    at = data
+    for entry in entries:
+        if entry.begin != at:
+            what = "overlaps the one before" if entry.begin < at else "leaves a hole before it"
+            raise CheckpointError(f"{file}: tensor {entry} {what}")
+        at = entry.end
+    if at != size:
+        what = "truncated" if at > size else "longer than its header says"
+        raise CheckpointError(f"{file}: {what}: its tensors end at byte {at:,} of {size:,}")

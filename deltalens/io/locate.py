@@ -1,0 +1,100 @@
+"""From what a user names to a local folder: an existing path wins over a hub id."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from deltalens.errors import CheckpointError
+
+__all__ = ["locate", "located"]
+
+_HUB_ID = re.compile(r"^(hf:)?([\w.-]+/[\w.-]+)(@([\w./-]+))?$")
+_WANTED = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.tiktoken",
+]
+
+
+def locate(name: str) -> Path:
+    """A local folder or file for a path, or for a hub id `org/name[@revision]`.
+
+    An existing path wins; `hf:org/name` forces the hub. From the hub come safetensors,
+    configuration and tokenizer only, through its own cache; offline, a cached snapshot is used.
+
+    Raises:
+        CheckpointError: neither a path nor a hub id, or the hub cannot give it.
+    """
+    if not name.startswith("hf:") and Path(name).exists():
+        return Path(name)
+    match = _HUB_ID.match(name)
+    if match is None or name.startswith((".", "/", "~")) or name.endswith("/"):
+        raise CheckpointError(f"{name}: no such file or folder")
+    return _download(name, match.group(2), match.group(4))
+
+
+def _download(name: str, repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_WANTED))
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{name}: no such folder here, not in the hub's cache, and the hub cannot be reached. "
+            "Give a folder, or download it once where there is a network"
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise CheckpointError(f"{name}: no such folder here, and the hub says: {reason}") from error
+
+
+@contextmanager
+def located(ft: str, base: str, merge_adapter: bool = False) -> Iterator[tuple[Path, Path]]:
+    """Both checkpoints as local paths; an adapter merged into its base, for as long as the block.
+
+    Raises:
+        CheckpointError: see `locate`; or the adapter cannot be merged.
+    """
+    with ExitStack() as stack:
+        ft_path, base_path = locate(ft), locate(base)
+        if merge_adapter:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deltalens-merged-"))
+            ft_path = _merge(ft_path, base_path, Path(folder))
+        yield ft_path, base_path
+
+
+def _merge(adapter: Path, base: Path, folder: Path) -> Path:
+    """Merge a PEFT adapter into its base, through peft."""
+    if not (adapter / "adapter_config.json").is_file():
+        raise CheckpointError(f"{adapter}: no adapter_config.json; --merge-adapter is for adapters")
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise CheckpointError(f"{adapter}: no adapter_model.safetensors; pickles are not loaded")
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise CheckpointError(
+            "--merge-adapter needs peft: pip install 'deltalens[train]'"
+        ) from error
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, dtype="auto")
+        merged = PeftModel.from_pretrained(
+            model, str(adapter), is_trainable=False
+        ).merge_and_unload()
+        merged.save_pretrained(folder)
+        if any(base.glob("tokenizer*")):
+            AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(folder)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise CheckpointError(f"{adapter}: cannot be merged into {base}: {reason}") from error
+    return folder

@@ -1,0 +1,323 @@
+"""Study folders: what was asked, a journal of finished cells, and the tidy table. No torch here.
+
+`study.json` holds what was asked and what was found out about it; `cells.jsonl` is the journal, one
+line per finished cell, flushed to the disk before the next cell begins; `cells.csv` is the table.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import fcntl
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from deltalens.errors import RecordError, several
+from deltalens.io.files import check_new_folder, write_whole
+from deltalens.io.version import FORMAT, version
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "Cell",
+    "Measurement",
+    "StudyFolder",
+    "StudyRecord",
+    "check_study_folder",
+    "encode_finite",
+    "load_study",
+]
+
+MANIFEST, JOURNAL, TABLE, LOCK = "study.json", "cells.jsonl", "cells.csv", ".lock"
+_OURS = (MANIFEST, JOURNAL, TABLE)
+
+Setting = dict[str, Any]
+
+
+class Measurement(NamedTuple):
+    """One number, and how sure it is."""
+
+    value: float
+    stderr: float = math.nan
+    """Standard error of the value; NaN where none is known."""
+    n: int = 0
+    """Over how many examples or sequences; 0 where that has no meaning."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One finished point of a study."""
+
+    setting: Setting
+    metrics: dict[str, Measurement]
+    seconds: float
+    """Wall time of the cell: edit and evaluation."""
+
+
+def check_study_folder(path: Path, inputs: Sequence[Path]) -> None:
+    """Refuse a folder in which no study can be begun or gone on with; nothing is made yet.
+
+    Raises:
+        DeltaLensError: it is (or lies in) an input, holds something else, or cannot be made.
+    """
+    if path.is_dir() and (
+        (path / MANIFEST).is_file() or {f.name for f in path.iterdir()} <= {LOCK}
+    ):
+        return
+    check_new_folder(path, list(inputs))
+
+
+class StudyFolder:
+    """A study folder open for writing, by one process at a time."""
+
+    def __init__(self, path: Path, columns: Sequence[str], lock: IO[str], asked: Setting) -> None:
+        self.path = path
+        self.columns = tuple(columns)
+        self.asked = asked
+        self.facts: dict[str, Any] = {}
+        self.cells: list[Cell] = []
+        self._lock = lock
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        kind: str,
+        asked: Setting,
+        columns: Sequence[str],
+        fresh: bool = False,
+    ) -> StudyFolder:
+        """Begin a study, or go on with the same one.
+
+        Args:
+            path: the folder; made if missing.
+            kind: which study: `drop-study`, ...
+            asked: everything that decides the numbers, as JSON values; the study's identity.
+            columns: the names of a cell's setting, in the order of the table's columns.
+            fresh: begin anew, whatever study the folder holds.
+
+        Raises:
+            RecordError: the folder holds something else or another study (the fields that differ
+                are named), or another process is writing to it.
+        """
+        path = Path(path)
+        asked = {"kind": kind, **asked}
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            others = [file.name for file in path.iterdir() if file.name != LOCK]
+            if others and MANIFEST not in others:
+                raise RecordError(
+                    f"{path}: holds {sorted(others)[0]!r} and no study; choose another folder"
+                )
+            lock = _locked(path)
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be used: {error.strerror}") from error
+        try:
+            study = cls(path, columns, lock, asked)
+            if fresh:
+                for name in _OURS:
+                    (path / name).unlink(missing_ok=True)
+            if (path / MANIFEST).exists():
+                study._resume()
+            else:
+                study.write_manifest()
+        except BaseException:
+            lock.close()
+            raise
+        return study
+
+    def _resume(self) -> None:
+        manifest = _read_manifest(self.path)
+        before = manifest["asked"]
+        differing = sorted(
+            name
+            for name in before.keys() | self.asked.keys()
+            if before.get(name) != self.asked.get(name)
+        )
+        if differing:
+            faults = [f"{n}: {before.get(n)!r} there, {self.asked.get(n)!r} now" for n in differing]
+            raise RecordError(
+                several(
+                    f"{self.path} holds another study (use another folder, or --fresh):",
+                    faults,
+                )
+            )
+        self.facts = manifest["facts"]
+        self.cells = _read_journal(self.path, repair=True)
+
+    def write_manifest(self) -> None:
+        """Write `study.json`: what was asked, and the facts so far."""
+        manifest = {
+            "format": FORMAT,
+            "deltalens": version(),
+            "asked": self.asked,
+            "columns": list(self.columns),
+            "facts": self.facts,
+        }
+        write_whole(self.path / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+
+    def append(self, cell: Cell) -> None:
+        """Journal a finished cell; it is on the disk when this returns."""
+        self.extend([cell])
+
+    def extend(self, cells: Sequence[Cell]) -> None:
+        """Journal cells that were finished together."""
+        lines = [
+            json.dumps(
+                {
+                    "setting": cell.setting,
+                    "metrics": {name: [_encode(x) for x in m] for name, m in cell.metrics.items()},
+                    "seconds": round(cell.seconds, 4),
+                }
+            )
+            + "\n"
+            for cell in cells
+        ]
+        try:
+            with (self.path / JOURNAL).open("a", encoding="utf-8") as stream:
+                stream.writelines(lines)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            why = "no space left" if error.errno == errno.ENOSPC else error.strerror
+            raise RecordError(f"{self.path / JOURNAL}: {why}; finished cells are safe") from error
+        self.cells += cells
+
+    def write_table(self, order: Sequence[Setting]) -> None:
+        """Write `cells.csv`: a row per cell and metric, cells in this order. It repeats byte for
+        byte whenever the numbers do."""
+        done = {_key(cell.setting): cell for cell in self.cells}
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow([*self.columns, "metric", "value", "stderr", "n"])
+        for setting in order:
+            cell = done.get(_key(setting))
+            for name, m in cell.metrics.items() if cell else ():
+                setting_values = [setting[column] for column in self.columns]
+                rows.writerow([*setting_values, name, repr(m.value), repr(m.stderr), m.n])
+        write_whole(self.path / TABLE, text.getvalue().encode())
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        self._lock.close()
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study as it lies on the disk."""
+
+    path: Path
+    kind: str
+    asked: Setting
+    """Everything that decided the numbers."""
+    facts: dict[str, Any]
+    """What was found out on the way: entries, unchanged share, notes."""
+    cells: pd.DataFrame
+    """The setting's columns, then metric, value, stderr, n; one row per cell and metric."""
+
+
+def load_study(folder: str | Path) -> StudyRecord:
+    """Read a study folder, finished or not, without torch.
+
+    Raises:
+        RecordError: no study there, or one of a format this version does not know.
+    """
+    import pandas as pd
+
+    path = Path(folder)
+    manifest = _read_manifest(path)
+    columns = manifest["columns"]
+    rows = [
+        {**{c: cell.setting.get(c) for c in columns}, "metric": name, **m._asdict()}
+        for cell in _read_journal(path, repair=False)
+        for name, m in cell.metrics.items()
+    ]
+    frame = pd.DataFrame(rows, columns=[*columns, "metric", "value", "stderr", "n"])
+    asked = manifest["asked"]
+    return StudyRecord(path, asked["kind"], asked, manifest["facts"], frame)
+
+
+def _locked(path: Path) -> IO[str]:
+    lock = (path / LOCK).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise RecordError(f"{path}: another process is writing to this study") from error
+    return lock
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    if not file.is_file():
+        raise RecordError(f"{path}: no study here (no {MANIFEST})")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecordError(f"{file}: not valid JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        held = manifest.get("format") if isinstance(manifest, dict) else None
+        raise RecordError(f"{file}: format {held!r}; this deltalens ({version()}) reads {FORMAT}")
+    if not (
+        isinstance(manifest.get("asked"), dict)
+        and isinstance(manifest["asked"].get("kind"), str)
+        and isinstance(manifest.get("facts"), dict)
+        and isinstance(manifest.get("columns"), list)
+    ):
+        raise RecordError(f"{file}: not a study's manifest")
+    return manifest
+
+
+def _read_journal(path: Path, repair: bool) -> list[Cell]:
+    """The finished cells. A torn last line (a crash while it was written) does not count, and is
+    cut off before anything is appended."""
+    file = path / JOURNAL
+    if not file.exists():
+        return []
+    raw = file.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if repair and len(whole) < len(raw):
+        os.truncate(file, len(whole))
+    cells = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            fields = json.loads(line)
+            metrics = {name: _decode(m) for name, m in fields["metrics"].items()}
+            cells.append(Cell(dict(fields["setting"]), metrics, float(fields["seconds"])))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise RecordError(
+                f"{file}, line {number}: not a journal line ({error}); --fresh begins anew"
+            ) from error
+    return cells
+
+
+def _key(setting: Setting) -> str:
+    return json.dumps(setting, sort_keys=True)
+
+
+def _encode(number: float) -> float | str:
+    """JSON has no NaN and no infinity: as text."""
+    return number if math.isfinite(number) else str(number)
+
+
+def _decode(numbers: list[Any]) -> Measurement:
+    value, stderr, n = numbers
+    return Measurement(float(value), float(stderr), int(n))
+
+
+def encode_finite(value: Any) -> Any:
+    """Any JSON value, with NaN and infinities as None: for output that scripts read."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: encode_finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode_finite(item) for item in value]
+    return value

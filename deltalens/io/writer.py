@@ -1,0 +1,125 @@
+"""Writing a checkpoint: the fine-tune's files with some bytes replaced, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deltalens.io.checkpoint import Checkpoint
+from deltalens.io.files import check_space, new_folder
+from deltalens.io.header import TensorEntry
+
+__all__ = ["CheckpointWriter", "write_like"]
+
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
+_RECORD = "deltalens.json"
+_COPY = 1 << 24
+
+
+class CheckpointWriter:
+    """Shard files laid out as the fine-tune's; entries are written by position, in any order."""
+
+    def __init__(self, like: Checkpoint, folder: Path) -> None:
+        self._like = like
+        self._folder = folder
+        self._open: dict[Path, int] = {}
+        self._written: dict[str, int] = {}
+        self._lock = threading.Lock()
+        for file, header in like.headers.items():
+            descriptor = os.open(folder / file.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            self._open[file] = descriptor
+            os.posix_fallocate(descriptor, 0, max(1, file.stat().st_size))
+            os.pwrite(descriptor, header, 0)
+
+    def write(self, entry: TensorEntry, start: int, values: Tensor) -> None:
+        """Write entries of a tensor from `start` on; in the end the runs cover a prefix of it.
+
+        Threads may write different runs at the same time.
+        """
+        source = memoryview(values.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        at = entry.begin + start * values.element_size()
+        while source:
+            count = os.pwrite(self._open[entry.file], source, at)
+            source, at = source[count:], at + count
+        with self._lock:
+            end = (start + values.numel()) * values.element_size()
+            self._written[entry.name] = max(end, self._written.get(entry.name, 0))
+
+    def finish(self, copies: dict[str, str]) -> None:
+        """Fill in what was not written: from the fine-tune, or, for copies of a tied tensor, from
+        the tensor they share; then make it survive a crash."""
+        tensors = self._like.tensors
+        for file, target in self._open.items():
+            source = os.open(file, os.O_RDONLY)
+            try:
+                for entry in (e for e in tensors.values() if e.file == file):
+                    if entry.name in copies:
+                        first = tensors[copies[entry.name]]
+                        self._fill(self._open[first.file], first.begin, entry, target, 0)
+                    else:
+                        done = self._written.get(entry.name, 0)
+                        self._fill(source, entry.begin, entry, target, done)
+            finally:
+                os.close(source)
+        for target in self._open.values():
+            os.fsync(target)
+
+    @staticmethod
+    def _fill(source: int, begin: int, entry: TensorEntry, target: int, done: int) -> None:
+        size = entry.end - entry.begin
+        while done < size:
+            piece = os.pread(source, min(_COPY, size - done), begin + done)
+            if not piece:
+                raise OSError(f"{entry.file} ended while it was copied")
+            done += os.pwrite(target, piece, entry.begin + done)
+
+    def close(self) -> None:
+        """Close the shards."""
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+
+@contextmanager
+def write_like(
+    like: Checkpoint, out: Path, *, record: bytes, copies: dict[str, str]
+) -> Iterator[CheckpointWriter]:
+    """A checkpoint at `out` with the sharding, dtypes, metadata, configuration and tokenizer of
+    `like`; what is not written keeps its bytes. `out` appears at the end, whole, or not at all.
+
+    Args:
+        like: the fine-tune.
+        out: a folder that does not exist, or is empty.
+        record: what made it, kept as `deltalens.json` beside the weights.
+        copies: tensors stored twice: name -> the name of the tensor that holds the same values.
+
+    Raises:
+        DeltaLensError: no space left, or no right to write.
+    """
+    check_space(out, sum(file.stat().st_size for file in like.headers))
+    with new_folder(out) as folder:
+        if like.path.is_dir():
+            _copy_others(like.path, folder)
+        (folder / _RECORD).write_bytes(record)
+        writer = CheckpointWriter(like, folder)
+        try:
+            yield writer
+            writer.finish(copies)
+        finally:
+            writer.close()
+
+
+def _copy_others(source: Path, target: Path) -> None:
+    """Configuration, tokenizer, index, licence: every file of the folder that holds no weights."""
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.suffix not in _WEIGHTS and not file.name.startswith("."):
+            shutil.copyfile(file, target / file.name)
+        elif file.is_dir() and file.name == "additional_chat_templates":
+            shutil.copytree(file, target / file.name)

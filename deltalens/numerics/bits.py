@@ -1,0 +1,61 @@
+"""Floats as integers that sort the same way.
+
+The bits of a non-negative IEEE-754 number, read as an integer, sort as the number does. All of
+`numerics` ranks by these *magnitude bits*: the bits of x without its sign. Their leading 15 are a
+*prefix*, whatever the dtype: all there is of a bf16 or fp16 number, the upper half of an fp32 one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "CHUNK",
+    "PART",
+    "PREFIXES",
+    "digits",
+    "infinity_bits",
+    "integer_of",
+    "magnitude_bits",
+    "magnitude_of_bits",
+]
+
+PREFIXES = 1 << 15
+"""How many prefixes there are: a histogram over all of them is 256 KiB of int64."""
+
+CHUNK = 1 << 18
+"""Entries visited at a time: few enough to stay in cache, enough to hide the cost of a call."""
+
+PART = 1 << 22
+"""Entries given to one worker at a time."""
+
+_INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def digits(dtype: torch.dtype) -> int:
+    """How many 16-bit digits a number of this dtype has: 1 (bf16, fp16), 2 (fp32) or 4 (fp64)."""
+    if not dtype.is_floating_point or dtype.itemsize not in _INTEGER:
+        raise TypeError(f"magnitudes are ranked for fp16, bf16, fp32 and fp64, not {dtype}")
+    return dtype.itemsize // 2
+
+
+def integer_of(dtype: torch.dtype) -> torch.dtype:
+    """The integer dtype of the same width."""
+    return _INTEGER[dtype.itemsize]
+
+
+def magnitude_bits(values: Tensor, out: Tensor | None = None) -> Tensor:
+    """The magnitude bits of each entry, as an integer tensor of the same width."""
+    integer = integer_of(values.dtype)
+    return torch.bitwise_and(values.view(integer), torch.iinfo(integer).max, out=out)
+
+
+def infinity_bits(dtype: torch.dtype) -> int:
+    """The magnitude bits of infinity: anything above is a NaN."""
+    return int(magnitude_bits(torch.tensor([float("inf")], dtype=dtype)).item())
+
+
+def magnitude_of_bits(bits: int, dtype: torch.dtype) -> float:
+    """The number whose magnitude bits are `bits`."""
+    return float(torch.tensor([bits], dtype=integer_of(dtype)).view(dtype).item())

@@ -1,0 +1,72 @@
+"""Rates as they were typed: exact decimals, never rounded through binary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+
+from deltalens.errors import DeltaLensError
+
+__all__ = ["Rate", "exact_rate", "exact_rates", "parse_rates", "show_rate"]
+
+Rate = str | float | int | Decimal | Fraction
+
+_MOST = 10_000
+
+
+def exact_rate(rate: Rate) -> Fraction:
+    """A rate as an exact fraction: "0.7" and 0.7 are both 7/10.
+
+    Raises:
+        DeltaLensError: it is no number, or lies outside [0, 1].
+    """
+    try:
+        exact = rate if isinstance(rate, Fraction) else Fraction(Decimal(str(rate).strip()))
+    except (InvalidOperation, ValueError, OverflowError) as error:
+        raise DeltaLensError(f"rate {str(rate)!r} is not a number between 0 and 1") from error
+    if not 0 <= exact <= 1:
+        raise DeltaLensError(f"rate {rate} is outside [0, 1]")
+    return exact
+
+
+def parse_rates(text: str) -> list[Fraction]:
+    """Rates as a command takes them: `0:1:0.1` (both ends in), a list `0.1,0.5`, or a mixture.
+
+    Raises:
+        DeltaLensError: a part cannot be read, or a rate lies outside [0, 1].
+    """
+    rates: list[Fraction] = []
+    for part in text.split(","):
+        ends = part.split(":")
+        if len(ends) == 1:
+            rates.append(exact_rate(part))
+            continue
+        if len(ends) != 3:
+            raise DeltaLensError(f"rates {part!r}: write start:stop:step, as in 0:1:0.1")
+        start, stop, step = (exact_rate(end) for end in ends)
+        if step == 0 or stop < start:
+            raise DeltaLensError(f"rates {part!r}: the step must lead from start up to stop")
+        if (stop - start) / step > _MOST:
+            raise DeltaLensError(f"rates {part!r}: more than {_MOST:,} of them")
+        rates += [start + step * i for i in range(int((stop - start) / step) + 1)]
+    return sorted(set(rates))
+
+
+def exact_rates(rates: str | Iterable[Rate]) -> list[Fraction]:
+    """Rates given as text or as numbers: exact, ascending, each once."""
+    if isinstance(rates, str):
+        return parse_rates(rates)
+    return sorted({exact_rate(rate) for rate in rates})
+
+
+def show_rate(rate: Fraction) -> str:
+    """A rate as a short decimal; as a fraction where no finite decimal exists."""
+    reduced = rate.denominator
+    for prime in (2, 5):
+        while reduced % prime == 0:
+            reduced //= prime
+    if reduced != 1:
+        return str(rate)
+    text = format(Decimal(rate.numerator) / Decimal(rate.denominator), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text

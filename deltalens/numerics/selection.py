@@ -1,0 +1,128 @@
+"""Which entries of a unit a drop takes, and taking them chunk by chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from deltalens.numerics.bits import magnitude_bits
+from deltalens.numerics.hashing import HASHED, index_hash, name_key
+from deltalens.numerics.kernels import equal, less, less_equal, select, take, where_true
+from deltalens.numerics.order import EVERYTHING, NOTHING, Boundary, Tie
+
+__all__ = ["STRATEGIES", "Selection", "Strategy", "count_at", "prefix_size", "put_back"]
+
+Strategy = Literal["salient", "trivial", "random"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+
+def count_at(rate: Fraction, total: int) -> int:
+    """round(rate * total), half to even, of the exact product."""
+    return round(rate * total)
+
+
+def prefix_size(strategy: Strategy, rate: Fraction, total: int, unchanged: int = 0) -> int:
+    """How long the prefix is whose boundary a drop needs.
+
+    `trivial` and `random` drop a prefix; `salient` drops what lies beyond one. Where only changed
+    entries count, the `unchanged` ones (the very first by magnitude) are stepped over.
+    """
+    dropped = count_at(rate, total - unchanged)
+    if strategy == "salient":
+        return total - dropped
+    return unchanged + dropped if strategy == "trivial" else dropped
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The entries of one unit that a drop puts back to the base.
+
+    One object per (unit, strategy, rate, seed); it knows no tensor and can be asked about any
+    chunk of the unit, in any order.
+    """
+
+    strategy: Strategy
+    boundary: Boundary
+    seed: int
+    changed_only: bool = False
+    """Entries whose delta is exactly zero are never selected."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing at all is selected."""
+        return self.boundary == (EVERYTHING if self.strategy == "salient" else NOTHING)
+
+    @property
+    def full(self) -> bool:
+        """Whether every entry is selected."""
+        whole = NOTHING if self.strategy == "salient" else EVERYTHING
+        return self.boundary == whole and not self.changed_only
+
+    def mask(self, name: str, start: int, delta: Tensor) -> Tensor:
+        """Which entries of a chunk are selected: bool, 1-D, on the chunk's device.
+
+        Args:
+            name: the tensor's name as it was ranked.
+            start: flat index of the chunk's first entry.
+            delta: the chunk's entries, 1-D and contiguous.
+        """
+        bits = magnitude_bits(delta)
+        inside = torch.empty_like(bits, dtype=torch.bool)
+        tie = self.boundary.tie
+        if self.strategy == "random":
+            self._random(name, start, inside)
+        else:
+            less(bits, min(self.boundary.below, torch.iinfo(bits.dtype).max), out=inside)
+            if tie is not None:
+                equals = equal(bits, self.boundary.below, out=torch.empty_like(inside))
+                tied = where_true(equals)
+                inside[take(tied, self._up_to(tie, name, tied + start))] = True
+            if self.strategy == "salient":
+                inside.logical_not_()
+        return inside.logical_and_(bits != 0) if self.changed_only else inside
+
+    def _random(self, name: str, start: int, inside: Tensor) -> None:
+        tie = self.boundary.tie
+        if tie is None:
+            inside.fill_(self.boundary == EVERYTHING)
+            return
+        for first in range(0, inside.numel(), HASHED):
+            piece = inside[first : first + HASHED]
+            begin = start + first
+            indices = torch.arange(begin, begin + piece.numel(), device=inside.device)
+            self._up_to(tie, name, indices, out=piece)
+
+    def _up_to(self, tie: Tie, name: str, indices: Tensor, out: Tensor | None = None) -> Tensor:
+        hashes = index_hash(indices, name_key(self.seed, name))
+        out = torch.empty_like(hashes, dtype=torch.bool) if out is None else out
+        return (less_equal if name <= tie.name else less)(hashes, tie.hash, out=out)
+
+
+def put_back(
+    ft: Tensor,
+    base: Tensor,
+    selected: Tensor,
+    *,
+    rescale: Fraction | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The selected entries as in the base, the rest as in the fine-tune (bit for bit).
+
+    Args:
+        ft, base: chunks of the same shape; the base is cast once to the fine-tune's dtype.
+        selected: bool mask of that shape.
+        rescale: the drop rate r, if kept deltas are to be divided by 1 - r (DARE, Yu et al. 2024,
+            Eq. 2): then a kept entry is base + delta / (1 - r), computed in fp64, rounded once.
+        out: where to write, of the fine-tune's dtype; may be `ft` itself.
+    """
+    kept = ft
+    if rescale is not None and 0 < rescale < 1:
+        wide = base.double()
+        kept = wide.add(ft.double() - wide, alpha=float(1 / (1 - rescale))).to(ft.dtype)
+    if out is None:
+        out = torch.empty_like(ft)
+    return select(selected, base.to(ft.dtype), kept, out=out)

@@ -1,0 +1,69 @@
+"""Passes over parts of the data, on all cores.
+
+torch splits every operation over its threads and joins them again. For the short operations of a
+pass that stays in cache the joins cost more than the work, and on a busy machine far more. So a
+pass gives whole parts to worker threads, and each operation stays on its thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+import torch
+
+__all__ = ["Each", "in_order", "workers"]
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class Each(Protocol):
+    """Calls a function on every item; results come in the order of the items."""
+
+    def __call__(self, function: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]:
+        """Like the builtin `map`."""
+        ...
+
+
+def in_order(function: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]:
+    """One item after the other, on the calling thread."""
+    return map(function, items)
+
+
+@contextmanager
+def workers(device: torch.device | str = "cpu") -> Iterator[Each]:
+    """A parallel `map` for the duration of the block, over as many threads as torch would use.
+
+    Inside the block torch's own parallelism is off (in the whole process), and restored after.
+    For any device but the CPU, and where torch has one thread, it is the plain `map`.
+    """
+    count = torch.get_num_threads()
+    if torch.device(device).type != "cpu" or count == 1:
+        yield in_order
+        return
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(count)
+
+    def each(function: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]:
+        todo = list(items)
+        if len(todo) < 2:
+            return map(function, todo)
+        return _results([pool.submit(function, item) for item in todo])
+
+    try:
+        yield each
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(count)
+
+
+def _results(futures: list[Future[B]]) -> Iterator[B]:
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()

@@ -1,0 +1,268 @@
+"""The anatomy of a delta: per tensor, per layer, per kind of projection, and overall."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltalens.io.checkpoint import torch_dtype
+from deltalens.io.deltas import DeltaChunk, DeltaStream, Span
+from deltalens.io.pairing import Pairing, TensorPair, block_of, pair
+from deltalens.io.records import Cell, Measurement, StudyFolder, check_study_folder
+from deltalens.io.tables import Table
+from deltalens.numerics.anatomy import anatomy_of, octaves
+from deltalens.numerics.histogram import MagnitudeHistogram
+from deltalens.numerics.kernels import count_true
+from deltalens.numerics.workers import workers
+from deltalens.studies.selecting import find_nonfinite, no_delta
+
+__all__ = ["Group", "Inspection", "inspect"]
+
+COLUMNS = ("level", "name")
+LEVELS = ("overall", "kind", "layer", "tensor")
+PER_OCTAVE = 4
+
+
+@dataclass(frozen=True)
+class Group:
+    """The anatomy of one tensor's delta, or of several together."""
+
+    level: str
+    """overall, kind (of projection), layer, or tensor."""
+    name: str
+    entries: int
+    unchanged: float
+    """Share of entries whose delta is exactly 0."""
+    relative_norm: float
+    """Norm of the delta over the norm of the base's weights."""
+    quantiles: dict[float, float]
+    """Fraction -> |delta|."""
+    tail: float
+    """Kurtosis of the delta about zero: 3 if normal, more with heavier tails."""
+    energy: dict[float, float]
+    """Fraction -> share of the delta's squared norm in its largest entries."""
+    vanishing: float
+    """Share of the changes that disappear when both models are cast to bf16; NaN for bf16 pairs."""
+
+    def metrics(self) -> dict[str, float]:
+        """All figures by name, as in the table of the records."""
+        return {
+            "entries": float(self.entries),
+            "unchanged": self.unchanged,
+            "relative_norm": self.relative_norm,
+            **{f"quantile_{q:g}": value for q, value in self.quantiles.items()},
+            "kurtosis": self.tail,
+            **{f"energy_top_{top:g}": share for top, share in self.energy.items()},
+            "vanishing_in_bf16": self.vanishing,
+        }
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found."""
+
+    pairing: Pairing
+    groups: tuple[Group, ...]
+    histograms: dict[str, dict[int, int]]
+    """Layer -> floor(4 log2|delta|) -> entries."""
+
+    def tables(self, levels: Iterable[str] = ("overall", "kind", "layer")) -> list[Table]:
+        """A table per level, for the terminal."""
+        heads = ("entries", "unchanged", "‖δ‖/‖w‖", "99 % |δ|", "tail", "top 1 %", "top 10 %")
+        return [
+            Table(
+                "" if level == "overall" else f"by {level}",
+                (level, *heads, "lost in bf16"),
+                tuple(_row(group) for group in self.groups if group.level == level),
+            )
+            for level in levels
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for scripts."""
+        return {
+            "ft": str(self.pairing.ft.path),
+            "base": str(self.pairing.base.path),
+            "groups": [{"level": g.level, "name": g.name, **g.metrics()} for g in self.groups],
+            "notes": list(self.pairing.notes),
+            "kept": self.pairing.kept,
+        }
+
+
+def _row(group: Group) -> tuple[str, ...]:
+    return (
+        group.name,
+        f"{group.entries:,}",
+        _share(group.unchanged),
+        f"{group.relative_norm:.1e}",
+        f"{group.quantiles[0.99]:.1e}",
+        f"{group.tail:.1f}",
+        _share(group.energy[0.01]),
+        _share(group.energy[0.1]),
+        _share(group.vanishing),
+    )
+
+
+def _share(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+@dataclass
+class _Tally:
+    """The running sums of a group."""
+
+    histogram: MagnitudeHistogram = field(default_factory=lambda: MagnitudeHistogram(torch.float32))
+    squares: float = 0.0
+    base_squares: float = 0.0
+    vanished: int = 0
+    casts: int = 0
+    """Changed entries that a cast to bf16 could lose."""
+
+    def merge(self, other: _Tally) -> None:
+        """Add another group's sums."""
+        self.histogram.merge(other.histogram)
+        self.squares += other.squares
+        self.base_squares += other.base_squares
+        self.vanished += other.vanished
+        self.casts += other.casts
+
+    def group(self, level: str, name: str) -> Group:
+        """The figures."""
+        found = anatomy_of(self.histogram)
+        total = self.histogram.total
+        norm = math.sqrt(self.squares / self.base_squares) if self.base_squares else math.nan
+        return Group(
+            level,
+            name,
+            total,
+            self.histogram.zeros / total if total else math.nan,
+            norm,
+            found.quantiles,
+            found.tail,
+            found.energy,
+            self.vanished / self.casts if self.casts else math.nan,
+        )
+
+
+def inspect(
+    ft: str | Path,
+    base: str | Path,
+    out: str | Path | None = None,
+    *,
+    include: str | None = None,
+    exclude: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Inspection:
+    """Stream over a delta once, and describe it.
+
+    Args:
+        ft, base: checkpoints, as folders or files.
+        out: a folder for the records (`cells.csv` and what `deltalens plot` draws), if wanted.
+        include, exclude: regular expressions over tensor names.
+        progress: called with (entries done, entries in all).
+
+    Raises:
+        DeltaLensError: bad input; identical models; a NaN or an infinity (the tensor is named).
+    """
+    pairing = pair(ft, base, include, exclude)
+    if out is not None:
+        check_study_folder(Path(out), [pairing.ft.folder, pairing.base.folder])
+    stream = DeltaStream()
+    sums: dict[tuple[str, str], _Tally] = {}
+    tensors: list[Group] = []
+    done = 0
+    with workers() as each:
+        for one in pairing.pairs:
+            tally = _Tally()
+            for part in each(lambda span: _tally(span, stream), stream.parts([one])):
+                tally.merge(part)
+            if tally.histogram.nonfinite:
+                raise find_nonfinite([one], stream)
+            tensors.append(tally.group("tensor", one.name))
+            for key in (("overall", "all"), ("kind", kind_of(one)), ("layer", block_of(one.name))):
+                sums.setdefault(key, _Tally()).merge(tally)
+            done += one.entries
+            progress(done, pairing.entries)
+    if sums["overall", "all"].histogram.zeros == pairing.entries:
+        raise no_delta(pairing)
+    groups = [tally.group(*key) for key, tally in sums.items()]
+    groups = [g for level in LEVELS for g in (*groups, *tensors) if g.level == level]
+    layers = {
+        name: octaves(tally.histogram, PER_OCTAVE)
+        for (level, name), tally in sums.items()
+        if level == "layer"
+    }
+    found = Inspection(pairing, tuple(groups), layers)
+    if out is not None:
+        _record(found, Path(out))
+    return found
+
+
+def kind_of(one: TensorPair) -> str:
+    """The kind of projection: the last part of a name before `weight` or `bias`."""
+    parts = [part for part in one.name.split(".") if not part.isdigit()]
+    named = [part for part in parts if part not in ("weight", "bias")]
+    return named[-1] if named else one.name
+
+
+def _tally(span: Span, stream: DeltaStream) -> _Tally:
+    tally = _Tally()
+    castable = torch.bfloat16 not in (torch_dtype(span.pair.ft), torch_dtype(span.pair.base))
+    for chunk in stream.chunks(span):
+        tally.histogram.update(chunk.delta)
+        tally.squares += _square_sum(chunk.delta)
+        tally.base_squares += _square_sum(chunk.base)
+        if castable:
+            changed = chunk.delta != 0
+            tally.casts += count_true(changed)
+            tally.vanished += count_true(changed.logical_and_(_same_in_bf16(chunk)))
+    return tally
+
+
+def _square_sum(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
+
+
+def _same_in_bf16(chunk: DeltaChunk) -> Tensor:
+    ft, base = chunk.ft.bfloat16().view(torch.int16), chunk.base.bfloat16().view(torch.int16)
+    return ft == base
+
+
+def _record(found: Inspection, out: Path) -> None:
+    """Write the records of an inspection; they hold what the picture is drawn from."""
+    asked = {"ft": found.pairing.ft.fingerprint, "base": found.pairing.base.fingerprint}
+    folder = StudyFolder.open(out, "inspect", asked, COLUMNS, fresh=True)
+    try:
+        folder.facts = {
+            "ft": str(found.pairing.ft.path),
+            "base": str(found.pairing.base.path),
+            "per_octave": PER_OCTAVE,
+            "histograms": {
+                name: sorted([place, count] for place, count in bins.items())
+                for name, bins in found.histograms.items()
+            },
+            "notes": list(found.pairing.notes),
+        }
+        folder.write_manifest()
+        cells = [
+            Cell(
+                {"level": group.level, "name": group.name},
+                {
+                    name: Measurement(value, n=group.entries)
+                    for name, value in group.metrics().items()
+                    if name != "entries"
+                },
+                0.0,
+            )
+            for group in found.groups
+        ]
+        folder.extend(cells)
+        folder.write_table([cell.setting for cell in cells])
+    finally:
+        folder.close()

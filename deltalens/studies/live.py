@@ -1,0 +1,169 @@
+"""A live model whose tensors are edited in place, straight from the two checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from deltalens.errors import DeltaLensError, several
+from deltalens.io.checkpoint import TensorReader, torch_dtype
+from deltalens.io.deltas import DeltaStream, Span
+from deltalens.io.header import TensorEntry
+from deltalens.io.pairing import Pairing
+from deltalens.numerics.selection import Selection, put_back
+from deltalens.numerics.workers import workers
+
+__all__ = ["LiveModel"]
+
+
+class LiveModel:
+    """Maps every stored tensor that takes part to the memory it fills in a loaded model.
+
+    Names in a live model can differ from those in its file, and several stored tensors can fill
+    one parameter (a mixture's experts). The mapping is transformers' own: the conversion that
+    `save_pretrained` would do, run on views.
+
+    Args:
+        model: loaded from the fine-tune's folder.
+        pairing: of the fine-tune and its base.
+
+    Raises:
+        DeltaLensError: a tensor has no place in the model that can be edited, or the model does
+            not hold the fine-tune's values; all such tensors are named.
+    """
+
+    def __init__(self, model: nn.Module, pairing: Pairing) -> None:
+        self.model, self.pairing = model, pairing
+        device = next(model.parameters()).device
+        self._stream = DeltaStream(device)
+        self._views = _views(model, pairing)
+        self._check()
+
+    def _check(self) -> None:
+        """Every mapped tensor is the fine-tune's, bit for bit after the cast."""
+        reader = TensorReader()
+        wrong = []
+        for name, view in self._views.items():
+            stored = _read(self.pairing.ft.tensors[name], reader)
+            if not _same_bits(stored.to(view.dtype), view.detach().cpu()):
+                wrong.append(name)
+        if wrong:
+            raise DeltaLensError(
+                several("The loaded model does not hold what the fine-tune's files do:", wrong)
+            )
+
+    def edit(
+        self, selection_of: Callable[[str], Selection], rescale: Fraction | None = None
+    ) -> None:
+        """Make the model the fine-tune with each tensor's selected entries put back.
+
+        Every entry is written anew from the files: nothing depends on what was there before.
+
+        Args:
+            selection_of: from a stored name to the selection of the tensor's unit.
+            rescale: the drop rate, if what is kept is to be divided by 1 - rate.
+        """
+
+        def write(span: Span) -> None:
+            name = span.pair.name
+            selection = selection_of(name)
+            for chunk in self._stream.chunks(span):
+                if not selection.empty:
+                    mask = selection.mask(name, chunk.start, chunk.delta)
+                    put_back(chunk.ft, chunk.base, mask, rescale=rescale, out=chunk.ft)
+                self._write(name, chunk.start, chunk.ft)
+
+        with torch.no_grad(), workers(self._stream.device) as each:
+            for _ in each(write, self._stream.parts(self.pairing.pairs)):
+                pass
+            for copy, first in self.pairing.copies.items():
+                self._views[copy].copy_(self._views[first])
+
+    def _write(self, name: str, start: int, values: Tensor) -> None:
+        view = self._views[name]
+        if view.is_contiguous():
+            view.view(-1)[start : start + values.numel()].copy_(values)
+            return
+        where = torch.arange(start, start + values.numel(), device=view.device)
+        view.index_put_(torch.unravel_index(where, view.shape), values.to(view.dtype))
+
+    def restore(self) -> None:
+        """Give the model the fine-tune's bits back."""
+        reader = TensorReader()
+        with torch.no_grad():
+            for name, view in self._views.items():
+                view.copy_(_read(self.pairing.ft.tensors[name], reader))
+
+
+def _read(entry: TensorEntry, reader: TensorReader) -> Tensor:
+    out = torch.empty(entry.numel, dtype=torch_dtype(entry))
+    reader.read(entry, 0, out)
+    return out.view(entry.shape)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
+    return one.shape == other.shape and torch.equal(
+        one.contiguous().view(integer), other.contiguous().view(integer)
+    )
+
+
+class _NoCopies(TorchFunctionMode):
+    """Lets transformers' conversions return views where they would make copies."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.contiguous:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def _views(model: nn.Module, pairing: Pairing) -> dict[str, Tensor]:
+    wanted = [pair.name for pair in pairing.pairs] + list(pairing.copies)
+    stored = _stored_views(model)
+    views, lost = {}, []
+    for name in wanted:
+        view = _by_name(stored, name)
+        if view is None or tuple(view.shape) != pairing.ft.tensors[name].shape:
+            lost.append(name)
+        else:
+            views[name] = view
+    if lost:
+        raise DeltaLensError(
+            several(
+                f"{type(model).__name__} holds these tensors in a form that cannot be edited in "
+                "place (leave them out with --exclude, or use `drop`, which needs no model):",
+                lost,
+            )
+        )
+    return views
+
+
+def _stored_views(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors under the names of its checkpoint, as views of its own memory."""
+    live = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
+    memory = {tensor.untyped_storage().data_ptr() for tensor in live.values()}
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        with _NoCopies():
+            stored: Mapping[str, Tensor] = revert_weight_conversion(model, dict(live))  # type: ignore[arg-type]
+    except (ImportError, ValueError, KeyError, RuntimeError, AttributeError):
+        stored = live
+    return {
+        name: tensor
+        for name, tensor in {**live, **stored}.items()
+        if tensor.untyped_storage().data_ptr() in memory
+    }
+
+
+def _by_name(stored: Mapping[str, Tensor], name: str) -> Tensor | None:
+    """The tensor of this name, or the only one whose name differs by a prefix."""
+    if name in stored:
+        return stored[name]
+    close = [other for other in stored if other.endswith("." + name) or name.endswith("." + other)]
+    return stored[close[0]] if len(close) == 1 else None

@@ -1,0 +1,173 @@
+"""From a pairing and the settings of a drop to the exact entries it takes, unit by unit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from deltalens.errors import DeltaLensError
+from deltalens.io.checkpoint import torch_dtype
+from deltalens.io.deltas import DeltaStream, Span
+from deltalens.io.pairing import Pairing, TensorPair, Unit
+from deltalens.numerics.histogram import MagnitudeHistogram
+from deltalens.numerics.kernels import where_true
+from deltalens.numerics.order import (
+    Boundary,
+    Chunk,
+    find_boundaries,
+    find_random_boundaries,
+    histogram_of,
+)
+from deltalens.numerics.rates import show_rate
+from deltalens.numerics.selection import STRATEGIES, Selection, Strategy, count_at, prefix_size
+from deltalens.numerics.workers import Each, in_order
+
+__all__ = [
+    "DropSetting",
+    "UnitSelections",
+    "check_strategy",
+    "find_nonfinite",
+    "no_delta",
+    "select_unit",
+]
+
+
+@dataclass(frozen=True)
+class DropSetting:
+    """One drop: what goes first, how much of it, and whose randomness."""
+
+    strategy: Strategy
+    rate: Fraction
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.strategy} {show_rate(self.rate)}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class UnitSelections:
+    """What each setting takes from one unit."""
+
+    unit: Unit
+    selections: dict[DropSetting, Selection]
+    counts: dict[DropSetting, int]
+    """Entries put back."""
+    unchanged: int | None
+    """Entries whose delta is exactly 0; None where no setting needed to know."""
+
+
+def check_strategy(name: str) -> Strategy:
+    """A strategy's name, checked.
+
+    Raises:
+        DeltaLensError: it is none of salient, trivial, random.
+    """
+    for strategy in STRATEGIES:
+        if name == strategy:
+            return strategy
+    raise DeltaLensError(f"strategy {name!r}: choose from {', '.join(STRATEGIES)}")
+
+
+def select_unit(
+    unit: Unit,
+    settings: Sequence[DropSetting],
+    stream: DeltaStream,
+    *,
+    changed_only: bool = False,
+    each: Each = in_order,
+) -> UnitSelections:
+    """The selections of all settings on one unit, from one histogram of its deltas.
+
+    Where every setting is `random` over all entries, the deltas are not read at all.
+
+    Raises:
+        DeltaLensError: a NaN or an infinity in either model (the tensor is named).
+    """
+    spans = stream.parts(unit.pairs)
+    source = [functools.partial(_deltas, stream, span) for span in spans]
+    histogram: MagnitudeHistogram | None = None
+    unchanged: int | None = None
+    if changed_only or any(setting.strategy != "random" for setting in settings):
+        histogram = histogram_of(source, each)
+        if histogram is not None and histogram.nonfinite:
+            raise find_nonfinite(unit.pairs, stream)
+        unchanged = histogram.zeros if histogram is not None else 0
+    skipped = (unchanged or 0) if changed_only else 0
+
+    boundaries: dict[DropSetting, Boundary] = {}
+    for seed, ranked in _by_seed(s for s in settings if s.strategy != "random"):
+        sizes = [prefix_size(s.strategy, s.rate, unit.entries, skipped) for s in ranked]
+        found = find_boundaries(source, sizes, seed, histogram, each)
+        boundaries |= zip(ranked, found, strict=True)
+    members = [
+        functools.partial(_changed if changed_only else _indices, stream, span) for span in spans
+    ]
+    for seed, drawn in _by_seed(s for s in settings if s.strategy == "random"):
+        total = unit.entries - skipped
+        sizes = [count_at(setting.rate, total) for setting in drawn]
+        found = find_random_boundaries(members, total, sizes, seed, each)
+        boundaries |= zip(drawn, found, strict=True)
+
+    return UnitSelections(
+        unit,
+        {s: Selection(s.strategy, boundaries[s], s.seed, changed_only) for s in settings},
+        {s: count_at(s.rate, unit.entries - skipped) for s in settings},
+        unchanged,
+    )
+
+
+def _by_seed(settings: Iterable[DropSetting]) -> Iterator[tuple[int, list[DropSetting]]]:
+    groups: dict[int, list[DropSetting]] = {}
+    for setting in settings:
+        groups.setdefault(setting.seed, []).append(setting)
+    yield from groups.items()
+
+
+def _deltas(stream: DeltaStream, span: Span) -> Iterator[Chunk]:
+    for chunk in stream.chunks(span):
+        yield Chunk(chunk.pair.name, chunk.start, chunk.delta)
+
+
+def _indices(stream: DeltaStream, span: Span) -> Iterator[tuple[str, Tensor]]:
+    for start in range(span.start, span.stop, stream.chunk):
+        stop = min(start + stream.chunk, span.stop)
+        yield span.pair.name, torch.arange(start, stop, device=stream.device)
+
+
+def _changed(stream: DeltaStream, span: Span) -> Iterator[tuple[str, Tensor]]:
+    for chunk in stream.chunks(span):
+        yield chunk.pair.name, where_true(chunk.delta != 0).add_(chunk.start)
+
+
+def find_nonfinite(pairs: Sequence[TensorPair], stream: DeltaStream) -> DeltaLensError:
+    """The error for a delta that is not finite: in which tensor of which model the first is."""
+    for chunk in (chunk for span in stream.parts(pairs) for chunk in stream.chunks(span)):
+        bad = where_true(~chunk.delta.isfinite())
+        if not bad.numel():
+            continue
+        at = int(bad[0])
+        values = float(chunk.ft[at]), float(chunk.base[at])
+        where = f"{chunk.pair.name!r}, flat index {chunk.start + at:,}"
+        for model, value, entry in zip(
+            ("fine-tune", "base"), values, (chunk.pair.ft, chunk.pair.base), strict=True
+        ):
+            if value in (float("inf"), float("-inf")) or value != value:
+                return DeltaLensError(f"{entry.file}: {value} in the {model}'s tensor {where}")
+        return DeltaLensError(
+            f"{where}: {values[0]} - {values[1]} overflows fp32 "
+            f"({torch_dtype(chunk.pair.ft)} weights this large are not a trained model's)"
+        )
+    raise AssertionError("asked to find what is not there")
+
+
+def no_delta(pairing: Pairing) -> DeltaLensError:
+    """The error for two models that do not differ."""
+    return DeltaLensError(
+        f"{pairing.ft.path} and {pairing.base.path} are identical in all {pairing.entries:,} "
+        "entries that take part: there is no delta to study"
+    )

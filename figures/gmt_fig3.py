@@ -1,0 +1,108 @@
+"""GMT, Figure 3: performance over the drop rate, one line per strategy (2406.15330v1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltalens.errors import RecordError
+from deltalens.figures.style import STRATEGY, WIDTH, save, styled
+from deltalens.io.records import StudyRecord, load_study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["draw"]
+
+_LABELS = {
+    "exact_match": "exact match",
+    "loss": "loss (nats per target token)",
+    "perplexity": "perplexity",
+    "kl": "KL(fine-tune ‖ dropped) (nats per token)",
+    "top1_agreement": "top-1 agreement with the fine-tune",
+}
+_PER_CENT = {"exact_match", "top1_agreement"}
+
+
+def draw(folder: str | Path) -> list[Path]:
+    """Draw a drop study: one panel per metric, bands over seeds, the base's and the fine-tune's
+    level, and a line at the share of unchanged entries.
+
+    Args:
+        folder: of the study; also where `gmt_fig3.png` and `.svg` are written.
+
+    Raises:
+        RecordError: no drop study there, or no finished cell in it.
+    """
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    record = load_study(folder)
+    if record.kind != "drop-study" or record.cells.empty:
+        raise RecordError(f"{record.path}: no drop study with finished cells")
+    metrics = list(dict.fromkeys(record.cells["metric"]))
+    columns = min(len(metrics), 2 if len(metrics) != 3 else 3)
+    lines = -(-len(metrics) // columns)
+    with styled():
+        figure, axes = plt.subplots(
+            lines, columns, figsize=(WIDTH, 2.7 * lines + 0.5), squeeze=False, layout="constrained"
+        )
+        for place, metric in enumerate(metrics):
+            _panel(axes.flat[place], record, metric)
+        for spare in axes.flat[len(metrics) :]:
+            spare.set_visible(False)
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+        return save(figure, record.path, "gmt_fig3")
+
+
+def _panel(axis: Any, record: StudyRecord, metric: str) -> None:
+    frame = record.cells[record.cells["metric"] == metric]
+    name = metric.split("/")[-1]
+    scale = 100 if name in _PER_CENT else 1
+    for strategy in dict.fromkeys(frame["strategy"]):
+        _line(axis, frame[frame["strategy"] == strategy], str(strategy), scale)
+    for rate, label, style in ((0.0, "fine-tuned", ":"), (1.0, "base", "--")):
+        ends = frame[frame["rate"] == rate]["value"]
+        if not ends.empty:
+            level = scale * float(ends.iloc[0])
+            axis.axhline(level, color="0.35", linestyle=style, linewidth=1, label=label)
+    unchanged = record.facts["unchanged"] / record.facts["entries"]
+    if unchanged >= 0.005 and not record.asked["changed_only"]:
+        axis.axvline(unchanged, color="0.6", linewidth=1, label="exactly unchanged")
+    if name in ("loss", "perplexity", "kl") and _spans_decades(frame):
+        if float(frame["value"].min()) > 0:
+            axis.set_yscale("log")
+        else:
+            axis.set_yscale("symlog", linthresh=_smallest(frame))
+            axis.set_ylim(bottom=0)
+    label = _LABELS.get(name, name) + (" (%)" if scale == 100 else "")
+    axis.set(xlabel="drop rate", ylabel=label, xlim=(-0.02, 1.02))
+    if "/" in metric:
+        axis.set_title(metric.rsplit("/", 1)[0], fontsize=9)
+
+
+def _line(axis: Any, frame: pd.DataFrame, strategy: str, scale: float) -> None:
+    seeds = frame.groupby("rate")["value"]
+    rates, mean = seeds.mean().index, scale * seeds.mean()
+    color, marker = STRATEGY.get(strategy, ("0.2", "x"))
+    axis.plot(rates, mean, color=color, marker=marker, markersize=4, linewidth=1.4, label=strategy)
+    if frame["seed"].nunique() > 1:
+        axis.fill_between(
+            rates, scale * seeds.min(), scale * seeds.max(), color=color, alpha=0.2, linewidth=0
+        )
+    else:
+        spread = scale * frame.set_index("rate")["stderr"].reindex(rates).fillna(0.0)
+        axis.fill_between(rates, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
+
+
+def _spans_decades(frame: pd.DataFrame) -> bool:
+    values = frame["value"]
+    positive = values[values > 0]
+    return len(positive) > 1 and float(positive.max() / positive.min()) > 100
+
+
+def _smallest(frame: pd.DataFrame) -> float:
+    return float(frame["value"][frame["value"] > 0].min())

@@ -1,0 +1,81 @@
+"""What the README tells people to type exists."""
+
+import re
+import shlex
+from collections.abc import Iterator
+
+import pytest
+
+from tests.architecture.commands import fault_in
+from tests.architecture.import_graph import ROOT
+
+FENCE = re.compile(r"^ *```(?:sh|bash|console)\b[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+SEPARATORS = {"&&", "||", "|", ";", "&", ">", ">>", "<"}
+
+
+def typed_commands(markdown: str) -> Iterator[list[str]]:
+    """The words of each command in the text's shell blocks, without prompts and comments."""
+    for block in FENCE.findall(markdown):
+        for line in block.replace("\\\n", " ").splitlines():
+            lexer = shlex.shlex(line.strip().removeprefix("$ "), posix=True, punctuation_chars=True)
+            lexer.whitespace_split = True
+            words: list[str] = []
+            for word in [*lexer, ";"]:
+                if word not in SEPARATORS:
+                    words.append(word)
+                elif words:
+                    yield words
+                    words = []
+
+
+def make_targets() -> set[str]:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z][\w-]*):", makefile, flags=re.MULTILINE))
+
+
+def faults(markdown: str) -> list[str]:
+    """Each command that names a target, command or option that does not exist."""
+    found = []
+    for words in typed_commands(markdown):
+        if words[0] == "make":
+            targets = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
+            found += [
+                f"make {name}: no such target" for name in targets if name not in make_targets()
+            ]
+        elif words[0] == "deltalens" and (fault := fault_in(words[1:])):
+            found.append(f"{shlex.join(words)}: {fault}")
+    return found
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_commands_in_the_text_exist(name):
+    assert faults((ROOT / name).read_text(encoding="utf-8")) == []
+
+
+def test_readme_shows_the_two_commands_that_set_everything_up():
+    commands = list(typed_commands((ROOT / "README.md").read_text(encoding="utf-8")))
+    assert ["make", "demo"] in commands
+    assert ["make", "test"] in commands
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "make no-such-target",
+        "$ make demo PYTHON=python3.12 && make no-such-target  # a comment",
+        "deltalens no-such-command ft/ base/",
+        "deltalens drop-study ft/ base/ --no-such-option 1",
+        "deltalens drop-study ft/ base/ \\\n    --no-such-option",
+        "deltalens drop-study ft/ base/ --help && deltalens no-such-command",
+        "deltalens inspect",
+    ],
+)
+def test_planted_line_is_found(line):
+    assert len(faults(f"Text.\n\n```sh\n{line}\n```\n")) == 1
+
+
+def test_only_shell_blocks_are_read():
+    assert (
+        faults("```python\nmake = 1\n```\n`make no-such-target`\n```text\nmake nothing\n```\n")
+        == []
+    )
