@@ -49,12 +49,15 @@ def sample_texts(
     positions = longest_input(config)
     new_tokens = min(new_tokens, positions - 1) if positions else new_tokens
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(vocabulary, (sequences, new_tokens + 1), generator=generator)
+    ordinary = _ordinary(text_config, vocabulary)
+    places = torch.randint(len(ordinary), (sequences, new_tokens + 1), generator=generator)
+    drawn = ordinary[places]
     if not can_generate(model):
         advance(sequences)
         return [[int(token) for token in row] for row in drawn[:, : max(2, new_tokens)]]
     bos = getattr(text_config, "bos_token_id", None)
-    first = torch.full((sequences,), bos) if isinstance(bos, int) else drawn[:, 0]
+    begins = isinstance(bos, int) and 0 <= bos < vocabulary
+    first = torch.full((sequences,), bos) if begins else drawn[:, 0]
     ends = getattr(text_config, "eos_token_id", None)
     stops = set(ends) if isinstance(ends, list) else {ends}
     texts: list[list[int]] = []
@@ -63,6 +66,16 @@ def sample_texts(
         texts += _continue(model, first[start : start + size], new_tokens, stops, generator)
         advance(min(size, sequences - start))
     return texts
+
+
+def _ordinary(config: Any, vocabulary: int) -> Tensor:
+    """The tokens that neither begin, nor end, nor pad a text."""
+    special: set[Any] = set()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = getattr(config, name, None)
+        special |= set(ids) if isinstance(ids, list) else {ids}
+    kept = [token for token in range(vocabulary) if token not in special]
+    return torch.tensor(kept or list(range(vocabulary)))
 
 
 @torch.inference_mode()
@@ -75,7 +88,7 @@ def _continue(
     ids, cache = first.unsqueeze(1).to(device), None
     for _ in range(steps):
         out = model(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        cache = getattr(out, "past_key_values", None)
         chances = out.logits[:, -1].float().softmax(-1).cpu()
         drawn = torch.multinomial(chances, 1, generator=generator)
         for place, token in enumerate(drawn[:, 0].tolist()):
@@ -84,7 +97,9 @@ def _continue(
                 going[place] = token not in stops
         if not any(going):
             break
-        ids = drawn.to(device)
+        drawn = drawn.to(device)
+        # A model without such a cache (a recurrent one) reads the text anew.
+        ids = drawn if cache is not None else torch.cat([ids, drawn], dim=1)
     return texts
 
 
@@ -99,7 +114,9 @@ class _Reference:
     compared: Tensor
     """(B, L): which positions are compared."""
     classes: Tensor
-    """(P, K): the K most likely next tokens, the most likely first."""
+    """(P, K): the K most likely next tokens."""
+    top: Tensor
+    """(P,): the most likely one. In bf16 several often tie: taken as `measure` takes it."""
     logs: Tensor
     """(P, K + 1): their log-probabilities, and that of all the rest together, fp32."""
     owner: Tensor
@@ -131,12 +148,14 @@ class Fidelity:
         config: Any = model.config
         self._encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
         self._causal = can_generate(model)
-        vocabulary = int(config.get_text_config().vocab_size)
+        text_config = config.get_text_config()
         self._texts = len(texts)
-        self._slice = max(1, _MEMORY // (16 * vocabulary))
+        self._slice = max(1, _MEMORY // (16 * int(text_config.vocab_size)))
+        # A classifier that reads its answer off the last token finds it by the padding token.
+        alone = not self._causal and getattr(text_config, "pad_token_id", None) is None
         self._batches: list[_Reference] = []
         with torch.inference_mode():
-            for start, batch in _padded(texts, self._slice):
+            for start, batch in _padded(texts, 1 if alone else self._slice):
                 self._batches.append(self._reference(model, batch, start))
                 advance(len(batch))
 
@@ -159,12 +178,15 @@ class Fidelity:
         if logits.dim() == 2:
             compared, owner = compared[:, 0], torch.arange(len(texts), device=device) + start
         kept = min(KEPT, logits.shape[-1])
-        classes, logs = [], []
+        classes, top, logs = [], [], []
         for piece in logits[compared].split(self._slice):
             best = piece.float().topk(kept, dim=-1).indices
             classes.append(best.to(torch.int32))
+            top.append(piece.float().argmax(-1))
             logs.append(_classes(piece, best))
-        return _Reference(ids, mask, compared, torch.cat(classes), torch.cat(logs), owner)
+        return _Reference(
+            ids, mask, compared, torch.cat(classes), torch.cat(top), torch.cat(logs), owner
+        )
 
     def _logits(self, model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
@@ -192,15 +214,16 @@ class Fidelity:
             kept = zip(
                 pieces,
                 reference.classes.split(self._slice),
+                reference.top.split(self._slice),
                 reference.logs.split(self._slice),
                 reference.owner.split(self._slice),
                 strict=True,
             )
-            for piece, classes, logs, owner in kept:
-                best = classes.long()
+            for piece, classes, top, logs, owner in kept:
                 owner = owner.cpu()
-                divergence.index_add_(0, owner, _divergence(logs, _classes(piece, best)).cpu())
-                same = piece.float().argmax(-1) == best[:, 0]
+                found = _classes(piece, classes.long())
+                divergence.index_add_(0, owner, _divergence(logs, found).cpu())
+                same = piece.float().argmax(-1) == top
                 agreed.index_add_(0, owner, same.double().cpu())
                 count.index_add_(0, owner, torch.ones(len(owner), dtype=torch.float64))
         seen = count > 0

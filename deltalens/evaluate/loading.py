@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from deltalens.errors import DeltaLensError
+from deltalens.evaluate.scoring import batch_positions
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.header import FLOATS
 
@@ -23,9 +25,15 @@ _DTYPES = {
     "float64": torch.float64,
 }
 _CGROUP = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    (
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
 )
+"""A container's folder, limit and usage, and the part of it that is cache and goes on demand."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +57,12 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise DeltaLensError(f"device {name!r} cannot be used: {reason}") from error
+        torch.empty(0, device=device).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = textwrap.shorten(str(error).split(". ")[0], 120, placeholder=" ...")
+        raise DeltaLensError(
+            f"device {name!r} cannot be used: {reason}; take auto, cpu or cuda"
+        ) from error
     return device
 
 
@@ -89,13 +99,14 @@ def check_fits(
     """
     sizes = [prod(entry.shape) for entry in checkpoint.tensors.values()]
     vocabulary = _vocabulary(checkpoint.config)
-    needed = sum(sizes) * dtype.itemsize + max(sizes) * 4 + batch_tokens * vocabulary * 4
+    positions = batch_positions(batch_tokens, vocabulary)
+    needed = sum(sizes) * dtype.itemsize + max(sizes) * 4 + positions * vocabulary * 4
     there = _free_memory(device)
     if there is not None and needed > there:
         raise DeltaLensError(
             f"{checkpoint.path}: too large for {device}: it needs {needed / 1e9:.2f} GB "
             f"({sum(sizes) / 1e6:,.0f} M parameters in {str(dtype).removeprefix('torch.')}, the "
-            f"largest tensor in fp32, logits of {batch_tokens:,} tokens) and there is "
+            f"largest tensor in fp32, logits of {positions:,} tokens) and there is "
             f"{there / 1e9:.2f} GB. Take a larger device (--device), a smaller dtype (--dtype "
             "bfloat16) or smaller batches (--batch-tokens); `inspect` and `drop` need no model."
         )
@@ -105,7 +116,7 @@ def _vocabulary(config: dict[str, Any]) -> int:
     inner = config.get("text_config")
     text = inner if isinstance(inner, dict) else config
     size = text.get("vocab_size")
-    return size if isinstance(size, int) else 0
+    return size if isinstance(size, int) and 0 <= size < 1 << 40 else 0
 
 
 def _free_memory(device: torch.device) -> int | None:
@@ -119,11 +130,14 @@ def _free_memory(device: torch.device) -> int | None:
         free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
     except OSError:
         pass
-    for limit, usage in _CGROUP:
+    for folder, limit, usage, cache in _CGROUP:
         try:
-            free.append(int(Path(limit).read_text()) - int(Path(usage).read_text()))
-        except (OSError, ValueError):
+            whole, used = (int(Path(folder, name).read_text()) for name in (limit, usage))
+            lines = Path(folder, "memory.stat").read_text().splitlines()
+            used -= sum(int(line.split()[1]) for line in lines if line.split()[0] == cache)
+        except (OSError, ValueError, IndexError):
             continue
+        free.append(whole - used)
     return min(free, default=None)
 
 
@@ -160,12 +174,19 @@ def load_model(
         model = model.to(device).eval()
     except torch.cuda.OutOfMemoryError as error:
         raise DeltaLensError(f"{checkpoint.path}: too large for {device}") from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[:1]
+    except Exception as error:  # Of transformers or of the model's code, which promise no kind.
         raise DeltaLensError(
-            f"{checkpoint.path}: transformers cannot load it: {''.join(reason)}"
+            f"{checkpoint.path}: transformers cannot load it: {_reason(error)}"
         ) from error
     return LoadedModel(model, tokenizer, device, tuple(sorted(info["missing_keys"])))
+
+
+def _reason(error: Exception) -> str:
+    """An error of transformers on one line, without the report that it only logs."""
+    text = " ".join(str(error).split())
+    if "ignore_mismatched_sizes" in text:
+        return "its config.json asks for other shapes than its weights have"
+    return f"{type(error).__name__}: {textwrap.shorten(text, 300, placeholder=' ...')}"
 
 
 def _loader(transformers: Any, checkpoint: Checkpoint, trust_remote_code: bool) -> Any:

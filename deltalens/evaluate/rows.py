@@ -69,7 +69,8 @@ def read_rows(path: str | Path, limit: int | None = None) -> DataFile:
         except ValueError as error:
             faults.append(f"line {number}: {error}")
     if faults:
-        raise DataError(several(f"{path}: {len(faults)} rows cannot be used:", faults))
+        count = "1 row" if len(faults) == 1 else f"{len(faults):,} rows"
+        raise DataError(several(f"{path}: {count} cannot be used:", faults))
     if not rows:
         raise DataError(f"{path}: no rows")
     if len({row.answered for row in rows}) > 1:
@@ -79,7 +80,9 @@ def read_rows(path: str | Path, limit: int | None = None) -> DataFile:
 
 def _row(line: bytes) -> Row:
     try:
-        fields = json.loads(line)
+        fields = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON: {error}") from error
     if not isinstance(fields, dict):
@@ -88,13 +91,15 @@ def _row(line: bytes) -> Row:
     if form is None:
         raise ValueError(
             "needs 'text', 'prompt' and 'completion', or 'messages'; has "
-            + (", ".join(repr(name) for name in list(fields)[:5]) or "no field")
+            + (", ".join(repr(name[:40]) for name in list(fields)[:5]) or "no field")
         )
     if form == ("messages",):
         return Row(messages=_messages(fields["messages"]))
     for name in form:
-        if not isinstance(fields.get(name), str):
-            raise ValueError(f"{name!r} is missing or not a text")
+        if name not in fields:
+            raise ValueError(f"{name!r} is missing")
+        if not isinstance(fields[name], str):
+            raise ValueError(f"{name!r} is not a text")
         if not fields[name] and name != "prompt":
             raise ValueError(f"{name!r} is empty")
         _check_unicode(name, fields[name])
@@ -111,12 +116,11 @@ def _check_unicode(name: str, text: str) -> None:
 def _messages(found: Any) -> tuple[dict[str, str], ...]:
     if not isinstance(found, list) or len(found) < 2:
         raise ValueError("'messages' is not a list of at least two messages")
-    for message in found:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(name), str) for name in ("role", "content")
-        ):
-            raise ValueError("'messages' has a message without 'role' and 'content'")
-        _check_unicode("content", message["content"])
+    for number, message in enumerate(found, 1):
+        for name in ("role", "content"):
+            if not isinstance(message, dict) or not isinstance(message.get(name), str):
+                raise ValueError(f"'messages': message {number} has no text as its {name!r}")
+            _check_unicode(name, message[name])
     if found[-1]["role"] != "assistant":
         raise ValueError("'messages' does not end with the assistant's message")
     return tuple({"role": m["role"], "content": m["content"]} for m in found)

@@ -130,6 +130,22 @@ def _score(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     return sums, misses == 0
 
 
+# `generate` fills what is left None from the checkpoint's generation_config.json: a chat model's
+# repetition penalty would make it another answer than one forward's.
+_PLAINLY_GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "guidance_scale": 1.0,
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+}
+
+
 def _generate(
     model: Any, tokenizer: Any, sequences: Sequence[Tokens], pad: int, device: torch.device
 ) -> list[str]:
@@ -146,7 +162,7 @@ def _generate(
     room = (longest_input(model.config) or 1 << 30) - longest
     wanted = max(len(sequence.ids) - sequence.target for sequence in sequences)
     settings = GenerationConfig(
-        do_sample=False,
+        **_PLAINLY_GREEDY,
         max_new_tokens=max(1, min(room, wanted + wanted // 2)),
         pad_token_id=pad,
         eos_token_id=tokenizer.eos_token_id,

@@ -21,7 +21,7 @@ __all__ = ["INDEX", "SINGLE", "Checkpoint", "TensorReader", "open_checkpoint", "
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
@@ -94,12 +94,11 @@ class Checkpoint:
         digest = hashlib.sha256()
         for file, header in self.headers.items():
             digest.update(header)
-            size = file.stat().st_size
-            block, whole = 1 << 16, size <= 1 << 24
-            starts = (
-                range(0, size, block) if whole else range(0, size - block, (size - block) // 255)
-            )
             try:
+                size = file.stat().st_size
+                block, whole = 1 << 16, size <= 1 << 24
+                step = block if whole else (size - block) // 255
+                starts = range(0, size if whole else size - block, step)
                 with file.open("rb") as stream:
                     for start in starts:
                         stream.seek(start)
@@ -167,51 +166,70 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             a file that is not what its header says, or no floating-point tensor at all.
     """
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix != ".safetensors":
-            raise CheckpointError(f"{path}: not a safetensors file. {_conversion(path.parent)}")
+            raise CheckpointError(f"{path}: not a safetensors file. {_instead(path)}")
         return _with_floats(Checkpoint(path, [path]))
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise CheckpointError(f"{path}: no such file or folder")
-    if (path / INDEX).is_file():
-        return _with_floats(_open_indexed(path))
-    if (path / SINGLE).is_file():
+    # In the order of transformers, so that a study loads what was paired.
+    if os.path.isfile(path / SINGLE):
         return _with_floats(Checkpoint(path, [path / SINGLE]))
+    if os.path.isfile(path / INDEX):
+        return _with_floats(_open_indexed(path))
     return _with_floats(Checkpoint(path, [_only_file(path)]))
 
 
 def _with_floats(checkpoint: Checkpoint) -> Checkpoint:
     if not any(entry.dtype in FLOATS for entry in checkpoint.tensors.values()):
         held = sorted({entry.dtype for entry in checkpoint.tensors.values()})
+        if not held:
+            raise CheckpointError(f"{checkpoint.path}: no tensor in it at all")
         raise CheckpointError(
-            f"{checkpoint.path}: no floating-point tensor ({', '.join(held) or 'empty'}). Integer "
+            f"{checkpoint.path}: no floating-point tensor ({', '.join(held)}). Integer "
             "and quantised weights have no delta: use the checkpoint from before quantisation."
         )
     return checkpoint
 
 
 def _only_file(path: Path) -> Path:
-    if (path / "adapter_model.safetensors").is_file():
+    if os.path.isfile(path / "adapter_model.safetensors"):
         raise CheckpointError(
             f"{path}: a PEFT adapter, not a whole model. Add --merge-adapter to merge it into its "
             "base in a temporary folder first."
         )
-    files = sorted(path.glob("*.safetensors"))
+    try:
+        held = sorted(path.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    files = [file for file in held if file.suffix == ".safetensors"]
     if len(files) == 1:
         return files[0]
     if files:
-        raise CheckpointError(f"{path}: {len(files)} safetensors files and no {INDEX}")
-    if any(file for pattern in _PICKLES for file in path.glob(pattern)):
         raise CheckpointError(
-            f"{path}: only pickled weights, which can run code when loaded. {_conversion(path)}"
+            f"{path}: {len(files)} safetensors files and no {INDEX} that says which belong "
+            "together; give one of the files, or add the index"
         )
-    raise CheckpointError(f"{path}: no safetensors file in this folder")
+    pickled = [file for file in held if file.suffix in _PICKLES]
+    if pickled:
+        raise CheckpointError(
+            f"{path}: only pickled weights ({pickled[0].name}), which can run code when loaded. "
+            f"{_instead(pickled[0])}"
+        )
+    raise CheckpointError(
+        f"{path}: no safetensors file in this folder; give the one that holds {SINGLE}, or "
+        f"{INDEX} and its shards"
+    )
 
 
-def _conversion(path: Path) -> str:
+def _instead(file: Path) -> str:
+    if file.suffix not in _PICKLES:
+        return "Give a folder with a model in it, or a .safetensors file"
+    pickled, converted = str(file.parent.absolute()), f"{file.parent.absolute()}-st"
     return (
-        'If you trust them, convert once:\n  python -c "from transformers import '
-        f"AutoModelForCausalLM as M; M.from_pretrained('{path}').save_pretrained('{path}-st')\""
+        'If you trust the file, convert its folder once:\n  python -c "from transformers import '
+        f"AutoModelForCausalLM as M; M.from_pretrained({pickled!r}).save_pretrained({converted!r})"
+        '"'
     )
 
 
@@ -225,12 +243,14 @@ def _open_indexed(path: Path) -> Checkpoint:
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{file}: no weight_map")
     faults = [
-        f"{name!r} is in {shard!r}, which is not a file of this folder"
+        f"{name!r} is in {shard!r}, {why}"
         for name, shard in names.items()
-        if not (isinstance(shard, str) and _plain(shard) and (path / shard).is_file())
+        if (why := _no_shard(path, shard))
     ]
     if faults:
-        raise CheckpointError(several(f"{file}: shards are missing or outside the folder:", faults))
+        raise CheckpointError(
+            several(f"{file} names shards that are not there; is the download complete?", faults)
+        )
     checkpoint = Checkpoint(path, [path / shard for shard in sorted(set(names.values()))])
     lacking = [
         f"{name!r} is not in {shard!r}"
@@ -243,5 +263,10 @@ def _open_indexed(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _plain(shard: str) -> bool:
-    return shard not in ("", ".", "..") and not set("/\\\0") & set(shard)
+def _no_shard(folder: Path, shard: object) -> str | None:
+    """Why an index cannot mean this by a shard; None where it can."""
+    if not isinstance(shard, str) or not shard.endswith(".safetensors"):
+        return "which is no .safetensors file"
+    if set("/\\\0") & set(shard):
+        return "which is not a name in this folder"
+    return None if os.path.isfile(folder / shard) else "which is not in this folder"

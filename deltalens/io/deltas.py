@@ -47,7 +47,9 @@ class _Buffers(threading.local):
         self.ft, self.base = TensorReader(), TensorReader()
         self.memory: dict[tuple[str, torch.dtype], Tensor] = {}
 
-    def get(self, what: str, dtype: torch.dtype, size: int, device: torch.device) -> Tensor:
+    def get(
+        self, what: str, dtype: torch.dtype, size: int, device: torch.device | str = "cpu"
+    ) -> Tensor:
         """A buffer of this size, made when there is none as large."""
         buffer = self.memory.get((what, dtype))
         if buffer is None or buffer.numel() < size:
@@ -84,11 +86,10 @@ class DeltaStream:
             yield self._read(span.pair, start, min(start + self.chunk, span.stop))
 
     def _read(self, pair: TensorPair, start: int, stop: int) -> DeltaChunk:
-        mine, host, size = self._buffers, torch.device("cpu"), stop - start
-        ft = mine.get("ft", torch_dtype(pair.ft), size, host)
-        base = mine.get("base", torch_dtype(pair.base), size, host)
-        mine.ft.read(pair.ft, start, ft)
-        mine.base.read(pair.base, start, base)
+        ft = self._buffers.get("ft", torch_dtype(pair.ft), stop - start)
+        base = self._buffers.get("base", torch_dtype(pair.base), stop - start)
+        self._buffers.ft.read(pair.ft, start, ft)
+        self._buffers.base.read(pair.base, start, base)
         if self.device.type != "cpu":
             ft, base = ft.to(self.device), base.to(self.device)
         return DeltaChunk(pair, start, ft, base, self._subtract(ft, base))

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deltalens.errors import DeltaLensError
@@ -21,14 +21,44 @@ def check_new_folder(out: Path, inputs: list[Path]) -> None:
     Raises:
         DeltaLensError: before any work.
     """
-    for given in inputs:
-        if out.resolve() == given.resolve() or given.resolve() in out.resolve().parents:
-            raise DeltaLensError(f"{out}: is (or lies in) the input {given}; choose another folder")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DeltaLensError(f"{out}: exists already; remove it or choose another folder")
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    try:
+        place = out.resolve()
+        for given in inputs:
+            _check_apart(out, place, given)
+        if place.exists() and not place.is_dir():
+            raise DeltaLensError(f"{out}: is a file; choose another folder")
+        if place.exists() and (found := sorted(file.name for file in place.iterdir())):
+            raise DeltaLensError(
+                f"{out}: exists already and holds {found[0]!r}; remove it or choose another folder"
+            )
+        if place.is_mount():
+            raise DeltaLensError(f"{out}: is a mount point; choose a new folder in it")
+        parent = _parent(place)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DeltaLensError(f"{out}: cannot be made: {_why(error)}") from error
+    if not parent.is_dir():
+        raise DeltaLensError(f"{out}: cannot be made: {parent} is not a folder")
+    if not os.access(parent, os.W_OK):
         raise DeltaLensError(f"{out}: cannot be made in {parent}: no right to write there")
+
+
+def _check_apart(out: Path, place: Path, given: Path) -> None:
+    taken = given.resolve()
+    if place == taken or taken in place.parents:
+        raise DeltaLensError(f"{out}: is (or lies in) the input {given}; choose another folder")
+    if place in taken.parents:
+        raise DeltaLensError(f"{out}: holds the input {given}; choose another folder")
+
+
+def _parent(place: Path) -> Path:
+    """The nearest folder above that exists."""
+    return next(folder for folder in place.parents if folder.exists())
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return "no space left" if error.errno == errno.ENOSPC else error.strerror or str(error)
+    return str(error)
 
 
 def check_space(out: Path, needed: int) -> None:
@@ -37,13 +67,17 @@ def check_space(out: Path, needed: int) -> None:
     Raises:
         DeltaLensError: `needed` bytes and those free, both printed.
     """
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    parent = _parent(out.resolve())
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise DeltaLensError(
-            f"{out}: no space left: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free on "
-            f"the disk of {parent}"
+            f"{out}: no space left: {_size(needed)} needed, {_size(free)} free on the disk of "
+            f"{parent}; make room, or choose a folder on another disk"
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 10_000_000 else f"{count:,} bytes"
 
 
 @contextmanager
@@ -53,21 +87,28 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         DeltaLensError: the disk is full, or the folder cannot be written.
     """
+    place = out.resolve()
+    missing = [folder for folder in place.parents if not folder.exists()]
     temporary: Path | None = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent)
+        )
         temporary.chmod(0o755)
         yield temporary
         sync_folder(temporary)
-        os.replace(temporary, out)
-        sync_folder(out.parent)
+        os.replace(temporary, place)
+        sync_folder(place.parent)
     except OSError as error:
-        why = "no space left" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise DeltaLensError(f"{out}: cannot be written: {why}") from error
+        raise DeltaLensError(f"{out}: cannot be written: {_why(error)}") from error
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
+        for folder in missing:
+            # Only those go that are empty: above an output that did not appear.
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def sync_folder(folder: Path) -> None:
@@ -89,5 +130,6 @@ def write_whole(file: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, file)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DeltaLensError(f"{file}: cannot be written: {error.strerror}") from error
+        with suppress(OSError):
+            temporary.unlink()
+        raise DeltaLensError(f"{file}: cannot be written: {_why(error)}") from error

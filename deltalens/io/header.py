@@ -7,6 +7,7 @@ accepts a header that names a tensor twice. It is the oracle in the tests.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -29,6 +30,9 @@ FLOATS = ("F16", "BF16", "F32", "F64")
 """The dtypes whose entries are ranked; all others are left as the fine-tune has them."""
 
 _LARGEST_HEADER = 100_000_000
+_MOST_DIMENSIONS = 64
+_LARGEST = 1 << 63
+_LFS_POINTER = b"version "
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,14 @@ def read_header(file: Path) -> tuple[bytes, list[TensorEntry]]:
         with file.open("rb") as stream:
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little")
+            if prefix == _LFS_POINTER:
+                raise CheckpointError(
+                    f"{file}: a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
+                )
             if len(prefix) < 8 or length > size - 8:
                 raise CheckpointError(
                     f"{file}: truncated or no safetensors file: its header would have "
-                    f"{length:,} bytes and the file has {size:,}"
+                    f"{length:,} bytes and the file has {size:,}; download or copy it again"
                 )
             if length > _LARGEST_HEADER:
                 raise CheckpointError(
@@ -86,31 +94,48 @@ def read_header(file: Path) -> tuple[bytes, list[TensorEntry]]:
 
 def _parse(file: Path, header: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise CheckpointError(f"{file}: header names {twice[:3]} more than once")
-        return dict(pairs)
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            twice = _shown(next(name for name, count in counts.items() if count > 1))
+            raise CheckpointError(f"{file}: its header names {twice} more than once")
+        return fields
 
     try:
         fields = json.loads(header.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: header is not valid JSON: {error}") from error
+        raise CheckpointError(f"{file}: its header is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise CheckpointError(f"{file}: header is not a JSON object")
+        raise CheckpointError(f"{file}: its header is not a JSON object")
     metadata = fields.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{file}: __metadata__ is not an object of strings")
     return fields
 
 
+def _shown(value: object) -> str:
+    """Something out of a header, for a message: a hostile one can be as long as the header."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(text):,} characters)"
+
+
 def _is_count(number: object) -> bool:
-    return type(number) is int and 0 <= number < 1 << 63
+    return type(number) is int and 0 <= number < _LARGEST
+
+
+def _is_shape(shape: object) -> bool:
+    """Whether it can be a tensor's: few sizes, so that their product is soon known."""
+    return (
+        isinstance(shape, list)
+        and len(shape) <= _MOST_DIMENSIONS
+        and all(_is_count(size) for size in shape)
+        and prod(size or 1 for size in shape) < _LARGEST
+    )
 
 
 def _entry(file: Path, name: str, field: Any, data: int) -> TensorEntry:
     def refuse(why: str) -> CheckpointError:
-        return CheckpointError(f"{file}: tensor {name!r}: {why}")
+        return CheckpointError(f"{file}: tensor {_shown(name)}: {why}")
 
     try:
         name.encode("utf-8")
@@ -120,11 +145,11 @@ def _entry(file: Path, name: str, field: Any, data: int) -> TensorEntry:
         raise refuse("its entry is not {dtype, shape, data_offsets}")
     dtype, shape, offsets = field["dtype"], field["shape"], field["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
-        raise refuse(f"unknown dtype {dtype!r}")
-    if not isinstance(shape, list) or not all(_is_count(n) for n in shape):
-        raise refuse(f"shape {shape!r} is not a list of sizes")
+        raise refuse(f"unknown dtype {_shown(dtype)}")
+    if not _is_shape(shape):
+        raise refuse(f"{_shown(shape)} is not a tensor's shape")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(n) for n in offsets):
-        raise refuse(f"data_offsets {offsets!r} are not two positions")
+        raise refuse(f"data_offsets {_shown(offsets)} are not two positions in the file")
     begin, end = offsets
     if (end - begin) * 8 != prod(shape) * _BITS[dtype]:
         raise refuse(f"{dtype} {shape} does not fill bytes {begin:,} to {end:,}")
@@ -140,4 +165,6 @@ def _check_layout(file: Path, entries: list[TensorEntry], data: int, size: int) 
         at = entry.end
     if at != size:
         what = "truncated" if at > size else "longer than its header says"
-        raise CheckpointError(f"{file}: {what}: its tensors end at byte {at:,} of {size:,}")
+        raise CheckpointError(
+            f"{file}: {what}: its tensors end at byte {at:,} of {size:,}; download or copy it again"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def locate(name: str) -> Path:
     Raises:
         CheckpointError: neither a path nor a hub id, or the hub cannot give it.
     """
-    if not name.startswith("hf:") and Path(name).exists():
+    if not name.startswith("hf:") and os.path.exists(name):
         return Path(name)
     match = _HUB_ID.match(name)
     if match is None or name.startswith((".", "/", "~")) or name.endswith("/"):
@@ -94,7 +95,7 @@ def _merge(adapter: Path, base: Path, folder: Path) -> Path:
         merged.save_pretrained(folder)
         if any(base.glob("tokenizer*")):
             AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
+    except Exception as error:  # Of transformers, peft or safetensors, which promise no kind.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{adapter}: cannot be merged into {base}: {reason}") from error
     return folder

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from deltalens.errors import DeltaLensError, PairingError, several
+from deltalens.errors import SHOWN, DeltaLensError, PairingError, several
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.header import FLOATS, TensorEntry
 
@@ -37,6 +39,8 @@ _QUANTISATION = re.compile(
 )
 _INPUT = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|shared)\.weight$")
 _OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out|predictions\.decoder|output_projection)\.weight$")
+_NEAR = 300
+"""Names that a missing one is likened to: difflib would take minutes over thousands."""
 _GROWS = re.compile(r"(embed|wte|shared|lm_head|predictions|output_projection|decoder\.bias|score)")
 
 
@@ -199,7 +203,7 @@ class _Matcher:
         elif _BUFFER.search(entry.name):
             self.kept[entry.name] = "a buffer"
         elif other is None:
-            self.faults.append(f"{entry} is not in the base{self._nearest(name, self.base)}")
+            self.faults.append(f"{entry} is not in the base{self._nearest(name)}")
         elif other.dtype not in FLOATS:
             self.kept[entry.name] = f"the base has it as {other.dtype}"
         elif _is_copy(self.ft, entry):
@@ -230,8 +234,11 @@ class _Matcher:
         found = [entry for name, entry in self.base.tensors.items() if _INPUT.search(name)]
         return found[0] if len(found) == 1 else None
 
-    def _nearest(self, name: str, where: Checkpoint) -> str:
-        near = difflib.get_close_matches(name, where.tensors, n=1, cutoff=0.6)
+    def _nearest(self, name: str) -> str:
+        if len(self.faults) >= SHOWN:
+            return ""
+        free = (other for other in self.base.tensors if other not in self.ft.tensors)
+        near = difflib.get_close_matches(name, itertools.islice(free, _NEAR), n=1, cutoff=0.6)
         return f" (nearest: {near[0]!r})" if near else ""
 
     def result(self, left_out: set[str]) -> Pairing:
@@ -308,11 +315,9 @@ class _Prefix:
         ft, base = set(ft), set(base)
         self._matched = ft & base
         self._base = base
-        on_ft = max(_prefixes(ft), key=lambda p: _gain(ft, base, p), default="")
-        on_base = max(_prefixes(base), key=lambda p: _gain(base, ft, p), default="")
-        gains = _gain(ft, base, on_ft), _gain(base, ft, on_base)
-        self._remove = on_ft if gains[0] > 0 and gains[0] >= gains[1] else ""
-        self._add = on_base if gains[1] > gains[0] else ""
+        (on_ft, gain_ft), (on_base, gain_base) = _best_prefix(ft, base), _best_prefix(base, ft)
+        self._remove = on_ft if gain_ft > 0 and gain_ft >= gain_base else ""
+        self._add = on_base if gain_base > gain_ft else ""
         self.note = ""
         if self._remove or self._add:
             where = "the fine-tune" if self._remove else "the base"
@@ -329,18 +334,23 @@ class _Prefix:
         return name
 
 
-def _prefixes(names: set[str]) -> Iterator[str]:
-    heads = {name.split(".")[0] + "." for name in names if "." in name}
-    heads |= {".".join(name.split(".")[:2]) + "." for name in names if name.count(".") > 1}
-    yield from sorted(heads, key=lambda head: (len(head), head))
+def _prefixes(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    for count in (1, 2):
+        if len(parts) > count:
+            yield ".".join(parts[:count]) + "."
 
 
-def _gain(names: set[str], others: set[str], prefix: str) -> int:
-    """How many names find their partner only once the prefix is taken off."""
-    return sum(
-        name.startswith(prefix) and name not in others and name[len(prefix) :] in others
-        for name in names
+def _best_prefix(names: set[str], others: set[str]) -> tuple[str, int]:
+    """The prefix without which most names find their partner, and how many do only so."""
+    gains = Counter(
+        prefix
+        for name in names - others
+        for prefix in _prefixes(name)
+        if name[len(prefix) :] in others
     )
+    best = min(gains, key=lambda prefix: (-gains[prefix], len(prefix), prefix), default="")
+    return best, gains[best]
 
 
 def check_scope(scope: str) -> Scope:

@@ -36,7 +36,8 @@ __all__ = [
 ]
 
 MANIFEST, JOURNAL, TABLE, LOCK = "study.json", "cells.jsonl", "cells.csv", ".lock"
-_OURS = (MANIFEST, JOURNAL, TABLE)
+_REMAINS = {LOCK, *(f".{name}.part" for name in (MANIFEST, TABLE))}
+"""What a study leaves that was killed before it had a manifest."""
 
 Setting = dict[str, Any]
 
@@ -68,7 +69,7 @@ def check_study_folder(path: Path, inputs: Sequence[Path]) -> None:
         DeltaLensError: it is (or lies in) an input, holds something else, or cannot be made.
     """
     if path.is_dir() and (
-        (path / MANIFEST).is_file() or {f.name for f in path.iterdir()} <= {LOCK}
+        (path / MANIFEST).is_file() or {f.name for f in path.iterdir()} <= _REMAINS
     ):
         return
     check_new_folder(path, list(inputs))
@@ -111,7 +112,7 @@ class StudyFolder:
         asked = {"kind": kind, **asked}
         try:
             path.mkdir(parents=True, exist_ok=True)
-            others = [file.name for file in path.iterdir() if file.name != LOCK]
+            others = [file.name for file in path.iterdir() if file.name not in _REMAINS]
             if others and MANIFEST not in others:
                 raise RecordError(
                     f"{path}: holds {sorted(others)[0]!r} and no study; choose another folder"
@@ -122,9 +123,10 @@ class StudyFolder:
         try:
             study = cls(path, columns, lock, asked)
             if fresh:
-                for name in _OURS:
+                # The manifest goes last, replaced: without one the folder would be nobody's.
+                for name in (JOURNAL, TABLE):
                     (path / name).unlink(missing_ok=True)
-            if (path / MANIFEST).exists():
+            if (path / MANIFEST).exists() and not fresh:
                 study._resume()
             else:
                 study.write_manifest()
@@ -191,9 +193,9 @@ class StudyFolder:
         self.cells += cells
 
     def write_table(self, order: Sequence[Setting]) -> None:
-        """Write `cells.csv`: a row per cell and metric, cells in this order. It repeats byte for
-        byte whenever the numbers do."""
-        done = {_key(cell.setting): cell for cell in self.cells}
+        """Write `cells.csv` from the journal: a row per cell and metric, cells in this order. It
+        repeats byte for byte whenever the numbers do."""
+        done = {_key(cell.setting): cell for cell in _read_journal(self.path, repair=False)}
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow([*self.columns, "metric", "value", "stderr", "n"])

@@ -32,8 +32,12 @@ class CheckpointWriter:
         self._open: dict[Path, int] = {}
         self._written: dict[str, int] = {}
         self._lock = threading.Lock()
-        for file, header in like.headers.items():
-            descriptor = os.open(folder / file.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+
+    def begin(self) -> None:
+        """Open the shards at their full size, so that the disk cannot fill up later."""
+        for file, header in self._like.headers.items():
+            place = self._folder / file.name
+            descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             self._open[file] = descriptor
             os.posix_fallocate(descriptor, 0, max(1, file.stat().st_size))
             os.pwrite(descriptor, header, 0)
@@ -110,6 +114,7 @@ def write_like(
         (folder / _RECORD).write_bytes(record)
         writer = CheckpointWriter(like, folder)
         try:
+            writer.begin()
             yield writer
             writer.finish(copies)
         finally:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["HASHED", "index_hash", "name_key"]
+__all__ = ["HASHED", "hashed_range", "index_hash", "name_key"]
 
 HASHED = 1 << 15
 """Indices hashed at a time on a CPU: with their scratch they stay in a core's own cache."""
 
-
-def _signed(number: int) -> int:
-    return number - (1 << 64) if number >> 63 else number
-
-
-_MULTIPLIERS = tuple(
-    _signed(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)
+_MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (32, 29)
 
 
@@ -42,19 +37,49 @@ def index_hash(indices: Tensor, key: int) -> Tensor:
         key: from `name_key`.
     """
     if indices.device.type != "cpu":
-        return _mix(indices, key, torch.empty_like(indices))
-    scratch = indices.new_empty(min(HASHED, indices.numel()))
-    for start in range(0, indices.numel(), HASHED):
-        piece = indices[start : start + HASHED]
-        _mix(piece, key, scratch[: piece.numel()])
+        return _mix_on_device(indices, key)
+    whole = indices.numpy().view(np.uint64)
+    scratch = np.empty(min(HASHED, whole.size), dtype=np.uint64)
+    for start in range(0, whole.size, HASHED):
+        piece = whole[start : start + HASHED]
+        _mix(piece, key, scratch[: piece.size])
     return indices
 
 
-def _mix(hashed: Tensor, key: int, scratch: Tensor) -> Tensor:
+def hashed_range(start: int, stop: int, key: int, device: torch.device) -> Iterator[Tensor]:
+    """The hashes of consecutive indices, piece by piece; each is overwritten by the next."""
+    if device.type != "cpu":
+        yield _mix_on_device(torch.arange(start, stop, device=device), key)
+        return
+    first = np.arange(min(HASHED, stop - start), dtype=np.uint64)
+    hashes, scratch = np.empty_like(first), np.empty_like(first)
+    for begin in range(start, stop, HASHED):
+        size = min(HASHED, stop - begin)
+        np.add(first[:size], np.uint64(begin), out=hashes[:size])
+        _mix(hashes[:size], key, scratch[:size])
+        yield torch.from_numpy(hashes[:size].view(np.int64))
+
+
+def _mix(hashed: np.ndarray, key: int, scratch: np.ndarray) -> None:
+    np.bitwise_xor(hashed, np.uint64(key % (1 << 64)), out=hashed)
+    for multiplier, shift in zip(_MULTIPLIERS[:-1], _SHIFTS, strict=True):
+        np.multiply(hashed, np.uint64(multiplier), out=hashed)
+        np.right_shift(hashed, np.uint64(shift), out=scratch)
+        np.bitwise_xor(hashed, scratch, out=hashed)
+    np.multiply(hashed, np.uint64(_MULTIPLIERS[-1]), out=hashed)
+
+
+def _mix_on_device(hashed: Tensor, key: int) -> Tensor:
+    """The same in torch, whose shifts keep the sign: it is masked away."""
+    scratch = torch.empty_like(hashed)
     hashed.bitwise_xor_(key)
     for multiplier, shift in zip(_MULTIPLIERS[:-1], _SHIFTS, strict=True):
-        hashed.mul_(multiplier)
+        hashed.mul_(_signed(multiplier))
         torch.bitwise_right_shift(hashed, shift, out=scratch)
         scratch.bitwise_and_((1 << (64 - shift)) - 1)
         hashed.bitwise_xor_(scratch)
-    return hashed.mul_(_MULTIPLIERS[-1])
+    return hashed.mul_(_signed(_MULTIPLIERS[-1]))
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64) if number >> 63 else number

@@ -54,11 +54,15 @@ class MagnitudeHistogram:
         for start in range(0, flat.numel(), CHUNK):
             piece = flat[start : start + CHUNK]
             bits = magnitude_bits(piece, out=self._bits[: piece.numel()])
-            self.zeros += count_true(equal(bits, 0, out=self._mask[: piece.numel()]))
             if self._shift:
                 torch.bitwise_right_shift(bits, self._shift, out=bits)
                 bits = self._prefixes[: piece.numel()].copy_(bits)
-            self.counts += torch.bincount(bits, minlength=PREFIXES)
+            counts = torch.bincount(bits, minlength=PREFIXES)
+            self.counts += counts
+            first = int(counts[0])
+            if first and self._shift:
+                first = count_true(equal(piece, 0, out=self._mask[: piece.numel()]))
+            self.zeros += first
 
     def _reserve(self, size: int) -> None:
         if self._bits.numel() < size:

@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from deltalens.numerics.bits import CHUNK, PART, digits, magnitude_bits
-from deltalens.numerics.hashing import index_hash, name_key
+from deltalens.numerics.bits import CHUNK, PART, digits, integer_of, magnitude_bits
 from deltalens.numerics.histogram import MagnitudeHistogram
 from deltalens.numerics.kernels import equal, less, take, where_true
+from deltalens.numerics.scratch import Scratch
+from deltalens.numerics.ties import Tie, split_ties
 from deltalens.numerics.workers import Each, in_order
 
 __all__ = [
@@ -36,9 +36,9 @@ __all__ = [
     "Members",
     "Part",
     "Source",
-    "Tie",
     "find_boundaries",
     "find_random_boundaries",
+    "find_thresholds",
     "histogram_of",
     "parts_of",
 ]
@@ -62,13 +62,6 @@ Source = Sequence[Part]
 """All of a unit, in parts that different threads may visit at the same time."""
 
 
-class Tie(NamedTuple):
-    """The last entry, among those that tie, of a prefix."""
-
-    hash: int
-    name: str
-
-
 @dataclass(frozen=True)
 class Boundary:
     """Where a prefix of the order ends."""
@@ -81,12 +74,6 @@ class Boundary:
 
 NOTHING = Boundary(0)
 EVERYTHING = Boundary((1 << 63) - 1)
-
-_GATHER = 1 << 20
-"""Tied entries that are simply gathered and sorted; more are narrowed by a histogram first."""
-
-_Members = Sequence[Callable[[], Iterable[tuple[int, str, Tensor]]]]
-"""Tied entries, in parts: (group, tensor name, flat indices as int64, free to overwrite)."""
 
 
 def parts_of(tensors: Mapping[str, Tensor]) -> Source:
@@ -165,17 +152,44 @@ class _Place:
     """How many those are."""
 
 
+def find_thresholds(
+    source: Source,
+    ranks: Sequence[int],
+    histogram: MagnitudeHistogram | None = None,
+    each: Each = in_order,
+) -> list[int]:
+    """The magnitude bits of the entries at these ranks (0-based, ascending magnitude).
+
+    Without the order among ties, which nothing but a boundary needs: GMT's T_k (Eq. 3) is the
+    magnitude at rank n - k.
+
+    Raises:
+        IndexError: a rank is outside the unit.
+    """
+    histogram = histogram or histogram_of(source, each)
+    if histogram is None:
+        raise IndexError("ranks in an empty unit")
+    return [place.leading for place in _places(source, list(ranks), histogram, each)]
+
+
+def _places(
+    source: Source, ranks: list[int], histogram: MagnitudeHistogram, each: Each
+) -> list[_Place]:
+    """Radix: the leading 15 bits from the histogram, then 16 at a time."""
+    places = [
+        _Place(prefix, rank - below, among)
+        for rank, (prefix, below, among) in zip(ranks, histogram.prefixes_at(ranks), strict=True)
+    ]
+    for remaining in range(digits(histogram.dtype) - 1, 0, -1):
+        _refine(source, places, 16 * remaining, each)
+    return places
+
+
 def _inner_boundaries(
     source: Source, sizes: list[int], seed: int, histogram: MagnitudeHistogram, each: Each
 ) -> dict[int, Boundary]:
-    starts = histogram.prefixes_at([size - 1 for size in sizes])
-    places = {
-        size: _Place(prefix, size - 1 - below, among)
-        for size, (prefix, below, among) in zip(sizes, starts, strict=True)
-    }
-    for remaining in range(digits(histogram.dtype) - 1, 0, -1):
-        _refine(source, list(places.values()), 16 * remaining, each)
-
+    last = _places(source, [size - 1 for size in sizes], histogram, each)
+    places = dict(zip(sizes, last, strict=True))
     whole = {size: p for size, p in places.items() if p.rank == p.among - 1}
     split = {size: p for size, p in places.items() if size not in whole}
     found = {size: Boundary(place.leading + 1) for size, place in whole.items()}
@@ -184,8 +198,9 @@ def _inner_boundaries(
         for place in split.values():
             ranks[place.leading].add(place.rank)
         counts = {place.leading: place.among for place in split.values()}
-        members = [functools.partial(_tied_at, part, list(ranks)) for part in source]
-        ties = _split_ties(members, ranks, counts, seed, each)
+        scratch = Scratch()
+        members = [functools.partial(_tied_at, part, list(ranks), scratch) for part in source]
+        ties = split_ties(members, ranks, counts, seed, each)
         for size, place in split.items():
             found[size] = Boundary(place.leading, ties[place.leading, place.rank])
     return found
@@ -194,13 +209,13 @@ def _inner_boundaries(
 def _refine(source: Source, places: list[_Place], lower: int, each: Each) -> None:
     """One radix round: tell apart, by their next 16 bits, entries that share leading bits."""
     leadings = {place.leading for place in places}
+    scratch = Scratch()
 
     def count(part: Part) -> dict[int, Tensor]:
         found: dict[int, list[Tensor]] = {leading: [] for leading in leadings}
-        scratch = _Scratch()
         for chunk in part():
-            bits, mask = scratch.bits(chunk.values)
-            relative = scratch.like(bits)
+            bits, mask = _bits(chunk.values, scratch)
+            relative = scratch.get("relative", bits.dtype, bits.numel(), bits.device)
             for leading, digits_found in found.items():
                 torch.bitwise_xor(bits, leading << lower, out=relative)
                 less(relative, 1 << lower, out=mask)
@@ -227,144 +242,21 @@ def _added(parts: Iterable[dict[int, Tensor]]) -> dict[int, Tensor]:
     return whole
 
 
-class _Scratch:
-    """Buffers of a pass, made once and reused for every chunk."""
-
-    def __init__(self) -> None:
-        self._bits = self._like = self._mask = torch.empty(0)
-
-    def bits(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The magnitude bits of a chunk, and a mask buffer of its size."""
-        if self._mask.numel() < values.numel():
-            self._bits = magnitude_bits(torch.empty_like(values))
-            self._like = torch.empty_like(self._bits)
-            self._mask = torch.empty_like(values, dtype=torch.bool)
-        bits = self._bits[: values.numel()]
-        return magnitude_bits(values, out=bits), self._mask[: values.numel()]
-
-    def like(self, bits: Tensor) -> Tensor:
-        """A second buffer of the same kind."""
-        return self._like[: bits.numel()]
+def _bits(values: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
+    """The magnitude bits of a chunk, and room for a mask of its size."""
+    size, device = values.numel(), values.device
+    bits = scratch.get("bits", integer_of(values.dtype), size, device)
+    return magnitude_bits(values, out=bits), scratch.get("mask", torch.bool, size, device)
 
 
-def _tied_at(part: Part, levels: list[int]) -> Iterator[tuple[int, str, Tensor]]:
-    scratch = _Scratch()
+def _tied_at(part: Part, levels: list[int], scratch: Scratch) -> Iterator[tuple[int, str, Tensor]]:
     for chunk in part():
-        bits, mask = scratch.bits(chunk.values)
+        bits, mask = _bits(chunk.values, scratch)
         for level in levels:
             equal(bits, level, out=mask)
             indices = where_true(mask)
             if indices.numel():
                 yield level, chunk.name, indices.add_(chunk.start)
-
-
-def _split_ties(
-    members: _Members,
-    ranks: Mapping[int, set[int]],
-    counts: Mapping[int, int],
-    seed: int,
-    each: Each,
-) -> dict[tuple[int, int], Tie]:
-    """For each group of tied entries and each rank in it, the entry at that rank."""
-    bins: dict[tuple[int, int], _Bin]
-    if sum(counts.values()) > _GATHER:
-        bins = _hash_bins(members, ranks, seed, each)
-    else:
-        bins = {(group, rank): _Bin(None, rank) for group in ranks for rank in ranks[group]}
-    wanted = {(group, found.place) for (group, _), found in bins.items()}
-
-    gathered: dict[tuple[int, int | None], list[tuple[str, Tensor]]] = defaultdict(list)
-    for part in each(functools.partial(_gather, wanted=wanted, seed=seed), members):
-        for key, name, hashes in part:
-            gathered[key].append((name, hashes))
-    found_at: dict[tuple[int, int | None], dict[int, Tie]] = {}
-    for key, ties in gathered.items():
-        ranks_there = [b.rank for (group, _), b in bins.items() if (group, b.place) == key]
-        found_at[key] = _Ties(ties).at(ranks_there)
-    return {
-        (group, rank): found_at[group, found.place][found.rank]
-        for (group, rank), found in bins.items()
-    }
-
-
-class _Bin(NamedTuple):
-    """Where, among tied entries, a rank lies."""
-
-    place: int | None
-    """The leading 16 bits of the hash; None: not narrowed down."""
-    rank: int
-    """The rank among the entries with these."""
-
-
-def _hashed(
-    part: Callable[[], Iterable[tuple[int, str, Tensor]]], seed: int
-) -> Iterator[tuple[int, str, Tensor]]:
-    for group, name, indices in part():
-        yield group, name, index_hash(indices, name_key(seed, name))
-
-
-def _gather(
-    part: Callable[[], Iterable[tuple[int, str, Tensor]]],
-    *,
-    wanted: set[tuple[int, int | None]],
-    seed: int,
-) -> list[tuple[tuple[int, int | None], str, Tensor]]:
-    """The hashes of one part that lie in wanted bins."""
-    found: list[tuple[tuple[int, int | None], str, Tensor]] = []
-    for group, name, hashes in _hashed(part, seed):
-        leading = _leading(hashes)
-        for key in wanted:
-            if key[0] != group:
-                continue
-            kept = hashes if key[1] is None else take(hashes, leading == key[1])
-            if kept.numel():
-                found.append((key, name, kept.cpu()))
-    return found
-
-
-def _leading(hashes: Tensor) -> Tensor:
-    """The leading 16 bits of signed hashes, as int32 from 0 to 65,535, in the same order."""
-    return hashes.view(torch.int16)[3::4].to(torch.int32).add_(1 << 15)
-
-
-def _hash_bins(
-    members: _Members, ranks: Mapping[int, set[int]], seed: int, each: Each
-) -> dict[tuple[int, int], _Bin]:
-    """For each (group, rank): the bin of hashes it lies in."""
-
-    def count(part: Callable[[], Iterable[tuple[int, str, Tensor]]]) -> dict[int, Tensor]:
-        return _added(
-            {group: torch.bincount(_leading(hashes), minlength=1 << 16).cpu()}
-            for group, _, hashes in _hashed(part, seed)
-        )
-
-    counts = _added(each(count, members))
-    bins: dict[tuple[int, int], _Bin] = {}
-    for group, wanted in ranks.items():
-        running = torch.cumsum(counts[group], 0)
-        for rank in wanted:
-            place = int(torch.searchsorted(running, rank, right=True))
-            bins[group, rank] = _Bin(place, rank - int(running[place] - counts[group][place]))
-    return bins
-
-
-class _Ties:
-    """Tied entries, to be asked for the one at a rank in the order of (hash, name)."""
-
-    def __init__(self, found: list[tuple[str, Tensor]]) -> None:
-        self._found = found
-        self._hashes = np.concatenate([part.numpy() for _, part in found])
-
-    def at(self, ranks: Iterable[int]) -> dict[int, Tie]:
-        """The entries at these ranks. Entries of one tensor never share a hash."""
-        wanted = sorted(ranks)
-        placed = np.partition(self._hashes, wanted)
-        return {rank: self._owner(int(placed[rank]), rank) for rank in wanted}
-
-    def _owner(self, value: int, rank: int) -> Tie:
-        owners = sorted({name for name, part in self._found if (part.numpy() == value).any()})
-        before = int(np.count_nonzero(self._hashes < value)) if len(owners) > 1 else rank
-        return Tie(value, owners[rank - before])
 
 
 Members = Callable[[], Iterable[tuple[str, Tensor]]]
@@ -396,7 +288,7 @@ def find_random_boundaries(
     ties: dict[tuple[int, int], Tie] = {}
     if ranks[0]:
         parts = [functools.partial(grouped, part) for part in members]
-        ties = _split_ties(parts, ranks, {0: total}, seed, each)
+        ties = split_ties(parts, ranks, {0: total}, seed, each)
     return [
         NOTHING if size == 0 else EVERYTHING if size == total else Boundary(0, ties[0, size - 1])
         for size in sizes

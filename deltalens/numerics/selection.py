@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
@@ -9,10 +10,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from deltalens.numerics.bits import magnitude_bits
-from deltalens.numerics.hashing import HASHED, index_hash, name_key
+from deltalens.numerics.bits import integer_of, magnitude_bits
+from deltalens.numerics.hashing import hashed_range, index_hash, name_key
 from deltalens.numerics.kernels import equal, less, less_equal, select, take, where_true
-from deltalens.numerics.order import EVERYTHING, NOTHING, Boundary, Tie
+from deltalens.numerics.order import EVERYTHING, NOTHING, Boundary
+from deltalens.numerics.scratch import Scratch
+from deltalens.numerics.ties import Tie
 
 __all__ = ["STRATEGIES", "Selection", "Strategy", "count_at", "prefix_size", "put_back"]
 
@@ -62,27 +65,30 @@ class Selection:
         whole = NOTHING if self.strategy == "salient" else EVERYTHING
         return self.boundary == whole and not self.changed_only
 
-    def mask(self, name: str, start: int, delta: Tensor) -> Tensor:
+    def mask(self, name: str, start: int, delta: Tensor, scratch: Scratch | None = None) -> Tensor:
         """Which entries of a chunk are selected: bool, 1-D, on the chunk's device.
 
         Args:
             name: the tensor's name as it was ranked.
             start: flat index of the chunk's first entry.
             delta: the chunk's entries, 1-D and contiguous.
+            scratch: where the mask lies, until the next call with the same one.
         """
-        bits = magnitude_bits(delta)
-        inside = torch.empty_like(bits, dtype=torch.bool)
-        tie = self.boundary.tie
+        scratch = scratch or Scratch()
+        size, device = delta.numel(), delta.device
+        inside = scratch.get("inside", torch.bool, size, device)
         if self.strategy == "random":
             self._random(name, start, inside)
-        else:
-            less(bits, min(self.boundary.below, torch.iinfo(bits.dtype).max), out=inside)
-            if tie is not None:
-                equals = equal(bits, self.boundary.below, out=torch.empty_like(inside))
-                tied = where_true(equals)
-                inside[take(tied, self._up_to(tie, name, tied + start))] = True
-            if self.strategy == "salient":
-                inside.logical_not_()
+            return inside.logical_and_(delta != 0) if self.changed_only else inside
+        bits = scratch.get("bits", integer_of(delta.dtype), size, device)
+        magnitude_bits(delta, out=bits)
+        less(bits, min(self.boundary.below, torch.iinfo(bits.dtype).max), out=inside)
+        if self.boundary.tie is not None:
+            equals = scratch.get("equals", torch.bool, size, device)
+            tied = where_true(equal(bits, self.boundary.below, out=equals))
+            inside[take(tied, self._tied_inside(self.boundary.tie, name, tied + start))] = True
+        if self.strategy == "salient":
+            inside.logical_not_()
         return inside.logical_and_(bits != 0) if self.changed_only else inside
 
     def _random(self, name: str, start: int, inside: Tensor) -> None:
@@ -90,16 +96,20 @@ class Selection:
         if tie is None:
             inside.fill_(self.boundary == EVERYTHING)
             return
-        for first in range(0, inside.numel(), HASHED):
-            piece = inside[first : first + HASHED]
-            begin = start + first
-            indices = torch.arange(begin, begin + piece.numel(), device=inside.device)
-            self._up_to(tie, name, indices, out=piece)
+        compare, at, key = _up_to(tie, name), 0, name_key(self.seed, name)
+        for hashes in hashed_range(start, start + inside.numel(), key, inside.device):
+            compare(hashes, tie.hash, out=inside[at : at + hashes.numel()])
+            at += hashes.numel()
 
-    def _up_to(self, tie: Tie, name: str, indices: Tensor, out: Tensor | None = None) -> Tensor:
+    def _tied_inside(self, tie: Tie, name: str, indices: Tensor) -> Tensor:
         hashes = index_hash(indices, name_key(self.seed, name))
-        out = torch.empty_like(hashes, dtype=torch.bool) if out is None else out
-        return (less_equal if name <= tie.name else less)(hashes, tie.hash, out=out)
+        return _up_to(tie, name)(hashes, tie.hash, out=torch.empty_like(hashes, dtype=torch.bool))
+
+
+def _up_to(tie: Tie, name: str) -> Callable[..., Tensor]:
+    """How hashes of a tensor compare with the last tied entry that is inside: of tensors whose
+    entries hash alike, those first by name come first."""
+    return less_equal if name <= tie.name else less
 
 
 def put_back(
@@ -109,6 +119,7 @@ def put_back(
     *,
     rescale: Fraction | None = None,
     out: Tensor | None = None,
+    scratch: Scratch | None = None,
 ) -> Tensor:
     """The selected entries as in the base, the rest as in the fine-tune (bit for bit).
 
@@ -118,6 +129,7 @@ def put_back(
         rescale: the drop rate r, if kept deltas are to be divided by 1 - r (DARE, Yu et al. 2024,
             Eq. 2): then a kept entry is base + delta / (1 - r), computed in fp64, rounded once.
         out: where to write, of the fine-tune's dtype; may be `ft` itself.
+        scratch: for what is made on the way.
     """
     kept = ft
     if rescale is not None and 0 < rescale < 1:
@@ -125,4 +137,4 @@ def put_back(
         kept = wide.add(ft.double() - wide, alpha=float(1 / (1 - rescale))).to(ft.dtype)
     if out is None:
         out = torch.empty_like(ft)
-    return select(selected, base.to(ft.dtype), kept, out=out)
+    return select(selected, base.to(ft.dtype), kept, out, scratch or Scratch())

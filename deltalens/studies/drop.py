@@ -17,6 +17,7 @@ from deltalens.io.pairing import Pairing, Unit, check_scope, pair
 from deltalens.io.version import version
 from deltalens.io.writer import CheckpointWriter, write_like
 from deltalens.numerics.rates import Rate, exact_rate, show_rate
+from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection import put_back
 from deltalens.numerics.workers import Each, workers
 from deltalens.studies.selecting import (
@@ -138,7 +139,7 @@ class _Drop:
         self.put_back = self.unchanged = 0
         self.counted = True
         self.differs = False
-        self.stream = DeltaStream()
+        self.stream, self.scratch = DeltaStream(), Scratch()
 
     def do(self, unit: Unit, writer: CheckpointWriter, each: Each) -> None:
         """Select on one unit, and write its tensors."""
@@ -154,13 +155,22 @@ class _Drop:
             self.unchanged += found.unchanged
             self.differs |= found.unchanged < unit.entries
 
+        scratch = self.scratch
+
         def edit(span: Span) -> int:
             for chunk in self.stream.chunks(span):
                 if blind:
                     self._look(chunk)
                 if not selection.empty:
-                    mask = selection.mask(chunk.pair.name, chunk.start, chunk.delta)
-                    put_back(chunk.ft, chunk.base, mask, rescale=self.rescale, out=chunk.ft)
+                    mask = selection.mask(chunk.pair.name, chunk.start, chunk.delta, scratch)
+                    put_back(
+                        chunk.ft,
+                        chunk.base,
+                        mask,
+                        rescale=self.rescale,
+                        out=chunk.ft,
+                        scratch=scratch,
+                    )
                 writer.write(chunk.pair.ft, chunk.start, chunk.ft)
             return span.stop - span.start
 

@@ -47,6 +47,7 @@ __all__ = ["COLUMNS", "FidelityTexts", "Metric", "drop_study"]
 
 COLUMNS = ("strategy", "scope", "rate", "seed")
 TEXTS = "texts.json"
+_FIDELITY = {"kl", "top1_agreement"}
 
 Metric = Callable[[nn.Module], dict[str, float]]
 """Any measurement of a model: name -> value."""
@@ -86,7 +87,7 @@ class _Asked:
     @property
     def wants_fidelity(self) -> bool:
         """Without data and without a metric of the caller's; or where it is named."""
-        named = {"kl", "top1_agreement"} & set(self.metrics)
+        named = _FIDELITY & set(self.metrics)
         return bool(named) or not (self.files or self.custom)
 
     def cells(self) -> list[Setting]:
@@ -227,11 +228,17 @@ def _pattern(text: str | None) -> re.Pattern[str] | None:
 
 
 def _check_metrics(asked: _Asked) -> None:
-    known = {"kl", "top1_agreement"} if not asked.custom else set()
+    names = [file.name for file in asked.files]
+    twice = [str(file.path) for file in asked.files if names.count(file.name) > 1]
+    if twice:
+        raise DeltaLensError(f"data files of the same name: {', '.join(twice)}; rename one")
+    known = set(_FIDELITY) if not asked.custom else set()
     if asked.files:
         known |= {"loss", "perplexity"}
         if any(file.rows[0].answered for file in asked.files):
             known |= {"exact_match"}
+    if len(asked.files) > 1:
+        known |= {f"{file.name}/{name}" for file in asked.files for name in known - _FIDELITY}
     unknown = [name for name in asked.metrics if name not in known]
     if unknown and not asked.custom:
         raise DeltaLensError(

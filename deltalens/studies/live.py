@@ -15,6 +15,7 @@ from deltalens.io.checkpoint import TensorReader, torch_dtype
 from deltalens.io.deltas import DeltaStream, Span
 from deltalens.io.header import TensorEntry
 from deltalens.io.pairing import Pairing
+from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection import Selection, put_back
 from deltalens.numerics.workers import workers
 
@@ -40,7 +41,7 @@ class LiveModel:
     def __init__(self, model: nn.Module, pairing: Pairing) -> None:
         self.model, self.pairing = model, pairing
         device = next(model.parameters()).device
-        self._stream = DeltaStream(device)
+        self._stream, self._scratch = DeltaStream(device), Scratch()
         self._views = _views(model, pairing)
         self._check()
 
@@ -74,8 +75,15 @@ class LiveModel:
             selection = selection_of(name)
             for chunk in self._stream.chunks(span):
                 if not selection.empty:
-                    mask = selection.mask(name, chunk.start, chunk.delta)
-                    put_back(chunk.ft, chunk.base, mask, rescale=rescale, out=chunk.ft)
+                    mask = selection.mask(name, chunk.start, chunk.delta, self._scratch)
+                    put_back(
+                        chunk.ft,
+                        chunk.base,
+                        mask,
+                        rescale=rescale,
+                        out=chunk.ft,
+                        scratch=self._scratch,
+                    )
                 self._write(name, chunk.start, chunk.ft)
 
         with torch.no_grad(), workers(self._stream.device) as each:

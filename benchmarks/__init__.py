@@ -1,0 +1,1 @@
+"""Timings beside our peers', printed as ratios: `python -m benchmarks [NAME ...]`."""

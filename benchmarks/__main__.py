@@ -1,0 +1,22 @@
+"""Run the benchmarks named on the command line, or all of them; one JSON line each result."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import drop, study, thresholds
+
+BENCHMARKS = {"thresholds": thresholds.run, "drop": drop.run, "study": study.run}
+
+
+def main(names: list[str]) -> None:
+    """Run these, in this order."""
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        raise SystemExit(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    for name in names or BENCHMARKS:
+        BENCHMARKS[name]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

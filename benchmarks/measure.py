@@ -1,0 +1,82 @@
+"""Comparing in one run: contestants take turns, and the ratio is taken turn by turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["Run", "interleaved", "report", "run_process"]
+
+
+class Run(NamedTuple):
+    """One whole process."""
+
+    seconds: float
+    peak_mb: float
+    """VmHWM, in MB of 10^6 bytes."""
+
+
+def interleaved(
+    contestants: Mapping[str, Callable[[], object]], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each contestant, in `rounds` rounds in which each runs once; one round is thrown
+    away first."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):
+        for name, run in contestants.items():
+            begun = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def run_process(command: Sequence[str]) -> Run:
+    """Run a command to its end; its peak memory is read from the kernel while it runs."""
+    begun = time.perf_counter()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **quiet)  # type: ignore[call-overload]
+    peak = [0.0]
+
+    def watch() -> None:
+        while process.poll() is None:
+            try:
+                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            except OSError:
+                return
+            found = [line for line in lines if line.startswith("VmHWM")]
+            peak[0] = max(peak[0], *(int(line.split()[1]) * 1024 / 1e6 for line in found), 0.0)
+            time.sleep(0.005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    _, errors = process.communicate()
+    watcher.join()
+    if process.returncode:
+        sys.stderr.write(errors.decode(errors="replace"))
+        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
+    return Run(time.perf_counter() - begun, peak[0])
+
+
+def report(name: str, ours: Sequence[float], peer: Sequence[float], **more: object) -> None:
+    """Print one JSON line: medians in seconds, and the ratio peer / ours, turn by turn, with its
+    10th and 90th percentile."""
+    ratios = sorted(theirs / mine for mine, theirs in zip(ours, peer, strict=True))
+    line = {
+        "name": name,
+        "ours": round(statistics.median(ours), 5),
+        "peer": round(statistics.median(peer), 5),
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_p10_p90": [round(ratios[int(q * (len(ratios) - 1))], 2) for q in (0.1, 0.9)],
+        "cores": os.cpu_count(),
+        **more,
+    }
+    print(json.dumps(line), flush=True)

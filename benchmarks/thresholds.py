@@ -1,0 +1,56 @@
+"""The exact threshold of 16.8 M magnitudes, beside `torch.topk` in its faster direction."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+
+from benchmarks.measure import interleaved, report
+from deltalens.numerics.bracket import threshold_of
+from deltalens.numerics.order import find_boundaries, parts_of
+from deltalens.numerics.selection import prefix_size
+from deltalens.numerics.workers import workers
+
+SIZE = 1 << 24
+ROUNDS = 9
+
+
+def run() -> None:
+    """fp32 and bf16 at k = 0.2 n; then 11 rates of 2 strategies from the same pass."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(SIZE, generator=generator)
+    for dtype in (torch.float32, torch.bfloat16):
+        _one_threshold(normal.to(dtype))
+    _all_rates(normal)
+
+
+def _one_threshold(values: torch.Tensor) -> None:
+    magnitudes, top = values.abs(), round(0.2 * SIZE)
+
+    def ours() -> None:
+        with workers() as each:
+            threshold_of(values, SIZE - top, each)
+
+    contestants = {
+        "ours": ours,
+        "largest": lambda: magnitudes.topk(top, sorted=False),
+        "smallest": lambda: magnitudes.topk(SIZE - top, largest=False, sorted=False),
+    }
+    seconds = interleaved(contestants, ROUNDS)
+    faster = [min(pair) for pair in zip(seconds["largest"], seconds["smallest"], strict=True)]
+    name = str(values.dtype).removeprefix("torch.")
+    report(f"threshold-{name}", seconds["ours"], faster, peer_is="torch.topk, faster direction")
+
+
+def _all_rates(values: torch.Tensor) -> None:
+    source, magnitudes = parts_of({"x": values}), values.abs()
+    rates = [Fraction(tenths, 10) for tenths in range(11)]
+    sizes = [prefix_size(way, rate, SIZE) for way in ("trivial", "salient") for rate in rates]
+
+    def ours() -> None:
+        with workers() as each:
+            find_boundaries(source, sizes, each=each)
+
+    seconds = interleaved({"ours": ours, "sort": lambda: magnitudes.sort()}, 3)
+    report("thresholds-11-rates-2-strategies", seconds["ours"], seconds["sort"], peer_is="one sort")
