@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -47,8 +48,9 @@ def command(debug: bool, interrupted: str = "stopped; nothing was written") -> I
         yield
     except DeltaLensError as error:
         if debug:
-            raise
-        typer.echo(f"deltalens: {error}", err=True)
+            traceback.print_exc()
+        else:
+            typer.echo(f"deltalens: {error}", err=True)
         raise typer.Exit(BAD_INPUT) from error
     except KeyboardInterrupt as error:
         if debug:
@@ -127,6 +129,8 @@ class Meter:
     def at(self, done: int, total: int) -> None:
         """So much of the stage is done in all."""
         self._total = total
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
         self.advance(done - self._done)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
 ]
 
 SHOWN = 20
+_LONGEST = 500
 
 
 class DeltaLensError(Exception):
@@ -37,8 +39,10 @@ class RecordError(DeltaLensError):
 
 
 def several(headline: str, faults: Sequence[str]) -> str:
-    """One message for all faults of a check: the first 20 in full, the rest counted."""
-    lines = [headline, *(f"  - {fault}" for fault in faults[:SHOWN])]
+    """One message for all faults of a check: the first 20, the rest counted. A hostile name can be
+    as long as its file: a fault is cut where it would fill the terminal."""
+    short = (fault if len(fault) < _LONGEST else f"{fault[:_LONGEST]}..." for fault in faults)
+    lines = [headline, *(f"  - {fault}" for fault in itertools.islice(short, SHOWN))]
     if len(faults) > SHOWN:
         lines.append(f"  ... and {len(faults) - SHOWN} more")
     return "\n".join(lines)

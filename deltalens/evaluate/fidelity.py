@@ -56,8 +56,9 @@ def sample_texts(
         advance(sequences)
         return [[int(token) for token in row] for row in drawn[:, : max(2, new_tokens)]]
     bos = getattr(text_config, "bos_token_id", None)
-    begins = isinstance(bos, int) and 0 <= bos < vocabulary
-    first = torch.full((sequences,), bos) if begins else drawn[:, 0]
+    first = drawn[:, 0]
+    if isinstance(bos, int) and 0 <= bos < vocabulary:
+        first = torch.full((sequences,), bos)
     ends = getattr(text_config, "eos_token_id", None)
     stops = set(ends) if isinstance(ends, list) else {ends}
     texts: list[list[int]] = []

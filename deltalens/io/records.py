@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -62,16 +63,27 @@ class Cell:
     """Wall time of the cell: edit and evaluation."""
 
 
-def check_study_folder(path: Path, inputs: Sequence[Path]) -> None:
+def check_study_folder(path: Path, inputs: Sequence[Path], kind: str | None = None) -> None:
     """Refuse a folder in which no study can be begun or gone on with; nothing is made yet.
+
+    Args:
+        path: the folder.
+        inputs: what is read.
+        kind: of the study that will replace the one in the folder, if it is to be of one kind.
 
     Raises:
         DeltaLensError: it is (or lies in) an input, holds something else, or cannot be made.
     """
-    if path.is_dir() and (
-        (path / MANIFEST).is_file() or {f.name for f in path.iterdir()} <= _REMAINS
-    ):
+    if os.path.isfile(path / MANIFEST):
+        held = _read_manifest(path)["asked"]["kind"] if kind else None
+        if held != kind:
+            raise RecordError(f"{path}: holds a {held}; choose another folder")
         return
+    try:
+        if path.is_dir() and {file.name for file in path.iterdir()} <= _REMAINS:
+            return
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be used: {error.strerror}") from error
     check_new_folder(path, list(inputs))
 
 
@@ -85,6 +97,7 @@ class StudyFolder:
         self.facts: dict[str, Any] = {}
         self.cells: list[Cell] = []
         self._lock = lock
+        self._made: list[Path] = []
 
     @classmethod
     def open(
@@ -110,6 +123,8 @@ class StudyFolder:
         """
         path = Path(path)
         asked = {"kind": kind, **asked}
+        made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
+        begun = False
         try:
             path.mkdir(parents=True, exist_ok=True)
             others = [file.name for file in path.iterdir() if file.name not in _REMAINS]
@@ -126,11 +141,15 @@ class StudyFolder:
                 # The manifest goes last, replaced: without one the folder would be nobody's.
                 for name in (JOURNAL, TABLE):
                     (path / name).unlink(missing_ok=True)
-            if (path / MANIFEST).exists() and not fresh:
-                study._resume()
-            else:
+            study._made = made
+            begun = fresh or not (path / MANIFEST).exists()
+            if begun:
                 study.write_manifest()
+            else:
+                study._resume()
         except BaseException:
+            if begun:
+                study._remove()
             lock.close()
             raise
         return study
@@ -207,8 +226,18 @@ class StudyFolder:
         write_whole(self.path / TABLE, text.getvalue().encode())
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Let another process have the folder. Without a finished cell nothing stays of it."""
+        if not self.cells:
+            self._remove()
         self._lock.close()
+
+    def _remove(self) -> None:
+        """Remove what a study that has not one cell wrote, and the folders made for it."""
+        for name in (MANIFEST, JOURNAL, TABLE, "texts.json", LOCK):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in self._made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ __all__ = ["Rate", "exact_rate", "exact_rates", "parse_rates", "show_rate"]
 Rate = str | float | int | Decimal | Fraction
 
 _MOST = 10_000
+_MOST_DECIMALS = 1_000
 
 
 def exact_rate(rate: Rate) -> Fraction:
@@ -22,12 +23,18 @@ def exact_rate(rate: Rate) -> Fraction:
         DeltaLensError: it is no number, or lies outside [0, 1].
     """
     try:
-        exact = rate if isinstance(rate, Fraction) else Fraction(Decimal(str(rate).strip()))
-    except (InvalidOperation, ValueError, OverflowError) as error:
+        number = rate if isinstance(rate, Fraction) else Decimal(str(rate).strip())
+        inside = 0 <= number <= 1
+    except (InvalidOperation, ValueError) as error:
         raise DeltaLensError(f"rate {str(rate)!r} is not a number between 0 and 1") from error
-    if not 0 <= exact <= 1:
+    if isinstance(number, Decimal) and number.is_infinite():
+        raise DeltaLensError(f"rate {str(rate)!r} is not a number between 0 and 1")
+    if not inside:
         raise DeltaLensError(f"rate {rate} is outside [0, 1]")
-    return exact
+    # As a fraction, 1e-999999999 would have as many digits.
+    if isinstance(number, Decimal) and number and number.adjusted() < -_MOST_DECIMALS:
+        raise DeltaLensError(f"rate {rate}: more than {_MOST_DECIMALS:,} decimals")
+    return Fraction(number)
 
 
 def parse_rates(text: str) -> list[Fraction]:

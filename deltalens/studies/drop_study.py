@@ -202,8 +202,8 @@ def drop_study(
     where = pick_device(device)
     kind = pick_dtype(dtype, pairing.ft)
     out = Path(out)
-    check_study_folder(out, [pairing.ft.folder, pairing.base.folder])
-    check_fits(pairing.ft, kind, where, 256)
+    check_study_folder(out, [pairing.ft.path, pairing.base.path])
+    check_fits(pairing.ft, kind, where, batch_tokens)
     folder = StudyFolder.open(
         out, "drop-study", _identity(asked, pairing, where, kind), COLUMNS, fresh
     )

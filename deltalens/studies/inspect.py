@@ -172,7 +172,7 @@ def inspect(
     """
     pairing = pair(ft, base, include, exclude)
     if out is not None:
-        check_study_folder(Path(out), [pairing.ft.folder, pairing.base.folder])
+        check_study_folder(Path(out), [pairing.ft.path, pairing.base.path], "inspect")
     stream = DeltaStream()
     sums: dict[tuple[str, str], _Tally] = {}
     tensors: list[Group] = []

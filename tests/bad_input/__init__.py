@@ -1,0 +1,1 @@
+"""Bad input: one clear message that names the case, and nothing left behind."""

@@ -1,0 +1,1 @@
+"""Studies on real models: tiny ones, written by the tests as `save_pretrained` writes them."""

@@ -1,0 +1,303 @@
+"""A study goes on where it stopped, and touches nothing that is not its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import deltalens
+from deltalens.errors import DeltaLensError, RecordError
+from deltalens.io.records import StudyFolder
+from deltalens.studies import drop_study as module
+from tests.studies.conftest import PairOf
+from tests.studies.families import Pair
+from tests.studies.runs import (
+    FEW,
+    StopAfter,
+    command,
+    journal,
+    on_each_cell,
+    settings,
+    succeeds,
+    table,
+)
+
+ASKED: dict[str, Any] = {"rates": ["0.2", "0.6", "0.9"], "seeds": 2}
+CELLS, COMPUTED = 4 * 5, 2 + 3 * 4
+"""Rates 0 and 1 stand under every strategy and seed, and are computed once."""
+
+
+class Norms:
+    """A metric that depends on every parameter, and counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def metric(self, model: nn.Module) -> dict[str, float]:
+        """Two numbers of the model, one of them awkward."""
+        self.calls += 1
+        total = sum(float(p.double().pow(2).sum()) for p in model.parameters())
+        return {"norm": total, "not a number": float("nan")}
+
+
+@pytest.fixture
+def pair(pair_of: PairOf) -> Pair:
+    found: Pair = pair_of(family="llama")
+    return found
+
+
+def study(pair: Pair, out: Path, norms: Norms, **more: Any) -> None:
+    deltalens.drop_study(pair.ft, pair.base, out, metric=norms.metric, **{**ASKED, **more})
+
+
+def interrupted(pair: Pair, out: Path, cells: int) -> Norms:
+    """A study that was stopped after so many cells."""
+    norms = Norms()
+    with pytest.raises(KeyboardInterrupt):
+        study(pair, out, norms, watch=on_each_cell(StopAfter(cells, KeyboardInterrupt())))
+    assert len(journal(out)) == cells
+    return norms
+
+
+@pytest.mark.parametrize("cells", [1, 5, 13, CELLS])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    pair: Pair, tmp_path: Path, cells: int
+) -> None:
+    whole = Norms()
+    study(pair, tmp_path / "whole", whole)
+    before, after = interrupted(pair, tmp_path / "parts", cells), Norms()
+    study(pair, tmp_path / "parts", after)
+    assert table(tmp_path / "parts") == table(tmp_path / "whole")
+    assert settings(tmp_path / "parts") == settings(tmp_path / "whole")
+    assert len(set(settings(tmp_path / "whole"))) == CELLS
+    assert whole.calls == COMPUTED
+    assert before.calls + after.calls == COMPUTED
+
+
+def test_interruption_leaves_a_table_of_what_is_finished(pair: Pair, tmp_path: Path) -> None:
+    interrupted(pair, tmp_path / "s", 4)
+    assert len(table(tmp_path / "s").splitlines()) == 1 + 2 * 4
+
+
+def test_interruption_amid_the_journal_leaves_a_table_of_all_that_it_holds(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, fsync = StopAfter(7, KeyboardInterrupt()), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (fsync(file), stop()))
+    with pytest.raises(KeyboardInterrupt):
+        study(pair, tmp_path / "s", Norms())
+    lines = len(journal(tmp_path / "s"))
+    assert lines > 2
+    assert len(table(tmp_path / "s").splitlines()) == 1 + 2 * lines
+
+
+def test_finished_study_loads_no_model(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study(pair, tmp_path / "s", Norms())
+    before = table(tmp_path / "s")
+    (tmp_path / "s" / "cells.csv").unlink()
+    monkeypatch.setattr(module, "load_model", None)
+    study(pair, tmp_path / "s", Norms())
+    assert table(tmp_path / "s") == before
+
+
+@pytest.mark.parametrize("cut", [1, 40, 10_000])
+def test_torn_last_line_is_computed_again(pair: Pair, tmp_path: Path, cut: int) -> None:
+    study(pair, tmp_path / "s", Norms())
+    before, file = table(tmp_path / "s"), tmp_path / "s" / "cells.jsonl"
+    raw = file.read_bytes()
+    last = len(raw.splitlines(keepends=True)[-1])
+    file.write_bytes(raw[: -min(cut, last - 1)])
+    again = Norms()
+    study(pair, tmp_path / "s", again)
+    assert again.calls == 0, "the last cell is the base under another name: nothing to compute"
+    assert table(tmp_path / "s") == before
+    assert len(journal(tmp_path / "s")) == CELLS
+
+
+def test_torn_line_of_an_inner_cell_costs_one_computation(pair: Pair, tmp_path: Path) -> None:
+    study(pair, tmp_path / "s", Norms())
+    before, file = table(tmp_path / "s"), tmp_path / "s" / "cells.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-1])[:-9])
+    again = Norms()
+    study(pair, tmp_path / "s", again)
+    assert again.calls == 1
+    assert table(tmp_path / "s") == before
+
+
+def test_damaged_journal_is_an_error_with_its_line(pair: Pair, tmp_path: Path) -> None:
+    interrupted(pair, tmp_path / "s", 3)
+    file = tmp_path / "s" / "cells.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text(lines[0] + '{"setting": 3}\n' + lines[2])
+    with pytest.raises(RecordError, match=r"cells\.jsonl, line 2: not a journal line"):
+        study(pair, tmp_path / "s", Norms())
+
+
+@pytest.mark.parametrize("remains", [".lock", ".study.json.part"])
+def test_what_a_kill_before_the_manifest_leaves_is_no_obstacle(
+    pair: Pair, tmp_path: Path, remains: str
+) -> None:
+    out = tmp_path / "s"
+    out.mkdir()
+    (out / remains).write_text('{"form')
+    study(pair, out, Norms())
+    assert len(journal(out)) == CELLS
+
+
+def test_fresh_discards_the_other_study(pair: Pair, tmp_path: Path) -> None:
+    study(pair, tmp_path / "s", Norms(), seeds=1)
+    norms = Norms()
+    study(pair, tmp_path / "s", norms, fresh=True)
+    assert norms.calls == COMPUTED
+    assert len(journal(tmp_path / "s")) == CELLS
+
+
+@pytest.mark.parametrize("step", ["unlink", "replace"])
+def test_fresh_that_is_killed_leaves_a_study_that_fresh_accepts(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    study(pair, tmp_path / "s", Norms(), seeds=1)
+    with monkeypatch.context() as patch:
+        if step == "unlink":
+            calls = StopAfter(2, KeyboardInterrupt())
+            unlink = Path.unlink
+            patch.setattr(Path, "unlink", lambda file, **how: (calls(), unlink(file, **how)))
+        else:
+            patch.setattr(StudyFolder, "write_manifest", StopAfter(1, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            study(pair, tmp_path / "s", Norms(), fresh=True)
+    norms = Norms()
+    study(pair, tmp_path / "s", norms, fresh=True)
+    assert norms.calls == COMPUTED
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_foreign_folder_is_refused_and_left_alone(pair: Pair, tmp_path: Path, fresh: bool) -> None:
+    out = tmp_path / "s"
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    with pytest.raises(DeltaLensError, match=r"s: .*choose another folder"):
+        study(pair, out, Norms(), fresh=fresh)
+    assert [file.name for file in out.iterdir()] == ["thesis.tex"]
+
+
+def test_input_is_refused_as_the_study_folder(pair: Pair) -> None:
+    before = sorted(file.name for file in pair.ft.iterdir())
+    with pytest.raises(DeltaLensError, match="choose another folder"):
+        study(pair, pair.ft / "study", Norms())
+    assert sorted(file.name for file in pair.ft.iterdir()) == before
+
+
+def test_another_study_is_refused_and_every_differing_field_named(
+    pair: Pair, tmp_path: Path
+) -> None:
+    study(pair, tmp_path / "s", Norms())
+    before = (tmp_path / "s" / "study.json").read_bytes()
+    with pytest.raises(RecordError) as raised:
+        study(pair, tmp_path / "s", Norms(), seeds=1, scope="global", changed_only=True)
+    message = str(raised.value)
+    assert "holds another study" in message
+    assert "--fresh" in message
+    assert "seeds: 2 there, 1 now" in message
+    assert "scope: 'tensor' there, 'global' now" in message
+    assert "changed_only: False there, True now" in message
+    assert "rates" not in message
+    assert (tmp_path / "s" / "study.json").read_bytes() == before
+
+
+def test_other_weights_are_another_study(pair: Pair, pair_of: PairOf, tmp_path: Path) -> None:
+    study(pair, tmp_path / "s", Norms())
+    other = pair_of(family="llama", tied=True)
+    with pytest.raises(RecordError, match=r"base: [\s\S]*ft: "):
+        study(other, tmp_path / "s", Norms())
+
+
+def test_same_weights_in_another_place_are_the_same_study(pair: Pair, tmp_path: Path) -> None:
+    study(pair, tmp_path / "s", Norms())
+    (tmp_path / "moved").symlink_to(pair.ft)
+    norms = Norms()
+    study(Pair(tmp_path / "moved", pair.base), tmp_path / "s", norms)
+    assert norms.calls == 0
+
+
+def test_study_of_another_format_is_an_error_not_a_guess(pair: Pair, tmp_path: Path) -> None:
+    study(pair, tmp_path / "s", Norms())
+    manifest = json.loads((tmp_path / "s" / "study.json").read_text())
+    (tmp_path / "s" / "study.json").write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(RecordError, match="format 99"):
+        study(pair, tmp_path / "s", Norms())
+
+
+def test_second_writer_is_refused_while_the_first_is_at_work(pair: Pair, tmp_path: Path) -> None:
+    refused = []
+
+    def also() -> None:
+        result = command("drop-study", pair.ft, pair.base, "-o", tmp_path / "s", "--fresh")
+        refused.append((result.exit_code, result.output))
+
+    study(pair, tmp_path / "s", Norms(), watch=on_each_cell(lambda: refused or also()))
+    assert refused[0][0] == 2
+    assert "another process is writing to this study" in refused[0][1]
+    assert len(journal(tmp_path / "s")) == CELLS
+
+
+def test_lock_is_given_back_after_an_error(pair: Pair, tmp_path: Path) -> None:
+    interrupted(pair, tmp_path / "s", 2)
+    study(pair, tmp_path / "s", Norms())
+
+
+def test_texts_are_sampled_once_and_used_again_on_resume(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = tmp_path / "s", {**ASKED, "fidelity": FEW}
+    with pytest.raises(KeyboardInterrupt):
+        deltalens.drop_study(
+            pair.ft, pair.base, out, watch=on_each_cell(StopAfter(3, KeyboardInterrupt())), **asked
+        )
+    texts = (out / "texts.json").read_bytes()
+    monkeypatch.setattr(module, "sample_texts", None)
+    used: list[Any] = []
+    fidelity = module.Fidelity
+    monkeypatch.setattr(
+        module, "Fidelity", lambda model, given, *more: used.append(given) or fidelity(model, given)
+    )
+    deltalens.drop_study(pair.ft, pair.base, out, **asked)
+    assert used == [json.loads(texts)]
+    assert (out / "texts.json").read_bytes() == texts
+
+
+def test_fidelity_resumed_equals_uninterrupted(pair_of: PairOf, tmp_path: Path) -> None:
+    pair = pair_of(family="mixtral", dtype=torch.bfloat16)
+    asked = {**ASKED, "fidelity": FEW}
+    deltalens.drop_study(pair.ft, pair.base, tmp_path / "whole", **asked)
+    for cells in (1, 6, 8):
+        watch = on_each_cell(StopAfter(cells, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            deltalens.drop_study(pair.ft, pair.base, tmp_path / "parts", watch=watch, **asked)
+    deltalens.drop_study(pair.ft, pair.base, tmp_path / "parts", **asked)
+    assert table(tmp_path / "parts") == table(tmp_path / "whole")
+    assert (tmp_path / "parts" / "study.json").read_bytes() == (
+        tmp_path / "whole" / "study.json"
+    ).read_bytes()
+
+
+def test_command_goes_on_with_what_the_python_twin_began(pair: Pair, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    watch = on_each_cell(StopAfter(2, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        deltalens.drop_study(
+            pair.ft, pair.base, out, rates=["0.5"], strategies=["trivial"], watch=watch
+        )
+    first = settings(out)
+    succeeds("drop-study", pair.ft, pair.base, "-o", out, "--rates", "0.5", "--strategy", "trivial")
+    assert settings(out)[:2] == first
+    assert len(settings(out)) == 3
