@@ -16,12 +16,21 @@ from torch import Tensor
 from deltalens.errors import CheckpointError, several
 from deltalens.io.header import FLOATS, TensorEntry, read_header
 
-__all__ = ["INDEX", "SINGLE", "Checkpoint", "TensorReader", "open_checkpoint", "torch_dtype"]
+__all__ = [
+    "INDEX",
+    "SINGLE",
+    "Checkpoint",
+    "TensorReader",
+    "open_checkpoint",
+    "same_data",
+    "torch_dtype",
+]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_BLOCK = 1 << 22
 _TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
@@ -156,6 +165,23 @@ class TensorReader:
 
     def __del__(self) -> None:
         self.close()
+
+
+def same_data(one: TensorEntry, other: TensorEntry) -> bool:
+    """Whether two stored tensors hold the same bytes; read block by block until they differ."""
+    if one.end - one.begin != other.end - other.begin:
+        return False
+    try:
+        with one.file.open("rb") as first, other.file.open("rb") as second:
+            first.seek(one.begin)
+            second.seek(other.begin)
+            for at in range(one.begin, one.end, _BLOCK):
+                size = min(_BLOCK, one.end - at)
+                if first.read(size) != second.read(size):
+                    return False
+    except OSError as error:
+        raise CheckpointError(f"{one.file}: cannot be read: {error.strerror}") from error
+    return True
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from deltalens.errors import SHOWN, DeltaLensError, PairingError, several
-from deltalens.io.checkpoint import Checkpoint, open_checkpoint
+from deltalens.io.checkpoint import Checkpoint, open_checkpoint, same_data
 from deltalens.io.header import FLOATS, TensorEntry
 
 __all__ = [
@@ -288,7 +288,8 @@ def _is_copy(ft: Checkpoint, entry: TensorEntry) -> bool:
     if not (_OUTPUT.search(entry.name) and ft.config.get("tie_word_embeddings") is True):
         return False
     inputs = [other for name, other in ft.tensors.items() if _INPUT.search(name)]
-    return len(inputs) == 1 and (inputs[0].shape, inputs[0].dtype) == (entry.shape, entry.dtype)
+    alike = len(inputs) == 1 and (inputs[0].shape, inputs[0].dtype) == (entry.shape, entry.dtype)
+    return alike and same_data(inputs[0], entry)
 
 
 def _enlarged(entry: TensorEntry, other: TensorEntry) -> bool:

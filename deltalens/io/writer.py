@@ -63,15 +63,15 @@ class CheckpointWriter:
         for file, target in self._open.items():
             source = os.open(file, os.O_RDONLY)
             try:
-                for entry in (e for e in tensors.values() if e.file == file):
-                    if entry.name in copies:
-                        first = tensors[copies[entry.name]]
-                        self._fill(self._open[first.file], first.begin, entry, target, 0)
-                    else:
+                for entry in tensors.values():
+                    if entry.file == file and entry.name not in copies:
                         done = self._written.get(entry.name, 0)
                         self._fill(source, entry.begin, entry, target, done)
             finally:
                 os.close(source)
+        for name, shared in copies.items():
+            first, entry = tensors[shared], tensors[name]
+            self._fill(self._open[first.file], first.begin, entry, self._open[entry.file], 0)
         for target in self._open.values():
             os.fsync(target)
 

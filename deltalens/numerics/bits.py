@@ -14,6 +14,7 @@ __all__ = [
     "CHUNK",
     "PART",
     "PREFIXES",
+    "cast_once",
     "digits",
     "infinity_bits",
     "integer_of",
@@ -49,6 +50,22 @@ def magnitude_bits(values: Tensor, out: Tensor | None = None) -> Tensor:
     """The magnitude bits of each entry, as an integer tensor of the same width."""
     integer = integer_of(values.dtype)
     return torch.bitwise_and(values.view(integer), torch.iinfo(integer).max, out=out)
+
+
+def cast_once(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round to a dtype, to nearest and ties to even, once.
+
+    torch takes fp64 to fp16 and bf16 by way of fp32, and so rounds twice. Here fp32 is rounded to
+    odd on the way: it keeps, in its last bit, that something was cut off.
+    """
+    if values.dtype != torch.float64 or dtype.itemsize > 2:
+        return values.to(dtype)
+    narrow = values.float()
+    back = narrow.double()
+    bits = narrow.view(torch.int32)
+    bits -= (back.abs() > values.abs()).int()
+    bits |= (back != values).int()
+    return narrow.to(dtype)
 
 
 def infinity_bits(dtype: torch.dtype) -> int:

@@ -223,6 +223,7 @@ def _refine(source: Source, places: list[_Place], lower: int, each: Each) -> Non
         return {
             leading: torch.bincount(torch.cat(parts), minlength=1 << 16).cpu()
             for leading, parts in found.items()
+            if parts
         }
 
     counts = _added(each(count, source))

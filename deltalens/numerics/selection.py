@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from deltalens.numerics.bits import integer_of, magnitude_bits
+from deltalens.numerics.bits import cast_once, integer_of, magnitude_bits
 from deltalens.numerics.hashing import hashed_range, index_hash, name_key
 from deltalens.numerics.kernels import equal, less, less_equal, select, take, where_true
 from deltalens.numerics.order import EVERYTHING, NOTHING, Boundary
@@ -134,7 +134,8 @@ def put_back(
     kept = ft
     if rescale is not None and 0 < rescale < 1:
         wide = base.double()
-        kept = wide.add(ft.double() - wide, alpha=float(1 / (1 - rescale))).to(ft.dtype)
+        stretched = wide.add(ft.double() - wide, alpha=float(1 / (1 - rescale)))
+        kept = cast_once(stretched, ft.dtype)
     if out is None:
         out = torch.empty_like(ft)
-    return select(selected, base.to(ft.dtype), kept, out, scratch or Scratch())
+    return select(selected, cast_once(base, ft.dtype), kept, out, scratch or Scratch())

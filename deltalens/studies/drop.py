@@ -161,7 +161,7 @@ class _Drop:
             for chunk in self.stream.chunks(span):
                 if blind:
                     self._look(chunk)
-                if not selection.empty:
+                if not selection.empty or self.rescale:
                     mask = selection.mask(chunk.pair.name, chunk.start, chunk.delta, scratch)
                     put_back(
                         chunk.ft,

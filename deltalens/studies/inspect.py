@@ -230,8 +230,7 @@ def _square_sum(values: Tensor) -> float:
 
 
 def _same_in_bf16(chunk: DeltaChunk) -> Tensor:
-    ft, base = chunk.ft.bfloat16().view(torch.int16), chunk.base.bfloat16().view(torch.int16)
-    return ft == base
+    return chunk.ft.bfloat16() == chunk.base.bfloat16()
 
 
 def _record(found: Inspection, out: Path) -> None:

@@ -74,7 +74,7 @@ class LiveModel:
             name = span.pair.name
             selection = selection_of(name)
             for chunk in self._stream.chunks(span):
-                if not selection.empty:
+                if not selection.empty or rescale:
                     mask = selection.mask(name, chunk.start, chunk.delta, self._scratch)
                     put_back(
                         chunk.ft,

@@ -255,22 +255,24 @@ def select(
     return set(order[: count_for(rate, len(order))])
 
 
-def select_large(
-    sizes: Mapping[str, npt.NDArray[np.integer]], strategy: Strategy, rate: str, seed: int = 0
-) -> dict[str, npt.NDArray[np.bool_]]:
-    """`select` by numpy's sort of the same keys, as a mask per tensor."""
-    names = sorted(sizes)
-    bits = np.concatenate([np.asarray(sizes[name], dtype=np.int64) for name in names])
-    if strategy == "random":
-        bits[:] = 0
-    h = np.concatenate([hashes(seed, name, len(sizes[name])) for name in names])
-    # Names in order and indices in order: a stable sort of (bits, hash) does the rest.
-    order = np.lexsort((h, bits))
-    k = count_for(rate, len(bits))
-    mask = np.zeros(len(bits), dtype=bool)
-    mask[order[len(bits) - k :] if strategy == "salient" else order[:k]] = True
-    ends = np.cumsum([len(sizes[name]) for name in names])[:-1]
-    return dict(zip(names, np.split(mask, ends), strict=True))
+class LargeUnit:
+    """`select` by numpy's sort of the same keys, for units too large for loops."""
+
+    def __init__(self, sizes: Mapping[str, npt.NDArray[np.integer]], seed: int = 0) -> None:
+        # Names in order and indices in order: a stable sort of (bits, hash) does the rest.
+        self._names = sorted(sizes)
+        self._ends = np.cumsum([len(sizes[name]) for name in self._names])
+        bits = np.concatenate([np.asarray(sizes[name], dtype=np.int64) for name in self._names])
+        h = np.concatenate([hashes(seed, name, len(sizes[name])) for name in self._names])
+        self._by_size, self._by_hash = np.lexsort((h, bits)), np.argsort(h, kind="stable")
+
+    def select(self, strategy: Strategy, rate: str) -> dict[str, npt.NDArray[np.bool_]]:
+        """The entries that a rate selects, as a mask per tensor."""
+        order = self._by_hash if strategy == "random" else self._by_size
+        k = count_for(rate, len(order))
+        mask = np.zeros(len(order), dtype=bool)
+        mask[order[len(order) - k :] if strategy == "salient" else order[:k]] = True
+        return dict(zip(self._names, np.split(mask, self._ends[:-1]), strict=True))
 
 
 def block(name: str) -> str | None:

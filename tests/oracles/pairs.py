@@ -37,7 +37,7 @@ def make(kind: str, n: int, dtype: torch.dtype, seed: int) -> Tensor:
     """A finite tensor of one nature."""
     draw = np.random.default_rng(seed)
     form = FORMATS[dtype]
-    signs = draw.integers(0, 2, n).astype(object) << (form.bits - 1)
+    negative = draw.integers(0, 2, n)
     if kind == "any":
         sizes = draw.integers(0, form.infinity, n)
     elif kind == "subnormal":
@@ -58,8 +58,8 @@ def make(kind: str, n: int, dtype: torch.dtype, seed: int) -> Tensor:
         if kind in ("zeros", "sparse"):
             values = np.where(draw.random(n) < 0.5, -values, values)
         return torch.from_numpy(values).to(dtype)
-    bits = sizes.astype(object) | signs
-    bits = np.where(signs > 0, bits - (1 << form.bits), bits).astype(np.int64)
+    # As a signed integer the sign bit counts -2^(bits - 1).
+    bits = sizes.astype(np.int64) + np.where(negative == 1, np.int64(-1) << (form.bits - 1), 0)
     return torch.from_numpy(bits).to(INTEGERS[dtype.itemsize]).view(dtype)
 
 

@@ -181,7 +181,7 @@ def test_selection_is_the_oracles(
 
 @pytest.mark.slow
 @dtypes
-@repeatable(1500)
+@repeatable(300)
 @given(data=st.data(), typed=rates, seed=st.integers(), changed=st.booleans(), sizes=cuts)
 def test_selection_is_the_oracles_for_many_more_units(
     dtype: torch.dtype,
@@ -264,10 +264,11 @@ def check_large(unit: Mapping[str, Tensor], typed: list[str], each: Each) -> Non
         name: (as_bits(tensor) & torch.iinfo(as_bits(tensor).dtype).max).numpy()
         for name, tensor in unit.items()
     }
+    large = oracle.LargeUnit(sizes, 5)
     for strategy in STRATEGIES:
         found = selections(unit, strategy, typed, 5, each=each)
         for rate, chosen in zip(typed, found, strict=True):
-            wanted = oracle.select_large(sizes, strategy, rate, 5)
+            wanted = large.select(strategy, rate)
             for name, tensor in unit.items():
                 middle = tensor.numel() // 2 + 1
                 pieces = [
@@ -284,14 +285,14 @@ def test_units_of_several_chunks_as_they_are_cut_in_earnest(dtype: torch.dtype) 
 
 
 @pytest.mark.slow
-@dtypes
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("count", [1, 2])
 def test_units_of_several_parts_and_more_ties_than_are_gathered(
     dtype: torch.dtype, count: int
 ) -> None:
     with threads(count) as each:
-        check_large(large_unit(dtype, 4_500_000), ["0.00001", "0.2", "0.5", "0.97"], each)
-        equal = {"w": make("equal", 2_500_000, dtype, 0), "v": make("equal", 11, dtype, 0)}
+        check_large(large_unit(dtype, 4_300_000), ["0.00001", "0.5"], each)
+        equal = {"w": make("equal", 1_500_000, dtype, 0), "v": make("equal", 11, dtype, 0)}
         check_large(equal, ["0.1", "0.5000001"], each)
 
 
@@ -397,7 +398,6 @@ def test_prefixes_outside_the_unit_are_refused(size: int) -> None:
         find_random_boundaries(members_of(unit, 4, False), 10, [3, size], 0)
 
 
-@pytest.mark.xfail(raises=ValueError, reason="order._refine cannot add up a part without chunks")
 def test_parts_may_be_empty() -> None:
     """A source's part that has no chunk, beside one that has all."""
     unit = {"w": make("near", 50, torch.float32, 0)}

@@ -116,6 +116,19 @@ def test_exact_match_by_one_forward_is_what_greedy_decoding_answers(
     assert 0 < sum(by_forward) < len(SUMS), "the rows should be some right and some wrong"
 
 
+def test_one_wrong_token_is_no_exact_match(model: Any, tmp_path: Path) -> None:
+    row = next(
+        row
+        for row in SUMS
+        if greedy(model, row["prompt"]) == row["completion"] + tokenizer().eos_token
+    )
+    answer = row["completion"]
+    wrong = [answer[:place] + "x" + answer[place + 1 :] for place in range(len(answer))]
+    rows = [{**row, "completion": text} for text in wrong]
+    data = read_rows(write_rows(tmp_path / "wrong.jsonl", rows))
+    assert Scoring(data, model, tokenizer(), 4096).measure(model)["exact_match"].value == 0
+
+
 def test_exact_match_has_its_standard_error_over_rows(
     model: Any, sums: Path, tmp_path: Path
 ) -> None:

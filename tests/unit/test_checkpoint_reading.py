@@ -216,7 +216,7 @@ def fuzzed(content: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize("count", [1500, pytest.param(40_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1500, pytest.param(15_000, marks=pytest.mark.slow)])
 def test_damaged_headers_are_errors_or_read_as_the_library_reads_them(
     count: int, tmp_path: Path
 ) -> None:

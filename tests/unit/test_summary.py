@@ -196,6 +196,8 @@ def test_study_without_both_ends_is_too_young_for_a_summary(summary_of: Make) ->
 
 
 def test_other_kind_of_study_is_refused(tmp_path: Path) -> None:
-    StudyFolder.open(tmp_path, "inspect", {}, ("level", "name")).close()
+    study = StudyFolder.open(tmp_path, "inspect", {}, ("level", "name"))
+    study.append(Cell({"level": "overall", "name": "all"}, {}, 0.0))
+    study.close()
     with pytest.raises(RecordError, match="not a drop study"):
         summarise(load_study(tmp_path))
