@@ -227,14 +227,18 @@ class StudyFolder:
 
     def close(self) -> None:
         """Let another process have the folder. Without a finished cell nothing stays of it."""
-        if not self.cells:
+        if not self.cells and not _read_journal(self.path, repair=False):
             self._remove()
         self._lock.close()
 
     def _remove(self) -> None:
-        """Remove what a study that has not one cell wrote, and the folders made for it."""
-        for name in (MANIFEST, JOURNAL, TABLE, "texts.json", LOCK):
+        """Remove what a study that has not one cell wrote, and the folders made for it. Where an
+        earlier study's pictures lie, the manifest stays: without one they would be nobody's."""
+        for name in (JOURNAL, TABLE, "texts.json"):
             (self.path / name).unlink(missing_ok=True)
+        if {file.name for file in self.path.iterdir()} <= {MANIFEST, *_REMAINS}:
+            for name in (MANIFEST, LOCK):
+                (self.path / name).unlink(missing_ok=True)
         for folder in self._made:
             with suppress(OSError):
                 folder.rmdir()

@@ -189,8 +189,8 @@ def test_drop_is_the_oracles(
 @pytest.mark.slow
 @changed
 @pytest.mark.parametrize("scope", SCOPES)
-@repeatable(150)
-@given(pair=pairs(most=300), rate=decimals, seed=st.integers(), chunk=st.integers(5, 300))
+@repeatable(30)
+@given(pair=pairs(most=150), rate=decimals, seed=st.integers(), chunk=st.integers(5, 300))
 def test_drop_is_the_oracles_for_many_more_pairs(
     scope: Scope, changed_only: bool, pair: Pair, rate: str, seed: int, chunk: int
 ) -> None:

@@ -181,7 +181,7 @@ def test_selection_is_the_oracles(
 
 @pytest.mark.slow
 @dtypes
-@repeatable(300)
+@repeatable(60)
 @given(data=st.data(), typed=rates, seed=st.integers(), changed=st.booleans(), sizes=cuts)
 def test_selection_is_the_oracles_for_many_more_units(
     dtype: torch.dtype,
@@ -191,7 +191,7 @@ def test_selection_is_the_oracles_for_many_more_units(
     changed: bool,
     sizes: Sizes,
 ) -> None:
-    check(data.draw(tensors(dtype, most=400, count=6)), typed, seed, changed, sizes)
+    check(data.draw(tensors(dtype, most=200, count=5)), typed, seed, changed, sizes)
 
 
 @dtypes

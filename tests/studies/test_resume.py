@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import deltalens
+import deltalens.figures
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.io.records import StudyFolder
 from deltalens.studies import drop_study as module
@@ -56,6 +57,10 @@ def study(pair: Pair, out: Path, norms: Norms, **more: Any) -> None:
     deltalens.drop_study(pair.ft, pair.base, out, metric=norms.metric, **{**ASKED, **more})
 
 
+def _interrupt(*given: Any) -> Any:
+    raise KeyboardInterrupt
+
+
 def interrupted(pair: Pair, out: Path, cells: int) -> Norms:
     """A study that was stopped after so many cells."""
     norms = Norms()
@@ -85,16 +90,25 @@ def test_interruption_leaves_a_table_of_what_is_finished(pair: Pair, tmp_path: P
     assert len(table(tmp_path / "s").splitlines()) == 1 + 2 * 4
 
 
-def test_interruption_amid_the_journal_leaves_a_table_of_all_that_it_holds(
-    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cells", [1, 5])
+def test_interruption_amid_the_journal_loses_nothing_that_it_holds(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cells: int
 ) -> None:
-    stop, fsync = StopAfter(7, KeyboardInterrupt()), os.fsync
-    monkeypatch.setattr(os, "fsync", lambda file: (fsync(file), stop()))
+    out, fsync, before, after = tmp_path / "s", os.fsync, Norms(), Norms()
+
+    def synced_and_interrupted(file: int) -> None:
+        fsync(file)
+        if (out / "cells.jsonl").exists() and len(journal(out)) == cells:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", synced_and_interrupted)
     with pytest.raises(KeyboardInterrupt):
-        study(pair, tmp_path / "s", Norms())
-    lines = len(journal(tmp_path / "s"))
-    assert lines > 2
-    assert len(table(tmp_path / "s").splitlines()) == 1 + 2 * lines
+        study(pair, out, before)
+    assert len(journal(out)) == cells
+    assert len(table(out).splitlines()) == 1 + 2 * cells
+    study(pair, out, after)
+    assert before.calls + after.calls == COMPUTED
 
 
 def test_finished_study_loads_no_model(
@@ -177,6 +191,21 @@ def test_fresh_that_is_killed_leaves_a_study_that_fresh_accepts(
             study(pair, tmp_path / "s", Norms(), fresh=True)
     norms = Norms()
     study(pair, tmp_path / "s", norms, fresh=True)
+    assert norms.calls == COMPUTED
+
+
+def test_fresh_that_is_interrupted_before_its_first_cell_can_be_given_again(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "s"
+    study(pair, out, Norms(), seeds=1)
+    deltalens.figures.draw(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "load_model", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            study(pair, out, Norms(), fresh=True)
+    norms = Norms()
+    study(pair, out, norms, fresh=True)
     assert norms.calls == COMPUTED
 
 
