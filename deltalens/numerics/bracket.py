@@ -20,8 +20,8 @@ from deltalens.numerics.workers import Each, in_order
 
 __all__ = ["threshold_of"]
 
-_SAMPLE = 1 << 17
-_SIGMAS = 4.0
+_SAMPLE = 1 << 16
+_SIGMAS = 3.0
 _FEWEST = 1 << 18
 """Below so many entries a histogram is as quick."""
 
@@ -52,12 +52,12 @@ def _bracketed(flat: Tensor, rank: int, each: Each) -> int | None:
     low, high = _guess(flat, rank)
     if high - low < 2:
         return None
-    scratch = Scratch()
+    scratch, step = Scratch(), max(1, CHUNK * 4 // flat.element_size())
 
     def visit(start: int) -> tuple[int, list[Tensor]]:
         below, inside = 0, []
-        for first in range(start, min(start + PART, flat.numel()), CHUNK):
-            piece = flat[first : min(first + CHUNK, start + PART)]
+        for first in range(start, min(start + PART, flat.numel()), step):
+            piece = flat[first : min(first + step, start + PART)]
             size, device = piece.numel(), flat.device
             bits = scratch.get("bits", integer_of(flat.dtype), size, device)
             magnitude_bits(piece, out=bits)
@@ -84,14 +84,15 @@ def _at(candidates: Tensor, rank: int) -> int:
 
 
 def _guess(flat: Tensor, rank: int) -> tuple[int, int]:
-    """From evenly spaced entries: bits below and above the rank, four standard errors away."""
+    """From evenly spaced entries: bits below and above the rank, three standard errors away."""
     sample = flat[:: max(1, flat.numel() // _SAMPLE)].contiguous()
     bits = magnitude_bits(sample).cpu().numpy()
     share = rank / flat.numel()
     reach = _SIGMAS * math.sqrt(bits.size * share * (1 - share)) + 2
     first, last = math.floor(share * bits.size - reach), math.ceil(share * bits.size + reach)
     ends = [place for place in (first, last) if 0 <= place < bits.size]
-    bits.partition(ends)
+    if ends:
+        bits.partition(ends)
     low = int(bits[first]) if first >= 0 else 0
     high = int(bits[last]) + 1 if last < bits.size else int(np.iinfo(bits.dtype).max)
     return low, high
