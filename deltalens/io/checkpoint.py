@@ -6,10 +6,12 @@ import difflib
 import functools
 import hashlib
 import json
+import mmap
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,7 +139,7 @@ class TensorReader:
             return
         target = memoryview(out.view(torch.uint8).numpy().data)
         at = entry.begin + start * out.element_size()
-        if at + len(target) > entry.end:
+        if start < 0 or at + len(target) > entry.end:
             raise IndexError(f"{entry}: entries {start} to {start + out.numel()} asked for")
         try:
             descriptor = self._open(entry.file)
@@ -148,6 +150,35 @@ class TensorReader:
                 target, at = target[count:], at + count
         except OSError as error:
             raise CheckpointError(f"{entry.file}: cannot be read: {error.strerror}") from error
+
+    def sample(self, entry: TensorEntry, count: int, stride: int) -> Tensor:
+        """Every so many-th of the first `count` entries, from the first on, as a new tensor.
+
+        Through a mapping: only the pages that hold them are touched.
+
+        Raises:
+            CheckpointError: the file could not be read.
+        """
+        dtype = torch_dtype(entry)
+        if count == 0:
+            return torch.empty(0, dtype=dtype)
+        numbers = np.dtype(f"i{dtype.itemsize}")
+        page = entry.begin - entry.begin % mmap.ALLOCATIONGRANULARITY
+        try:
+            descriptor = self._open(entry.file)
+            with mmap.mmap(
+                descriptor, entry.end - page, access=mmap.ACCESS_READ, offset=page
+            ) as mapped:
+                taken = np.ndarray(
+                    -(-count // stride),
+                    numbers,
+                    mapped,
+                    entry.begin - page,
+                    (stride * dtype.itemsize,),
+                ).copy()
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{entry.file}: cannot be read: {error}") from error
+        return torch.from_numpy(taken).view(dtype)
 
     def _open(self, file: Path) -> int:
         if file != self._file:

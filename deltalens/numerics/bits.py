@@ -7,6 +7,9 @@ The bits of a non-negative IEEE-754 number, read as an integer, sort as the numb
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +52,11 @@ def integer_of(dtype: torch.dtype) -> torch.dtype:
 def magnitude_bits(values: Tensor, out: Tensor | None = None) -> Tensor:
     """The magnitude bits of each entry, as an integer tensor of the same width."""
     integer = integer_of(values.dtype)
-    return torch.bitwise_and(values.view(integer), torch.iinfo(integer).max, out=out)
+    signed, mask = values.view(integer), torch.iinfo(integer).max
+    if out is None or out.device.type != "cpu":
+        return torch.bitwise_and(signed, mask, out=out)
+    np.bitwise_and(signed.numpy(), mask, out=out.numpy())
+    return out
 
 
 def cast_once(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -68,6 +75,7 @@ def cast_once(values: Tensor, dtype: torch.dtype) -> Tensor:
     return narrow.to(dtype)
 
 
+@functools.cache
 def infinity_bits(dtype: torch.dtype) -> int:
     """The magnitude bits of infinity: anything above is a NaN."""
     return int(magnitude_bits(torch.tensor([float("inf")], dtype=dtype)).item())

@@ -1,7 +1,8 @@
 """The few elementwise primitives that passes are made of, without allocation where it matters.
 
 On a CPU they run in numpy, over the tensors' own memory: measured there, its comparisons are five
-to ten times faster than torch's, gathering under a mask ten times. Elsewhere they are torch's.
+to ten times faster than torch's, and so is gathering: by position, which costs it half of what a
+mask does. Elsewhere they are torch's.
 """
 
 from __future__ import annotations
@@ -10,10 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltalens.numerics.bits import integer_of
+from deltalens.numerics.bits import integer_of, magnitude_bits, magnitude_of_bits
 from deltalens.numerics.scratch import Scratch
 
-__all__ = ["count_true", "equal", "less", "less_equal", "select", "take", "where_true"]
+__all__ = [
+    "count_true",
+    "count_zeros",
+    "equal",
+    "largest",
+    "largest_magnitude",
+    "less",
+    "less_equal",
+    "select",
+    "take",
+    "take_at",
+    "where_true",
+]
 
 
 def less(values: Tensor, bound: int, out: Tensor) -> Tensor:
@@ -53,6 +66,24 @@ def count_true(mask: Tensor) -> int:
     return int(mask.count_nonzero())
 
 
+def largest(bits: Tensor) -> int:
+    """The largest of some integers; at least one."""
+    return int(bits.numpy().max() if bits.device.type == "cpu" else bits.max())
+
+
+def count_zeros(bits: Tensor) -> int:
+    """How many of some integers are 0."""
+    if bits.device.type == "cpu":
+        return bits.numel() - int(np.count_nonzero(bits.numpy()))
+    return bits.numel() - int(bits.count_nonzero())
+
+
+def largest_magnitude(values: Tensor, scratch: Scratch) -> float:
+    """The largest |x|; NaN if there is one. At least one entry."""
+    bits = scratch.get("magnitudes", integer_of(values.dtype), values.numel(), values.device)
+    return magnitude_of_bits(largest(magnitude_bits(values, out=bits)), values.dtype)
+
+
 def where_true(mask: Tensor) -> Tensor:
     """Positions of the true entries of a 1-D mask: ascending, int64, on the mask's device."""
     if mask.device.type == "cpu":
@@ -61,10 +92,15 @@ def where_true(mask: Tensor) -> Tensor:
 
 
 def take(values: Tensor, mask: Tensor) -> Tensor:
-    """The entries under a mask, as a new tensor."""
+    """The entries under a 1-D mask, as a new tensor."""
+    return take_at(values, where_true(mask))
+
+
+def take_at(values: Tensor, positions: Tensor) -> Tensor:
+    """The entries at some positions, as a new tensor."""
     if values.device.type == "cpu":
-        return torch.from_numpy(values.numpy()[mask.numpy()])
-    return values[mask]
+        return torch.from_numpy(values.numpy()[positions.numpy()])
+    return values[positions]
 
 
 def select(mask: Tensor, chosen: Tensor, other: Tensor, out: Tensor, scratch: Scratch) -> Tensor:

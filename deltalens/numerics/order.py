@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from deltalens.numerics.bits import CHUNK, PART, digits, integer_of, magnitude_bits
+from deltalens.numerics.hashing import index_hash, name_key
 from deltalens.numerics.histogram import MagnitudeHistogram
 from deltalens.numerics.kernels import equal, less, take, where_true
 from deltalens.numerics.scratch import Scratch
@@ -199,8 +200,9 @@ def _inner_boundaries(
             ranks[place.leading].add(place.rank)
         counts = {place.leading: place.among for place in split.values()}
         scratch = Scratch()
-        members = [functools.partial(_tied_at, part, list(ranks), scratch) for part in source]
-        ties = split_ties(members, ranks, counts, seed, each)
+        levels = list(ranks)
+        members = [functools.partial(_tied_at, part, levels, seed, scratch) for part in source]
+        ties = split_ties(members, ranks, counts, each)
         for size, place in split.items():
             found[size] = Boundary(place.leading, ties[place.leading, place.rank])
     return found
@@ -250,22 +252,25 @@ def _bits(values: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
     return magnitude_bits(values, out=bits), scratch.get("mask", torch.bool, size, device)
 
 
-def _tied_at(part: Part, levels: list[int], scratch: Scratch) -> Iterator[tuple[int, str, Tensor]]:
+def _tied_at(
+    part: Part, levels: list[int], seed: int, scratch: Scratch
+) -> Iterator[tuple[int, str, Tensor]]:
     for chunk in part():
         bits, mask = _bits(chunk.values, scratch)
         for level in levels:
             equal(bits, level, out=mask)
             indices = where_true(mask)
             if indices.numel():
-                yield level, chunk.name, indices.add_(chunk.start)
+                key = name_key(seed, chunk.name)
+                yield level, chunk.name, index_hash(indices.add_(chunk.start), key)
 
 
 Members = Callable[[], Iterable[tuple[str, Tensor]]]
-"""Some of a unit's entries: (tensor name, flat indices as int64, free to overwrite)."""
+"""Some of a unit's entries: (tensor name, their hashes), each valid until the next one."""
 
 
 def find_random_boundaries(
-    members: Sequence[Members], total: int, sizes: Sequence[int], seed: int, each: Each = in_order
+    members: Sequence[Members], total: int, sizes: Sequence[int], each: Each = in_order
 ) -> list[Boundary]:
     """The boundaries of prefixes of the order by hash alone: random drops of exact size.
 
@@ -273,7 +278,6 @@ def find_random_boundaries(
         members: the unit's entries, in parts.
         total: how many those are.
         sizes: how many entries each prefix has.
-        seed: whose randomness.
         each: how to visit the parts.
 
     Raises:
@@ -283,13 +287,13 @@ def find_random_boundaries(
         raise IndexError(f"prefixes of {sorted(sizes)} entries, in a unit of {total}")
 
     def grouped(part: Members) -> Iterator[tuple[int, str, Tensor]]:
-        return ((0, name, indices) for name, indices in part())
+        return ((0, name, hashes) for name, hashes in part())
 
     ranks = {0: {size - 1 for size in sizes if 0 < size < total}}
     ties: dict[tuple[int, int], Tie] = {}
     if ranks[0]:
         parts = [functools.partial(grouped, part) for part in members]
-        ties = split_ties(parts, ranks, {0: total}, seed, each)
+        ties = split_ties(parts, ranks, {0: total}, each)
     return [
         NOTHING if size == 0 else EVERYTHING if size == total else Boundary(0, ties[0, size - 1])
         for size in sizes

@@ -65,6 +65,11 @@ class Selection:
         whole = NOTHING if self.strategy == "salient" else EVERYTHING
         return self.boundary == whole and not self.changed_only
 
+    @property
+    def ranks(self) -> bool:
+        """Whether it needs to see the deltas; if not, any tensor tells it how many there are."""
+        return self.strategy != "random" or self.changed_only
+
     def mask(self, name: str, start: int, delta: Tensor, scratch: Scratch | None = None) -> Tensor:
         """Which entries of a chunk are selected: bool, 1-D, on the chunk's device.
 

@@ -11,18 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltalens.numerics.hashing import HASHED, index_hash, name_key
 from deltalens.numerics.kernels import count_true, less, less_equal, take
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.workers import Each
 
-__all__ = ["Tie", "Tied", "split_ties"]
+__all__ = ["Near", "Tie", "Tied", "split_ties"]
 
 _SIGMAS = 8.0
 """Standard errors to both sides of a rank's share within which its hash is looked for first."""
 
 Tied = Callable[[], Iterable[tuple[int, str, Tensor]]]
-"""Some tied entries: (group, tensor name, flat indices as int64, free to overwrite)."""
+"""Some tied entries: (group, tensor name, hashes), each valid until the next one."""
 
 
 class Tie(NamedTuple):
@@ -36,7 +35,6 @@ def split_ties(
     members: Sequence[Tied],
     ranks: Mapping[int, set[int]],
     counts: Mapping[int, int],
-    seed: int,
     each: Each,
 ) -> dict[tuple[int, int], Tie]:
     """For each group of tied entries and each rank in it, the entry at that rank.
@@ -49,8 +47,8 @@ def split_ties(
     sigmas = _SIGMAS
     while wanted:
         windows = [_Window(g, r, *_hash_range(r, counts[g], sigmas)) for g, r in sorted(wanted)]
-        near = {(window.group, window.rank): _Near() for window in windows}
-        for part in each(functools.partial(_look, windows=windows, seed=seed), members):
+        near = {(window.group, window.rank): Near() for window in windows}
+        for part in each(functools.partial(_look, windows=windows), members):
             for key, some in part.items():
                 near[key].add(some)
         found |= {key: tie for key, some in near.items() if (tie := some.at(key[1])) is not None}
@@ -77,14 +75,14 @@ def _hash_range(rank: int, count: int, sigmas: float) -> tuple[int, int]:
     return max(low, -(1 << 63)), min(high, (1 << 63) - 1)
 
 
-class _Near:
+class Near:
     """What a pass found of a window: how many hashes lie below it, and those inside."""
 
     def __init__(self) -> None:
         self.below = 0
         self.inside: list[tuple[str, Tensor]] = []
 
-    def add(self, other: _Near) -> None:
+    def add(self, other: Near) -> None:
         """Join what another part found."""
         self.below += other.below
         self.inside += other.inside
@@ -105,23 +103,21 @@ class _Near:
         return Tie(value, owners[place - int(np.count_nonzero(hashes < value))])
 
 
-def _look(part: Tied, *, windows: list[_Window], seed: int) -> dict[tuple[int, int], _Near]:
+def _look(part: Tied, *, windows: list[_Window]) -> dict[tuple[int, int], Near]:
     """What one part has for every window."""
-    near = {(window.group, window.rank): _Near() for window in windows}
+    near = {(window.group, window.rank): Near() for window in windows}
     scratch = Scratch()
-    for group, name, indices in part():
-        for start in range(0, indices.numel(), HASHED):
-            hashes = index_hash(indices[start : start + HASHED], name_key(seed, name))
-            under = scratch.get("under", torch.bool, hashes.numel(), hashes.device)
-            within = scratch.get("within", torch.bool, hashes.numel(), hashes.device)
-            for window in windows:
-                if window.group != group:
-                    continue
-                less(hashes, window.low, out=under)
-                less_equal(hashes, window.high, out=within)
-                kept = take(hashes, within.logical_xor_(under))
-                some = near[window.group, window.rank]
-                some.below += count_true(under)
-                if kept.numel():
-                    some.inside.append((name, kept.cpu()))
+    for group, name, hashes in part():
+        under = scratch.get("under", torch.bool, hashes.numel(), hashes.device)
+        within = scratch.get("within", torch.bool, hashes.numel(), hashes.device)
+        for window in windows:
+            if window.group != group:
+                continue
+            less(hashes, window.low, out=under)
+            less_equal(hashes, window.high, out=within)
+            kept = take(hashes, within.logical_xor_(under))
+            some = near[window.group, window.rank]
+            some.below += count_true(under)
+            if kept.numel():
+                some.inside.append((name, kept.cpu()))
     return near

@@ -9,17 +9,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from deltalens.io.deltas import DeltaChunk, DeltaStream, Span
 from deltalens.io.files import check_new_folder
 from deltalens.io.pairing import Pairing, Unit, check_scope, pair
 from deltalens.io.version import version
 from deltalens.io.writer import CheckpointWriter, write_like
+from deltalens.numerics.kernels import largest_magnitude
 from deltalens.numerics.rates import Rate, exact_rate, show_rate
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection import put_back
+from deltalens.numerics.selection import Selection, put_back
 from deltalens.numerics.workers import Each, workers
+from deltalens.studies.deltas import DeltaChunk, DeltaStream, Span
 from deltalens.studies.selecting import (
     DropSetting,
     check_strategy,
@@ -29,6 +28,9 @@ from deltalens.studies.selecting import (
 )
 
 __all__ = ["DropResult", "drop"]
+
+_LARGE = 1e38
+"""Entries below it have a difference that fits fp32."""
 
 Progress = Callable[[int, int], None]
 """Called with (entries done, entries in all)."""
@@ -155,22 +157,12 @@ class _Drop:
             self.unchanged += found.unchanged
             self.differs |= found.unchanged < unit.entries
 
-        scratch = self.scratch
-
         def edit(span: Span) -> int:
             for chunk in self.stream.chunks(span):
                 if blind:
                     self._look(chunk)
                 if not selection.empty or self.rescale:
-                    mask = selection.mask(chunk.pair.name, chunk.start, chunk.delta, scratch)
-                    put_back(
-                        chunk.ft,
-                        chunk.base,
-                        mask,
-                        rescale=self.rescale,
-                        out=chunk.ft,
-                        scratch=scratch,
-                    )
+                    self._edit(chunk, selection)
                 writer.write(chunk.pair.ft, chunk.start, chunk.ft)
             return span.stop - span.start
 
@@ -178,8 +170,17 @@ class _Drop:
             self.done += done
             self.progress(self.done, self.total)
 
+    def _edit(self, chunk: DeltaChunk, selection: Selection) -> None:
+        values = chunk.delta if selection.ranks else chunk.ft
+        mask = selection.mask(chunk.pair.name, chunk.start, values, self.scratch)
+        put_back(
+            chunk.ft, chunk.base, mask, rescale=self.rescale, out=chunk.ft, scratch=self.scratch
+        )
+
     def _look(self, chunk: DeltaChunk) -> None:
-        """What a histogram would have told: whether anything is not finite, or differs."""
-        self.differs = self.differs or bool(chunk.delta.count_nonzero())
-        if not torch.isfinite(chunk.delta.sum()) and not bool(chunk.delta.isfinite().all()):
+        """What ranking would have told: whether anything is not finite, or differs."""
+        both = (chunk.ft, chunk.base)
+        small = all(largest_magnitude(values, self.scratch) < _LARGE for values in both)
+        if not small and not bool(chunk.delta.isfinite().all()):
             raise find_nonfinite([chunk.pair], self.stream)
+        self.differs = self.differs or bool(chunk.delta.count_nonzero())

@@ -24,7 +24,6 @@ from deltalens.evaluate.loading import (
 )
 from deltalens.evaluate.rows import DataFile, read_rows
 from deltalens.evaluate.scoring import Scoring, can_generate
-from deltalens.io.deltas import DeltaStream
 from deltalens.io.files import write_whole
 from deltalens.io.pairing import Pairing, Scope, check_scope, pair
 from deltalens.io.records import (
@@ -39,6 +38,7 @@ from deltalens.numerics.order import EVERYTHING
 from deltalens.numerics.rates import Rate, exact_rates, show_rate
 from deltalens.numerics.selection import STRATEGIES, Selection
 from deltalens.numerics.workers import workers
+from deltalens.studies.deltas import DeltaStream
 from deltalens.studies.live import LiveModel
 from deltalens.studies.selecting import DropSetting, check_strategy, no_delta, select_unit
 from deltalens.studies.study import Metrics, StudyWatch, run_cells

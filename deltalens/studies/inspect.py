@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from deltalens.io.checkpoint import torch_dtype
-from deltalens.io.deltas import DeltaChunk, DeltaStream, Span
 from deltalens.io.pairing import Pairing, TensorPair, block_of, pair
 from deltalens.io.records import Cell, Measurement, StudyFolder, check_study_folder
 from deltalens.io.tables import Table
@@ -20,6 +19,7 @@ from deltalens.numerics.anatomy import anatomy_of, octaves
 from deltalens.numerics.histogram import MagnitudeHistogram
 from deltalens.numerics.kernels import count_true
 from deltalens.numerics.workers import workers
+from deltalens.studies.deltas import DeltaChunk, DeltaStream, Span
 from deltalens.studies.selecting import find_nonfinite, no_delta
 
 __all__ = ["Group", "Inspection", "inspect"]

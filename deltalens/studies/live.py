@@ -12,12 +12,12 @@ from torch.overrides import TorchFunctionMode
 
 from deltalens.errors import DeltaLensError, several
 from deltalens.io.checkpoint import TensorReader, torch_dtype
-from deltalens.io.deltas import DeltaStream, Span
 from deltalens.io.header import TensorEntry
 from deltalens.io.pairing import Pairing
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection import Selection, put_back
 from deltalens.numerics.workers import workers
+from deltalens.studies.deltas import DeltaStream, Span
 
 __all__ = ["LiveModel"]
 

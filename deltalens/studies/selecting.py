@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-import torch
 from torch import Tensor
 
 from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import torch_dtype
-from deltalens.io.deltas import DeltaStream, Span
 from deltalens.io.pairing import Pairing, TensorPair, Unit
-from deltalens.numerics.histogram import MagnitudeHistogram
+from deltalens.numerics.bracket import find_boundary, sample_stride
+from deltalens.numerics.hashing import hashed_range, index_hash, name_key
 from deltalens.numerics.kernels import where_true
 from deltalens.numerics.order import (
     Boundary,
@@ -26,6 +25,7 @@ from deltalens.numerics.order import (
 from deltalens.numerics.rates import show_rate
 from deltalens.numerics.selection import STRATEGIES, Selection, Strategy, count_at, prefix_size
 from deltalens.numerics.workers import Each, in_order
+from deltalens.studies.deltas import DeltaStream, Span
 
 __all__ = [
     "DropSetting",
@@ -35,6 +35,10 @@ __all__ = [
     "no_delta",
     "select_unit",
 ]
+
+
+_BRACKETED = 1 << 28
+"""Entries up to which a bracket is gathered, one in fifty; beyond, memory stays what it is."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ def select_unit(
     changed_only: bool = False,
     each: Each = in_order,
 ) -> UnitSelections:
-    """The selections of all settings on one unit, from one histogram of its deltas.
+    """The selections of all settings on one unit: of a single one by a bracket around its rank, of
+    several from one histogram of the deltas.
 
     Where every setting is `random` over all entries, the deltas are not read at all.
 
@@ -89,36 +94,75 @@ def select_unit(
         DeltaLensError: a NaN or an infinity in either model (the tensor is named).
     """
     spans = stream.parts(unit.pairs)
-    source = [functools.partial(_deltas, stream, span) for span in spans]
-    histogram: MagnitudeHistogram | None = None
-    unchanged: int | None = None
-    if changed_only or any(setting.strategy != "random" for setting in settings):
-        histogram = histogram_of(source, each)
-        if histogram is not None and histogram.nonfinite:
-            raise find_nonfinite(unit.pairs, stream)
-        unchanged = histogram.zeros if histogram is not None else 0
-    skipped = (unchanged or 0) if changed_only else 0
-
+    ranked = [setting for setting in settings if setting.strategy != "random"]
+    drawn = [setting for setting in settings if setting.strategy == "random"]
     boundaries: dict[DropSetting, Boundary] = {}
-    for seed, ranked in _by_seed(s for s in settings if s.strategy != "random"):
-        sizes = [prefix_size(s.strategy, s.rate, unit.entries, skipped) for s in ranked]
-        found = find_boundaries(source, sizes, seed, histogram, each)
-        boundaries |= zip(ranked, found, strict=True)
-    members = [
-        functools.partial(_changed if changed_only else _indices, stream, span) for span in spans
-    ]
-    for seed, drawn in _by_seed(s for s in settings if s.strategy == "random"):
-        total = unit.entries - skipped
-        sizes = [count_at(setting.rate, total) for setting in drawn]
-        found = find_random_boundaries(members, total, sizes, seed, each)
-        boundaries |= zip(drawn, found, strict=True)
-
+    unchanged: int | None = None
+    if len(ranked) == 1 and not changed_only and unit.entries <= _BRACKETED:
+        unchanged = _bracketed(unit, ranked[0], stream, spans, boundaries, each)
+        if ranked[0] in boundaries:
+            ranked = []
+    if ranked or changed_only:
+        unchanged = _from_histogram(unit, ranked, stream, spans, changed_only, boundaries, each)
+    total = unit.entries - (unchanged or 0 if changed_only else 0)
+    for seed, settings_ in _by_seed(drawn):
+        read = functools.partial(_changed_hashes if changed_only else _hashes, stream, seed)
+        members = [functools.partial(read, span) for span in spans]
+        sizes = [count_at(setting.rate, total) for setting in settings_]
+        found = find_random_boundaries(members, total, sizes, each)
+        boundaries |= zip(settings_, found, strict=True)
     return UnitSelections(
         unit,
         {s: Selection(s.strategy, boundaries[s], s.seed, changed_only) for s in settings},
-        {s: count_at(s.rate, unit.entries - skipped) for s in settings},
+        {s: count_at(s.rate, total) for s in settings},
         unchanged,
     )
+
+
+def _bracketed(
+    unit: Unit,
+    setting: DropSetting,
+    stream: DeltaStream,
+    spans: Sequence[Span],
+    boundaries: dict[DropSetting, Boundary],
+    each: Each,
+) -> int:
+    """Find one setting's boundary, if the bracket does not miss; returns the unchanged entries."""
+    size = prefix_size(setting.strategy, setting.rate, unit.entries)
+    sample = stream.sample(unit.pairs, sample_stride(unit.entries))
+    source = [functools.partial(_deltas, stream, span) for span in spans]
+    found = find_boundary(source, size, unit.entries, sample, setting.seed, each)
+    if not found.finite:
+        raise find_nonfinite(unit.pairs, stream)
+    if found.boundary is not None:
+        boundaries[setting] = found.boundary
+    return found.zeros
+
+
+def _from_histogram(
+    unit: Unit,
+    settings: Sequence[DropSetting],
+    stream: DeltaStream,
+    spans: Sequence[Span],
+    changed_only: bool,
+    boundaries: dict[DropSetting, Boundary],
+    each: Each,
+) -> int:
+    """Find the settings' boundaries, all from one histogram; returns the unchanged entries."""
+    source = [functools.partial(_deltas, stream, span) for span in spans]
+    histogram = histogram_of(source, each)
+    if histogram is None:
+        histogram_zeros = 0
+    elif histogram.nonfinite:
+        raise find_nonfinite(unit.pairs, stream)
+    else:
+        histogram_zeros = histogram.zeros
+    skipped = histogram_zeros if changed_only else 0
+    for seed, some in _by_seed(settings):
+        sizes = [prefix_size(s.strategy, s.rate, unit.entries, skipped) for s in some]
+        found = find_boundaries(source, sizes, seed, histogram, each)
+        boundaries |= zip(some, found, strict=True)
+    return histogram_zeros
 
 
 def _by_seed(settings: Iterable[DropSetting]) -> Iterator[tuple[int, list[DropSetting]]]:
@@ -133,15 +177,17 @@ def _deltas(stream: DeltaStream, span: Span) -> Iterator[Chunk]:
         yield Chunk(chunk.pair.name, chunk.start, chunk.delta)
 
 
-def _indices(stream: DeltaStream, span: Span) -> Iterator[tuple[str, Tensor]]:
-    for start in range(span.start, span.stop, stream.chunk):
-        stop = min(start + stream.chunk, span.stop)
-        yield span.pair.name, torch.arange(start, stop, device=stream.device)
+def _hashes(stream: DeltaStream, seed: int, span: Span) -> Iterator[tuple[str, Tensor]]:
+    name = span.pair.name
+    for hashes in hashed_range(span.start, span.stop, name_key(seed, name), stream.device):
+        yield name, hashes
 
 
-def _changed(stream: DeltaStream, span: Span) -> Iterator[tuple[str, Tensor]]:
+def _changed_hashes(stream: DeltaStream, seed: int, span: Span) -> Iterator[tuple[str, Tensor]]:
+    name = span.pair.name
     for chunk in stream.chunks(span):
-        yield chunk.pair.name, where_true(chunk.delta != 0).add_(chunk.start)
+        indices = where_true(chunk.delta != 0).add_(chunk.start)
+        yield name, index_hash(indices, name_key(seed, name))
 
 
 def find_nonfinite(pairs: Sequence[TensorPair], stream: DeltaStream) -> DeltaLensError:

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from deltalens.numerics.bracket import threshold_of
+from deltalens.numerics.hashing import hashed_range
 from deltalens.numerics.histogram import MagnitudeHistogram
 from deltalens.numerics.order import find_boundaries, find_random_boundaries, parts_of
 from deltalens.numerics.selection import Selection, put_back
+from deltalens.numerics.threshold import threshold_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -51,10 +52,10 @@ def test_the_selection_is_the_same(dtype, strategy):
 
 def test_the_random_order_is_the_same():
     def members(device):
-        return [lambda: [("a", torch.arange(100_000, device=device))]]
+        return [lambda: (("a", h) for h in hashed_range(0, 100_000, 5, torch.device(device)))]
 
     here, there = (
-        find_random_boundaries(members(device), 100_000, [1, 500, 99_000], 5)
+        find_random_boundaries(members(device), 100_000, [1, 500, 99_000])
         for device in ("cpu", "cuda")
     )
     assert here == there

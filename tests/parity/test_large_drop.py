@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import deltalens
 from benchmarks.drop import make_pair
-from deltalens.io import deltas
+from deltalens.studies import deltas
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 

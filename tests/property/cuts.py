@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from deltalens.io import deltas
-from deltalens.numerics import bracket, hashing, histogram, order, ties
+from deltalens.numerics import bracket, hashing, histogram, order, threshold, ties
+from deltalens.studies import deltas
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Sizes:
     hashed: int = 1 << 15
     sigmas: float = 8.0
     """How far around a rank's share its hash is looked for first; small ones miss and go on."""
+    sample: int = 1 << 14
+    """Entries from which a bracket is guessed."""
     asked: int = 1 << 18
     """Entries per question to a selection."""
 
@@ -34,12 +36,13 @@ def cut(sizes: Sizes) -> Iterator[None]:
         patch.setattr(order, "CHUNK", sizes.chunk)
         patch.setattr(order, "PART", sizes.part)
         patch.setattr(histogram, "CHUNK", sizes.chunk)
-        patch.setattr(bracket, "CHUNK", sizes.chunk)
-        patch.setattr(bracket, "PART", sizes.part)
+        patch.setattr(threshold, "CHUNK", sizes.chunk)
+        patch.setattr(threshold, "PART", sizes.part)
+        patch.setattr(bracket, "_SAMPLE", sizes.sample)
+        patch.setattr(bracket, "_SIGMAS", sizes.sigmas / 3)
         patch.setattr(deltas, "_CPU_CHUNK", sizes.chunk)
         patch.setattr(deltas, "_PART", sizes.part)
         patch.setattr(hashing, "HASHED", sizes.hashed)
-        patch.setattr(ties, "HASHED", sizes.hashed)
         patch.setattr(ties, "_SIGMAS", sizes.sigmas)
         yield
 

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deltalens.errors import DeltaLensError
-from deltalens.numerics import bracket, selection, ties
-from deltalens.numerics.bracket import threshold_of
-from deltalens.numerics.hashing import index_hash, name_key
+from deltalens.numerics import bracket, order, selection, threshold
+from deltalens.numerics.bracket import Sample, find_boundary, sample_stride
+from deltalens.numerics.hashing import hashed_range, index_hash, name_key
 from deltalens.numerics.histogram import MagnitudeHistogram
 from deltalens.numerics.order import (
+    Boundary,
     Chunk,
     find_boundaries,
     find_random_boundaries,
@@ -34,6 +35,7 @@ from deltalens.numerics.order import (
 )
 from deltalens.numerics.rates import exact_rate, exact_rates, parse_rates, show_rate
 from deltalens.numerics.selection import Selection, count_at, prefix_size
+from deltalens.numerics.threshold import threshold_of
 from deltalens.numerics.workers import Each, in_order, workers
 from tests.oracles import order as oracle
 from tests.oracles.order import FORMATS, STRATEGIES, Entry, Strategy
@@ -56,6 +58,7 @@ cuts = st.builds(
     part=st.integers(13, 60),
     sigmas=st.sampled_from([0.001, 0.3, 8.0]),
     hashed=st.integers(1, 7),
+    sample=st.integers(1, 40),
     asked=st.integers(1, 11),
 )
 
@@ -68,19 +71,50 @@ def threads(count: int) -> Iterator[Each]:
 
 
 def members_of(
-    unit: Mapping[str, Tensor], step: int, changed_only: bool
+    unit: Mapping[str, Tensor], step: int, changed_only: bool, seed: int = 0
 ) -> list[Callable[[], Iterable[tuple[str, Tensor]]]]:
-    """A unit's flat indices in parts, as `find_random_boundaries` takes them."""
+    """The hashes of a unit's entries in parts, as `find_random_boundaries` takes them."""
 
     def part(name: str, start: int, stop: int) -> Iterator[tuple[str, Tensor]]:
-        indices = torch.arange(start, stop)
-        yield name, indices[unit[name][start:stop] != 0] if changed_only else indices
+        key = selection.name_key(seed, name)
+        if changed_only:
+            changed = (unit[name][start:stop] != 0).nonzero().squeeze(1)
+            yield name, index_hash(changed + start, key)
+        else:
+            for hashes in hashed_range(start, stop, key, torch.device("cpu")):
+                yield name, hashes
 
     return [
         functools.partial(part, name, start, min(start + step, tensor.numel()))
         for name, tensor in unit.items()
         for start in range(0, tensor.numel(), step)
     ]
+
+
+def sample_of(unit: Mapping[str, Tensor]) -> list[Sample]:
+    """What `find_boundary` guesses from."""
+    stride = sample_stride(sum(tensor.numel() for tensor in unit.values()))
+    return [
+        Sample(name, torch.arange(0, tensor.numel(), stride), tensor[::stride].clone())
+        for name, tensor in unit.items()
+    ]
+
+
+def by_bracket(
+    unit: Mapping[str, Tensor], sizes: Sequence[int], seed: int, each: Each
+) -> list[Boundary]:
+    """Each boundary by a pass of its own; where the bracket missed, as the product falls back."""
+    source, total = parts_of(unit), sum(tensor.numel() for tensor in unit.values())
+    found = []
+    for size in sizes:
+        one = find_boundary(source, size, total, sample_of(unit), seed, each)
+        assert one.zeros == sum(int((tensor == 0).sum()) for tensor in unit.values())
+        assert one.finite == all(bool(tensor.isfinite().all()) for tensor in unit.values())
+        missed = one.boundary is None
+        found.append(
+            find_boundaries(source, [size], seed, each=each)[0] if missed else one.boundary
+        )
+    return found
 
 
 def selections(
@@ -93,6 +127,7 @@ def selections(
     each: Each = in_order,
     arrange: Callable[[list], list] = list,
     step: int = 1 << 18,
+    bracketed: bool = False,
 ) -> list[Selection]:
     """The selection of each rate, all from the same passes, as a study makes them."""
     exact = [exact_rate(rate) for rate in typed]
@@ -100,13 +135,17 @@ def selections(
     unchanged = sum(int((tensor == 0).sum()) for tensor in unit.values()) if changed_only else 0
     if strategy == "random":
         n = total - unchanged
-        parts = arrange(members_of(unit, step, changed_only))
+        parts = arrange(members_of(unit, step, changed_only, seed))
         sizes = [count_at(rate, n) for rate in exact]
-        found = find_random_boundaries(parts, n, sizes, seed, each)
+        found = find_random_boundaries(parts, n, sizes, each)
     else:
         source = arrange(list(parts_of(unit)))
         sizes = [prefix_size(strategy, rate, total, unchanged) for rate in exact]
-        found = find_boundaries(source, sizes, seed, each=each)
+        found = (
+            by_bracket(unit, sizes, seed, each)
+            if bracketed
+            else find_boundaries(source, sizes, seed, each=each)
+        )
     return [Selection(strategy, boundary, seed, changed_only) for boundary in found]
 
 
@@ -138,6 +177,7 @@ def check(
     changed_only: bool,
     sizes: Sizes,
     each: Each = in_order,
+    bracketed: bool = False,
 ) -> None:
     with cut(sizes):
         for strategy in STRATEGIES:
@@ -149,6 +189,7 @@ def check(
                 changed_only=changed_only,
                 each=each,
                 step=sizes.chunk,
+                bracketed=bracketed,
             )
             for rate, chosen in zip(typed, found, strict=True):
                 took = entries(chosen, unit, sizes.asked)
@@ -179,6 +220,30 @@ def test_selection_is_the_oracles(
     check(data.draw(tensors(dtype, count=3)), typed, seed, changed, sizes)
 
 
+@dtypes
+@repeatable(16)
+@given(data=st.data(), typed=rates, seed=st.integers(0, 3), changed=st.booleans(), sizes=cuts)
+def test_a_bracket_finds_the_same(
+    dtype: torch.dtype,
+    data: st.DataObject,
+    typed: list[str],
+    seed: int,
+    changed: bool,
+    sizes: Sizes,
+) -> None:
+    check(data.draw(tensors(dtype, count=3)), typed, seed, changed, sizes, bracketed=True)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_bracket_that_ends_among_ties(seed: int) -> None:
+    """At every rank, from a poor sample: at some, the bracket ends with the key looked for."""
+    unit = {"w": make("equal", 60, torch.float32, 0)}
+    ranked = oracle.ordered({"w": oracle.magnitudes(unit["w"])}, "trivial", seed)
+    with cut(Sizes(sample=12, sigmas=0.01)):
+        for size, boundary in enumerate(by_bracket(unit, range(61), seed, in_order)):
+            assert entries(Selection("trivial", boundary, seed), unit) == set(ranked[:size])
+
+
 @pytest.mark.slow
 @dtypes
 @repeatable(60)
@@ -200,7 +265,8 @@ def test_each_kind_of_tensor(dtype: torch.dtype, kind: str) -> None:
     unit = {name: make(kind, 120, dtype, at) for at, name in enumerate(("b", "a"))}
     for sigmas in (0.01, 8.0):
         sizes = Sizes(chunk=32, part=64, sigmas=sigmas, hashed=10, asked=40)
-        check(unit, ["0.01", "0.5", "0.77"], 1, False, sizes)
+        for bracketed in (False, True):
+            check(unit, ["0.01", "0.5", "0.77"], 1, False, sizes, bracketed=bracketed)
 
 
 @dtypes
@@ -239,7 +305,7 @@ def test_where_hashes_collide_the_name_decides(
     """Hashes of two tensors never meet in practice: here all tensors hash alike."""
     unit = data.draw(tensors(dtype, most=30))
     with pytest.MonkeyPatch.context() as patch, cut(sizes):
-        for module in (ties, selection):
+        for module in (bracket, order, selection):
             patch.setattr(module, "name_key", lambda seed, name: 77)
         for strategy in STRATEGIES:
             ranked = oracle.ordered(
@@ -247,10 +313,11 @@ def test_where_hashes_collide_the_name_decides(
                 strategy,
                 hash_of=lambda seed, name, index: oracle.signed(oracle.mix(77, index)),
             )
-            found = selections(unit, strategy, typed, step=sizes.chunk)
-            for rate, chosen in zip(typed, found, strict=True):
-                k = oracle.count_for(rate, len(ranked))
-                assert entries(chosen, unit) == set(ranked[:k])
+            for bracketed in (False, True):
+                found = selections(unit, strategy, typed, step=sizes.chunk, bracketed=bracketed)
+                for rate, chosen in zip(typed, found, strict=True):
+                    k = oracle.count_for(rate, len(ranked))
+                    assert entries(chosen, unit) == set(ranked[:k])
 
 
 def large_unit(dtype: torch.dtype, n: int) -> dict[str, Tensor]:
@@ -267,6 +334,9 @@ def check_large(unit: Mapping[str, Tensor], typed: list[str], each: Each) -> Non
     large = oracle.LargeUnit(sizes, 5)
     for strategy in STRATEGIES:
         found = selections(unit, strategy, typed, 5, each=each)
+        if strategy != "random":
+            again = selections(unit, strategy, typed, 5, each=each, bracketed=True)
+            found, typed = found + again, typed + typed
         for rate, chosen in zip(typed, found, strict=True):
             wanted = large.select(strategy, rate)
             for name, tensor in unit.items():
@@ -395,7 +465,9 @@ def test_prefixes_outside_the_unit_are_refused(size: int) -> None:
     with pytest.raises(IndexError):
         find_boundaries(parts_of(unit), [3, size])
     with pytest.raises(IndexError):
-        find_random_boundaries(members_of(unit, 4, False), 10, [3, size], 0)
+        find_random_boundaries(members_of(unit, 4, False), 10, [3, size])
+    with pytest.raises(IndexError):
+        find_boundary(parts_of(unit), size, 10, sample_of(unit))
 
 
 def test_parts_may_be_empty() -> None:
@@ -435,8 +507,8 @@ def test_thresholds_are_those_of_a_sort(
     ranks = data.draw(st.lists(st.integers(0, len(ranked) - 1), min_size=1, max_size=5))
     with cut(sizes), pytest.MonkeyPatch.context() as patch:
         assert find_thresholds(parts_of(unit), ranks) == [ranked[rank] for rank in ranks]
-        patch.setattr(bracket, "_FEWEST", 1)
-        patch.setattr(bracket, "_SAMPLE", sample)
+        patch.setattr(threshold, "_FEWEST", 1)
+        patch.setattr(threshold, "_SAMPLE", sample)
         patch.setattr(bracket, "_SIGMAS", sigmas)
         whole = torch.cat(list(unit.values()))
         for rank in ranks:

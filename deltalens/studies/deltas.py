@@ -1,0 +1,111 @@
+"""The delta of a pair, streamed chunk by chunk straight from the two files."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deltalens.io.checkpoint import TensorReader, torch_dtype
+from deltalens.io.pairing import TensorPair
+from deltalens.numerics.bracket import Sample
+from deltalens.numerics.scratch import Scratch
+
+__all__ = ["DeltaChunk", "DeltaStream", "Span"]
+
+_CPU_CHUNK = 1 << 19
+"""Large enough that threads seldom wait for each other between two operations."""
+_DEVICE_CHUNK = 1 << 24
+_PART = 1 << 19
+"""Entries given to one worker at a time: most tensors are worth several."""
+
+
+class Span(NamedTuple):
+    """A run of a pair's entries, given to one worker."""
+
+    pair: TensorPair
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class DeltaChunk:
+    """A run of consecutive entries of a pair; valid until the next one is asked for."""
+
+    pair: TensorPair
+    start: int
+    ft: Tensor
+    """1-D, in the fine-tune's stored dtype."""
+    base: Tensor
+    """1-D, in the base's stored dtype."""
+    scratch: Scratch
+
+    @functools.cached_property
+    def delta(self) -> Tensor:
+        """ft - base in fp32, 1-D. (fp64 is subtracted in fp64, then rounded.)"""
+        size, device = self.ft.numel(), self.ft.device
+        out = self.scratch.get("delta", torch.float32, size, device)
+        if self.ft.dtype == self.base.dtype == torch.float32:
+            return torch.sub(self.ft, self.base, out=out)
+        if torch.float64 in (self.ft.dtype, self.base.dtype):
+            return out.copy_(self.ft.double() - self.base.double())
+        wide = self.scratch.get("wide", torch.float32, size, device)
+        return out.copy_(self.ft).sub_(wide.copy_(self.base))
+
+
+class _Readers(threading.local):
+    """Each thread's own open files."""
+
+    def __init__(self) -> None:
+        self.ft, self.base = TensorReader(), TensorReader()
+
+
+class DeltaStream:
+    """Reads pairs chunk by chunk into buffers that are made once a thread.
+
+    Args:
+        device: where the chunks are wanted and the delta is computed.
+        chunk: entries at a time; no result depends on it.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", chunk: int | None = None) -> None:
+        self.device = torch.device(device)
+        self.chunk = chunk or (_CPU_CHUNK if self.device.type == "cpu" else _DEVICE_CHUNK)
+        self._readers, self._scratch = _Readers(), Scratch()
+
+    def parts(self, pairs: Iterable[TensorPair]) -> list[Span]:
+        """These pairs, cut into spans of a few chunks that different threads may visit."""
+        step = self.chunk * (_PART // self.chunk or 1)
+        return [
+            Span(pair, start, min(start + step, pair.entries))
+            for pair in pairs
+            for start in range(0, pair.entries, step)
+        ]
+
+    def chunks(self, span: Span) -> Iterator[DeltaChunk]:
+        """The chunks of a span, in order."""
+        for start in range(span.start, span.stop, self.chunk):
+            yield self._read(span.pair, start, min(start + self.chunk, span.stop))
+
+    def _read(self, pair: TensorPair, start: int, stop: int) -> DeltaChunk:
+        ft = self._scratch.get("ft", torch_dtype(pair.ft), stop - start)
+        base = self._scratch.get("base", torch_dtype(pair.base), stop - start)
+        self._readers.ft.read(pair.ft, start, ft)
+        self._readers.base.read(pair.base, start, base)
+        return self._chunk(pair, start, ft, base)
+
+    def _chunk(self, pair: TensorPair, start: int, ft: Tensor, base: Tensor) -> DeltaChunk:
+        return DeltaChunk(pair, start, ft.to(self.device), base.to(self.device), self._scratch)
+
+    def sample(self, pairs: Iterable[TensorPair], stride: int) -> Iterator[Sample]:
+        """The deltas of every so many-th entry of each pair; each valid until the next."""
+        for pair in pairs:
+            ft = self._readers.ft.sample(pair.ft, pair.entries, stride)
+            base = self._readers.base.sample(pair.base, pair.entries, stride)
+            indices = torch.arange(0, pair.entries, stride, device=self.device)
+            yield Sample(pair.name, indices, self._chunk(pair, 0, ft, base).delta)
