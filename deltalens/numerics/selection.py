@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, get_args
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from deltalens.numerics.bits import cast_once, integer_of, magnitude_bits
 from deltalens.numerics.hashing import hashed_range, index_hash, name_key
-from deltalens.numerics.kernels import equal, less, less_equal, select, take, where_true
+from deltalens.numerics.kernels import equal, less, select, take, where_true
 from deltalens.numerics.order import EVERYTHING, NOTHING, Boundary
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.ties import Tie
+from deltalens.numerics.ties import Tie, up_to
 
 __all__ = ["STRATEGIES", "Selection", "Strategy", "count_at", "prefix_size", "put_back"]
 
@@ -53,6 +53,8 @@ class Selection:
     seed: int
     changed_only: bool = False
     """Entries whose delta is exactly zero are never selected."""
+    drawn: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
+    """The masks of a random drop, where they have been made already (`drawing.draw`)."""
 
     @property
     def empty(self) -> bool:
@@ -97,24 +99,21 @@ class Selection:
         return inside.logical_and_(bits != 0) if self.changed_only else inside
 
     def _random(self, name: str, start: int, inside: Tensor) -> None:
+        if self.drawn is not None:
+            inside.copy_(self.drawn[name][start : start + inside.numel()])
+            return
         tie = self.boundary.tie
         if tie is None:
             inside.fill_(self.boundary == EVERYTHING)
             return
-        compare, at, key = _up_to(tie, name), 0, name_key(self.seed, name)
+        compare, at, key = up_to(tie, name), 0, name_key(self.seed, name)
         for hashes in hashed_range(start, start + inside.numel(), key, inside.device):
             compare(hashes, tie.hash, out=inside[at : at + hashes.numel()])
             at += hashes.numel()
 
     def _tied_inside(self, tie: Tie, name: str, indices: Tensor) -> Tensor:
         hashes = index_hash(indices, name_key(self.seed, name))
-        return _up_to(tie, name)(hashes, tie.hash, out=torch.empty_like(hashes, dtype=torch.bool))
-
-
-def _up_to(tie: Tie, name: str) -> Callable[..., Tensor]:
-    """How hashes of a tensor compare with the last tied entry that is inside: of tensors whose
-    entries hash alike, those first by name come first."""
-    return less_equal if name <= tie.name else less
+        return up_to(tie, name)(hashes, tie.hash, out=torch.empty_like(hashes, dtype=torch.bool))
 
 
 def put_back(

@@ -15,9 +15,9 @@ from deltalens.numerics.kernels import count_true, less, less_equal, take
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.workers import Each
 
-__all__ = ["Near", "Tie", "Tied", "split_ties"]
+__all__ = ["SIGMAS", "Near", "Tie", "Tied", "hash_window", "split_ties", "up_to"]
 
-_SIGMAS = 8.0
+SIGMAS = 8.0
 """Standard errors to both sides of a rank's share within which its hash is looked for first."""
 
 Tied = Callable[[], Iterable[tuple[int, str, Tensor]]]
@@ -29,6 +29,12 @@ class Tie(NamedTuple):
 
     hash: int
     name: str
+
+
+def up_to(tie: Tie, name: str) -> Callable[..., Tensor]:
+    """How hashes of a tensor compare with the last tied entry that is inside: of tensors whose
+    entries hash alike, those first by name come first."""
+    return less_equal if name <= tie.name else less
 
 
 def split_ties(
@@ -44,9 +50,9 @@ def split_ties(
     """
     found: dict[tuple[int, int], Tie] = {}
     wanted = {(group, rank) for group in ranks for rank in ranks[group]}
-    sigmas = _SIGMAS
+    sigmas = SIGMAS
     while wanted:
-        windows = [_Window(g, r, *_hash_range(r, counts[g], sigmas)) for g, r in sorted(wanted)]
+        windows = [_Window(g, r, *hash_window(r, counts[g], sigmas)) for g, r in sorted(wanted)]
         near = {(window.group, window.rank): Near() for window in windows}
         for part in each(functools.partial(_look, windows=windows), members):
             for key, some in part.items():
@@ -67,7 +73,7 @@ class _Window(NamedTuple):
     """Both inclusive."""
 
 
-def _hash_range(rank: int, count: int, sigmas: float) -> tuple[int, int]:
+def hash_window(rank: int, count: int, sigmas: float) -> tuple[int, int]:
     """The hashes around a rank's share, so many standard errors to both sides."""
     share = (rank + 0.5) / count
     reach = (sigmas * math.sqrt(count * share * (1 - share)) + sigmas) / count

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -33,28 +31,38 @@ class Span(NamedTuple):
     stop: int
 
 
-@dataclass(frozen=True)
 class DeltaChunk:
     """A run of consecutive entries of a pair; valid until the next one is asked for."""
 
-    pair: TensorPair
-    start: int
-    ft: Tensor
-    """1-D, in the fine-tune's stored dtype."""
-    base: Tensor
-    """1-D, in the base's stored dtype."""
-    scratch: Scratch
+    __slots__ = ("_delta", "_scratch", "base", "ft", "pair", "start")
 
-    @functools.cached_property
+    def __init__(
+        self, pair: TensorPair, start: int, ft: Tensor, base: Tensor, scratch: Scratch
+    ) -> None:
+        self.pair, self.start = pair, start
+        self.ft = ft
+        """1-D, in the fine-tune's stored dtype."""
+        self.base = base
+        """1-D, in the base's stored dtype."""
+        self._scratch = scratch
+        self._delta: Tensor | None = None
+
+    @property
     def delta(self) -> Tensor:
-        """ft - base in fp32, 1-D. (fp64 is subtracted in fp64, then rounded.)"""
+        """ft - base in fp32, 1-D, computed when first asked for. (fp64 is subtracted in fp64, then
+        rounded.)"""
+        if self._delta is None:
+            self._delta = self._subtract()
+        return self._delta
+
+    def _subtract(self) -> Tensor:
         size, device = self.ft.numel(), self.ft.device
-        out = self.scratch.get("delta", torch.float32, size, device)
+        out = self._scratch.get("delta", torch.float32, size, device)
         if self.ft.dtype == self.base.dtype == torch.float32:
             return torch.sub(self.ft, self.base, out=out)
         if torch.float64 in (self.ft.dtype, self.base.dtype):
             return out.copy_(self.ft.double() - self.base.double())
-        wide = self.scratch.get("wide", torch.float32, size, device)
+        wide = self._scratch.get("wide", torch.float32, size, device)
         return out.copy_(self.ft).sub_(wide.copy_(self.base))
 
 

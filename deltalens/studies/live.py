@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from typing import Any
 
@@ -16,10 +17,13 @@ from deltalens.io.header import TensorEntry
 from deltalens.io.pairing import Pairing
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection import Selection, put_back
-from deltalens.numerics.workers import workers
+from deltalens.numerics.workers import Each, in_order, workers
 from deltalens.studies.deltas import DeltaStream, Span
 
 __all__ = ["LiveModel"]
+
+_FEWEST = 1 << 22
+"""Below so many entries one thread is as quick as several that have to be started."""
 
 
 class LiveModel:
@@ -86,8 +90,13 @@ class LiveModel:
                     )
                 self._write(name, chunk.start, chunk.ft)
 
-        with torch.no_grad(), workers(self._stream.device) as each:
-            for _ in each(write, self._stream.parts(self.pairing.pairs)):
+        spans = self._stream.parts(self.pairing.pairs)
+        small = self.pairing.entries < _FEWEST
+        pool: AbstractContextManager[Each] = (
+            nullcontext(in_order) if small else workers(self._stream.device)
+        )
+        with torch.no_grad(), pool as each:
+            for _ in each(write, spans):
                 pass
             for copy, first in self.pairing.copies.items():
                 self._views[copy].copy_(self._views[first])

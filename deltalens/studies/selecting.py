@@ -13,6 +13,7 @@ from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import torch_dtype
 from deltalens.io.pairing import Pairing, TensorPair, Unit
 from deltalens.numerics.bracket import find_boundary, sample_stride
+from deltalens.numerics.drawing import draw
 from deltalens.numerics.hashing import hashed_range, index_hash, name_key
 from deltalens.numerics.kernels import where_true
 from deltalens.numerics.order import (
@@ -39,6 +40,8 @@ __all__ = [
 
 _BRACKETED = 1 << 28
 """Entries up to which a bracket is gathered, one in fifty; beyond, memory stays what it is."""
+_DRAWN = 1 << 26
+"""Entries up to which the mask of a random drop is kept, a byte each."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,13 @@ def select_unit(
     if ranked or changed_only:
         unchanged = _from_histogram(unit, ranked, stream, spans, changed_only, boundaries, each)
     total = unit.entries - (unchanged or 0 if changed_only else 0)
+    masks: dict[str, Tensor] | None = None
+    if len(settings) == len(drawn) == 1 and not changed_only and unit.entries <= _DRAWN:
+        count = count_at(drawn[0].rate, total)
+        if 0 < count < total:
+            sizes = {pair.name: pair.entries for pair in unit.pairs}
+            boundaries[drawn[0]], masks = draw(sizes, count, drawn[0].seed, each)
+            drawn = []
     for seed, settings_ in _by_seed(drawn):
         read = functools.partial(_changed_hashes if changed_only else _hashes, stream, seed)
         members = [functools.partial(read, span) for span in spans]
@@ -113,7 +123,7 @@ def select_unit(
         boundaries |= zip(settings_, found, strict=True)
     return UnitSelections(
         unit,
-        {s: Selection(s.strategy, boundaries[s], s.seed, changed_only) for s in settings},
+        {s: Selection(s.strategy, boundaries[s], s.seed, changed_only, masks) for s in settings},
         {s: count_at(s.rate, total) for s in settings},
         unchanged,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from deltalens.numerics import bracket, hashing, histogram, order, threshold, ties
+from deltalens.numerics import bracket, drawing, hashing, histogram, order, threshold, ties
 from deltalens.studies import deltas
 
 
@@ -43,7 +43,9 @@ def cut(sizes: Sizes) -> Iterator[None]:
         patch.setattr(deltas, "_CPU_CHUNK", sizes.chunk)
         patch.setattr(deltas, "_PART", sizes.part)
         patch.setattr(hashing, "HASHED", sizes.hashed)
-        patch.setattr(ties, "_SIGMAS", sizes.sigmas)
+        patch.setattr(ties, "SIGMAS", sizes.sigmas)
+        patch.setattr(drawing, "SIGMAS", sizes.sigmas)
+        patch.setattr(drawing, "_PART", sizes.part)
         yield
 
 

@@ -20,11 +20,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deltalens.errors import DeltaLensError
-from deltalens.numerics import bracket, order, selection, threshold
+from deltalens.numerics import bracket, drawing, order, selection, threshold
 from deltalens.numerics.bracket import Sample, find_boundary, sample_stride
+from deltalens.numerics.drawing import draw
 from deltalens.numerics.hashing import hashed_range, index_hash, name_key
 from deltalens.numerics.histogram import MagnitudeHistogram
 from deltalens.numerics.order import (
+    EVERYTHING,
+    NOTHING,
     Boundary,
     Chunk,
     find_boundaries,
@@ -100,6 +103,15 @@ def sample_of(unit: Mapping[str, Tensor]) -> list[Sample]:
     ]
 
 
+def drawn(unit: Mapping[str, Tensor], count: int, seed: int, each: Each) -> Selection:
+    """A random drop whose masks are made in one pass, as `drop` makes it."""
+    sizes = {name: tensor.numel() for name, tensor in unit.items()}
+    if not 0 < count < sum(sizes.values()):
+        return Selection("random", EVERYTHING if count else NOTHING, seed)
+    boundary, masks = draw(sizes, count, seed, each)
+    return Selection("random", boundary, seed, drawn=masks)
+
+
 def by_bracket(
     unit: Mapping[str, Tensor], sizes: Sequence[int], seed: int, each: Each
 ) -> list[Boundary]:
@@ -135,6 +147,8 @@ def selections(
     unchanged = sum(int((tensor == 0).sum()) for tensor in unit.values()) if changed_only else 0
     if strategy == "random":
         n = total - unchanged
+        if bracketed and not changed_only:
+            return [drawn(unit, count_at(rate, n), seed, each) for rate in exact]
         parts = arrange(members_of(unit, step, changed_only, seed))
         sizes = [count_at(rate, n) for rate in exact]
         found = find_random_boundaries(parts, n, sizes, each)
@@ -305,7 +319,7 @@ def test_where_hashes_collide_the_name_decides(
     """Hashes of two tensors never meet in practice: here all tensors hash alike."""
     unit = data.draw(tensors(dtype, most=30))
     with pytest.MonkeyPatch.context() as patch, cut(sizes):
-        for module in (bracket, order, selection):
+        for module in (bracket, drawing, order, selection):
             patch.setattr(module, "name_key", lambda seed, name: 77)
         for strategy in STRATEGIES:
             ranked = oracle.ordered(
@@ -334,10 +348,8 @@ def check_large(unit: Mapping[str, Tensor], typed: list[str], each: Each) -> Non
     large = oracle.LargeUnit(sizes, 5)
     for strategy in STRATEGIES:
         found = selections(unit, strategy, typed, 5, each=each)
-        if strategy != "random":
-            again = selections(unit, strategy, typed, 5, each=each, bracketed=True)
-            found, typed = found + again, typed + typed
-        for rate, chosen in zip(typed, found, strict=True):
+        again = selections(unit, strategy, typed, 5, each=each, bracketed=True)
+        for rate, chosen in zip(typed + typed, found + again, strict=True):
             wanted = large.select(strategy, rate)
             for name, tensor in unit.items():
                 middle = tensor.numel() // 2 + 1
