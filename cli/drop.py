@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -54,10 +55,12 @@ def drop(
     deltalens drop ft/ base/ --strategy trivial --rate 0.7 -o ft-dropped/
     """
     with console.command(debug):
+        from deltalens.io.files import check_new_folder
         from deltalens.io.locate import located
         from deltalens.studies.drop import drop as run
 
         changed_only = console.changed_only(of)
+        check_new_folder(out, [Path(given) for given in (ft, base)])
         with (
             located(ft, base, merge_adapter) as (ft_path, base_path),
             console.meter(quiet or as_json) as meter,

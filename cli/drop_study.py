@@ -53,7 +53,7 @@ def drop_study(
         str | None,
         typer.Option(metavar="RE", help="Finds the answer in a longer text; the model generates."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Rows taken of each data file.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows taken of each data file.")] = None,
     fidelity_tokens: Annotated[
         int, typer.Option(help="Without data: tokens sampled per text, in 64 texts.")
     ] = 128,
@@ -88,13 +88,19 @@ def drop_study(
     with console.command(
         debug, f"stopped; finished cells are kept in {out}, the same command goes on"
     ):
+        from deltalens.evaluate.rows import read_rows
         from deltalens.io.locate import located
-        from deltalens.studies.drop_study import FidelityTexts
+        from deltalens.io.records import check_study_folder
+        from deltalens.studies.drop_asked import FidelityTexts
         from deltalens.studies.drop_study import drop_study as run
         from deltalens.studies.study import StudyWatch
 
         changed_only = console.changed_only(of)
         console.quieten()
+        # Before anything is fetched or merged:
+        check_study_folder(out, [Path(given) for given in (ft, base)])
+        for path in data or ():
+            read_rows(path, limit)
         with (
             located(ft, base, merge_adapter) as (ft_path, base_path),
             console.meter(quiet or as_json) as meter,

@@ -53,7 +53,8 @@ def longest_input(config: Any) -> int | None:
 
 
 def encode_rows(data: DataFile, tokenizer: Any, longest: int | None) -> tuple[list[Tokens], int]:
-    """The rows as token sequences, and how many were left out because they are too long.
+    """The rows as token sequences, and how many were left out: too long for the model, or
+    without a token to predict.
 
     A text's targets are all its tokens but the first. A completion's are its tokens and the
     end-of-sequence token, as in training; a conversation's are its last message.

@@ -137,6 +137,8 @@ def pair(
     """
     ft = ft if isinstance(ft, Checkpoint) else open_checkpoint(ft)
     base = base if isinstance(base, Checkpoint) else open_checkpoint(base)
+    if ft.path.resolve() == base.path.resolve():
+        raise PairingError(f"{ft.path} is given as both models: there is no delta to study")
     chosen = _filter(ft, include, exclude)
     matcher = _Matcher(ft, base)
     for name in chosen:

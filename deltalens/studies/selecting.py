@@ -15,6 +15,7 @@ from deltalens.io.pairing import Pairing, TensorPair, Unit
 from deltalens.numerics.bracket import find_boundary, sample_stride
 from deltalens.numerics.drawing import draw
 from deltalens.numerics.hashing import hashed_range, index_hash, name_key
+from deltalens.numerics.histogram import MagnitudeHistogram
 from deltalens.numerics.kernels import where_true
 from deltalens.numerics.order import (
     Boundary,
@@ -96,83 +97,70 @@ def select_unit(
     Raises:
         DeltaLensError: a NaN or an infinity in either model (the tensor is named).
     """
+    if len(settings) == 1 and not changed_only:
+        found = _select_one(unit, settings[0], stream, each)
+        if found is not None:
+            return found
     spans = stream.parts(unit.pairs)
-    ranked = [setting for setting in settings if setting.strategy != "random"]
-    drawn = [setting for setting in settings if setting.strategy == "random"]
-    boundaries: dict[DropSetting, Boundary] = {}
+    source = [functools.partial(_deltas, stream, span) for span in spans]
     unchanged: int | None = None
-    if len(ranked) == 1 and not changed_only and unit.entries <= _BRACKETED:
-        unchanged = _bracketed(unit, ranked[0], stream, spans, boundaries, each)
-        if ranked[0] in boundaries:
-            ranked = []
-    if ranked or changed_only:
-        unchanged = _from_histogram(unit, ranked, stream, spans, changed_only, boundaries, each)
-    total = unit.entries - (unchanged or 0 if changed_only else 0)
-    masks: dict[str, Tensor] | None = None
-    if len(settings) == len(drawn) == 1 and not changed_only and unit.entries <= _DRAWN:
-        count = count_at(drawn[0].rate, total)
-        if 0 < count < total:
-            sizes = {pair.name: pair.entries for pair in unit.pairs}
-            boundaries[drawn[0]], masks = draw(sizes, count, drawn[0].seed, each)
-            drawn = []
-    for seed, settings_ in _by_seed(drawn):
+    histogram: MagnitudeHistogram | None = None
+    if changed_only or any(setting.strategy != "random" for setting in settings):
+        histogram = histogram_of(source, each)
+        if histogram is not None and histogram.nonfinite:
+            raise find_nonfinite(unit.pairs, stream)
+        unchanged = histogram.zeros if histogram is not None else 0
+    skipped = (unchanged or 0) if changed_only else 0
+
+    boundaries: dict[DropSetting, Boundary] = {}
+    for seed, ranked in _by_seed(s for s in settings if s.strategy != "random"):
+        sizes = [prefix_size(s.strategy, s.rate, unit.entries, skipped) for s in ranked]
+        boundaries |= zip(
+            ranked, find_boundaries(source, sizes, seed, histogram, each), strict=True
+        )
+    total = unit.entries - skipped
+    for seed, drawn in _by_seed(s for s in settings if s.strategy == "random"):
         read = functools.partial(_changed_hashes if changed_only else _hashes, stream, seed)
         members = [functools.partial(read, span) for span in spans]
-        sizes = [count_at(setting.rate, total) for setting in settings_]
-        found = find_random_boundaries(members, total, sizes, each)
-        boundaries |= zip(settings_, found, strict=True)
+        sizes = [count_at(setting.rate, total) for setting in drawn]
+        boundaries |= zip(drawn, find_random_boundaries(members, total, sizes, each), strict=True)
+
     return UnitSelections(
         unit,
-        {s: Selection(s.strategy, boundaries[s], s.seed, changed_only, masks) for s in settings},
+        {s: Selection(s.strategy, boundaries[s], s.seed, changed_only) for s in settings},
         {s: count_at(s.rate, total) for s in settings},
         unchanged,
     )
 
 
-def _bracketed(
-    unit: Unit,
-    setting: DropSetting,
-    stream: DeltaStream,
-    spans: Sequence[Span],
-    boundaries: dict[DropSetting, Boundary],
-    each: Each,
-) -> int:
-    """Find one setting's boundary, if the bracket does not miss; returns the unchanged entries."""
-    size = prefix_size(setting.strategy, setting.rate, unit.entries)
-    sample = stream.sample(unit.pairs, sample_stride(unit.entries))
-    source = [functools.partial(_deltas, stream, span) for span in spans]
-    found = find_boundary(source, size, unit.entries, sample, setting.seed, each)
+def _select_one(
+    unit: Unit, setting: DropSetting, stream: DeltaStream, each: Each
+) -> UnitSelections | None:
+    """A single setting, over all entries, in one pass; None if that is not to be had."""
+    count = count_at(setting.rate, unit.entries)
+    if setting.strategy == "random":
+        if not 0 < count < unit.entries <= _DRAWN:
+            return None
+        sizes = {pair.name: pair.entries for pair in unit.pairs}
+        boundary, masks = draw(sizes, count, setting.seed, each)
+        selection = Selection("random", boundary, setting.seed, drawn=masks)
+        return UnitSelections(unit, {setting: selection}, {setting: count}, None)
+    if unit.entries > _BRACKETED:
+        return None
+    found = find_boundary(
+        [functools.partial(_deltas, stream, span) for span in stream.parts(unit.pairs)],
+        prefix_size(setting.strategy, setting.rate, unit.entries),
+        unit.entries,
+        stream.sample(unit.pairs, sample_stride(unit.entries)),
+        setting.seed,
+        each,
+    )
     if not found.finite:
         raise find_nonfinite(unit.pairs, stream)
-    if found.boundary is not None:
-        boundaries[setting] = found.boundary
-    return found.zeros
-
-
-def _from_histogram(
-    unit: Unit,
-    settings: Sequence[DropSetting],
-    stream: DeltaStream,
-    spans: Sequence[Span],
-    changed_only: bool,
-    boundaries: dict[DropSetting, Boundary],
-    each: Each,
-) -> int:
-    """Find the settings' boundaries, all from one histogram; returns the unchanged entries."""
-    source = [functools.partial(_deltas, stream, span) for span in spans]
-    histogram = histogram_of(source, each)
-    if histogram is None:
-        histogram_zeros = 0
-    elif histogram.nonfinite:
-        raise find_nonfinite(unit.pairs, stream)
-    else:
-        histogram_zeros = histogram.zeros
-    skipped = histogram_zeros if changed_only else 0
-    for seed, some in _by_seed(settings):
-        sizes = [prefix_size(s.strategy, s.rate, unit.entries, skipped) for s in some]
-        found = find_boundaries(source, sizes, seed, histogram, each)
-        boundaries |= zip(some, found, strict=True)
-    return histogram_zeros
+    if found.boundary is None:
+        return None
+    selection = Selection(setting.strategy, found.boundary, setting.seed)
+    return UnitSelections(unit, {setting: selection}, {setting: count}, found.zeros)
 
 
 def _by_seed(settings: Iterable[DropSetting]) -> Iterator[tuple[int, list[DropSetting]]]:
@@ -213,9 +201,12 @@ def find_nonfinite(pairs: Sequence[TensorPair], stream: DeltaStream) -> DeltaLen
             ("fine-tune", "base"), values, (chunk.pair.ft, chunk.pair.base), strict=True
         ):
             if value in (float("inf"), float("-inf")) or value != value:
-                return DeltaLensError(f"{entry.file}: {value} in the {model}'s tensor {where}")
+                return DeltaLensError(
+                    f"{entry.file}: {value} in the {model}'s tensor {where}; the model is broken, "
+                    "or leave the tensor out with --exclude (exclude=...)"
+                )
         return DeltaLensError(
-            f"{where}: {values[0]} - {values[1]} overflows fp32 "
+            f"{chunk.pair.ft.file}: {where}: {values[0]} - {values[1]} overflows fp32 "
             f"({torch_dtype(chunk.pair.ft)} weights this large are not a trained model's)"
         )
     raise AssertionError("asked to find what is not there")

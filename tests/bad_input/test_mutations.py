@@ -19,7 +19,7 @@ from safetensors import safe_open
 import deltalens
 from deltalens import DeltaLensError
 from deltalens.evaluate.rows import read_rows
-from deltalens.studies.drop_study import FidelityTexts
+from deltalens.studies.drop_asked import FidelityTexts
 from tests.bad_input.files import (
     INDEX,
     SHARDS,

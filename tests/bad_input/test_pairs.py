@@ -138,7 +138,8 @@ def test_a_number_that_is_not_finite_is_named_with_its_place(
     ft, base_path = pair_of(tmp_path, models["fine-tune"], models["base"])
     file = (ft if side == "fine-tune" else base_path) / "model.safetensors"
     assert refusal(ft, base_path, run) == (
-        f"{file}: {value} in the {side}'s tensor 'model.layers.1.mlp.weight', flat index 5"
+        f"{file}: {value} in the {side}'s tensor 'model.layers.1.mlp.weight', flat index 5; the "
+        "model is broken, or leave the tensor out with --exclude (exclude=...)"
     )
 
 
@@ -148,7 +149,7 @@ def test_a_difference_beyond_fp32_is_named(tmp_path: Path, run: Run) -> None:
     ft = tuned(base)
     base["model.norm.weight"][1], ft["model.norm.weight"][1] = -3e38, 3e38
     message = refusal(*pair_of(tmp_path, ft, base), run)
-    assert message.startswith("'model.norm.weight', flat index 1: ")
+    assert ": 'model.norm.weight', flat index 1: " in message
     assert "overflows fp32" in message
 
 
@@ -157,7 +158,7 @@ def test_double_precision_beyond_fp32_is_named_too(tmp_path: Path, run: Run) -> 
     base = weights(dtype=torch.float64)
     ft = tuned(base)
     base["model.norm.weight"][1] = 1e300
-    assert "'model.norm.weight', flat index 1: " in refusal(*pair_of(tmp_path, ft, base), run)
+    assert ": 'model.norm.weight', flat index 1: " in refusal(*pair_of(tmp_path, ft, base), run)
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
@@ -206,3 +207,9 @@ def test_patterns_that_leave_nothing_show_what_names_look_like(tmp_path: Path) -
     ft, base = pair_of(tmp_path, tuned(weights()), weights())
     with pytest.raises(DeltaLensError, match=r"leave no tensor of .*look like model\."):
         deltalens.inspect(ft, base, include="decoder")
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_one_model_given_twice_is_said_before_it_is_read(tmp_path: Path, run: Run) -> None:
+    ft = save(tmp_path / "ft", weights())
+    assert "is given as both models" in refusal(ft, tmp_path / "ft" / ".." / "ft", run)

@@ -25,6 +25,7 @@ PRELOADED = [
     "matplotlib.pyplot",
     "deltalens.cli.main",
     "deltalens.figures.gmt_fig3",
+    "deltalens.studies.drop_run",
     "deltalens.studies.drop_study",
     "deltalens.studies.summary",
     "tests.studies.killing",
@@ -60,7 +61,7 @@ def _run(arguments: list[str], computed: str, said: str) -> None:
     import torch
 
     from deltalens.cli.main import app
-    from deltalens.studies import drop_study
+    from deltalens.studies.drop_run import DropRun
 
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -68,7 +69,7 @@ def _run(arguments: list[str], computed: str, said: str) -> None:
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
     # Tests that run in the background have been told to ignore Ctrl-C, and hand that on.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    drop_study._Run.edit = _counted(drop_study._Run.edit, computed)  # type: ignore[method-assign]
+    DropRun.edit = _counted(DropRun.edit, computed)  # type: ignore[method-assign]
     app(arguments)
 
 

@@ -16,7 +16,7 @@ import transformers
 
 import deltalens
 from deltalens.evaluate.fidelity import KEPT, Fidelity, sample_texts
-from deltalens.studies.drop_study import FidelityTexts
+from deltalens.studies.drop_asked import FidelityTexts
 from tests.studies import memory
 from tests.studies.conftest import PairOf
 from tests.studies.families import fine_tune, initialised, llama, plain, save_pair, tokenizer

@@ -15,6 +15,7 @@ import deltalens
 import deltalens.figures
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.io.records import StudyFolder
+from deltalens.studies import drop_run
 from deltalens.studies import drop_study as module
 from tests.studies.conftest import PairOf
 from tests.studies.families import Pair
@@ -293,11 +294,13 @@ def test_texts_are_sampled_once_and_used_again_on_resume(
             pair.ft, pair.base, out, watch=on_each_cell(StopAfter(3, KeyboardInterrupt())), **asked
         )
     texts = (out / "texts.json").read_bytes()
-    monkeypatch.setattr(module, "sample_texts", None)
+    monkeypatch.setattr(drop_run, "sample_texts", None)
     used: list[Any] = []
-    fidelity = module.Fidelity
+    fidelity = drop_run.Fidelity
     monkeypatch.setattr(
-        module, "Fidelity", lambda model, given, *more: used.append(given) or fidelity(model, given)
+        drop_run,
+        "Fidelity",
+        lambda model, given, *more: used.append(given) or fidelity(model, given),
     )
     deltalens.drop_study(pair.ft, pair.base, out, **asked)
     assert used == [json.loads(texts)]

@@ -221,7 +221,7 @@ def test_rows_too_long_for_the_model_are_left_out_and_counted(
     rows = [*SUMS, {"prompt": "ann " * 40, "completion": "3"}]
     pair, file = pair_of(family="llama"), write_rows(tmp_path / "sums.jsonl", rows)
     found = deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", data=[file], rates=["1"])
-    assert "sums.jsonl: 1 rows too long, left out" in found.facts["notes"]
+    assert "sums.jsonl: 1 rows left out: too long, or no token to predict" in found.facts["notes"]
     assert set(found.cells["n"]) == {len(SUMS)}
 
 

@@ -1,0 +1,137 @@
+"""What a drop study was asked for, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import nn
+
+from deltalens.errors import DeltaLensError
+from deltalens.evaluate.rows import DataFile
+from deltalens.io.pairing import Pairing, Scope
+from deltalens.io.records import Setting
+from deltalens.numerics.rates import show_rate
+from deltalens.studies.selecting import DropSetting, check_strategy
+
+__all__ = ["DropAsked", "FidelityTexts", "Metric", "answer_regex", "check_metrics", "identity_of"]
+
+FIDELITY = {"kl", "top1_agreement"}
+
+Metric = Callable[[nn.Module], dict[str, float]]
+"""Any measurement of a model: name -> value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityTexts:
+    """The texts that fidelity is measured on when there is no data."""
+
+    sequences: int = 64
+    """How many are sampled from the fine-tune."""
+    new_tokens: int = 128
+    """Tokens sampled per text."""
+    seed: int = 0
+    """Of the sampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropAsked:
+    """A drop study's arguments, checked."""
+
+    strategies: tuple[str, ...]
+    rates: tuple[Fraction, ...]
+    scope: Scope
+    seeds: int
+    rescale: bool
+    changed_only: bool
+    include: str | None
+    exclude: str | None
+    metrics: tuple[str, ...]
+    batch_tokens: int
+    answer_pattern: re.Pattern[str] | None
+    fidelity: FidelityTexts
+    files: tuple[DataFile, ...]
+    custom: str | None = field(default=None)
+
+    @property
+    def wants_fidelity(self) -> bool:
+        """Without data and without a metric of the caller's; or where it is named."""
+        named = FIDELITY & set(self.metrics)
+        return bool(named) or not (self.files or self.custom)
+
+    def cells(self) -> list[Setting]:
+        """All cells: the strategies in turn, rates ascending; seeds for the random one."""
+        return [
+            {"strategy": strategy, "scope": self.scope, "rate": float(rate), "seed": seed}
+            for strategy in self.strategies
+            for seed in range(self.seeds if strategy == "random" else 1)
+            for rate in self.rates
+        ]
+
+    def drop_settings(self) -> list[DropSetting]:
+        """What is selected for: every cell but the fine-tune and the base themselves."""
+        return [
+            DropSetting(check_strategy(strategy), rate, seed)
+            for strategy in self.strategies
+            for seed in range(self.seeds if strategy == "random" else 1)
+            for rate in self.rates
+            if 0 < rate < 1 or (rate == 1 and self.changed_only)
+        ]
+
+
+def answer_regex(text: str | None) -> re.Pattern[str] | None:
+    try:
+        return re.compile(text) if text is not None else None
+    except re.error as error:
+        raise DeltaLensError(f"answer pattern {text!r}: no regular expression: {error}") from error
+
+
+def check_metrics(asked: DropAsked) -> None:
+    names = [file.name for file in asked.files]
+    twice = [str(file.path) for file in asked.files if names.count(file.name) > 1]
+    if twice:
+        raise DeltaLensError(f"data files of the same name: {', '.join(twice)}; rename one")
+    known = set(FIDELITY) if not asked.custom else set()
+    if asked.files:
+        known |= {"loss", "perplexity"}
+        if any(file.rows[0].answered for file in asked.files):
+            known |= {"exact_match"}
+    if len(asked.files) > 1:
+        known |= {f"{file.name}/{name}" for file in asked.files for name in known - FIDELITY}
+    unknown = [name for name in asked.metrics if name not in known]
+    if unknown and not asked.custom:
+        raise DeltaLensError(
+            f"metric {unknown[0]!r} is not measured here; there are {', '.join(sorted(known))}"
+        )
+
+
+def identity_of(
+    asked: DropAsked, pairing: Pairing, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Everything that decides the numbers: two calls with the same are the same study."""
+    return {
+        "ft": pairing.ft.fingerprint,
+        "base": pairing.base.fingerprint,
+        "strategies": list(asked.strategies),
+        "rates": [show_rate(rate) for rate in asked.rates],
+        "scope": asked.scope,
+        "seeds": asked.seeds,
+        "rescale": asked.rescale,
+        "changed_only": asked.changed_only,
+        "include": asked.include,
+        "exclude": asked.exclude,
+        "data": [[file.name, len(file.rows), file.digest] for file in asked.files],
+        "metrics": list(asked.metrics),
+        "metric": asked.custom,
+        "answer_pattern": asked.answer_pattern.pattern if asked.answer_pattern else None,
+        "fidelity": [asked.fidelity.sequences, asked.fidelity.new_tokens, asked.fidelity.seed]
+        if asked.wants_fidelity
+        else None,
+        "device": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch_tokens": asked.batch_tokens,
+    }

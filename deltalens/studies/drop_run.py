@@ -1,0 +1,181 @@
+"""One sitting of a drop study: from the loaded model to the last cell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from fractions import Fraction
+
+import torch
+from torch import nn
+
+from deltalens.evaluate.fidelity import Fidelity, sample_texts
+from deltalens.evaluate.loading import LoadedModel
+from deltalens.evaluate.scoring import Scoring, can_generate
+from deltalens.io.files import write_whole
+from deltalens.io.pairing import Pairing
+from deltalens.io.records import Measurement, Setting, StudyFolder
+from deltalens.numerics.order import EVERYTHING
+from deltalens.numerics.selection import Selection
+from deltalens.numerics.workers import workers
+from deltalens.studies.deltas import DeltaStream
+from deltalens.studies.drop_asked import DropAsked, Metric
+from deltalens.studies.live import LiveModel
+from deltalens.studies.selecting import DropSetting, no_delta, select_unit
+from deltalens.studies.study import Metrics, StudyWatch, run_cells
+
+__all__ = ["DropRun"]
+
+TEXTS = "texts.json"
+
+
+class DropRun:
+    """One sitting of a drop study: from the loaded model to the last cell."""
+
+    def __init__(
+        self,
+        asked: DropAsked,
+        pairing: Pairing,
+        folder: StudyFolder,
+        watch: StudyWatch,
+        metric: Metric | None,
+    ) -> None:
+        self.asked, self.pairing, self.folder, self.watch = asked, pairing, folder, watch
+        self.metric = metric
+        self.selections: dict[DropSetting, dict[str, Selection]] = {}
+        self.exact = {float(rate): rate for rate in asked.rates}
+
+    def run(self, load: Callable[[], LoadedModel]) -> None:
+        """Select, load, evaluate every cell that is left, and give the model its bits back."""
+        self.select()
+        self.watch.stage("loading the model", None)
+        loaded = load()
+        live = LiveModel(loaded.model, self.pairing)
+        try:
+            measure = self.evaluator(loaded)
+            self.folder.write_manifest()
+
+            def cell(setting: Setting) -> Metrics:
+                self.edit(live, setting)
+                return measure(loaded.model)
+
+            run_cells(self.folder, self.asked.cells(), cell, self.watch, _same_point)
+        finally:
+            live.restore()
+
+    def select(self) -> None:
+        """One pass over the deltas: the selections of all cells, unit by unit."""
+        settings = self.asked.drop_settings()
+        self.selections = {setting: {} for setting in settings}
+        units = self.pairing.units(self.asked.scope)
+        self.watch.stage("ranking the delta", self.pairing.entries)
+        unchanged = 0
+        probe = settings or [DropSetting("trivial", Fraction(1, 2))]
+        if all(setting.strategy == "random" for setting in probe):
+            probe = [*probe, DropSetting("trivial", Fraction(0))]
+        stream = DeltaStream()
+        with workers() as each:
+            for unit in units:
+                found = select_unit(
+                    unit, probe, stream, changed_only=self.asked.changed_only, each=each
+                )
+                unchanged += found.unchanged or 0
+                for setting in settings:
+                    for one in unit.pairs:
+                        self.selections[setting][one.name] = found.selections[setting]
+                self.watch.advance(unit.entries)
+        if unchanged == self.pairing.entries:
+            raise no_delta(self.pairing)
+        self.folder.facts |= {
+            "ft": str(self.pairing.ft.path),
+            "base": str(self.pairing.base.path),
+            "tensors": len(self.pairing.pairs),
+            "units": len(units),
+            "entries": self.pairing.entries,
+            "unchanged": unchanged,
+            "kept": len(self.pairing.kept),
+            "notes": list(self.pairing.notes),
+        }
+
+    def edit(self, live: LiveModel, setting: Setting) -> None:
+        """Make the live model the one of this cell."""
+        rate = self.exact[setting["rate"]]
+        if rate == 0:
+            live.restore()
+            return
+        drop = DropSetting(setting["strategy"], rate, setting["seed"])
+        if drop in self.selections:
+            names = self.selections[drop]
+            live.edit(names.__getitem__, rate if self.asked.rescale else None)
+        else:
+            everything = Selection("trivial", EVERYTHING, 0)
+            live.edit(lambda name: everything)
+
+    def evaluator(self, loaded: LoadedModel) -> Callable[[nn.Module], Metrics]:
+        """What is measured in each cell, made ready once: nothing is tokenised again."""
+        if self.metric is not None:
+            return self._custom
+        notes = self.folder.facts["notes"]
+        parts: list[tuple[str, Callable[[nn.Module], Metrics]]] = []
+        for file in self.asked.files:
+            self.watch.stage(f"tokenising {file.path.name}", None)
+            scoring = Scoring(
+                file,
+                loaded.model,
+                loaded.tokenizer,
+                self.asked.batch_tokens,
+                self.asked.answer_pattern,
+            )
+            if scoring.left_out:
+                notes.append(
+                    f"{file.path.name}: {scoring.left_out} rows left out: too long, or "
+                    "no token to predict"
+                )
+            prefix = f"{file.name}/" if len(self.asked.files) > 1 else ""
+            parts.append((prefix, scoring.measure))
+        if self.asked.wants_fidelity:
+            parts.append(("", self._fidelity(loaded).measure))
+        if loaded.fresh:
+            notes.append(f"initialised at random, not in the checkpoint: {', '.join(loaded.fresh)}")
+
+        def measure(model: nn.Module) -> Metrics:
+            found = {p + n: m for p, part in parts for n, m in part(model).items()}
+            wanted = self.asked.metrics
+            return {
+                name: m
+                for name, m in found.items()
+                if not wanted or name in wanted or name.split("/")[-1] in wanted
+            }
+
+        return measure
+
+    def _custom(self, model: nn.Module) -> Metrics:
+        assert self.metric is not None
+        with torch.inference_mode():
+            found = self.metric(model)
+        return {str(name): Measurement(float(value)) for name, value in found.items()}
+
+    def _fidelity(self, loaded: LoadedModel) -> Fidelity:
+        """On texts sampled from the fine-tune, kept in the study and used again on resume."""
+        file = self.folder.path / TEXTS
+        want = self.asked.fidelity
+        if not can_generate(loaded.model):
+            self.folder.facts["notes"].append(
+                f"{type(loaded.model).__name__} cannot generate: fidelity is measured on random "
+                "tokens of its vocabulary"
+            )
+        if self.folder.cells and file.exists():
+            texts = json.loads(file.read_text(encoding="utf-8"))
+        else:
+            self.watch.stage("sampling texts from the fine-tune", want.sequences)
+            texts = sample_texts(
+                loaded.model, want.sequences, want.new_tokens, want.seed, self.watch.advance
+            )
+            write_whole(file, (json.dumps(texts) + "\n").encode())
+        self.watch.stage("the fine-tune's own answers", len(texts))
+        return Fidelity(loaded.model, texts, self.watch.advance)
+
+
+def _same_point(setting: Setting) -> str | None:
+    """Rate 0 is the fine-tune and rate 1 the base, whatever the strategy and the seed."""
+    return {0.0: "fine-tune", 1.0: "base"}.get(setting["rate"])
