@@ -41,10 +41,13 @@ def whole(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, f
     return folder / "study", finish(study(pair, folder / "study"), folder / "computed")
 
 
-def kill_and_go_on(pair: Pair, folder: Path, rates: str, after: float) -> int:
-    """Kill a study, give the same command again; how many cells had been finished."""
+def kill_and_go_on(pair: Pair, folder: Path, rates: str, cells: int, after: float) -> int:
+    """Kill a study so many seconds after so many cells, give the same command again; how many cells
+    had been finished."""
     out = folder / "study"
     process = start(study(pair, out, rates), folder / "first")
+    while process.is_alive() and len(_whole_lines(out)) < cells:
+        time.sleep(0.002)
     process.join(after)
     process.kill()
     process.join()
@@ -72,15 +75,18 @@ def _whole_lines(out: Path) -> list[str]:
 def kills(
     pair: Pair, whole: tuple[Path, float], folder: Path, count: int, rates: str = FEW
 ) -> list[int]:
-    """Kill at so many random moments, spread over a study's duration."""
+    """Kill at so many random moments: every other one counted from the start of the process, which
+    takes most of its time to load, the others from a cell of the study."""
     moments = random.Random(count)
+    cells = len(settings(whole[0]))
     finished = []
     for place in range(count):
-        after = (place + moments.random()) / count * whole[1]
+        begun = moments.randrange(cells) if place % 2 else 0
+        after = moments.random() * (whole[1] / cells if begun else whole[1])
         (folder / str(place)).mkdir()
-        finished.append(kill_and_go_on(pair, folder / str(place), rates, after))
+        finished.append(kill_and_go_on(pair, folder / str(place), rates, begun, after))
         out = folder / str(place) / "study"
-        assert table(out) == table(whole[0]), f"killed after {after:.2f} s"
+        assert table(out) == table(whole[0]), f"killed {after:.2f} s after {begun} cells"
         assert settings(out) == settings(whole[0])
         assert len(set(settings(out))) == len(settings(out))
     return finished
