@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from deltalens.io.checkpoint import open_checkpoint as open_checkpoint
     from deltalens.io.pairing import pair as pair
     from deltalens.io.records import load_study as load_study
+    from deltalens.io.runs import load_run as load_run
+    from deltalens.probes.gradient import GradientProbe as GradientProbe
     from deltalens.studies.drop import drop as drop
     from deltalens.studies.drop_study import drop_study as drop_study
     from deltalens.studies.inspect import inspect as inspect
@@ -25,6 +27,8 @@ _HOME = {
     "drop": "deltalens.studies.drop",
     "drop_study": "deltalens.studies.drop_study",
     "inspect": "deltalens.studies.inspect",
+    "GradientProbe": "deltalens.probes.gradient",
+    "load_run": "deltalens.io.runs",
     "load_study": "deltalens.io.records",
 }
 

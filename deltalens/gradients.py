@@ -1,0 +1,263 @@
+"""One pass over the gradients of every optimizer step, shared by all that read or mask them.
+
+A hook runs before each step of each optimizer that steps parameters of a model. The gradient is
+then final: accumulated, clipped, and unscaled or about to be. Readers (probes) run before writers
+(masks), whatever the order in which they were attached.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
+
+from deltalens.errors import DeltaLensError, several
+
+__all__ = [
+    "Gradient",
+    "GradientPass",
+    "GradientStep",
+    "Subscriber",
+    "chosen_names",
+    "parameter_names",
+]
+
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of one parameter in one optimizer step."""
+
+    name: str
+    """The parameter's name, without the prefixes of wrappers."""
+    parameter: nn.Parameter
+    local: Tensor
+    """This process's part of the gradient, 1-D; may be empty. A view wherever that can be."""
+    entries: int
+    """Of the whole tensor, on all processes."""
+    scale: Tensor | None
+    """What the gradient still has to be divided by (a loss scale); None: nothing."""
+    groups: tuple[Any, ...] = ()
+    """Process groups over which the tensor is sharded."""
+
+
+@dataclass
+class GradientStep:
+    """One step of one optimizer, as its subscribers see it."""
+
+    optimizer: Optimizer
+    number: int
+    """Steps that this optimizer took before, while being watched; skipped ones do not count."""
+    gradients: list[Gradient] = field(default_factory=list)
+
+
+class Subscriber(Protocol):
+    """Something that is told of steps."""
+
+    def before_step(self, step: GradientStep) -> None:
+        """The gradients are final; the parameters are what they were."""
+        ...
+
+    def after_step(self, step: GradientStep) -> None:
+        """The optimizer has stepped."""
+        ...
+
+
+@dataclass
+class _Subscription:
+    subscriber: Subscriber
+    writes: bool
+    optimizers: tuple[Optimizer, ...] | None
+
+
+class GradientPass:
+    """All subscribers of one model, behind one pair of hooks.
+
+    The hooks are torch's global ones, filtered by the parameters' identity: trainers make their
+    optimizers late, and wrap them.
+    """
+
+    _of: ClassVar[weakref.WeakKeyDictionary[nn.Module, GradientPass]] = weakref.WeakKeyDictionary()
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
+        self._subscriptions: list[_Subscription] = []
+        self._hooks: list[RemovableHandle] = []
+        self._taken: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self._warned: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._current: GradientStep | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> GradientPass:
+        """The model's pass; made when there is none."""
+        if model not in cls._of:
+            cls._of[model] = cls(model)
+        return cls._of[model]
+
+    def attach(
+        self,
+        subscriber: Subscriber,
+        *,
+        writes: bool,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    ) -> None:
+        """Tell a subscriber of every step from now on.
+
+        Args:
+            subscriber: who is told.
+            writes: whether it changes gradients; then it comes after all that only read.
+            optimizer: only steps of this one, or these.
+
+        Raises:
+            DeltaLensError: a given optimizer does not hold any of the model's parameters.
+        """
+        given = None if optimizer is None else _unwrapped(optimizer)
+        model = self._model()
+        if given is not None and model is not None:
+            own = {id(parameter) for parameter in model.parameters()}
+            for one in given:
+                if not any(id(p) in own for group in one.param_groups for p in group["params"]):
+                    raise DeltaLensError(
+                        f"{type(one).__name__} steps no parameter of {type(model).__name__}: give "
+                        "the optimizer made for this model, or none to take all"
+                    )
+        self._subscriptions.append(_Subscription(subscriber, writes, given))
+        self._subscriptions.sort(key=lambda one: one.writes)
+        if not self._hooks:
+            self._hooks = [
+                register_optimizer_step_pre_hook(self._before),
+                register_optimizer_step_post_hook(self._after),
+            ]
+
+    def detach(self, subscriber: Subscriber) -> None:
+        """Tell it no more; the last one takes the hooks with it."""
+        self._subscriptions = [s for s in self._subscriptions if s.subscriber is not subscriber]
+        if not self._subscriptions:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks = []
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        model = self._model()
+        self._current = None
+        if any(callable(given) for given in (*args[1:], *kwargs.values())):
+            self._warn_of_closure(optimizer)
+            return
+        if model is None or not (told := self._told(optimizer)):
+            return
+        gradients = _gradients(model, optimizer)
+        if not gradients or _skipped(optimizer):
+            return
+        step = GradientStep(optimizer, self._taken.get(optimizer, 0), gradients)
+        self._taken[optimizer] = step.number + 1
+        self._current = step
+        for one in told:
+            one.subscriber.before_step(step)
+
+    def _warn_of_closure(self, optimizer: Optimizer) -> None:
+        if optimizer not in self._warned:
+            self._warned.add(optimizer)
+            warnings.warn(
+                f"{type(optimizer).__name__}.step(closure) computes gradients inside the step, "
+                "where they cannot be watched: call backward() first, then step()",
+                stacklevel=4,
+            )
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        step, self._current = self._current, None
+        if step is not None and step.optimizer is optimizer:
+            for one in self._told(optimizer):
+                one.subscriber.after_step(step)
+
+    def _told(self, optimizer: Optimizer) -> list[_Subscription]:
+        return [
+            one
+            for one in self._subscriptions
+            if one.optimizers is None or any(optimizer is given for given in one.optimizers)
+        ]
+
+
+def _unwrapped(optimizer: Any) -> tuple[Optimizer, ...]:
+    """accelerate's wrapper steps the optimizer inside it, which alone has hooks."""
+    found = []
+    for one in [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer):
+        while isinstance(inner := getattr(one, "optimizer", None), Optimizer):
+            one = inner
+        found.append(one)
+    return tuple(found)
+
+
+def _skipped(optimizer: Optimizer) -> bool:
+    """Whether a fused optimizer will find infinities and leave everything as it is."""
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and bool(found.item())
+
+
+def _gradients(model: nn.Module, optimizer: Optimizer) -> list[Gradient]:
+    names = {id(parameter): name for name, parameter in parameter_names(model)}
+    scale = getattr(optimizer, "grad_scale", None)
+    return [
+        _gradient(names[id(parameter)], parameter, parameter.grad, scale)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if id(parameter) in names and parameter.grad is not None
+    ]
+
+
+def _gradient(name: str, parameter: nn.Parameter, grad: Tensor, scale: Tensor | None) -> Gradient:
+    grad = grad.detach().to_dense() if grad.is_sparse else grad.detach()
+    if not isinstance(grad, DTensor):
+        return Gradient(name, parameter, grad.reshape(-1), grad.numel(), scale)
+    groups = tuple(
+        grad.device_mesh.get_group(dim)
+        for dim, placement in enumerate(grad.placements)
+        if isinstance(placement, Shard)
+    )
+    return Gradient(name, parameter, grad.to_local().reshape(-1), grad.numel(), scale, groups)
+
+
+def parameter_names(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    """A model's trainable parameters, tied ones once, named as without any wrapper."""
+    prefix = "module." if isinstance(model, nn.parallel.DistributedDataParallel) else ""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield _WRAPPERS.sub("", name.removeprefix(prefix)).removeprefix("."), parameter
+
+
+def chosen_names(names: Sequence[str], include: str | None, exclude: str | None) -> list[str]:
+    """The names that the patterns leave.
+
+    Raises:
+        DeltaLensError: a pattern that is none, or nothing is left (the nearest names are shown).
+    """
+    try:
+        want, refuse = (re.compile(p) if p is not None else None for p in (include, exclude))
+    except re.error as error:
+        raise DeltaLensError(f"include/exclude: no regular expression: {error}") from error
+    kept = [
+        name
+        for name in names
+        if (want is None or want.search(name)) and not (refuse and refuse.search(name))
+    ]
+    if not kept:
+        import difflib
+
+        asked = include if include is not None else exclude
+        near = difflib.get_close_matches(str(asked), names, n=5, cutoff=0.0)
+        raise DeltaLensError(
+            several(f"include={include!r}, exclude={exclude!r} leave no parameter; nearest:", near)
+        )
+    return kept

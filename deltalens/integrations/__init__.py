@@ -1,0 +1,1 @@
+"""Trainers of other libraries, and what they need to carry a probe or a mask."""

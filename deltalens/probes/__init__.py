@@ -1,0 +1,1 @@
+"""What to log while a model trains."""

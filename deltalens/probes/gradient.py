@@ -1,0 +1,379 @@
+"""GradientProbe: what the gradients of a training look like, and which entries stay on top."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.optim import Optimizer
+
+from deltalens.errors import DeltaLensError
+from deltalens.gradients import (
+    Gradient,
+    GradientPass,
+    GradientStep,
+    chosen_names,
+    parameter_names,
+)
+from deltalens.io.pairing import check_scope
+from deltalens.io.runs import RunWriter
+from deltalens.numerics.magnitudes import octave_bins, quantiles
+from deltalens.numerics.overlap import PackedMask, chance_of, containment, jaccard
+from deltalens.numerics.scratch import Scratch
+from deltalens.probes.sinks import Sink, sink_of
+from deltalens.probes.survey import Survey, overlap_counts, survey
+from deltalens.probes.updates import Updates
+
+__all__ = ["GradientProbe"]
+
+_QUANTILES = {"q50": 0.5, "q90": 0.9, "q99": 0.99, "q999": 0.999}
+_AGAINST = ("previous", "first", "reference")
+
+
+class _History:
+    """The masks of one tensor at one ratio that later ones are compared with: three bits an
+    entry."""
+
+    def __init__(self, mask: PackedMask, reference: PackedMask | None) -> None:
+        self.previous: PackedMask | None = None
+        self.first: PackedMask | None = None
+        self.reference = reference
+        self.ever = mask.copy()
+
+    def others(self) -> list[PackedMask | None]:
+        """What a new mask is compared with, and last, what was ever in one."""
+        return [self.previous, self.first, self.reference, self.ever]
+
+    def take(self, mask: PackedMask) -> None:
+        """A logged step is over."""
+        self.previous = mask
+        self.first = self.first or mask
+
+
+class GradientProbe:
+    """Log gradient-magnitude histograms, thresholds and mask overlap while a model trains.
+
+    Hooks the optimizer's step, where the gradient is final: accumulated, clipped, unscaled. Nothing
+    of the training changes: parameters are bit-identical with and without it. Under DDP the first
+    process alone measures; sharded gradients (FSDP2) are measured by all, and logged by the first.
+
+    Args:
+        model: whose gradients; wrapped later or not.
+        log_dir: the run's folder (`docs/records.md`); must be new.
+        optimizer: only steps of this one, or these; by default every optimizer that steps
+            parameters of the model, whenever it is made.
+        every: log every so many steps; or a function from the step's number (0-based) to whether
+            it is logged.
+        mask_ratios: fractions masked out, in [0, 1), at which thresholds and masks are taken
+            (GMT, Eq. 3).
+        scope: what is ranked together: `tensor`, `layer` (a transformer block) or `global`.
+        include, exclude: regular expressions over parameter names.
+        overlap: compare the masks of the top entries over steps. Memory: three bits per entry and
+            ratio, four with a reference.
+        updates: log how many entries' stored bits a step changed. Memory: a copy of the watched
+            parameters.
+        sinks: a TensorBoard `SummaryWriter`, a Weights & Biases run, or both.
+        reference: a mask to compare with as well: parameter name -> bool tensor of its shape.
+        first_step: the number of the first step, where a training goes on.
+
+    Raises:
+        DeltaLensError: bad arguments, before anything is hooked.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        log_dir: str | Path,
+        *,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        every: int | Callable[[int], bool] = 1,
+        mask_ratios: Sequence[float] = (0.2, 0.5, 0.9),
+        scope: str = "tensor",
+        include: str | None = None,
+        exclude: str | None = None,
+        overlap: bool = True,
+        updates: bool = False,
+        sinks: Sequence[Any] = (),
+        reference: Mapping[str, Tensor] | None = None,
+        first_step: int = 0,
+    ) -> None:
+        self.model, self.log_dir = model, Path(log_dir)
+        self._optimizer = optimizer
+        self._due = _schedule(every)
+        self._ratios = _ratios(mask_ratios)
+        self._scope = check_scope(scope)
+        self._names = set(chosen_names([n for n, _ in parameter_names(model)], include, exclude))
+        self._overlap, self._first_step = overlap, first_step
+        self._sinks: list[Sink] = [sink_of(sink) for sink in sinks]
+        self._reference = dict(reference or {})
+        self._updates = Updates() if updates else None
+        self._asked = {
+            "kind": "gradients",
+            "every": every if isinstance(every, int) else getattr(every, "__name__", repr(every)),
+            "mask_ratios": list(self._ratios),
+            "scope": self._scope,
+            "include": include,
+            "exclude": exclude,
+            "overlap": overlap,
+            "updates": updates,
+        }
+        self._scratch = Scratch()
+        self._history: dict[tuple[str, float], _History] = {}
+        self._pending: tuple[int, list[Survey]] | None = None
+        self._writer: RunWriter | None = None
+        self._attached = self._logging = False
+        self._told_nan: set[str] = set()
+        self.steps = 0
+        """Steps logged."""
+        self.seconds = 0.0
+        """Time spent in the hooks."""
+
+    def attach(self) -> Self:
+        """Begin to log.
+
+        Raises:
+            DeltaLensError: attached already; the folder holds something; a given optimizer does
+                not hold the model's parameters.
+        """
+        if self._attached:
+            raise DeltaLensError("this probe is attached already; detach() it first")
+        if self.steps:
+            raise DeltaLensError(f"{self.log_dir}: this probe has logged its run; make a new one")
+        if _is_first():
+            self._writer = RunWriter(self.log_dir, self._asked)
+        try:
+            GradientPass.of(self.model).attach(self, writes=False, optimizer=self._optimizer)
+        except DeltaLensError:
+            if self._writer is not None:
+                self._writer.discard()
+            raise
+        self._attached = self._logging = True
+        return self
+
+    def detach(self) -> None:
+        """Stop logging, remove the hooks, and close the run."""
+        if not self._attached:
+            return
+        GradientPass.of(self.model).detach(self)
+        self._attached = False
+        if self.steps == 0 and self._logging:
+            warnings.warn(
+                "GradientProbe saw no optimizer step of this model: is it the model that was "
+                "trained, and did its optimizer step inside the context?",
+                stacklevel=2,
+            )
+        if self._writer is not None and self._logging:
+            self._guarded(self._writer.close)
+
+    def __enter__(self) -> Self:
+        return self.attach()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    def before_step(self, step: GradientStep) -> None:
+        """Measure the gradients, if this step is logged."""
+        self._pending = None
+        number = step.number + self._first_step
+        if not self._logging or not self._due(number):
+            return
+        begun = time.perf_counter()
+        self._guarded(lambda: self._measure(number, step))
+        self.seconds += time.perf_counter() - begun
+
+    def after_step(self, step: GradientStep) -> None:
+        """Look at what the step did, and record it."""
+        if self._pending is None:
+            return
+        begun = time.perf_counter()
+        number, surveys = self._pending
+        self._pending = None
+        self._guarded(lambda: self._record(number, surveys))
+        self.steps += 1
+        self.seconds += time.perf_counter() - begun
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """A fault in logging ends the logging, never the training."""
+        try:
+            work()
+        except Exception as error:
+            self._logging = False
+            warnings.warn(
+                f"GradientProbe stops logging to {self.log_dir}: {type(error).__name__}: {error}",
+                stacklevel=4,
+            )
+
+    def _measure(self, number: int, step: GradientStep) -> None:
+        watched = [g for g in step.gradients if g.name in self._names]
+        sharded = any(gradient.groups for gradient in watched)
+        if not watched or not (sharded or _is_first()):
+            return
+        surveys = survey(watched, self._scope, self._ratios, self._scratch)
+        if self._updates is not None:
+            self._updates.before(watched)
+        self._warn_of_nans(number, surveys)
+        self._pending = (number, surveys)
+
+    def _warn_of_nans(self, number: int, surveys: Sequence[Survey]) -> None:
+        for one in surveys:
+            if one.scan.nans and one.gradient.name not in self._told_nan:
+                self._told_nan.add(one.gradient.name)
+                warnings.warn(
+                    f"step {number}: {one.scan.nans:,} NaN in the gradient of "
+                    f"{one.gradient.name!r}; its masks are left out",
+                    stacklevel=6,
+                )
+
+    def _record(self, number: int, surveys: list[Survey]) -> None:
+        changes = self._updates.after([one.gradient for one in surveys]) if self._updates else {}
+        compared = self._compare(surveys)
+        writer = self._writer
+        if writer is None:
+            return
+        writer.add("histograms", _histogram_columns(number, surveys))
+        writer.add("tensors", _columns([_tensor_row(number, one, changes) for one in surveys]))
+        rows = [row for one in surveys for row in _mask_rows(number, one, compared)]
+        if rows:
+            writer.add("masks", _columns(rows))
+        for sink in self._sinks:
+            sink.log(number, surveys)
+        if not self.steps:
+            writer.facts["tensors"] = {one.gradient.name: one.gradient.entries for one in surveys}
+            writer.write_manifest()
+        writer.flush_if_due()
+
+    def _compare(self, surveys: Sequence[Survey]) -> dict[tuple[str, float], dict[str, float]]:
+        """The columns of each mask that tell how it compares with others."""
+        asked: list[tuple[Gradient, PackedMask, list[PackedMask | None]]] = []
+        compared: list[tuple[tuple[str, float], _History]] = []
+        for one in surveys:
+            for ratio, top in one.tops.items():
+                if top.mask is None or not self._overlap:
+                    continue
+                key = (one.gradient.name, ratio)
+                if key not in self._history:
+                    self._history[key] = _History(top.mask, self._reference_of(one.gradient))
+                history = self._history[key]
+                history.ever.include(top.mask)
+                asked.append((one.gradient, top.mask, history.others()))
+                compared.append((key, history))
+        found = {}
+        for (key, history), (gradient, mask, others), row in zip(
+            compared, asked, overlap_counts(asked), strict=True
+        ):
+            found[key] = _overlap_columns(gradient.entries, others, row)
+            history.take(mask)
+        return found
+
+    def _reference_of(self, gradient: Gradient) -> PackedMask | None:
+        given = self._reference.get(gradient.name)
+        if given is None:
+            return None
+        if given.numel() != gradient.local.numel():
+            raise DeltaLensError(
+                f"{gradient.name!r}: the reference mask has {given.numel():,} entries, the "
+                f"gradient {gradient.local.numel():,}"
+            )
+        packed = PackedMask(given.numel())
+        packed.write(0, given.detach().cpu().reshape(-1).bool())
+        return packed
+
+
+def _histogram_columns(number: int, surveys: Sequence[Survey]) -> dict[str, Any]:
+    bins = [octave_bins(one.scan) for one in surveys]
+    low, high, counts = (np.concatenate(column) for column in zip(*bins, strict=True))
+    names = [one.gradient.name for one in surveys]
+    codes = np.repeat(np.arange(len(names), dtype=np.int32), [len(low) for low, _, _ in bins])
+    return {
+        "step": np.full(len(low), number),
+        "tensor": (codes, names),
+        "low": low,
+        "high": high,
+        "count": counts,
+    }
+
+
+def _overlap_columns(
+    entries: int, others: Sequence[PackedMask | None], row: Sequence[int]
+) -> dict[str, float]:
+    kept, sizes, both = row[0], row[1 : 1 + len(others)], row[1 + len(others) :]
+    columns: dict[str, float] = {"kept": kept, "coverage": sizes[-1] / entries}
+    for against, other, size, common in zip(_AGAINST, others, sizes, both, strict=False):
+        if other is not None:
+            columns[f"jaccard_{against}"] = jaccard(common, kept, size)
+            columns[f"containment_{against}"] = containment(common, kept)
+            columns[f"chance_{against}"] = chance_of(kept, size, entries)
+    return columns
+
+
+def _tensor_row(
+    number: int, one: Survey, changes: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    scan, entries = one.scan, one.gradient.entries
+    return {
+        "step": number,
+        "tensor": one.gradient.name,
+        "entries": entries,
+        "norm": math.sqrt(scan.squares),
+        "mean": scan.total / entries if entries else math.nan,
+        **dict(zip(_QUANTILES, quantiles(scan, list(_QUANTILES.values())), strict=True)),
+        "zeros": scan.zeros,
+        "subnormals": scan.subnormals,
+        "infinities": scan.infinities,
+        "nans": scan.nans,
+        **changes.get(one.gradient.name, {}),
+    }
+
+
+def _mask_rows(
+    number: int, one: Survey, compared: Mapping[tuple[str, float], Mapping[str, float]]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "step": number,
+            "tensor": one.gradient.name,
+            "mask_ratio": ratio,
+            "threshold": top.threshold,
+            "entries": one.gradient.entries,
+            **compared.get((one.gradient.name, ratio), {}),
+        }
+        for ratio, top in one.tops.items()
+    ]
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _is_first() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def _schedule(every: int | Callable[[int], bool]) -> Callable[[int], bool]:
+    if callable(every):
+        return every
+    if isinstance(every, bool) or every < 1:
+        raise DeltaLensError(f"every={every}: at least 1, or a function from step to bool")
+    return lambda number: number % every == 0
+
+
+def _ratios(mask_ratios: Sequence[float]) -> tuple[float, ...]:
+    wrong = [ratio for ratio in mask_ratios if not 0 <= ratio < 1]
+    if wrong:
+        raise DeltaLensError(f"mask ratio {wrong[0]}: in [0, 1), the fraction masked out")
+    return tuple(dict.fromkeys(float(Fraction(str(ratio))) for ratio in mask_ratios))

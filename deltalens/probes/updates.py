@@ -1,0 +1,66 @@
+"""How many of a parameter's entries an optimizer step moved: what delta weight sync depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor
+
+from deltalens.gradients import Gradient
+from deltalens.numerics.bits import integer_of
+from deltalens.numerics.overlap import PackedMask
+
+__all__ = ["Updates"]
+
+
+class Updates:
+    """A copy of the watched parameters from before a step, to compare with after it."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, Tensor] = {}
+        self._moving: dict[str, PackedMask] = {}
+
+    def before(self, gradients: Sequence[Gradient]) -> None:
+        """Keep the stored bits, and which entries have a gradient at all."""
+        for one in gradients:
+            now = _local(one.parameter)
+            kept = self._before.get(one.name)
+            if kept is None or kept.shape != now.shape:
+                kept = self._before[one.name] = torch.empty_like(now)
+            kept.copy_(now)
+            # In the order of the parameter, not of the gradient's memory.
+            grad = one.parameter.grad
+            assert grad is not None
+            moving = (_local(grad) != 0).reshape(-1)
+            self._moving[one.name] = PackedMask(moving.numel(), moving.device)
+            self._moving[one.name].write(0, moving)
+
+    def after(self, gradients: Sequence[Gradient]) -> dict[str, dict[str, float]]:
+        """For each tensor, shares of all its entries: `bits_changed`; `bf16_changed`, had they been
+        rounded to bf16 before and after; `stalled`, whose gradient was not zero and whose bits
+        stayed."""
+        rows = {}
+        for one in gradients:
+            old, new = self._before[one.name], _local(one.parameter)
+            integer = integer_of(new.dtype)
+            same = (old.view(integer) == new.view(integer)).reshape(-1)
+            moving = self._moving.pop(one.name).unpacked()
+            rounded = old.bfloat16().view(torch.int16) != new.bfloat16().view(torch.int16)
+            counts = torch.stack([(~same).sum(), rounded.sum(), (same & moving).sum()])
+            for group in one.groups:
+                dist.all_reduce(counts, group=group)
+            changed, narrow, stalled = counts.tolist()
+            rows[one.name] = {
+                "bits_changed": changed / one.entries,
+                "bf16_changed": narrow / one.entries,
+                "stalled": stalled / one.entries,
+            }
+        return rows
+
+
+def _local(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
