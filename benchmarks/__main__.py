@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import drop, study, thresholds
+from benchmarks import drop, probe, study, thresholds
 
-BENCHMARKS = {"thresholds": thresholds.run, "drop": drop.run, "study": study.run}
+BENCHMARKS = {
+    "thresholds": thresholds.run,
+    "drop": drop.run,
+    "study": study.run,
+    "probe": probe.run,
+}
 
 
 def main(names: list[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deltalens.cli import demo, drop, drop_study, inspect, plot
+from deltalens.cli import demo, drop, drop_study, inspect, monitor, plot
 
 __all__ = ["app", "main"]
 
@@ -25,6 +25,7 @@ app.command("drop-study")(drop_study.drop_study)
 app.command("inspect")(inspect.inspect)
 app.command("drop")(drop.drop)
 app.command("plot")(plot.plot)
+app.command("monitor")(monitor.monitor)
 app.command("demo")(demo.demo)
 
 

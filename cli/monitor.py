@@ -1,0 +1,119 @@
+"""`deltalens monitor`: what a probe logged of a training, finished or not."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltalens.cli import console
+from deltalens.cli.options import Debug, Json, Quiet
+from deltalens.errors import DeltaLensError, RecordError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from deltalens.cli.run_summary import RunSummary
+
+_SECONDS = 2.0
+"""Between two looks at a run that is followed."""
+
+
+def monitor(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder: a GradientProbe's log_dir.")
+    ],
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Look again every 2 seconds, until Ctrl-C.")
+    ] = False,
+    no_pictures: Annotated[
+        bool, typer.Option("--no-pictures", help="Draw nothing into the run's folder.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a probe logged: gradients by layer group, overlap of their masks, updates.
+
+    Reads the records alone, also while the training runs; draws PNG and SVG beside them.
+
+    \b
+    Example:
+    deltalens monitor runs/sft/ --follow
+    """
+    with console.command(debug, "stopped"):
+        from deltalens.cli.run_summary import summarize
+        from deltalens.io.runs import load_run
+
+        if follow and (as_json or quiet):
+            raise DeltaLensError("--follow shows a summary: leave out --json and --quiet")
+        summary = _followed(folder) if follow else summarize(load_run(folder))
+        pictures: list[Path] = []
+        if summary.steps and not no_pictures:
+            from deltalens.figures.gradient_run import draw
+
+            pictures = draw(folder)
+        if as_json:
+            console.print_json({**summary.as_json(), "pictures": [str(p) for p in pictures]})
+            return
+        if quiet:
+            return
+        if not follow:
+            console.console().print(_shown(folder, summary))
+        for picture in pictures:
+            typer.echo(f"picture: {picture}")
+
+
+def _shown(folder: Path, summary: RunSummary) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
+    lines = (Text(line, overflow="fold") for line in summary.lines())
+    return Group(
+        Text(str(folder), style="bold", overflow="fold"),
+        *lines,
+        *(console.grid(table) for table in summary.tables()),
+    )
+
+
+def _followed(folder: Path) -> RunSummary:
+    """Show a run until Ctrl-C; the last summary."""
+    from rich.live import Live
+
+    from deltalens.cli.run_summary import summarize
+    from deltalens.io.runs import load_run
+
+    state = _state(folder)
+    summary = summarize(load_run(folder))
+    with Live(_shown(folder, summary), console=console.console(), auto_refresh=False) as live:
+        failed = False
+        try:
+            while True:
+                time.sleep(_SECONDS)
+                now = _state(folder)
+                if now == state and not failed:
+                    continue
+                try:
+                    summary = summarize(load_run(folder))
+                except RecordError:
+                    # Once it may be that a table's parts are just being joined.
+                    if failed:
+                        raise
+                    failed = True
+                    continue
+                failed, state = False, now
+                live.update(_shown(folder, summary), refresh=True)
+        except KeyboardInterrupt:
+            return summary
+
+
+def _state(folder: Path) -> list[tuple[str, int]]:
+    """What changes whenever a part is written, or parts are joined."""
+    found = []
+    for part in sorted(folder.glob("*/*.parquet")):
+        with suppress(FileNotFoundError):
+            found.append((str(part), part.stat().st_mtime_ns))
+    return found

@@ -1,0 +1,345 @@
+"""What a probe logged of a training's gradients: magnitudes, masks and updates over the steps."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deltalens.errors import RecordError
+from deltalens.figures.style import WIDTH, save, styled
+from deltalens.io.runs import RunRecord, load_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["GROUPS", "draw", "group_of"]
+
+GROUPS = ("embeddings", "attention", "MLP", "norms", "output head", "other")
+"""The layer groups, in the order in which they are shown."""
+
+_PATTERNS = {
+    "output head": r"\b(lm_head|output_projection|embed_out|score)\b",
+    "norms": r"norm|(^|\.|_)ln(_?\w)?(\.|$)",
+    "embeddings": r"embed|(^|\.)(wte|wpe)(\.|$)",
+    "attention": r"attn|attention|\b[qkvo]_proj\b|\b(query|key|value|qkv)\b",
+    "MLP": r"mlp|ffn|feed_forward|expert|intermediate|dense|"
+    r"\b(gate|up|down)(_proj)?\b|\bfc_?\w*\b|\bw[123]\b",
+    "other": "",
+}
+"""Layer group -> what the names of its tensors match; the first that matches counts."""
+
+_COLUMNS = 400
+"""Steps are averaged together beyond so many."""
+_FAINTEST = 1e-4
+# Okabe and Ito's palette, as in `style`.
+_BLUE, _ORANGE, _RED = "#0072B2", "#E69F00", "#D55E00"
+_PALETTE = (_BLUE, _RED, _ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#000000")
+
+
+def group_of(name: str) -> str:
+    """The layer group of a tensor, by its name."""
+    return next(group for group, pattern in _PATTERNS.items() if re.search(pattern, name.lower()))
+
+
+def draw(folder: str | Path) -> list[Path]:
+    """Draw a run: `gradient_histograms`, `mask_overlap`, `overlap_by_layer`, `coverage` and
+    `updates`, each where it was logged.
+
+    Args:
+        folder: of the run; also where each picture's `.png` and `.svg` are written.
+
+    Raises:
+        RecordError: no run there, or no step logged yet.
+    """
+    import matplotlib as mpl
+
+    mpl.use("agg")
+
+    run = load_run(folder)
+    if run.tensors.empty:
+        raise RecordError(f"{run.path}: no step logged yet; nothing to draw")
+    time = _Time.of(run.tensors["step"])
+    masks = run.masks.assign(column=time.column(run.masks["step"]))
+    pictures: list[Path] = []
+    with styled():
+        if not run.histograms.empty:
+            pictures += save(_histograms(run, time), run.path, "gradient_histograms")
+        if masks["jaccard_previous"].notna().any():
+            pictures += save(_overlap(masks, time), run.path, "mask_overlap")
+            pictures += save(_by_layer(masks, time), run.path, "overlap_by_layer")
+        if masks["coverage"].notna().any():
+            pictures += save(_coverage(masks, time), run.path, "coverage")
+        if run.tensors["bits_changed"].notna().any():
+            pictures += save(_updates(run.tensors, time), run.path, "updates")
+    return pictures
+
+
+@dataclass(frozen=True)
+class _Time:
+    """The columns that steps fall into, at most `_COLUMNS`."""
+
+    starts: np.ndarray
+    """First step of each column."""
+    centres: np.ndarray
+    edges: np.ndarray
+    """In steps, one more than columns."""
+
+    @staticmethod
+    def of(steps: pd.Series[int]) -> _Time:
+        logged = np.unique(steps.to_numpy(dtype=np.int64))
+        each = -(-len(logged) // _COLUMNS)
+        parts = [logged[start : start + each] for start in range(0, len(logged), each)]
+        starts = np.array([part[0] for part in parts])
+        centres = np.array([part.mean() for part in parts])
+        gaps = starts[1:] - [part[-1] for part in parts[:-1]]
+        half = float(np.median(gaps)) / 2 if len(gaps) else 0.5
+        edges = np.append(starts - half, logged[-1] + half)
+        return _Time(starts, centres, edges)
+
+    def column(self, steps: pd.Series[int]) -> np.ndarray:
+        """The column of each step."""
+        return np.searchsorted(self.starts, steps.to_numpy(dtype=np.int64), side="right") - 1
+
+
+def _grid(panels: int, across: int, height: float, **options: Any) -> tuple[Any, list[Any]]:
+    """A figure of so many panels in rows of `across`, and their axes."""
+    import matplotlib.pyplot as plt
+
+    across = min(across, panels)
+    down = -(-panels // across)
+    figure, axes = plt.subplots(
+        down,
+        across,
+        figsize=(WIDTH, height * down + 0.5),
+        squeeze=False,
+        layout="constrained",
+        **options,
+    )
+    for spare in axes.flat[panels:]:
+        spare.set_visible(False)
+    for place in range(panels):
+        if place + across >= panels:
+            axes.flat[place].set_xlabel("optimizer step")
+            axes.flat[place].tick_params(labelbottom=True)
+    return figure, list(axes.flat[:panels])
+
+
+def _per(frame: pd.DataFrame, keys: list[str], column: str) -> pd.Series[float]:
+    """The mean of a column over entries, within the keys; rows without a value left out."""
+    known = frame[frame[column].notna()]
+    weighted = known[keys].assign(
+        total=known[column].astype(float) * known["entries"], entries=known["entries"]
+    )
+    sums = weighted.groupby(keys, observed=True)[["total", "entries"]].sum()
+    return sums["total"] / sums["entries"]
+
+
+def _groups(frame: pd.DataFrame, shown: list[str]) -> np.ndarray:
+    """The place of each row's layer group among those shown."""
+    tensors = frame["tensor"].astype("category").cat
+    places = np.array([shown.index(group_of(str(name))) for name in tensors.categories])
+    return places[tensors.codes.to_numpy()]
+
+
+def _histograms(run: RunRecord, time: _Time) -> Any:
+    from matplotlib.colors import LogNorm
+
+    present = {group_of(str(name)) for name in run.tensors["tensor"].unique()}
+    shown = [group for group in GROUPS if group in present]
+    counts, first = _counts(run.histograms, time, shown)
+    entries = np.zeros((len(shown), len(time.centres)))
+    places = (_groups(run.tensors, shown), time.column(run.tensors["step"]))
+    np.add.at(entries, places, run.tensors["entries"].to_numpy(dtype=float))
+    edges = _row_edge(np.arange(first, first + counts.shape[2] + 1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = counts / entries[:, :, None] / np.diff(edges)
+    shares[shares == 0] = np.nan
+    figure, axes = _grid(len(shown), 2, 1.9, sharex=True, sharey=True)
+    norm = LogNorm(_FAINTEST, max(2 * _FAINTEST, np.nanmax(shares)))
+    for place, (axis, group) in enumerate(zip(axes, shown, strict=True)):
+        mesh = axis.pcolormesh(
+            time.edges, edges, shares[place].T, norm=norm, cmap="viridis", rasterized=True
+        )
+        _median_line(axis, time, counts[place], edges)
+        axis.set_title(group, fontsize=9)
+        axis.grid(False)
+    axes[0].set_ylim(_lowest(counts, edges), edges[-1])
+    figure.supylabel("log₂ |g|", fontsize=9)
+    figure.colorbar(mesh, ax=axes, label="share of entries per octave", extend="min", aspect=30)
+    figure.legend(handles=axes[0].lines, loc="outside lower center")
+    return figure
+
+
+def _counts(frame: pd.DataFrame, time: _Time, shown: list[str]) -> tuple[np.ndarray, int]:
+    """Entries by layer group, column and quarter of an octave; and the first such quarter."""
+    mantissa, exponent = np.frexp(frame["low"].to_numpy(dtype=float))
+    rows = 4 * (exponent.astype(np.int64) - 1) + np.rint(8 * mantissa - 4).astype(np.int64)
+    first = int(rows.min())
+    shape = (len(shown), len(time.centres), int(rows.max()) - first + 1)
+    cell = np.ravel_multi_index(
+        (_groups(frame, shown), time.column(frame["step"]), rows - first), shape
+    )
+    weights = frame["count"].to_numpy(dtype=float)
+    return np.bincount(cell, weights, minlength=int(np.prod(shape))).reshape(shape), first
+
+
+def _row_edge(rows: np.ndarray) -> np.ndarray:
+    """log₂ of the lower edge: the quarters of an octave are of equal length in |g|."""
+    edges: np.ndarray = rows // 4 + np.log2(1 + rows % 4 / 4)
+    return edges
+
+
+def _lowest(counts: np.ndarray, edges: np.ndarray) -> float:
+    """All of log₂|g| but the smallest 0.01 % of any group, which can trail far down."""
+    by_group = counts.sum(1).cumsum(1)
+    starts = [int(np.argmax(row >= 1e-4 * row[-1])) for row in by_group if row[-1]]
+    return float(edges[min(starts)])
+
+
+def _median_line(axis: Any, time: _Time, counts: np.ndarray, edges: np.ndarray) -> None:
+    from matplotlib.patheffects import Normal, Stroke
+
+    running = counts.cumsum(1)
+    rows = np.argmax(running >= running[:, -1:] / 2, axis=1)
+    middle = np.where(running[:, -1] > 0, (edges[rows] + edges[rows + 1]) / 2, np.nan)
+    outline = [Stroke(linewidth=2.4, foreground="white"), Normal()]
+    axis.plot(
+        time.centres,
+        middle,
+        color="black",
+        linewidth=1,
+        label="median of the entries that are not zero",
+        path_effects=outline,
+    )
+
+
+def _overlap(masks: pd.DataFrame, time: _Time) -> Any:
+    ratios = _compared(masks)
+    figure, axes = _grid(len(ratios), 3, 2.4, sharex=True)
+    for axis, ratio in zip(axes, ratios, strict=True):
+        rows = masks[masks["mask_ratio"] == ratio]
+        for column, label, color in (
+            ("jaccard_first", "with the first", _ORANGE),
+            ("jaccard_previous", "with the previous logged step", _BLUE),
+        ):
+            known = rows[rows[column].notna()]
+            tensors = known.groupby(["column", "tensor"], observed=True)[column].mean()
+            low, high = (tensors.groupby("column").quantile(q) for q in (0.1, 0.9))
+            mean = _per(known, ["column"], column)
+            steps = time.centres[mean.index]
+            axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+            axis.plot(steps, mean, color=color, linewidth=1.3, label=label)
+        chance = _per(rows, ["column"], "chance_previous")
+        axis.plot(time.centres[chance.index], chance, "--", color="0.2", lw=1, label="chance")
+        axis.set_title(f"mask ratio {ratio:g}", fontsize=9)
+        _widen(axis, 0.1)
+    figure.supylabel("Jaccard index of the masks", fontsize=9)
+    handles, labels = axes[0].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    legend.set_title("mean over entries; band: 10th to 90th percentile of the tensors")
+    return figure
+
+
+def _compared(masks: pd.DataFrame) -> list[float]:
+    """The mask ratios at which a step was compared with a previous one."""
+    return sorted(masks["mask_ratio"][masks["jaccard_previous"].notna()].unique())
+
+
+def _widen(axis: Any, least: float) -> None:
+    """Let noise around a level look small: at least so much of the y axis is shown."""
+    low, high = axis.get_ylim()
+    more = max(0.0, least - (high - low)) / 2
+    axis.set_ylim(low - more, high + more)
+
+
+def _by_layer(masks: pd.DataFrame, time: _Time) -> Any:
+    names = masks["tensor"].astype("category").cat
+    blocks = np.array([_block(str(name)) for name in names.categories])
+    masks = masks.assign(block=blocks[names.codes.to_numpy()])
+    order = sorted(set(blocks), key=_place)
+    ratios = _compared(masks)
+    height = min(7.0 if len(ratios) <= 3 else 4.5, max(2.2, 0.16 * len(order) + 1.2))
+    figure, axes = _grid(len(ratios), 3, height, sharex=True, sharey=True)
+    for axis, ratio in zip(axes, ratios, strict=True):
+        rows = masks[masks["mask_ratio"] == ratio]
+        found = _per(rows, ["block", "column"], "jaccard_previous").unstack("column")
+        cells = found.reindex(index=order, columns=range(len(time.centres))).to_numpy(dtype=float)
+        low, high = np.nanpercentile(cells, [1, 99])
+        mesh = axis.pcolormesh(
+            time.edges,
+            np.arange(len(order) + 1) - 0.5,
+            cells,
+            vmin=low,
+            vmax=max(high, low + 0.01),
+            cmap="viridis",
+            rasterized=True,
+        )
+        chance = float(_per(rows.assign(all=0), ["all"], "chance_previous").iloc[0])
+        axis.set_title(f"mask ratio {ratio:g}\n(chance {chance:.2g})", fontsize=9)
+        axis.grid(False)
+        axis.tick_params(axis="y", labelsize=8)
+        bar = figure.colorbar(mesh, ax=axis, orientation="horizontal", extend="both", aspect=14)
+        bar.ax.tick_params(labelsize=8)
+    every = -(-len(order) // int(6 * (height - 0.9)))
+    shown = range(0, len(order), every)
+    labels = _short(order)
+    axes[0].set_yticks(shown, [labels[place] for place in shown])
+    axes[0].invert_yaxis()
+    figure.supxlabel("Jaccard index with the mask of the previous logged step", fontsize=9)
+    return figure
+
+
+def _block(name: str) -> str:
+    """A tensor's block: its name up to and including the first integer component, or all of it."""
+    parts = name.split(".")
+    ends = [place for place, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: ends[0] + 1]) if ends else name
+
+
+def _place(block: str) -> tuple[int, list[tuple[int, str]]]:
+    """Embeddings, then blocks by number, then the rest."""
+    last = block.rsplit(".", 1)[-1]
+    rank = 1 if last.isdigit() else 0 if group_of(block) == "embeddings" else 2
+    return rank, [(int(part), "") if part.isdigit() else (-1, part) for part in block.split(".")]
+
+
+def _short(names: list[str]) -> list[str]:
+    """Without what most begin with, and without `.weight`; the end of a long one."""
+    short = [name.removesuffix(".weight") for name in names]
+    while True:
+        heads = [name.partition(".")[0] for name in short]
+        head = max(heads, key=heads.count) + "."
+        rests = [name.removeprefix(head) for name in short]
+        if rests == short or len(set(rests)) < len(rests) or any(r[0].isdigit() for r in rests):
+            return [name if len(name) <= 24 else f"…{name[-23:]}" for name in short]
+        short = rests
+
+
+def _coverage(masks: pd.DataFrame, time: _Time) -> Any:
+    figure, (axis,) = _grid(1, 1, 2.5)
+    for place, ratio in enumerate(sorted(masks["mask_ratio"].unique())):
+        share = 100 * _per(masks[masks["mask_ratio"] == ratio], ["column"], "coverage")
+        color = _PALETTE[place % len(_PALETTE)]
+        axis.plot(time.centres[share.index], share, color=color, label=f"{ratio:g}")
+    axis.set(ylabel="entries ever in the mask (%)", ylim=(0, 102))
+    figure.legend(title="mask ratio", loc="outside right center")
+    return figure
+
+
+def _updates(tensors: pd.DataFrame, time: _Time) -> Any:
+    tensors = tensors.assign(column=time.column(tensors["step"]))
+    figure, (axis,) = _grid(1, 1, 2.5)
+    for column, label, color in (
+        ("bits_changed", "stored bits changed", _BLUE),
+        ("bf16_changed", "bits changed, rounded to bf16", _ORANGE),
+        ("stalled", "stalled: gradient, but no change", _RED),
+    ):
+        share = 100 * _per(tensors, ["column"], column)
+        axis.plot(time.centres[share.index], share, color=color, linewidth=1.3, label=label)
+    axis.set(ylabel="share of entries (%)", ylim=(-2, 102))
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure

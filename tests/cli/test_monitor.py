@@ -1,0 +1,238 @@
+"""`deltalens monitor` as a user types it."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from deltalens import GradientProbe, load_run
+from deltalens.cli import monitor
+from deltalens.cli.main import app
+from deltalens.figures.gradient_run import group_of
+
+STEPS = 12
+PICTURES = ("gradient_histograms", "mask_overlap", "overlap_by_layer", "coverage", "updates")
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.up_proj = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.input_layernorm = nn.LayerNorm(8)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.up_proj(torch.tanh(self.q_proj(self.input_layernorm(hidden))))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(11, 8)
+        self.layers = nn.ModuleList(Block() for _ in range(2))
+        self.lm_head = nn.Linear(8, 11, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.embed_tokens(ids)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        logits: Tensor = self.lm_head(hidden)
+        return logits
+
+
+def train(folder: Path, steps: int = STEPS, spoiled: int | None = None, **asked: object) -> Path:
+    """A run of so many steps; at one, a gradient holds a NaN."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with GradientProbe(model, folder, **asked):  # type: ignore[arg-type]
+        for step in range(steps):
+            ids = torch.randint(0, 11, (6, 5))
+            loss = nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
+            loss.backward()
+            if step == spoiled:
+                assert model.lm_head.weight.grad is not None
+                model.lm_head.weight.grad[0, 0] = math.nan
+            optimizer.step()
+            optimizer.zero_grad()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("runs") / "run", updates=True)
+
+
+def typed(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["monitor", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def group(shown: dict, name: str) -> dict:
+    (found,) = (one for one in shown["groups"] if one["group"] == name)
+    return found
+
+
+def test_summary_names_the_groups_and_what_was_logged(run):
+    text = typed(run, "--no-pictures")
+    for expected in ("embeddings", "attention", "MLP", "norms", "output head", "bits changed"):
+        assert expected in text
+    assert "12 steps logged, 0 to 11; 14 tensors" in text
+
+
+def test_json_gives_the_numbers_that_the_tables_give(run):
+    shown = json.loads(typed(run, "--json", "--no-pictures"))
+    record = load_run(run)
+    last = record.tensors[record.tensors["step"] >= 10]
+    assert (shown["steps"], shown["averaged"], shown["pictures"]) == (STEPS, 2, [])
+    assert shown["entries"] == sum(record.facts["tensors"].values())
+    for name in ("attention", "MLP", "norms", "embeddings", "output head"):
+        found = group(shown, name)
+        rows = last[[group_of(tensor) == name for tensor in last["tensor"]]]
+        names = set(rows["tensor"])
+        assert found["tensors"] == len(names)
+        norms = [math.sqrt((one["norm"] ** 2).sum()) for _, one in rows.groupby("step")]
+        assert found["norm"] == pytest.approx(np.mean(norms))
+        changed = np.average(rows["bits_changed"], weights=rows["entries"])
+        assert found["bits_changed"] == pytest.approx(changed)
+        assert found["zeros"] == pytest.approx(rows["zeros"].sum() / rows["entries"].sum())
+        for mask in found["masks"]:
+            of_group = record.masks[
+                record.masks["tensor"].isin(names)
+                & (record.masks["mask_ratio"] == mask["mask_ratio"])
+            ]
+            ended, end = of_group[of_group["step"] >= 10], of_group[of_group["step"] == 11]
+            for key, column, frame in (
+                ("overlap", "jaccard_previous", ended),
+                ("chance", "chance_previous", ended),
+                ("coverage", "coverage", end),
+            ):
+                expected = np.average(frame[column], weights=frame["entries"])
+                assert mask[key] == pytest.approx(expected)
+
+
+def test_median_lies_within_the_bin_of_the_true_one(tmp_path):
+    run = train(tmp_path / "run", steps=1, include="up_proj.weight")
+    (found,) = json.loads(typed(run, "--json", "--no-pictures"))["groups"]
+    bins = load_run(run).histograms
+    magnitudes = np.repeat((bins["low"] + bins["high"]) / 2, bins["count"])
+    assert found["median"] == pytest.approx(np.median(magnitudes), rel=0.3)
+
+
+def test_pictures_are_drawn_as_png_and_svg(run):
+    text = typed(run)
+    for name in PICTURES:
+        for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+            content = (run / f"{name}.{kind}").read_bytes()
+            assert content.startswith(start)
+            assert len(content) > 8000
+            assert f"{name}.{kind}" in text
+
+
+def test_folder_that_is_no_run_is_refused(tmp_path):
+    assert "run.json" in typed(tmp_path, code=2)
+
+
+def test_run_without_masks_shows_and_draws_the_rest(tmp_path):
+    run = train(tmp_path / "run", mask_ratios=(), overlap=False)
+    text = typed(run)
+    assert "attention" in text
+    assert "overlap" not in text
+    assert {path.stem for path in run.glob("*.png")} == {"gradient_histograms"}
+
+
+def test_masks_that_were_not_compared_show_no_overlap(tmp_path):
+    run = train(tmp_path / "run", steps=3, overlap=False)
+    shown = json.loads(typed(run, "--json"))
+    assert group(shown, "all")["masks"][0] == {
+        "mask_ratio": 0.2,
+        "overlap": None,
+        "chance": None,
+        "coverage": None,
+    }
+    assert {path.stem for path in run.glob("*.png")} == {"gradient_histograms"}
+
+
+def test_run_of_one_step_is_drawn(tmp_path):
+    run = train(tmp_path / "run", steps=1)
+    typed(run)
+    assert {path.stem for path in run.glob("*.png")} == {"gradient_histograms", "coverage"}
+
+
+def test_run_that_is_still_open_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr("deltalens.io.runs._SECONDS", 0.0)
+    monkeypatch.setattr("deltalens.io.runs.RunWriter.close", lambda writer: None)
+    run = train(tmp_path / "run")
+    assert len(list((run / "tensors").glob("*.parquet"))) == STEPS
+    assert "12 steps logged" in typed(run, "--no-pictures")
+
+
+def test_run_without_rows_says_so(run, tmp_path):
+    shutil.copy(run / "run.json", tmp_path)
+    assert "no step logged yet" in typed(tmp_path)
+    assert list(tmp_path.glob("*.png")) == []
+
+
+@pytest.mark.filterwarnings("ignore:step ")
+def test_nan_is_called_out_with_its_first_step(tmp_path):
+    run = train(tmp_path / "run", steps=6, spoiled=4)
+    (fault, *_) = json.loads(typed(run, "--json", "--no-pictures"))["faults"]
+    assert (fault["tensor"], fault["what"], fault["first_step"]) == ("lm_head.weight", "NaN", 4)
+    assert "NaN in the gradient of 'lm_head.weight': first at step 4" in " ".join(
+        typed(run, "--no-pictures").split()
+    )
+
+
+def test_followed_run_ends_well_at_ctrl_c(run, monkeypatch):
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(monitor.time, "sleep", interrupted)
+    text = typed(run, "--follow")
+    assert "12 steps logged" in text
+    assert "picture:" in text
+    assert "Traceback" not in text
+
+
+def test_followed_run_shows_what_was_added(run, tmp_path, monkeypatch):
+    looks = []
+
+    def meanwhile(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) > 1:
+            raise KeyboardInterrupt
+        for table in ("histograms", "tensors", "masks"):
+            shutil.copytree(run / table, tmp_path / table)
+
+    shutil.copy(run / "run.json", tmp_path)
+    monkeypatch.setattr(monitor.time, "sleep", meanwhile)
+    assert "12 steps logged" in typed(tmp_path, "--follow", "--no-pictures")
+
+
+def test_quiet_prints_nothing_and_follow_refuses_it(run):
+    assert typed(run, "--quiet", "--no-pictures") == ""
+    assert "--follow" in typed(run, "--follow", "-q", code=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("model.layers.0.self_attn.q_proj.weight", "attention"),
+        ("model.layers.0.self_attn.q_norm.weight", "norms"),
+        ("transformer.h.0.ln_1.weight", "norms"),
+        ("transformer.ln_f.bias", "norms"),
+        ("transformer.h.0.mlp.c_fc.weight", "MLP"),
+        ("transformer.wte.weight", "embeddings"),
+        ("lm_head.weight", "output head"),
+        ("encoder.layer.0.attention.output.LayerNorm.weight", "norms"),
+        ("x.1.balance.weight", "other"),
+    ],
+)
+def test_group_follows_from_the_name(name, expected):
+    assert group_of(name) == expected
