@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.linalg.blas import dasum, sasum
 from torch import Tensor
 
 from deltalens.numerics.bits import (
@@ -25,6 +24,7 @@ from deltalens.numerics.bits import (
     magnitude_bits,
     magnitude_of_bits,
 )
+from deltalens.numerics.compiled import scanner
 from deltalens.numerics.overlap import PackedMask
 from deltalens.numerics.scratch import Scratch
 
@@ -39,13 +39,9 @@ __all__ = [
     "settle",
 ]
 
-_SAFE = (1e-25, 1e30)
-"""Sums of squares that were added in fp32 without anything that counts vanishing or overflowing."""
 _KEPT = 1 << 24
 """Entries up to which the prefixes of a tensor are kept for the second visit, two bytes each."""
 _BLOCKS = 256
-_NONE = np.zeros(PREFIXES, dtype=np.int64)
-_NONE.setflags(write=False)
 _MAGNITUDE = np.int16((1 << 15) - 1)
 
 
@@ -65,6 +61,12 @@ class Scan:
     """Sum of their squares."""
     kept: Tensor | None = None
     """The prefixes themselves, int16, (n,): reused memory, for the visit that follows."""
+
+    @functools.cached_property
+    def blocks(self) -> np.ndarray:
+        """The counts by their leading 8 bits; asked once they are complete."""
+        summed: np.ndarray = self.counts.reshape(_BLOCKS, -1).sum(1)
+        return summed
 
     @property
     def subnormals(self) -> int:
@@ -110,43 +112,66 @@ def scan(values: Tensor, scale: Tensor | None, scratch: Scratch, keep: bool = Fa
         scratch: reused memory.
         keep: keep the prefixes of a tensor that is not too large, until the next scan.
     """
-    found = Scan(values.dtype, _NONE)
-    size, device = values.numel(), values.device
-    infinity = infinity_bits(values.dtype) >> _shift(values.dtype)
-    if keep and size <= _KEPT:
-        found.kept = scratch.get("kept", torch.int16, size, device)
+    found = Scan(values.dtype, np.zeros(PREFIXES, dtype=np.int64))
+    if keep and values.numel() <= _KEPT:
+        found.kept = scratch.get("kept", torch.int16, values.numel(), values.device)
+    here = values.device.type == "cpu"
+    counts = scratch.get("counts", torch.int32, 2 * PREFIXES).view(2, PREFIXES)
+    counts.numpy().fill(0)
     for start, piece in _pieces(values, scale, scratch):
         if found.kept is not None:
             prefixes = found.kept[start : start + piece.numel()]
         else:
-            prefixes = scratch.get("prefixes", torch.int16, piece.numel(), device)
-        _prefixes_into(piece, prefixes)
-        counts = torch.bincount(prefixes, minlength=PREFIXES).cpu().numpy()
-        if counts[0]:
-            found.zeros += piece.numel() - int(piece.count_nonzero())
-        if counts[infinity:].any():
-            found.nans += int(piece.isnan().sum())
-            found.infinities += int(piece.isinf().sum())
-        total, squares = _sums(piece, scratch)
+            prefixes = scratch.get("prefixes", torch.int16, piece.numel(), piece.device)
+        total, squares = (_scan_here if here else _scan_there)(piece, prefixes, counts)
         found.total += total
         found.squares += squares
-        found.counts = counts if found.counts is _NONE else np.add(counts, found.counts, out=counts)
+    found.counts = np.add(*counts.numpy(), dtype=np.int64)
+    _count_apart(found, values)
     return found
 
 
-def _sums(piece: Tensor, scratch: Scratch) -> tuple[float, float]:
-    """Sum of magnitudes, and of squares."""
-    if piece.dtype.itemsize < 4:
-        wide = scratch.get("wide", torch.float32, piece.numel(), piece.device)
-        piece = wide.copy_(piece)
-    if piece.device.type != "cpu":
-        total = float(torch.linalg.vector_norm(piece, 1))
-    else:
-        total = float((sasum if piece.dtype == torch.float32 else dasum)(piece.numpy()))
-    squares = float(torch.dot(piece, piece))
-    if not _SAFE[0] < squares < _SAFE[1] and total:
-        squares = float(piece.double().square().sum())
-    return total, squares
+def _scan_here(piece: Tensor, prefixes: Tensor, counts: Tensor) -> tuple[float, float]:
+    """On the CPU, in one compiled loop; sums of 16-bit numbers follow from their counts."""
+    bits = piece.view(integer_of(piece.dtype)).numpy()
+    narrow = piece.dtype.itemsize == 2
+    sums = scanner()(
+        bits,
+        bits if narrow else piece.numpy(),
+        prefixes.numpy(),
+        counts.numpy(),
+        _shift(piece.dtype),
+    )
+    return (0.0, 0.0) if narrow else sums
+
+
+def _scan_there(piece: Tensor, prefixes: Tensor, counts: Tensor) -> tuple[float, float]:
+    """On any other device, in torch."""
+    _prefixes_into(piece, prefixes)
+    counts[0] += torch.bincount(prefixes, minlength=PREFIXES).cpu()
+    if piece.dtype.itemsize == 2:
+        return 0.0, 0.0
+    return float(piece.abs().sum(dtype=torch.float64)), float(piece.double().square().sum())
+
+
+def _count_apart(found: Scan, values: Tensor) -> None:
+    """Zeros, infinities and NaNs; and the sums of a dtype whose prefixes are single numbers."""
+    shift = _shift(found.dtype)
+    infinity = infinity_bits(found.dtype) >> shift
+    if not shift:
+        found.zeros = int(found.counts[0])
+        found.infinities = int(found.counts[infinity])
+        found.nans = int(found.counts[infinity + 1 :].sum())
+        numbers = _numbers(found.dtype)
+        occupied = found.counts.nonzero()[0]
+        counts, sizes = found.counts[occupied], numbers[occupied]
+        found.total, found.squares = float(counts @ sizes), float(counts @ (sizes * sizes))
+        return
+    if found.counts[0]:
+        found.zeros = values.numel() - int(values.count_nonzero())
+    if found.counts[infinity:].any():
+        found.nans = int(values.isnan().sum())
+        found.infinities = int(values.isinf().sum())
 
 
 @dataclass
@@ -221,27 +246,23 @@ def _mark_there(piece: Tensor, prefixes: Tensor, start: int, masks: Sequence[Uns
 def rank_bins(scans: Sequence[Scan], ranks: Sequence[int]) -> list[tuple[int, int]]:
     """For each rank (0-based, ascending) among all entries of these scans: the prefix of its entry,
     and its rank among the entries with that prefix."""
-    counts = scans[0].counts
-    for other in scans[1:]:
-        counts = counts + other.counts
     # In two strides: a running sum over all bins costs ten times as much.
-    blocks = counts.reshape(_BLOCKS, -1)
-    running = blocks.sum(1).cumsum()
+    running = np.sum([one.blocks for one in scans], axis=0).cumsum()
     found = []
     for rank in ranks:
         block = int(np.searchsorted(running, rank, side="right"))
         rank -= int(running[block - 1]) if block else 0
-        inside = blocks[block].cumsum()
+        inside = np.sum([one.counts.reshape(_BLOCKS, -1)[block] for one in scans], axis=0).cumsum()
         place = int(np.searchsorted(inside, rank, side="right"))
         rank -= int(inside[place - 1]) if place else 0
-        found.append((block * blocks.shape[1] + place, rank))
+        found.append((block * (PREFIXES // _BLOCKS) + place, rank))
     return found
 
 
 def quantiles(scanned: Scan, fractions: Sequence[float]) -> list[float]:
     """Magnitudes at these fractions of the finite entries, by nearest rank: exact for bf16 and
     fp16; else the lower edge of the right bin, at most 0.8 % (fp32) below. NaN without any."""
-    finite = int(scanned.counts.sum()) - scanned.infinities - scanned.nans
+    finite = int(scanned.blocks.sum()) - scanned.infinities - scanned.nans
     if finite <= 0:
         return [float("nan")] * len(fractions)
     ranks = [round(fraction * (finite - 1)) for fraction in fractions]
@@ -251,7 +272,14 @@ def quantiles(scanned: Scan, fractions: Sequence[float]) -> list[float]:
 
 def _magnitudes(prefixes: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """The smallest magnitudes with these prefixes, fp64."""
-    bits = torch.from_numpy(prefixes).to(torch.int64) << _shift(dtype)
+    found: np.ndarray = _numbers(dtype)[prefixes]
+    return found
+
+
+@functools.cache
+def _numbers(dtype: torch.dtype) -> np.ndarray:
+    """The smallest number with each prefix, fp64."""
+    bits = torch.arange(PREFIXES) << _shift(dtype)
     found: np.ndarray = bits.to(integer_of(dtype)).view(dtype).double().numpy()
     return found
 

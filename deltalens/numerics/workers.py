@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-__all__ = ["Each", "in_order", "one_thread", "workers"]
+__all__ = ["Each", "in_order", "workers"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -57,18 +57,6 @@ def workers(device: torch.device | str = "cpu") -> Iterator[Each]:
         yield each
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(count)
-
-
-@contextmanager
-def one_thread(device: torch.device | str = "cpu") -> Iterator[None]:
-    """torch's own parallelism off for the duration of the block, where it works on the CPU."""
-    count = torch.get_num_threads()
-    if torch.device(device).type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
         torch.set_num_threads(count)
 
 

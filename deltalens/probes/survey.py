@@ -21,7 +21,7 @@ from deltalens.numerics.bits import PREFIXES, magnitude_of_bits
 from deltalens.numerics.magnitudes import Scan, Unsettled, mark, rank_bins, scan, settle
 from deltalens.numerics.overlap import PackedMask
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.workers import one_thread
+from deltalens.numerics.workers import workers
 
 __all__ = ["Survey", "Top", "overlap_counts", "survey"]
 
@@ -65,8 +65,9 @@ def survey(
     if any(gradient.groups for gradient in gradients):
         return [one for group in _by_group(units) for one in _measure(group, mask_ratios, scratch)]
     device = gradients[0].local.device if gradients else "cpu"
-    with one_thread(device):
-        return [one for unit in units for one in _measure([unit], mask_ratios, scratch)]
+    with workers(device) as each:
+        found = each(lambda unit: _measure([unit], mask_ratios, scratch), units)
+        return [one for unit in found for one in unit]
 
 
 def _units(gradients: Sequence[Gradient], scope: str) -> list[list[Gradient]]:
