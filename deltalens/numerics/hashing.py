@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["HASHED", "hashed_range", "index_hash", "name_key"]
 
 HASHED = 1 << 17
-"""Indices hashed at a time on a CPU: with their scratch they stay in a core's own cache."""
+"""Indices hashed at a time on a CPU: enough that two threads seldom wait for each other's lock."""
 
 _MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (32, 29)
