@@ -89,7 +89,8 @@ class RunWriter:
     """
 
     def __init__(self, path: Path, asked: Mapping[str, Any], seconds: float | None = None) -> None:
-        import pyarrow.parquet  # noqa: F401 - now, rather than within a step
+        import pandas  # noqa: F401 - pyarrow would, within the first step
+        import pyarrow.parquet  # noqa: F401
 
         if (path / RUN).exists():
             raise RecordError(f"{path}: holds another run; choose another folder, or remove it")

@@ -1,47 +1,238 @@
-"""Loops that numpy and torch have no single pass for, compiled by numba when first called.
+"""Loops that numpy and torch have no single pass for, compiled by numba; for the CPU.
 
-Counting by leading bits, with the sums beside it, takes numpy and torch four visits of a chunk;
-here it is one, in half the time, and without holding the interpreter's lock.
+Each takes a whole tensor in one call and lets go of the interpreter's lock, so that two threads do
+not wait for one another. Import this module where it is used: numba takes a moment to load.
+
+Arrays of bits are unsigned words of 64 bits, little-endian: entry i is bit i % 64 of word i // 64.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numba import int32, njit, uint32
 
-__all__ = ["scanner"]
+__all__ = ["compare", "mark", "prefixes_at", "scan", "set_bits"]
 
-Scanner = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], tuple[float, float]]
+_STEP = 4096
+"""Entries visited by one loop and then by the next, while they are in the nearest cache."""
+
+_PREFIX = np.uint64(0x7FFF)
+_16, _32, _48 = np.uint64(16), np.uint64(32), np.uint64(48)
+_ONE = np.uint32(1)
+
+_loop = njit(nogil=True, cache=True, boundscheck=False)
+_sum_loop = njit(nogil=True, cache=True, boundscheck=False, fastmath={"reassoc", "contract"})
 
 
-@functools.cache
-def scanner() -> Scanner:
-    """`scan(bits, values, prefixes, counts, shift)`: write each entry's leading 15 bits, count
-    them, and return the sums of magnitudes and of squares, added in fp64.
+@_sum_loop
+def _sums(values: Any) -> Any:
+    total, squares, zeros = 0.0, 0.0, 0
+    for place in range(values.size):
+        value = np.float64(values[place])
+        total += abs(value)
+        squares += value * value
+        zeros += value == 0.0
+    return total, squares, zeros
 
-    bits: the entries as signed integers, (n,). values: the same as floats. prefixes: int16, (n,).
-    counts: int32, (2, 32768), added to; two, so that equal neighbours do not wait for each other.
-    shift: how far down the leading bits are.
+
+@_loop
+def _count_16(words: Any, low: Any, high: Any) -> None:
+    for place in range(words.size):
+        word = words[place]
+        low[word & _PREFIX] += _ONE
+        high[(word >> _16) & _PREFIX] += _ONE
+        low[(word >> _32) & _PREFIX] += _ONE
+        high[(word >> _48) & _PREFIX] += _ONE
+
+
+@_loop
+def _count_32(words: Any, low: Any, high: Any) -> None:
+    empty = 0
+    for place in range(words.size):
+        word = words[place]
+        # Rows of zeros are common, and equal neighbours would wait for each other.
+        if word == 0:
+            empty += 1
+        else:
+            low[(word >> _16) & _PREFIX] += _ONE
+            high[(word >> _48) & _PREFIX] += _ONE
+    low[0] += np.uint32(empty)
+    high[0] += np.uint32(empty)
+
+
+@_loop
+def _count_64(words: Any, low: Any) -> None:
+    for place in range(words.size):
+        low[(words[place] >> _48) & _PREFIX] += _ONE
+
+
+@_loop
+def scan(words: Any, values: Any, tables: Any, counts: Any) -> Any:
+    """Count magnitudes by their leading 15 bits, and add them up.
+
+    Args:
+        words: the entries, as many to a word as fit: uint64, (n / entries a word,).
+        values: the same as fp32 or fp64; for 16-bit numbers anything of 16 bits, (n,).
+        tables: room to count in, uint32, (2, 32768), zero before and after; two, so that equal
+            neighbours do not wait for each other.
+        counts: added to: int64, (32768,).
+
+    Returns:
+        Sum of the magnitudes, sum of their squares (both in fp64), and the number of zeros; all 0
+        for 16-bit numbers, where they follow from the counts.
     """
-    import numba
+    total, squares, zeros = 0.0, 0.0, 0
+    low, high = tables[0], tables[1]
+    per_word = 8 // values.itemsize
+    step = _STEP // per_word
+    for start in range(0, words.size, step):
+        some = words[start : start + step]
+        if per_word == 4:
+            _count_16(some, low, high)
+            continue
+        part = _sums(values[start * per_word : (start + step) * per_word])
+        total, squares, zeros = total + part[0], squares + part[1], zeros + part[2]
+        if per_word == 2:
+            _count_32(some, low, high)
+        else:
+            _count_64(some, low)
+    for prefix in range(counts.size):
+        counts[prefix] += np.int64(low[prefix]) + np.int64(high[prefix])
+        low[prefix] = high[prefix] = 0
+    return total, squares, zeros
 
-    @numba.njit(nogil=True, cache=True, boundscheck=False, fastmath={"reassoc", "contract"})
-    def scan(bits: Any, values: Any, prefixes: Any, counts: Any, shift: Any) -> Any:
-        total, squares, size = 0.0, 0.0, bits.size
-        for place in range(size):
-            value = np.float64(values[place])
-            total += abs(value)
-            squares += value * value
-            prefixes[place] = (bits[place] >> shift) & 0x7FFF
-        for place in range(0, size - 1, 2):
-            counts[0, prefixes[place]] += 1
-            counts[1, prefixes[place + 1]] += 1
-        if size % 2:
-            counts[0, prefixes[size - 1]] += 1
-        return total, squares
 
-    compiled: Scanner = scan
-    return compiled
+@_loop
+def prefixes_at(counts: Any, ranks: Any, prefixes: Any, inside: Any) -> None:
+    """For each rank (0-based, ascending magnitude; in any order): its prefix, and its rank among
+    the entries with that prefix.
+
+    counts: int64, (32768,). ranks, prefixes, inside: int64, (R,); the last two are written.
+    """
+    order = np.argsort(ranks)
+    below, prefix = 0, 0
+    for place in order:
+        while below + counts[prefix] <= ranks[place]:
+            below += counts[prefix]
+            prefix += 1
+        prefixes[place] = prefix
+        inside[place] = ranks[place] - below
+
+
+@_loop
+def mark(
+    bits: Any,
+    magnitude: Any,
+    low: Any,
+    high: Any,
+    masks: Any,
+    filled: Any,
+    places: Any,
+    inside: Any,
+) -> None:
+    """Mark the entries whose magnitude bits are at least `high`, and gather those in [low, high).
+
+    Args:
+        bits: the entries as signed integers, (n,).
+        magnitude: the integer that clears the sign, (1,).
+        low, high: of each of R masks, (R,), of the dtype of `bits`; equal where nothing is to be
+            gathered.
+        masks: the marks, written: uint32, (R, n / 32 or more); the bits beyond n are not touched.
+        filled: where in `places` and `inside` the room of each mask begins; on return, where what
+            was gathered ends: int64, (R,). There must be room for one entry more than there are.
+        places, inside: flat indices (int64) and magnitude bits (the dtype of `bits`) of what lies
+            inside, written.
+    """
+    clear = magnitude[0]
+    for word in range((bits.size + 31) // 32):
+        start = word * 32
+        part = bits[start : start + 32]
+        for one in range(low.size):
+            least, enough = low[one], high[one]
+            marks, near = uint32(0), int32(0)
+            if part.size == 32:
+                # A length known beforehand, and narrow numbers: it becomes vector instructions.
+                for place in range(32):
+                    size = part[place] & clear
+                    marks = uint32(marks | uint32(uint32(size >= enough) << uint32(place)))
+                    near = int32(near + int32((size >= least) & (size < enough)))
+            else:
+                for place in range(part.size):
+                    size = part[place] & clear
+                    marks = uint32(marks | uint32(uint32(size >= enough) << uint32(place)))
+                    near = int32(near + int32((size >= least) & (size < enough)))
+            masks[one, word] = marks
+            if near:
+                end = filled[one]
+                for place in range(part.size):
+                    size = part[place] & clear
+                    places[end] = start + place
+                    inside[end] = size
+                    end += (size >= least) & (size < enough)
+                filled[one] = end
+
+
+@_loop
+def set_bits(words: Any, places: Any, inside: Any, least: Any) -> None:
+    """Set the bits at those places whose magnitude bits are at least `least`.
+
+    words: uint64, (W,). places: int64, (n,). inside: signed integers, (n,). least: int64.
+    """
+    for entry in range(places.size):
+        if inside[entry] >= least:
+            place = np.uint64(places[entry])
+            words[place >> np.uint64(6)] |= np.uint64(1) << (place & np.uint64(63))
+
+
+@_loop
+def _ones(word: Any) -> Any:
+    """How many bits of a word are set; the compiler knows this sum, and uses one instruction."""
+    word -= (word >> np.uint64(1)) & np.uint64(0x5555555555555555)
+    word = (word & np.uint64(0x3333333333333333)) + (
+        (word >> np.uint64(2)) & np.uint64(0x3333333333333333)
+    )
+    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)
+
+
+@_loop
+def _ones_of(words: Any) -> Any:
+    found = np.uint64(0)
+    for place in range(words.size):
+        found += _ones(words[place])
+    return found
+
+
+@_loop
+def _ones_of_both(words: Any, others: Any) -> Any:
+    found = np.uint64(0)
+    for place in range(others.size):
+        found += _ones(words[place] & others[place])
+    return found
+
+
+@_loop
+def compare(words: Any, previous: Any, first: Any, reference: Any, ever: Any, counts: Any) -> None:
+    """Include a mask in `ever`, and count the bits in common with others.
+
+    Args:
+        words: the mask, uint64, (W,).
+        previous, first, reference: others, (W,), or of length 0 where there is none.
+        ever: changed in place, (W,).
+        counts: written: int64, (6,): bits set in `words`, in it and each of the three others, in
+            the new `ever`, and in `reference`.
+    """
+    counts[:] = 0
+    for start in range(0, words.size, _STEP):
+        stop = start + _STEP
+        some, all_time = words[start:stop], ever[start:stop]
+        for place in range(some.size):
+            all_time[place] |= some[place]
+        counts[0] += np.int64(_ones_of(some))
+        counts[1] += np.int64(_ones_of_both(some, previous[start:stop]))
+        counts[2] += np.int64(_ones_of_both(some, first[start:stop]))
+        counts[3] += np.int64(_ones_of_both(some, reference[start:stop]))
+        counts[4] += np.int64(_ones_of(all_time))
+        counts[5] += np.int64(_ones_of(reference[start:stop]))

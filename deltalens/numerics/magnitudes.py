@@ -1,15 +1,17 @@
-"""What a probe wants of one tensor: its histogram in one visit, its top masks in a second.
+"""What a probe wants of a tensor on the CPU: a histogram in one visit, top masks in a second.
 
 The first visit counts magnitudes by their leading 15 bits. From the counts follows, for every mask
-ratio, the bin in which its threshold lies. The second visit marks what lies above that bin, and
-gathers what lies inside: those few settle the exact threshold (`settle`), alone or across ranks.
+ratio, the bin in which its threshold lies (`boundaries`). The second visit marks what lies above
+that bin, and gathers what lies inside: those few settle the exact threshold (`settle`).
+`on_device` does the same where waiting for the device would cost more than the work.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,30 +26,32 @@ from deltalens.numerics.bits import (
     magnitude_bits,
     magnitude_of_bits,
 )
-from deltalens.numerics.compiled import scanner
-from deltalens.numerics.overlap import PackedMask
+from deltalens.numerics.overlap import PackedMask, compare
 from deltalens.numerics.scratch import Scratch
 
 __all__ = [
+    "Boundary",
+    "Marked",
+    "Numbers",
+    "Octaves",
     "Scan",
-    "Unsettled",
+    "boundaries",
     "mark",
-    "octave_bins",
-    "quantiles",
-    "rank_bins",
+    "numbers_of",
+    "octaves_of",
+    "prepare",
     "scan",
     "settle",
+    "smallest_with",
 ]
 
-_KEPT = 1 << 24
-"""Entries up to which the prefixes of a tensor are kept for the second visit, two bytes each."""
-_BLOCKS = 256
-_MAGNITUDE = np.int16((1 << 15) - 1)
+_MOST = 1 << 30
+"""Entries that are counted in 32 bits before they are added to 64."""
 
 
 @dataclass
 class Scan:
-    """What one visit finds. All counts and sums add over tensors and ranks."""
+    """What one visit finds. All of it adds over tensors."""
 
     dtype: torch.dtype
     counts: np.ndarray
@@ -59,19 +63,6 @@ class Scan:
     """Sum of the magnitudes; infinities and NaNs count."""
     squares: float = 0.0
     """Sum of their squares."""
-    kept: Tensor | None = None
-    """The prefixes themselves, int16, (n,): reused memory, for the visit that follows."""
-
-    @functools.cached_property
-    def blocks(self) -> np.ndarray:
-        """The counts by their leading 8 bits; asked once they are complete."""
-        summed: np.ndarray = self.counts.reshape(_BLOCKS, -1).sum(1)
-        return summed
-
-    @property
-    def subnormals(self) -> int:
-        """Entries below the smallest normal number, zeros left out."""
-        return int(self.counts[: _octaves(self.dtype)[1]].sum()) - self.zeros
 
 
 def _shift(dtype: torch.dtype) -> int:
@@ -79,302 +70,267 @@ def _shift(dtype: torch.dtype) -> int:
 
 
 def _pieces(values: Tensor, scale: Tensor | None, scratch: Scratch) -> Iterator[tuple[int, Tensor]]:
-    """(start, entries) chunk by chunk, divided by the scale."""
-    for start in range(0, values.numel(), CHUNK):
-        piece = values[start : start + CHUNK]
+    """(start, entries) piece by piece; divided by the scale, if there is one, in reused memory."""
+    size = _MOST if scale is None else CHUNK
+    for start in range(0, values.numel(), size):
+        piece = values[start : start + size]
         if scale is not None:
             out = scratch.get("unscaled", piece.dtype, piece.numel(), piece.device)
             piece = torch.div(piece, scale.to(piece.device, piece.dtype), out=out)
         yield start, piece
 
 
-def _prefixes_into(piece: Tensor, out: Tensor) -> Tensor:
-    """The leading 15 bits of each magnitude, into an int16 tensor; on a CPU in numpy, which casts
-    on the way."""
-    signed, shift = piece.view(integer_of(piece.dtype)), _shift(piece.dtype)
-    if piece.device.type != "cpu":
-        return out.copy_(signed >> shift).bitwise_and_(int(_MAGNITUDE))
-    target = out.numpy()
-    if shift:
-        np.right_shift(signed.numpy(), shift, out=target, casting="unsafe")
-        np.bitwise_and(target, _MAGNITUDE, out=target)
-    else:
-        np.bitwise_and(signed.numpy(), _MAGNITUDE, out=target)
-    return out
-
-
-def scan(values: Tensor, scale: Tensor | None, scratch: Scratch, keep: bool = False) -> Scan:
+def scan(values: Tensor, scale: Tensor | None, scratch: Scratch) -> Scan:
     """The first visit.
 
     Args:
         values: 1-D, contiguous; fp16, bf16, fp32 or fp64. May be empty.
         scale: what they have to be divided by, 0-D.
         scratch: reused memory.
-        keep: keep the prefixes of a tensor that is not too large, until the next scan.
     """
+    from deltalens.numerics import compiled
+
     found = Scan(values.dtype, np.zeros(PREFIXES, dtype=np.int64))
-    if keep and values.numel() <= _KEPT:
-        found.kept = scratch.get("kept", torch.int16, values.numel(), values.device)
-    here = values.device.type == "cpu"
-    counts = scratch.get("counts", torch.int32, 2 * PREFIXES).view(2, PREFIXES)
-    counts.numpy().fill(0)
-    for start, piece in _pieces(values, scale, scratch):
-        if found.kept is not None:
-            prefixes = found.kept[start : start + piece.numel()]
-        else:
-            prefixes = scratch.get("prefixes", torch.int16, piece.numel(), piece.device)
-        total, squares = (_scan_here if here else _scan_there)(piece, prefixes, counts)
-        found.total += total
-        found.squares += squares
-    found.counts = np.add(*counts.numpy(), dtype=np.int64)
+    tables = scratch.zeros("counted", torch.int32, 2 * PREFIXES).view(2, PREFIXES).numpy()
+    for _, piece in _pieces(values, scale, scratch):
+        bits = piece.view(integer_of(piece.dtype)).numpy()
+        numbers = bits if piece.dtype.itemsize == 2 else piece.numpy()
+        first, last = _whole_words(bits)
+        words = bits[first:last].view(np.uint64)
+        total, squares, zeros = compiled.scan(
+            words, numbers[first:last], tables.view(np.uint32), found.counts
+        )
+        found.total, found.squares = found.total + total, found.squares + squares
+        found.zeros += zeros
+        _add_few(found, bits, numbers, [*range(first), *range(last, bits.size)])
     _count_apart(found, values)
     return found
 
 
-def _scan_here(piece: Tensor, prefixes: Tensor, counts: Tensor) -> tuple[float, float]:
-    """On the CPU, in one compiled loop; sums of 16-bit numbers follow from their counts."""
-    bits = piece.view(integer_of(piece.dtype)).numpy()
-    narrow = piece.dtype.itemsize == 2
-    sums = scanner()(
-        bits,
-        bits if narrow else piece.numpy(),
-        prefixes.numpy(),
-        counts.numpy(),
-        _shift(piece.dtype),
-    )
-    return (0.0, 0.0) if narrow else sums
+def _whole_words(bits: np.ndarray) -> tuple[int, int]:
+    """First and last entry of what can be read in aligned words of 64 bits."""
+    per_word = 8 // bits.itemsize
+    first = min(bits.size, -bits.ctypes.data % 8 // bits.itemsize)
+    return first, first + (bits.size - first) // per_word * per_word
 
 
-def _scan_there(piece: Tensor, prefixes: Tensor, counts: Tensor) -> tuple[float, float]:
-    """On any other device, in torch."""
-    _prefixes_into(piece, prefixes)
-    counts[0] += torch.bincount(prefixes, minlength=PREFIXES).cpu()
-    if piece.dtype.itemsize == 2:
-        return 0.0, 0.0
-    return float(piece.abs().sum(dtype=torch.float64)), float(piece.double().square().sum())
+def _add_few(found: Scan, bits: np.ndarray, numbers: np.ndarray, places: Sequence[int]) -> None:
+    """The entries beside the whole words."""
+    for place in places:
+        found.counts[int(bits[place]) >> _shift(found.dtype) & (PREFIXES - 1)] += 1
+        if bits.itemsize > 2:
+            size = abs(float(numbers[place]))
+            found.total, found.squares = found.total + size, found.squares + size * size
+            found.zeros += size == 0
 
 
 def _count_apart(found: Scan, values: Tensor) -> None:
-    """Zeros, infinities and NaNs; and the sums of a dtype whose prefixes are single numbers."""
-    shift = _shift(found.dtype)
-    infinity = infinity_bits(found.dtype) >> shift
-    if not shift:
-        found.zeros = int(found.counts[0])
-        found.infinities = int(found.counts[infinity])
-        found.nans = int(found.counts[infinity + 1 :].sum())
-        numbers = _numbers(found.dtype)
-        occupied = found.counts.nonzero()[0]
-        counts, sizes = found.counts[occupied], numbers[occupied]
-        found.total, found.squares = float(counts @ sizes), float(counts @ (sizes * sizes))
+    """Infinities and NaNs; and what follows from the counts where prefixes are single numbers."""
+    first = infinity_bits(found.dtype) >> _shift(found.dtype)
+    if found.dtype.itemsize > 2:
+        if found.counts[first:].any():
+            found.nans = int(values.isnan().sum())
+            found.infinities = int(values.isinf().sum())
         return
-    if found.counts[0]:
-        found.zeros = values.numel() - int(values.count_nonzero())
-    if found.counts[infinity:].any():
-        found.nans = int(values.isnan().sum())
-        found.infinities = int(values.isinf().sum())
+    found.zeros, found.infinities = int(found.counts[0]), int(found.counts[first])
+    found.nans = int(found.counts[first + 1 :].sum())
+    occupied = found.counts.nonzero()[0]
+    counts, sizes = found.counts[occupied], smallest_with(found.dtype)[occupied]
+    found.total, found.squares = float(counts @ sizes), float(counts @ (sizes * sizes))
+
+
+class Boundary(NamedTuple):
+    """Where the threshold of a mask lies."""
+
+    low: int
+    """Its magnitude bits are in [low, high); they are `low` where both are the same."""
+    high: int
+    rank: int
+    """Of the threshold among all entries (of all tensors ranked together) inside, ascending."""
+
+
+def boundaries(scans: Sequence[Scan], ranks: Sequence[int]) -> list[Boundary]:
+    """For each rank (0-based, ascending) among all entries of these scans, of one dtype."""
+    counts = scans[0].counts if len(scans) == 1 else np.sum([one.counts for one in scans], axis=0)
+    zeros, shift = sum(one.zeros for one in scans), _shift(scans[0].dtype)
+    found = []
+    for prefix, rank in zip(*_prefixes_at(counts, ranks), strict=True):
+        exact = not shift or (prefix == 0 and rank < zeros)
+        found.append(Boundary(prefix << shift, (prefix + (not exact)) << shift, rank))
+    return found
+
+
+def _prefixes_at(counts: np.ndarray, ranks: Sequence[int]) -> tuple[list[int], list[int]]:
+    from deltalens.numerics import compiled
+
+    asked = np.array(ranks, dtype=np.int64)
+    prefixes, inside = np.empty_like(asked), np.empty_like(asked)
+    compiled.prefixes_at(counts, asked, prefixes, inside)
+    return prefixes.tolist(), inside.tolist()
 
 
 @dataclass
-class Unsettled:
-    """One mask that is marked above its boundary bin, and what lies inside the bin."""
+class Marked:
+    """The masks of one tensor, and what lies in the bins of their thresholds."""
 
-    mask: PackedMask
-    prefix: int
-    """The bin."""
-    rank: int
-    """Of the threshold among all entries (of all tensors and ranks) in the bin, ascending."""
-    places: list[np.ndarray] = field(default_factory=list)
-    """Flat indices of the entries inside."""
-    bits: list[np.ndarray] = field(default_factory=list)
+    masks: list[PackedMask]
+    places: list[np.ndarray]
+    """For each mask, flat indices of the entries inside its bin: int64."""
+    inside: list[np.ndarray]
     """Their magnitude bits."""
 
 
 def mark(
     values: Tensor,
     scale: Tensor | None,
-    kept: Tensor | None,
-    masks: Sequence[Unsettled],
+    found: Scan,
+    bounds: Sequence[Boundary],
     scratch: Scratch,
-) -> None:
+) -> Marked:
     """The second visit: fill each mask with what lies above its bin, gather what lies inside.
 
-    Where a bin is a single magnitude (fp16, bf16) the masks are final and nothing is gathered.
+    Args:
+        values, scale, scratch: as in `scan`.
+        found: what it found of this tensor.
+        bounds: of each mask.
     """
+    from deltalens.numerics import compiled
+
+    masks, words = PackedMask.several(len(bounds), values.numel())
+    integer = np.dtype(f"i{values.dtype.itemsize}")
+    low, high = (np.array([one[end] for one in bounds], dtype=integer) for end in (0, 1))
+    shift = _shift(values.dtype)
+    # The loop writes one entry further before it knows whether that is inside.
+    room = [int(found.counts[one.low >> shift]) + 1 if one.low < one.high else 1 for one in bounds]
+    starts = np.cumsum([0, *room])
+    filled = starts[:-1].copy()
+    places, inside = np.empty(starts[-1], np.int64), np.empty(starts[-1], integer)
+    clear = np.array([np.iinfo(integer).max], dtype=integer)
     for start, piece in _pieces(values, scale, scratch):
-        if kept is not None:
-            prefixes = kept[start : start + piece.numel()]
-        else:
-            prefixes = scratch.get("prefixes", torch.int16, piece.numel(), piece.device)
-            _prefixes_into(piece, prefixes)
-        if piece.device.type == "cpu":
-            _mark_here(piece, prefixes, start, masks, scratch)
-        else:
-            _mark_there(piece, prefixes, start, masks)
+        before = filled.copy()
+        bits = piece.view(integer_of(piece.dtype)).numpy()
+        compiled.mark(bits, clear, low, high, words[:, start // 32 :], filled, places, inside)
+        if start:
+            for first, last in zip(before, filled, strict=True):
+                places[first:last] += start
+    spans = list(zip(starts, filled, strict=False))
+    return Marked(masks, [places[a:b] for a, b in spans], [inside[a:b] for a, b in spans])
 
 
-def _mark_here(
-    piece: Tensor, prefixes: Tensor, start: int, masks: Sequence[Unsettled], scratch: Scratch
-) -> None:
-    """On the CPU, in numpy."""
-    room = scratch.get("marked", torch.bool, piece.numel()).numpy()
-    leading, signed = prefixes.numpy(), piece.view(integer_of(piece.dtype)).numpy()
-    exact, magnitude = piece.dtype.itemsize == 2, np.iinfo(signed.dtype).max
-    for one in masks:
-        bound = np.int16(one.prefix)
-        if exact:
-            one.mask.write_here(start, np.greater_equal(leading, bound, out=room))
+def settle(unit: Sequence[Marked], bounds: Sequence[Boundary]) -> list[int]:
+    """The magnitude bits of the exact thresholds; the masks are completed to them.
+
+    An entry stays where its magnitude is at least the threshold: ties stay (GMT, Eq. 3).
+
+    Args:
+        unit: the tensors that are ranked together.
+        bounds: of each of their masks.
+    """
+    from deltalens.numerics import compiled
+
+    thresholds = []
+    for place, bound in enumerate(bounds):
+        if bound.low == bound.high:
+            thresholds.append(bound.low)
             continue
-        one.mask.write_here(start, np.greater(leading, bound, out=room))
-        places = np.equal(leading, bound, out=room).nonzero()[0]
-        if places.size:
-            one.bits.append(signed[places] & magnitude)
-            one.places.append(places + start)
+        inside = [one.inside[place] for one in unit]
+        some = inside[0] if len(inside) == 1 else np.concatenate(inside)
+        threshold = int(np.partition(some, bound.rank)[bound.rank])
+        for one in unit:
+            words = one.masks[place].words
+            compiled.set_bits(words, one.places[place], one.inside[place], threshold)
+        thresholds.append(threshold)
+    return thresholds
 
 
-def _mark_there(piece: Tensor, prefixes: Tensor, start: int, masks: Sequence[Unsettled]) -> None:
-    """On any other device, in torch."""
-    for one in masks:
-        if piece.dtype.itemsize == 2:
-            one.mask.write(start, prefixes >= one.prefix)
-            continue
-        one.mask.write(start, prefixes > one.prefix)
-        places = (prefixes == one.prefix).nonzero().squeeze(1)
-        one.bits.append(magnitude_bits(piece[places]).cpu().numpy())
-        one.places.append(places.cpu().numpy() + start)
+def prepare(dtype: torch.dtype) -> None:
+    """Compile or load the loops for a dtype now, so that no step has to wait for it."""
+    values, scratch = torch.zeros(64, dtype=dtype), Scratch()
+    found = scan(values, None, scratch)
+    bounds = [Boundary(0, 1 << _shift(dtype), 0)]
+    marked = mark(values, None, found, bounds, scratch)
+    settle([marked], bounds)
+    numbers_of(found, [0.5])
+    compare(marked.masks[0], [None] * 3, marked.masks[0])
 
 
-def rank_bins(scans: Sequence[Scan], ranks: Sequence[int]) -> list[tuple[int, int]]:
-    """For each rank (0-based, ascending) among all entries of these scans: the prefix of its entry,
-    and its rank among the entries with that prefix."""
-    # In two strides: a running sum over all bins costs ten times as much.
-    running = np.sum([one.blocks for one in scans], axis=0).cumsum()
-    found = []
-    for rank in ranks:
-        block = int(np.searchsorted(running, rank, side="right"))
-        rank -= int(running[block - 1]) if block else 0
-        inside = np.sum([one.counts.reshape(_BLOCKS, -1)[block] for one in scans], axis=0).cumsum()
-        place = int(np.searchsorted(inside, rank, side="right"))
-        rank -= int(inside[place - 1]) if place else 0
-        found.append((block * (PREFIXES // _BLOCKS) + place, rank))
-    return found
+@dataclass
+class Numbers:
+    """All that is recorded of one tensor's magnitudes."""
+
+    dtype: torch.dtype
+    octaves: np.ndarray
+    """Counts of four bins an octave (`octaves_of`): int64, (B,)."""
+    zeros: int
+    subnormals: int
+    infinities: int
+    nans: int
+    total: float
+    """Sum of the magnitudes."""
+    squares: float
+    """Sum of their squares."""
+    quantiles: list[float]
+    """At the fractions asked for; exact for bf16 and fp16, else the lower edge of the right bin, at
+    most 0.8 % (fp32) below. NaN where nothing is finite."""
+
+    @property
+    def bins(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lower edges, upper edges (fp64) and counts (int64) of the occupied bins, ascending."""
+        edges = octaves_of(self.dtype).edges
+        occupied = self.octaves.nonzero()[0]
+        return edges[occupied], edges[occupied + 1], self.octaves[occupied]
 
 
-def quantiles(scanned: Scan, fractions: Sequence[float]) -> list[float]:
-    """Magnitudes at these fractions of the finite entries, by nearest rank: exact for bf16 and
-    fp16; else the lower edge of the right bin, at most 0.8 % (fp32) below. NaN without any."""
-    finite = int(scanned.blocks.sum()) - scanned.infinities - scanned.nans
-    if finite <= 0:
-        return [float("nan")] * len(fractions)
-    ranks = [round(fraction * (finite - 1)) for fraction in fractions]
-    prefixes = np.array([prefix for prefix, _ in rank_bins([scanned], ranks)])
-    return [float(magnitude) for magnitude in _magnitudes(prefixes, scanned.dtype)]
-
-
-def _magnitudes(prefixes: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """The smallest magnitudes with these prefixes, fp64."""
-    found: np.ndarray = _numbers(dtype)[prefixes]
-    return found
+def numbers_of(found: Scan, fractions: Sequence[float]) -> Numbers:
+    """What a scan says, with quantiles of the finite entries by nearest rank."""
+    made = octaves_of(found.dtype)
+    octaves = np.add.reduceat(found.counts, made.starts)[:-1]
+    below = int(found.counts[: made.starts[0]].sum())
+    # reduceat's last group is what is not finite.
+    finite = below + int(octaves.sum())
+    quantiles = [float("nan")] * len(fractions)
+    if finite:
+        ranks = [round(fraction * (finite - 1)) for fraction in fractions]
+        quantiles = smallest_with(found.dtype)[_prefixes_at(found.counts, ranks)[0]].tolist()
+    return Numbers(
+        found.dtype,
+        octaves,
+        found.zeros,
+        below - found.zeros,
+        found.infinities,
+        found.nans,
+        found.total,
+        found.squares,
+        quantiles,
+    )
 
 
 @functools.cache
-def _numbers(dtype: torch.dtype) -> np.ndarray:
-    """The smallest number with each prefix, fp64."""
+def smallest_with(dtype: torch.dtype) -> np.ndarray:
+    """The smallest number with each prefix, fp64, (32768,)."""
     bits = torch.arange(PREFIXES) << _shift(dtype)
     found: np.ndarray = bits.to(integer_of(dtype)).view(dtype).double().numpy()
     return found
 
 
-Reduce = Callable[[Tensor], None]
-"""Adds a tensor up over ranks, in place."""
+class Octaves(NamedTuple):
+    """A histogram of four bins an octave over all normal finite numbers of a dtype."""
 
-
-def settle(
-    groups: Sequence[Sequence[Unsettled]], dtype: torch.dtype, reduce: Reduce | None = None
-) -> list[int]:
-    """The exact threshold of each group of masks, which are completed to it.
-
-    An entry stays where its magnitude is at least the threshold: ties stay (GMT, Eq. 3).
-
-    Args:
-        groups: in each, the same mask of every tensor that is ranked together: all with one bin
-            and one rank.
-        dtype: of the entries.
-        reduce: adds counts up over ranks, if other ranks hold other parts; called a few times for
-            all groups together.
-
-    Returns:
-        The thresholds' magnitude bits.
-    """
-    if not _shift(dtype):
-        return [group[0].prefix for group in groups]
-    none = np.empty(0, dtype=np.dtype(f"i{dtype.itemsize}"))
-    inside = [np.concatenate([none, *(b for one in group for b in one.bits)]) for group in groups]
-    if reduce is None:
-        thresholds = [
-            int(np.partition(some, group[0].rank)[group[0].rank])
-            for some, group in zip(inside, groups, strict=True)
-        ]
-    else:
-        thresholds = _by_digits(inside, [group[0] for group in groups], _shift(dtype), reduce)
-    for group, threshold in zip(groups, thresholds, strict=True):
-        for one in group:
-            for places, bits in zip(one.places, one.bits, strict=True):
-                one.mask.set(places[bits >= threshold])
-            one.places, one.bits = [], []
-    return thresholds
-
-
-def _by_digits(
-    inside: Sequence[np.ndarray], first: Sequence[Unsettled], lower: int, reduce: Reduce
-) -> list[int]:
-    """For each group the value at its rank among all ranks' entries in its bin: 8 bits a round."""
-    leading = [one.prefix for one in first]
-    ranks = [one.rank for one in first]
-    while lower:
-        lower -= 8
-        counts = np.stack(
-            [_digits(some, lead, lower) for some, lead in zip(inside, leading, strict=True)]
-        )
-        reduce(torch.from_numpy(counts))
-        running = counts.cumsum(1)
-        for place, rank in enumerate(ranks):
-            digit = int(np.searchsorted(running[place], rank, side="right"))
-            ranks[place] -= int(running[place, digit] - counts[place, digit])
-            leading[place] = leading[place] << 8 | digit
-    return leading
-
-
-def _digits(bits: np.ndarray, leading: int, lower: int) -> np.ndarray:
-    """How many of the entries with these leading bits have each of the next 8 bits."""
-    relative = (bits >> lower) - (leading << 8)
-    return np.bincount(relative[(relative >= 0) & (relative < 256)], minlength=256)
-
-
-def octave_bins(scanned: Scan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The occupied bins of a histogram of four bins an octave, zeros, subnormals, infinities and
-    NaNs left out.
-
-    Returns:
-        Lower edges and upper edges (fp64) and counts (int64), ascending.
-    """
-    edges, first, width = _octaves(scanned.dtype)
-    counts = scanned.counts[first : first + width * (len(edges) - 1)].reshape(-1, width).sum(1)
-    occupied = counts.nonzero()[0]
-    return edges[occupied], edges[occupied + 1], counts[occupied]
+    edges: np.ndarray
+    """fp64, (B + 1,)."""
+    starts: np.ndarray
+    """The first prefix of each bin, and that of infinity: int64, (B + 1,)."""
 
 
 @functools.cache
-def _octaves(dtype: torch.dtype) -> tuple[np.ndarray, int, int]:
-    """Edges of the bins, the prefix of the first, and how many prefixes make one."""
+def octaves_of(dtype: torch.dtype) -> Octaves:
+    """The bins of a dtype."""
     info, shift = torch.finfo(dtype), _shift(dtype)
     first, one, two = (
         int(magnitude_bits(torch.tensor([number], dtype=dtype))) >> shift
         for number in (info.tiny, 1.0, 2.0)
     )
-    width = (two - one) // 4
-    edges = [
-        magnitude_of_bits(prefix << shift, dtype)
-        for prefix in range(first, infinity_bits(dtype) >> shift, width)
-    ]
-    edges.append(2.0 * 2.0 ** float(np.frexp(info.max)[1] - 1))
-    return np.array(edges), first, width
+    infinity = infinity_bits(dtype) >> shift
+    starts = np.arange(first, infinity + 1, (two - one) // 4)
+    edges = [magnitude_of_bits(int(prefix) << shift, dtype) for prefix in starts[:-1]]
+    return Octaves(np.array([*edges, 2.0 * 2.0 ** float(np.frexp(info.max)[1] - 1)]), starts)

@@ -3,94 +3,129 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["PackedMask", "chance_of", "containment", "jaccard"]
+__all__ = ["COUNTED", "PackedMask", "chance_of", "compare", "containment", "jaccard"]
 
-_WEIGHTS = (128, 64, 32, 16, 8, 4, 2, 1)
+COUNTED = 6
+"""How many numbers `compare` gives."""
 
 
 class PackedMask:
-    """A mask of n entries in n / 8 bytes, filled and compared a chunk at a time.
+    """A mask of n entries in n / 8 bytes, on any device; made all false.
 
     Args:
         size: entries.
         device: where the bits live.
+        held: the bytes themselves, uint8 and as long as they would be made; zero beyond n.
     """
 
-    def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, size: int, device: torch.device | str = "cpu", held: Tensor | None = None
+    ) -> None:
         self.size = size
-        self._here = torch.device(device).type == "cpu"
-        self._bytes = np.zeros(-(-size // 64) * 8, dtype=np.uint8)
-        self._there: Tensor | None = None
-        if not self._here:
-            self._there, self._bytes = torch.from_numpy(self._bytes).to(device), self._bytes[:0]
+        self.bytes = torch.zeros(_length(size), dtype=torch.uint8, device=device)
+        if held is not None:
+            self.bytes = held
+
+    @classmethod
+    def several(cls, count: int, size: int) -> tuple[list[PackedMask], np.ndarray]:
+        """Masks on the CPU, to be written all at once, and their bits: uint32, (count, words).
+
+        What they hold is undefined, but for the bits beyond n, which are zero.
+        """
+        held = torch.empty((count, _length(size)), dtype=torch.uint8)
+        held[:, -8:] = 0
+        return [cls(size, held=row) for row in held], held.numpy().view(np.uint32)
+
+    @property
+    def words(self) -> np.ndarray:
+        """The bits themselves, if they are on the CPU: uint64, (ceil(n / 64),)."""
+        found: np.ndarray = self.bytes.numpy().view(np.uint64)
+        return found
 
     def copy(self) -> PackedMask:
         """A mask of its own with the same bits."""
-        made = PackedMask(0)
-        made.size, made._here, made._bytes = self.size, self._here, self._bytes.copy()
-        made._there = None if self._there is None else self._there.clone()
-        return made
+        return PackedMask(self.size, held=self.bytes.clone())
 
     def write(self, start: int, mask: Tensor) -> None:
         """Set the entries from `start` (a multiple of 8) on to a bool mask, 1-D."""
-        if self._there is None:
-            self.write_here(start, mask.cpu().numpy())
+        if self.bytes.device.type != "cpu":
+            self._write_there(start, mask)
             return
+        packed = np.packbits(mask.cpu().numpy(), bitorder="little")
+        self.bytes[start // 8 : start // 8 + len(packed)] = torch.from_numpy(packed)
+
+    def _write_there(self, start: int, mask: Tensor) -> None:
+        """`write`, in torch, where the mask is."""
         length = -(-mask.numel() // 8)
         padded = mask.new_zeros(length * 8)
         padded[: mask.numel()] = mask
-        weights = torch.tensor(_WEIGHTS, dtype=torch.uint8, device=mask.device)
-        packed = (padded.view(-1, 8) * weights).sum(1, dtype=torch.uint8)
-        self._there[start // 8 : start // 8 + length] = packed
-
-    def write_here(self, start: int, mask: np.ndarray) -> None:
-        """`write`, for a mask on the CPU and in numpy."""
-        self._bytes[start // 8 : start // 8 + -(-mask.size // 8)] = np.packbits(mask)
-
-    def set(self, places: np.ndarray) -> None:
-        """Make the entries at these flat indices true."""
-        bits = (128 >> (places & 7)).astype(np.uint8)
-        if self._there is None:
-            np.bitwise_or.at(self._bytes, places >> 3, bits)
-            return
-        # Of one byte there may be several: they are different bits, so that adding is setting.
-        added = np.zeros(self._there.numel(), dtype=np.uint8)
-        np.bitwise_or.at(added, places >> 3, bits)
-        self._there |= torch.from_numpy(added).to(self._there.device)
-
-    @functools.cached_property
-    def count(self) -> int:
-        """How many entries are true; asked once the mask is complete."""
-        return self.count_both(self)
-
-    def count_both(self, other: PackedMask) -> int:
-        """How many entries are true in both."""
-        if self._there is not None and other._there is not None:
-            both = self._there & other._there
-            ones = torch.tensor([byte.bit_count() for byte in range(256)], device=both.device)
-            return int(ones[both.long()].sum())
-        both_here = self._bytes.view(np.uint64) & other._bytes.view(np.uint64)
-        return int(np.bitwise_count(both_here).sum(dtype=np.int64))
-
-    def include(self, other: PackedMask) -> None:
-        """Make true what is true in the other."""
-        if self._there is not None and other._there is not None:
-            self._there |= other._there
-        else:
-            np.bitwise_or(self._bytes, other._bytes, out=self._bytes)
-        self.__dict__.pop("count", None)
+        packed = (padded.view(-1, 8) * _weights(self.bytes.device)).sum(1, dtype=torch.uint8)
+        self.bytes[start // 8 : start // 8 + length] = packed
 
     def unpacked(self) -> Tensor:
         """The mask itself: bool, (size,)."""
-        if self._there is None:
-            return torch.from_numpy(np.unpackbits(self._bytes, count=self.size)).bool()
-        shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=self._there.device)
-        return (self._there[:, None] >> shifts & 1).bool().view(-1)[: self.size]
+        shifts = torch.arange(8, dtype=torch.uint8, device=self.bytes.device)
+        return (self.bytes[:, None] >> shifts & 1).bool().view(-1)[: self.size]
+
+
+def _length(size: int) -> int:
+    return max(1, -(-size // 64)) * 8
+
+
+@functools.cache
+def _weights(device: torch.device) -> Tensor:
+    return torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
+
+
+@functools.cache
+def _ones_in_byte(device: torch.device) -> Tensor:
+    return torch.tensor([byte.bit_count() for byte in range(256)], device=device)
+
+
+def compare(mask: PackedMask, others: Sequence[PackedMask | None], ever: PackedMask) -> Tensor:
+    """Include a mask in `ever`, and count what it has in common with others.
+
+    Args:
+        mask: of n entries.
+        others: three: the previous, the first and a reference mask, each if there is one.
+        ever: what was true in any mask so far; changed in place.
+
+    Returns:
+        int64, (6,), on the masks' device: entries true in `mask`, in it and each of the others, in
+        `ever`, and in the last of the others; 0 where there is no other. A GPU is not waited for.
+    """
+    if mask.bytes.device.type == "cpu":
+        from deltalens.numerics import compiled
+
+        none = np.empty(0, dtype=np.uint64)
+        previous, first, last = (none if other is None else other.words for other in others)
+        counts = torch.empty(COUNTED, dtype=torch.int64)
+        compiled.compare(mask.words, previous, first, last, ever.words, counts.numpy())
+        return counts
+    return _compare_there(mask, others, ever)
+
+
+def _compare_there(
+    mask: PackedMask, others: Sequence[PackedMask | None], ever: PackedMask
+) -> Tensor:
+    """`compare`, in torch, where the masks are."""
+    ever.bytes |= mask.bytes
+    last = others[-1]
+    asked = [
+        mask.bytes,
+        *(None if other is None else mask.bytes & other.bytes for other in others),
+        ever.bytes,
+        None if last is None else last.bytes,
+    ]
+    ones = _ones_in_byte(mask.bytes.device)
+    none_there = ones.new_zeros(())
+    return torch.stack([none_there if one is None else ones[one.long()].sum() for one in asked])
 
 
 def jaccard(both: float, one: float, other: float) -> float:

@@ -29,3 +29,13 @@ class Scratch(threading.local):
             held = torch.empty(size, dtype=dtype, device=device)
             self._held[what, dtype] = held
         return held[:size]
+
+    def zeros(
+        self, what: str, dtype: torch.dtype, size: int, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """A buffer of always this size, zero when it is made; whoever uses it leaves it zero."""
+        held = self._held.get((what, dtype))
+        if held is None:
+            held = torch.zeros(size, dtype=dtype, device=device)
+            self._held[what, dtype] = held
+        return held

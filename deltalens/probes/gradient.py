@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
@@ -26,37 +27,49 @@ from deltalens.gradients import (
 )
 from deltalens.io.pairing import check_scope
 from deltalens.io.runs import RunWriter
-from deltalens.numerics.magnitudes import octave_bins, quantiles
-from deltalens.numerics.overlap import PackedMask, chance_of, containment, jaccard
+from deltalens.numerics.magnitudes import prepare
+from deltalens.numerics.overlap import PackedMask, chance_of, compare, containment, jaccard
 from deltalens.numerics.scratch import Scratch
 from deltalens.probes.sinks import Sink, sink_of
-from deltalens.probes.survey import Survey, overlap_counts, survey
+from deltalens.probes.survey import QUANTILES, Survey, Top, fetch, reducer, survey
 from deltalens.probes.updates import Updates
 
 __all__ = ["GradientProbe"]
 
-_QUANTILES = {"q50": 0.5, "q90": 0.9, "q99": 0.99, "q999": 0.999}
 _AGAINST = ("previous", "first", "reference")
+
+
+_Key = tuple[str, float]
+"""A tensor's name and a mask ratio."""
 
 
 class _History:
     """The masks of one tensor at one ratio that later ones are compared with: three bits an
     entry."""
 
-    def __init__(self, mask: PackedMask, reference: PackedMask | None) -> None:
-        self.previous: PackedMask | None = None
-        self.first: PackedMask | None = None
-        self.reference = reference
-        self.ever = mask.copy()
+    def __init__(self, ever: PackedMask, reference: PackedMask | None) -> None:
+        self.ever = ever
+        self._masks: list[PackedMask | None] = [None, None, reference]
+        self._kept = [0, 0]
 
     def others(self) -> list[PackedMask | None]:
-        """What a new mask is compared with, and last, what was ever in one."""
-        return [self.previous, self.first, self.reference, self.ever]
+        """What a new mask is compared with: the previous, the first and the reference mask."""
+        return list(self._masks)
 
-    def take(self, mask: PackedMask) -> None:
-        """A logged step is over."""
-        self.previous = mask
-        self.first = self.first or mask
+    def take(self, entries: int, mask: PackedMask, row: Sequence[int]) -> dict[str, float]:
+        """A logged step is over: the columns that tell how its mask compares with others."""
+        kept, *common, ever, reference = row
+        columns: dict[str, float] = {"kept": kept, "coverage": ever / entries}
+        sizes = [*self._kept, reference]
+        for against, other, size, both in zip(_AGAINST, self._masks, sizes, common, strict=True):
+            if other is not None:
+                columns[f"jaccard_{against}"] = jaccard(both, kept, size)
+                columns[f"containment_{against}"] = containment(both, kept)
+                columns[f"chance_{against}"] = chance_of(kept, size, entries)
+        if self._masks[1] is None:
+            self._masks[1], self._kept[1] = mask, kept
+        self._masks[0], self._kept[0] = mask, kept
+        return columns
 
 
 class GradientProbe:
@@ -156,6 +169,9 @@ class GradientProbe:
             if self._writer is not None:
                 self._writer.discard()
             raise
+        watched = [p for name, p in parameter_names(self.model) if name in self._names]
+        for dtype in {p.dtype for p in watched if p.device.type == "cpu"}:
+            prepare(dtype)
         self._attached = self._logging = True
         return self
 
@@ -225,30 +241,36 @@ class GradientProbe:
         surveys = survey(watched, self._scope, self._ratios, self._scratch)
         if self._updates is not None:
             self._updates.before(watched)
-        self._warn_of_nans(number, surveys)
         self._pending = (number, surveys)
 
     def _warn_of_nans(self, number: int, surveys: Sequence[Survey]) -> None:
         for one in surveys:
-            if one.scan.nans and one.gradient.name not in self._told_nan:
+            if one.numbers.nans and one.gradient.name not in self._told_nan:
                 self._told_nan.add(one.gradient.name)
                 warnings.warn(
-                    f"step {number}: {one.scan.nans:,} NaN in the gradient of "
+                    f"step {number}: {one.numbers.nans:,} NaN in the gradient of "
                     f"{one.gradient.name!r}; its masks are left out",
                     stacklevel=6,
                 )
 
     def _record(self, number: int, surveys: list[Survey]) -> None:
         changes = self._updates.after([one.gradient for one in surveys]) if self._updates else {}
-        compared = self._compare(surveys)
+        asked = self._comparisons(surveys)
+        rows = fetch(surveys, self._compare(asked))
+        self._warn_of_nans(number, surveys)
+        valid = {(one.gradient.name, ratio) for one in surveys for ratio in one.tops}
+        compared = {
+            key: self._history[key].take(gradient.entries, top.mask, row)
+            for (key, gradient, top), row in zip(asked, rows, strict=True)
+            if key in valid
+        }
         writer = self._writer
         if writer is None:
             return
         writer.add("histograms", _histogram_columns(number, surveys))
         writer.add("tensors", _columns([_tensor_row(number, one, changes) for one in surveys]))
-        rows = [row for one in surveys for row in _mask_rows(number, one, compared)]
-        if rows:
-            writer.add("masks", _columns(rows))
+        if self._ratios:
+            writer.add("masks", _mask_columns(number, surveys, self._ratios, compared))
         for sink in self._sinks:
             sink.log(number, surveys)
         if not self.steps:
@@ -256,28 +278,33 @@ class GradientProbe:
             writer.write_manifest()
         writer.flush_if_due()
 
-    def _compare(self, surveys: Sequence[Survey]) -> dict[tuple[str, float], dict[str, float]]:
-        """The columns of each mask that tell how it compares with others."""
-        asked: list[tuple[Gradient, PackedMask, list[PackedMask | None]]] = []
-        compared: list[tuple[tuple[str, float], _History]] = []
-        for one in surveys:
-            for ratio, top in one.tops.items():
-                if top.mask is None or not self._overlap:
-                    continue
-                key = (one.gradient.name, ratio)
-                if key not in self._history:
-                    self._history[key] = _History(top.mask, self._reference_of(one.gradient))
-                history = self._history[key]
-                history.ever.include(top.mask)
-                asked.append((one.gradient, top.mask, history.others()))
-                compared.append((key, history))
-        found = {}
-        for (key, history), (gradient, mask, others), row in zip(
-            compared, asked, overlap_counts(asked), strict=True
-        ):
-            found[key] = _overlap_columns(gradient.entries, others, row)
-            history.take(mask)
-        return found
+    def _comparisons(self, surveys: Sequence[Survey]) -> list[tuple[_Key, Gradient, Top]]:
+        if not self._overlap:
+            return []
+        return [
+            ((one.gradient.name, ratio), one.gradient, top)
+            for one in surveys
+            for ratio, top in one.tops.items()
+        ]
+
+    def _compare(self, asked: Sequence[tuple[_Key, Gradient, Top]]) -> list[Tensor]:
+        """What each mask has in common with others, over all ranks: `compare`'s rows."""
+        rows: list[Tensor] = []
+        for key, gradient, top in asked:
+            if key not in self._history:
+                ever = PackedMask(top.mask.size, top.mask.bytes.device)
+                self._history[key] = _History(ever, self._reference_of(gradient))
+            history = self._history[key]
+            rows.append(compare(top.mask, history.others(), history.ever))
+        for groups in dict.fromkeys(g.groups for _, g, _ in asked if g.groups):
+            places = [place for place, (_, g, _) in enumerate(asked) if g.groups == groups]
+            together = torch.stack([rows[place] for place in places])
+            reduce = reducer(asked[places[0]][1])
+            assert reduce is not None
+            reduce(together)
+            for place, row in zip(places, together, strict=True):
+                rows[place] = row
+        return rows
 
     def _reference_of(self, gradient: Gradient) -> PackedMask | None:
         given = self._reference.get(gradient.name)
@@ -288,13 +315,14 @@ class GradientProbe:
                 f"{gradient.name!r}: the reference mask has {given.numel():,} entries, the "
                 f"gradient {gradient.local.numel():,}"
             )
-        packed = PackedMask(given.numel())
-        packed.write(0, given.detach().cpu().reshape(-1).bool())
+        device = gradient.local.device
+        packed = PackedMask(given.numel(), device)
+        packed.write(0, given.detach().to(device).reshape(-1).bool())
         return packed
 
 
 def _histogram_columns(number: int, surveys: Sequence[Survey]) -> dict[str, Any]:
-    bins = [octave_bins(one.scan) for one in surveys]
+    bins = [one.numbers.bins for one in surveys]
     low, high, counts = (np.concatenate(column) for column in zip(*bins, strict=True))
     names = [one.gradient.name for one in surveys]
     codes = np.repeat(np.arange(len(names), dtype=np.int32), [len(low) for low, _, _ in bins])
@@ -307,52 +335,44 @@ def _histogram_columns(number: int, surveys: Sequence[Survey]) -> dict[str, Any]
     }
 
 
-def _overlap_columns(
-    entries: int, others: Sequence[PackedMask | None], row: Sequence[int]
-) -> dict[str, float]:
-    kept, sizes, both = row[0], row[1 : 1 + len(others)], row[1 + len(others) :]
-    columns: dict[str, float] = {"kept": kept, "coverage": sizes[-1] / entries}
-    for against, other, size, common in zip(_AGAINST, others, sizes, both, strict=False):
-        if other is not None:
-            columns[f"jaccard_{against}"] = jaccard(common, kept, size)
-            columns[f"containment_{against}"] = containment(common, kept)
-            columns[f"chance_{against}"] = chance_of(kept, size, entries)
-    return columns
-
-
 def _tensor_row(
     number: int, one: Survey, changes: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
-    scan, entries = one.scan, one.gradient.entries
+    found, entries = one.numbers, one.gradient.entries
     return {
         "step": number,
         "tensor": one.gradient.name,
         "entries": entries,
-        "norm": math.sqrt(scan.squares),
-        "mean": scan.total / entries if entries else math.nan,
-        **dict(zip(_QUANTILES, quantiles(scan, list(_QUANTILES.values())), strict=True)),
-        "zeros": scan.zeros,
-        "subnormals": scan.subnormals,
-        "infinities": scan.infinities,
-        "nans": scan.nans,
+        "norm": math.sqrt(found.squares),
+        "mean": found.total / entries if entries else math.nan,
+        **dict(zip(QUANTILES, found.quantiles, strict=True)),
+        "zeros": found.zeros,
+        "subnormals": found.subnormals,
+        "infinities": found.infinities,
+        "nans": found.nans,
         **changes.get(one.gradient.name, {}),
     }
 
 
-def _mask_rows(
-    number: int, one: Survey, compared: Mapping[tuple[str, float], Mapping[str, float]]
-) -> list[dict[str, Any]]:
-    return [
+def _mask_columns(
+    number: int,
+    surveys: Sequence[Survey],
+    ratios: Sequence[float],
+    compared: Mapping[_Key, Mapping[str, float]],
+) -> dict[str, list[Any]]:
+    rows = [
         {
             "step": number,
             "tensor": one.gradient.name,
             "mask_ratio": ratio,
-            "threshold": top.threshold,
+            "threshold": one.tops[ratio].threshold if ratio in one.tops else math.nan,
             "entries": one.gradient.entries,
             **compared.get((one.gradient.name, ratio), {}),
         }
-        for ratio, top in one.tops.items()
+        for one in surveys
+        for ratio in ratios
     ]
+    return _columns(rows)
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from deltalens.errors import DeltaLensError
-from deltalens.numerics.magnitudes import octave_bins
 from deltalens.probes.survey import Survey
 
 __all__ = ["Sink", "sink_of"]
@@ -46,7 +45,7 @@ class _TensorBoard:
 
     def log(self, step: int, surveys: Sequence[Survey]) -> None:
         for one in surveys:
-            low, high, counts = octave_bins(one.scan)
+            low, high, counts = one.numbers.bins
             if not len(counts):
                 continue
             self._writer.add_histogram_raw(
@@ -54,14 +53,14 @@ class _TensorBoard:
                 min=float(low[0]),
                 max=float(high[-1]),
                 num=int(counts.sum()),
-                sum=one.scan.total,
-                sum_squares=one.scan.squares,
+                sum=one.numbers.total,
+                sum_squares=one.numbers.squares,
                 bucket_limits=high.tolist(),
                 bucket_counts=counts.tolist(),
                 global_step=step,
             )
             self._writer.add_scalar(
-                f"gradient_norm/{one.gradient.name}", math.sqrt(one.scan.squares), step
+                f"gradient_norm/{one.gradient.name}", math.sqrt(one.numbers.squares), step
             )
 
 
@@ -74,11 +73,11 @@ class _Wandb:
 
         values: dict[str, Any] = {"deltalens/step": step}
         for one in surveys:
-            low, high, counts = octave_bins(one.scan)
+            low, high, counts = one.numbers.bins
             if len(counts):
                 histogram = wandb.Histogram(np_histogram=contiguous(low, high, counts))
                 values[f"gradients/{one.gradient.name}"] = histogram
-            values[f"gradient_norm/{one.gradient.name}"] = math.sqrt(one.scan.squares)
+            values[f"gradient_norm/{one.gradient.name}"] = math.sqrt(one.numbers.squares)
         self._run.log(values)
 
 

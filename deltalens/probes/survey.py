@@ -1,39 +1,45 @@
 """One step's gradients measured: histograms, exact thresholds, top masks, each tensor's or unit's.
 
-Where a gradient is sharded (DTensor), counts are added up over ranks, so that every number is that
-of the whole tensor; masks stay local, each rank holds those of its own entries.
+On the CPU by `magnitudes`; on an accelerator, and where a gradient is sharded (DTensor), by
+`on_device`, whose numbers `fetch` brings to the host all at once. Of a sharded gradient every
+number is that of the whole tensor; masks stay local, each rank holds those of its own entries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from deltalens.gradients import Gradient
 from deltalens.io.pairing import block_of
-from deltalens.numerics.bits import PREFIXES, magnitude_of_bits
-from deltalens.numerics.magnitudes import Scan, Unsettled, mark, rank_bins, scan, settle
+from deltalens.numerics import magnitudes, on_device
+from deltalens.numerics.bits import magnitude_of_bits
+from deltalens.numerics.magnitudes import Numbers
 from deltalens.numerics.overlap import PackedMask
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.workers import workers
 
-__all__ = ["Survey", "Top", "overlap_counts", "survey"]
+__all__ = ["QUANTILES", "Survey", "Top", "fetch", "reducer", "survey"]
+
+QUANTILES = {"q50": 0.5, "q90": 0.9, "q99": 0.99, "q999": 0.999}
+"""Column -> fraction of the finite entries."""
 
 
 @dataclass
 class Top:
     """The top entries of one tensor at one mask ratio."""
 
+    mask: PackedMask
+    """Of this rank's entries."""
     threshold: float
-    """Magnitude that the unit's top entries reach; NaN where one of its entries is."""
-    mask: PackedMask | None
-    """Of this rank's entries; None where there is no threshold."""
+    """Magnitude that the unit's top entries reach."""
 
 
 @dataclass
@@ -41,10 +47,12 @@ class Survey:
     """What was measured of one tensor."""
 
     gradient: Gradient
-    scan: Scan
-    """Of the whole tensor, on every rank."""
+    numbers: Numbers
+    """Of the whole tensor, on every rank. Undefined until `fetch`, as all that follows."""
     tops: dict[float, Top] = field(default_factory=dict)
-    """Mask ratio -> its top entries."""
+    """Mask ratio -> its top entries; none where the unit has a NaN."""
+    row: Tensor | None = None
+    """What is still on the device: the numbers, the unit's NaNs, and the bits of the thresholds."""
 
 
 def survey(
@@ -53,7 +61,7 @@ def survey(
     mask_ratios: Sequence[float],
     scratch: Scratch,
 ) -> list[Survey]:
-    """Measure the gradients of one step.
+    """Measure the gradients of one step; call `fetch` before anything but the masks is read.
 
     Args:
         gradients: those that are watched.
@@ -61,130 +69,149 @@ def survey(
         mask_ratios: fractions masked out, from 0 to below 1.
         scratch: reused memory.
     """
-    units = _units(gradients, scope)
-    if any(gradient.groups for gradient in gradients):
-        return [one for group in _by_group(units) for one in _measure(group, mask_ratios, scratch)]
-    device = gradients[0].local.device if gradients else "cpu"
-    with workers(device) as each:
-        found = each(lambda unit: _measure([unit], mask_ratios, scratch), units)
-        return [one for unit in found for one in unit]
+    here: list[list[Gradient]] = []
+    there: dict[Any, list[list[Gradient]]] = {}
+    for unit in _units(gradients, scope):
+        first = unit[0]
+        if is_here(first):
+            here.append(unit)
+        else:
+            key = (first.groups, first.local.dtype, first.local.device)
+            there.setdefault(key, []).append(unit)
+    found = []
+    # The largest first: what is left for the last thread is small.
+    here.sort(key=lambda unit: -sum(one.local.numel() for one in unit))
+    with workers() as each:
+        for measured in each(lambda unit: _measure_here(unit, mask_ratios, scratch), here):
+            found += measured
+    for units in there.values():
+        # In one order on all ranks: their counts are added up together.
+        found += _measure_there(sorted(units, key=lambda unit: unit[0].name), mask_ratios)
+    return found
+
+
+def is_here(gradient: Gradient) -> bool:
+    """Whether it is whole, and on the CPU."""
+    return not gradient.groups and gradient.local.device.type == "cpu"
 
 
 def _units(gradients: Sequence[Gradient], scope: str) -> list[list[Gradient]]:
-    """What is ranked together; entries of different dtypes or sharding never are."""
+    """What is ranked together; entries of different dtypes, devices or sharding never are."""
     units: dict[Any, list[Gradient]] = {}
     for gradient in gradients:
         name = {"tensor": gradient.name, "layer": block_of(gradient.name)}.get(scope, "")
-        units.setdefault((name, gradient.local.dtype, gradient.groups), []).append(gradient)
-    # The largest first: what is left for the last thread is small.
-    return sorted(units.values(), key=lambda unit: -sum(one.local.numel() for one in unit))
+        local = gradient.local
+        units.setdefault((name, local.dtype, local.device, gradient.groups), []).append(gradient)
+    return list(units.values())
 
 
-def _by_group(units: Sequence[list[Gradient]]) -> list[list[list[Gradient]]]:
-    """Units that share process groups and dtype, whose counts are added up together."""
-    together: dict[Any, list[list[Gradient]]] = {}
-    for unit in sorted(units, key=lambda unit: unit[0].name):
-        together.setdefault((unit[0].groups, unit[0].local.dtype), []).append(unit)
-    return list(together.values())
-
-
-def _measure(
-    units: Sequence[Sequence[Gradient]], mask_ratios: Sequence[float], scratch: Scratch
-) -> list[Survey]:
-    """Units of one dtype and one sharding."""
-    reduce = _reducer(units[0][0])
-    alone = len(units) == len(units[0]) == 1
-    surveys = [[Survey(g, scan(g.local, g.scale, scratch, alone)) for g in unit] for unit in units]
-    if reduce is not None:
-        _add_up([one.scan for unit in surveys for one in unit], reduce)
-    clean = [unit for unit in surveys if not any(one.scan.nans for one in unit)]
-    for unit in surveys:
-        for one in unit:
-            one.tops = {ratio: Top(float("nan"), None) for ratio in mask_ratios}
-    if not clean or not mask_ratios:
-        return [one for unit in surveys for one in unit]
-
-    groups: list[list[Unsettled]] = []
-    for unit in clean:
-        bins = rank_bins([one.scan for one in unit], _ranks(unit, mask_ratios))
-        marks = [[Unsettled(_empty(one.gradient.local), *place) for place in bins] for one in unit]
-        for one, some in zip(unit, marks, strict=True):
-            mark(one.gradient.local, one.gradient.scale, one.scan.kept, some, scratch)
-        groups += [list(group) for group in zip(*marks, strict=True)]
-    dtype = units[0][0].local.dtype
-    thresholds = iter(zip(settle(groups, dtype, reduce), groups, strict=True))
-    for unit in clean:
-        for ratio in mask_ratios:
-            bits, group = next(thresholds)
-            for one, settled in zip(unit, group, strict=True):
-                one.tops[ratio] = Top(magnitude_of_bits(bits, dtype), settled.mask)
-    for unit in surveys:
-        for one in unit:
-            one.scan.kept = None
-    return [one for unit in surveys for one in unit]
-
-
-def _empty(local: Tensor) -> PackedMask:
-    return PackedMask(local.numel(), local.device)
-
-
-def _ranks(unit: Sequence[Survey], mask_ratios: Sequence[float]) -> list[int]:
+def _ranks(unit: Sequence[Gradient], mask_ratios: Sequence[float]) -> list[int]:
     """Of the thresholds, 0-based and ascending: the k-th largest with k = n - round(ratio * n)."""
-    total = sum(one.gradient.entries for one in unit)
-    return [min(round(ratio * total), total - 1) for ratio in mask_ratios]
+    total = sum(one.entries for one in unit)
+    return [min(round(Fraction(str(ratio)) * total), total - 1) for ratio in mask_ratios]
 
 
-def _reducer(gradient: Gradient) -> Callable[[Tensor], None] | None:
+def _measure_here(
+    unit: Sequence[Gradient], mask_ratios: Sequence[float], scratch: Scratch
+) -> list[Survey]:
+    """What is ranked together, on the CPU."""
+    scans = [magnitudes.scan(one.local, one.scale, scratch) for one in unit]
+    fractions = list(QUANTILES.values())
+    surveys = [
+        Survey(one, magnitudes.numbers_of(found, fractions))
+        for one, found in zip(unit, scans, strict=True)
+    ]
+    ranks = _ranks(unit, mask_ratios)
+    if not ranks or min(ranks) < 0 or any(found.nans for found in scans):
+        return surveys
+    bounds = magnitudes.boundaries(scans, ranks)
+    marked = [
+        magnitudes.mark(one.local, one.scale, found, bounds, scratch)
+        for one, found in zip(unit, scans, strict=True)
+    ]
+    bits = magnitudes.settle(marked, bounds)
+    sizes = [magnitude_of_bits(one, unit[0].local.dtype) for one in bits]
+    for one, masks in zip(surveys, marked, strict=True):
+        one.tops = {
+            ratio: Top(mask, size)
+            for ratio, mask, size in zip(mask_ratios, masks.masks, sizes, strict=True)
+        }
+    return surveys
+
+
+def _measure_there(
+    units: Sequence[Sequence[Gradient]], mask_ratios: Sequence[float]
+) -> list[Survey]:
+    """Units of one dtype, device and sharding, without waiting for the device."""
+    reduce = reducer(units[0][0])
+    parts = [[on_device.Part(one.local, one.scale) for one in unit] for unit in units]
+    found = on_device.scan([part for unit in parts for part in unit], reduce)
+    ends = accumulate(len(unit) for unit in units)
+    spans = [(end - len(unit), end) for end, unit in zip(ends, units, strict=True)]
+    prefixes = torch.stack([found.prefixes[a:b].sum(0) for a, b in spans])
+    ranks = [_ranks(unit, mask_ratios) for unit in units]
+    if mask_ratios:
+        bits = on_device.thresholds(parts, prefixes, ranks, reduce)
+    else:
+        bits = prefixes.new_zeros((len(units), 0))
+    surveys = []
+    for place, (unit, (first, last)) in enumerate(zip(units, spans, strict=True)):
+        nans = found.nans[first:last].sum()
+        for tensor, gradient, part in zip(range(first, last), unit, parts[place], strict=True):
+            masks = on_device.masks_of(part, bits[place], nans == 0)
+            row = on_device.row_of(found, tensor, list(QUANTILES.values()))
+            one = Survey(gradient, _NOT_YET, row=torch.cat([row, nans[None], bits[place]]))
+            one.tops = {
+                ratio: Top(mask, float("nan"))
+                for ratio, mask in zip(mask_ratios, masks, strict=True)
+            }
+            surveys.append(one)
+    return surveys
+
+
+_NOT_YET = Numbers(torch.float32, torch.empty(0).numpy(), 0, 0, 0, 0, 0.0, 0.0, [])
+
+
+def fetch(surveys: Sequence[Survey], rows: Sequence[Tensor]) -> list[list[int]]:
+    """Bring to the host what is still on a device: the surveys' numbers, and rows of integers
+    beside them; one transfer for each device.
+
+    Returns:
+        The rows.
+    """
+    waiting = [one for one in surveys if one.row is not None]
+    tensors = [*(one.row for one in waiting if one.row is not None), *rows]
+    fetched = [torch.empty(0)] * len(tensors)
+    for device in {tensor.device for tensor in tensors}:
+        places = [i for i, tensor in enumerate(tensors) if tensor.device == device]
+        whole = torch.cat([tensors[place] for place in places]).cpu()
+        parts = whole.split([tensors[place].numel() for place in places])
+        for place, part in zip(places, parts, strict=True):
+            fetched[place] = part
+    for one, row in zip(waiting, fetched, strict=False):
+        _take(one, row)
+    return [row.tolist() for row in fetched[len(waiting) :]]
+
+
+def _take(one: Survey, row: Tensor) -> None:
+    """Read a survey's row."""
+    dtype, count = one.gradient.local.dtype, len(one.tops)
+    numbers, rest = row[: row.numel() - count - 1], row[row.numel() - count - 1 :]
+    one.numbers, one.row = on_device.numbers_in(numbers, dtype), None
+    nans, *bits = rest.tolist()
+    for top, threshold in zip(one.tops.values(), bits, strict=True):
+        top.threshold = magnitude_of_bits(threshold, dtype)
+    if nans:
+        one.tops = {}
+
+
+def reducer(gradient: Gradient) -> on_device.Reduce | None:
     """Adds a tensor up over the ranks that hold parts of a gradient."""
     if not gradient.groups:
         return None
-    device = gradient.local.device
 
     def reduce(counts: Tensor) -> None:
-        there = counts.to(device)
         for group in gradient.groups:
-            dist.all_reduce(there, group=group)
-        counts.copy_(there)
+            dist.all_reduce(counts, group=group)
 
     return reduce
-
-
-def _add_up(scans: Sequence[Scan], reduce: Callable[[Tensor], None]) -> None:
-    """Make every scan that of the whole tensor: two reductions for all of them."""
-    counts = torch.from_numpy(np.stack([one.counts for one in scans]))
-    few = torch.tensor([[one.zeros, one.nans, one.infinities] for one in scans])
-    whole = torch.cat([counts, few], dim=1)
-    sums = torch.tensor([[one.total, one.squares] for one in scans], dtype=torch.float64)
-    reduce(whole)
-    reduce(sums)
-    for one, row, (total, squares) in zip(scans, whole, sums.tolist(), strict=True):
-        one.counts = row[:PREFIXES].numpy()
-        one.zeros, one.nans, one.infinities = row[PREFIXES:].tolist()
-        one.total, one.squares = total, squares
-
-
-def overlap_counts(
-    asked: Sequence[tuple[Gradient, PackedMask, Sequence[PackedMask | None]]],
-) -> list[list[int]]:
-    """For each mask and some others: how many entries are true in it, in each of the others, and in
-    it and each of the others; 0 where there is no other.
-
-    Over all ranks, with one reduction for all masks of one sharding.
-    """
-    rows = [
-        [
-            mask.count,
-            *(other.count if other else 0 for other in others),
-            *(mask.count_both(other) if other else 0 for other in others),
-        ]
-        for _, mask, others in asked
-    ]
-    for groups in {gradient.groups for gradient, _, _ in asked if gradient.groups}:
-        places = [place for place, (g, _, _) in enumerate(asked) if g.groups == groups]
-        counts = torch.tensor([rows[place] for place in places])
-        reduce = _reducer(asked[places[0]][0])
-        assert reduce is not None
-        reduce(counts)
-        for place, row in zip(places, counts.tolist(), strict=True):
-            rows[place] = row
-    return rows

@@ -1,6 +1,8 @@
 """What a probe measures of gradients equals the slow twins, whatever the gradients are like."""
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -8,13 +10,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from deltalens.gradients import Gradient
-from deltalens.numerics import magnitudes
-from deltalens.numerics.magnitudes import octave_bins, quantiles
-from deltalens.numerics.overlap import PackedMask, chance_of, containment, jaccard
+from deltalens.numerics import magnitudes, on_device, overlap
+from deltalens.numerics.overlap import (
+    PackedMask,
+    chance_of,
+    compare,
+    containment,
+    jaccard,
+)
+from deltalens.numerics.overlap import _compare_there as on_there
 from deltalens.numerics.scratch import Scratch
-from deltalens.probes.survey import overlap_counts, survey
+from deltalens.probes import survey as surveys
+from deltalens.probes.survey import QUANTILES, Survey, fetch
 from tests.oracles import gradients as oracle
 from tests.oracles.pairs import KINDS, make
 from tests.property.profile import repeatable
@@ -47,48 +57,94 @@ ratios = st.lists(
 )
 
 
-@pytest.fixture(params=[8, 1 << 18], ids=["small chunks", "one chunk"])
-def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(magnitudes, "CHUNK", request.param)
-    return int(request.param)
+@pytest.fixture(params=["here", "there"], scope="module")
+def engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The compiled loops for the CPU, and what accelerators and shards are measured with."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "there":
+            patch.setattr(surveys, "is_here", lambda gradient: False)
+        yield
+
+
+@contextmanager
+def pieces_of(size: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((magnitudes, "CHUNK"), (magnitudes, "_MOST"), (on_device, "_CHUNK")):
+            patch.setattr(module, name, size)
+        yield
+
+
+@pytest.fixture(params=[64, 1 << 18], ids=["small pieces", "one piece"], scope="module")
+def chunk(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pieces_of(request.param):
+        yield
+
+
+def measured(
+    given: list[Gradient], scope: str = "tensor", asked: list[float] | None = None
+) -> list[Survey]:
+    found = surveys.survey(given, scope, asked or [], Scratch())
+    assert fetch(found, []) == []
+    return found
 
 
 @dtypes
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("kept", [0, 1 << 24], ids=["visited twice", "kept"])
 @repeatable(8)
 @given(data=st.data(), asked=ratios)
 def test_thresholds_and_masks_are_those_of_a_sort(
-    dtype: torch.dtype, scope: str, kept: int, data: st.DataObject, asked: list[float]
+    engine: None, dtype: torch.dtype, scope: str, data: st.DataObject, asked: list[float]
 ) -> None:
     tensors = data.draw(steps(dtype))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(magnitudes, "CHUNK", 16)
-        patch.setattr(magnitudes, "_KEPT", kept)
-        found = survey([gradient(n, t) for n, t in tensors.items()], scope, asked, Scratch())
+    scale = data.draw(st.sampled_from([None, torch.tensor(4.0)]))
+    scaled = {n: t if scale is None else t * 4 for n, t in tensors.items()}
+    if scale is not None:
+        tensors = {n: t / 4 for n, t in scaled.items()}
+    with pieces_of(data.draw(st.sampled_from([64, 1 << 18]))):
+        found = measured([gradient(n, t, scale) for n, t in scaled.items()], scope, asked)
     unit_of = oracle.blocks(list(tensors), scope)
     for one in found:
         unit = {n: t for n, t in tensors.items() if unit_of[n] == unit_of[one.gradient.name]}
-        for ratio, top in one.tops.items():
+        for ratio in asked:
+            top = one.tops[ratio]
             assert top.threshold == oracle.threshold(unit, ratio)
-            assert top.mask is not None
             places = top.mask.unpacked().nonzero().squeeze(1).tolist()
             wanted = {p for n, p in oracle.mask(unit, ratio) if n == one.gradient.name}
             assert set(places) == wanted
-            assert top.mask.count == len(wanted)
+            counts = compare(top.mask, [None] * 3, PackedMask(top.mask.size))
+            assert int(counts[0]) == len(wanted)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 5, 31, 32, 33, 64, 70])
+@dtypes
+def test_any_length_wherever_it_begins(engine: None, size: int, dtype: torch.dtype) -> None:
+    for offset in range(8):
+        check_numbers(make("grid", 100, dtype, 7)[offset : offset + size], size)
+
+
+def check_numbers(values: Tensor, size: int) -> None:
+    (one,) = measured([gradient("w", values)], "tensor", [0.5] if size else [])
+    assert one.numbers.zeros == int((values == 0).sum())
+    assert one.numbers.octaves.sum() == sum(oracle.octaves(values).values())
+    assert one.numbers.squares == pytest.approx(float(values.double().square().sum()))
+    if size:
+        least = oracle.threshold({"w": values}, 0.5)
+        assert one.tops[0.5].mask.unpacked().tolist() == (values.abs() >= least).tolist()
 
 
 @dtypes
 @pytest.mark.parametrize("kind", KINDS)
-def test_histograms_and_what_is_counted_apart(dtype: torch.dtype, kind: str, chunk: int) -> None:
+def test_histograms_and_what_is_counted_apart(
+    engine: None, dtype: torch.dtype, kind: str, chunk: None
+) -> None:
     values = make(kind, 300, dtype, 3)
     values[[5, 17, 90]] = torch.tensor([math.inf, -math.inf, math.inf], dtype=dtype)
-    (one,) = survey([gradient("w", values)], "tensor", (), Scratch())
-    low, high, counts = octave_bins(one.scan)
+    (one,) = measured([gradient("w", values)])
+    low, high, counts = one.numbers.bins
     found = dict(zip(zip(low.tolist(), high.tolist(), strict=True), counts.tolist(), strict=True))
     assert found == oracle.octaves(values)
     apart = {
-        name: getattr(one.scan, name) for name in ("zeros", "subnormals", "infinities", "nans")
+        name: getattr(one.numbers, name) for name in ("zeros", "subnormals", "infinities", "nans")
     }
     assert apart == oracle.counted_apart(values)
     assert counts.sum() + sum(apart.values()) == 300
@@ -96,14 +152,13 @@ def test_histograms_and_what_is_counted_apart(dtype: torch.dtype, kind: str, chu
 
 @dtypes
 @pytest.mark.parametrize("kind", KINDS)
-def test_norm_mean_and_quantiles(dtype: torch.dtype, kind: str, chunk: int) -> None:
+def test_norm_mean_and_quantiles(engine: None, dtype: torch.dtype, kind: str, chunk: None) -> None:
     values = make(kind, 301, dtype, 4)
-    (one,) = survey([gradient("w", values)], "tensor", (), Scratch())
+    (one,) = measured([gradient("w", values)])
     if kind != "any":
-        assert math.sqrt(one.scan.squares) == pytest.approx(oracle.norm(values), rel=1e-5)
-        assert one.scan.total / 301 == pytest.approx(oracle.mean(values), rel=1e-5)
-    fractions = [0.0, 0.5, 0.9, 0.99, 1.0]
-    for fraction, quantile in zip(fractions, quantiles(one.scan, fractions), strict=True):
+        assert math.sqrt(one.numbers.squares) == pytest.approx(oracle.norm(values), rel=1e-5)
+        assert one.numbers.total / 301 == pytest.approx(oracle.mean(values), rel=1e-5)
+    for fraction, quantile in zip(QUANTILES.values(), one.numbers.quantiles, strict=True):
         exact = oracle.quantile(values, fraction)
         if dtype.itemsize == 2:
             assert quantile == exact
@@ -112,59 +167,97 @@ def test_norm_mean_and_quantiles(dtype: torch.dtype, kind: str, chunk: int) -> N
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e10, 1e25])
-def test_norms_of_tiny_and_huge_gradients(size: float) -> None:
+def test_norms_of_tiny_and_huge_gradients(engine: None, size: float) -> None:
     values = make("normal", 1000, torch.float32, 0) * size
-    (one,) = survey([gradient("w", values)], "tensor", (), Scratch())
-    assert math.sqrt(one.scan.squares) == pytest.approx(oracle.norm(values), rel=1e-5)
+    (one,) = measured([gradient("w", values)])
+    assert math.sqrt(one.numbers.squares) == pytest.approx(oracle.norm(values), rel=1e-5)
 
 
 @dtypes
-def test_a_loss_scale_is_taken_off(dtype: torch.dtype) -> None:
+def test_a_loss_scale_is_taken_off(engine: None, dtype: torch.dtype) -> None:
     scale = torch.tensor(1024.0)
     plain = make("grid", 200, dtype, 1)
-    (one,) = survey([gradient("w", plain * 1024, scale)], "tensor", (0.5,), Scratch())
-    (other,) = survey([gradient("w", plain)], "tensor", (0.5,), Scratch())
-    assert np.array_equal(one.scan.counts, other.scan.counts)
+    (one,) = measured([gradient("w", plain * 1024, scale)], "tensor", [0.5])
+    (other,) = measured([gradient("w", plain)], "tensor", [0.5])
+    assert np.array_equal(one.numbers.octaves, other.numbers.octaves)
     assert one.tops[0.5].threshold == other.tops[0.5].threshold
-    assert one.scan.squares == pytest.approx(other.scan.squares)
+    assert one.numbers.squares == pytest.approx(other.numbers.squares)
 
 
 @dtypes
 @pytest.mark.parametrize("scope", SCOPES)
-def test_what_holds_a_nan_is_counted_and_not_ranked(dtype: torch.dtype, scope: str) -> None:
+def test_what_holds_a_nan_is_counted_and_not_ranked(
+    engine: None, dtype: torch.dtype, scope: str
+) -> None:
     broken, whole = make("normal", 90, dtype, 0), make("normal", 90, dtype, 1)
     broken[7] = math.nan
     given = [gradient("a.0.w", broken), gradient("a.1.w", whole)]
-    found = {one.gradient.name: one for one in survey(given, scope, (0.5,), Scratch())}
-    assert found["a.0.w"].scan.nans == 1
-    assert found["a.0.w"].tops[0.5].mask is None
-    assert math.isnan(found["a.0.w"].tops[0.5].threshold)
-    assert (found["a.1.w"].tops[0.5].mask is None) == (scope == "global")
+    found = {one.gradient.name: one for one in measured(given, scope, [0.5])}
+    assert found["a.0.w"].numbers.nans == 1
+    assert not found["a.0.w"].tops
+    assert bool(found["a.1.w"].tops) == (scope != "global")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_on_a_device_nothing_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, scope: str
+) -> None:
+    """Tensors without contents have no value to wait for, nor shapes that depend on one."""
+    monkeypatch.setattr(surveys, "is_here", lambda gradient: False)
+    monkeypatch.setattr(PackedMask, "write", PackedMask._write_there)
+    forget()
+    with FakeTensorMode():
+        scale = torch.ones(())
+        given = [gradient(name, torch.empty(300, dtype=dtype), scale) for name in NAMES]
+        found = surveys.survey(given, scope, [0.2, 0.9], Scratch())
+        tops = [top for one in found for top in one.tops.values()]
+        ever = PackedMask(300)
+        rows = [on_there(top.mask, [tops[0].mask, None, tops[1].mask], ever) for top in tops]
+        assert len(rows) == 2 * len(NAMES)
+    forget()
+
+
+def forget() -> None:
+    """What is made once per device, so that nothing without contents stays."""
+    on_device._constant.cache_clear()
+    on_device._constant_fractions.cache_clear()
+    overlap._weights.cache_clear()
+    overlap._ones_in_byte.cache_clear()
+
+
+def test_that_waiting_would_be_seen() -> None:
+    with FakeTensorMode(), pytest.raises(Exception, match=r"data-dependent|aten"):
+        torch.bincount(torch.ones(3, dtype=torch.int64))
 
 
 masks = st.lists(st.booleans(), min_size=1, max_size=200)
 
 
+@pytest.mark.parametrize("counted", [compare, on_there], ids=["here", "there"])
 @given(one=masks, data=st.data())
-def test_packed_masks_count_as_sets_do(one: list[bool], data: st.DataObject) -> None:
-    other = data.draw(st.lists(st.booleans(), min_size=len(one), max_size=len(one)))
+def test_packed_masks_count_as_sets_do(
+    counted: Callable[..., Tensor], one: list[bool], data: st.DataObject
+) -> None:
+    lists = st.lists(st.booleans(), min_size=len(one), max_size=len(one))
     packed = []
-    for bits in (one, other):
+    drawn = [one, *(data.draw(lists) for _ in range(4))]
+    for bits in drawn:
         mask = PackedMask(len(bits))
         for start in range(0, len(bits), 64):
             mask.write(start, torch.tensor(bits[start : start + 64]))
         assert mask.unpacked().tolist() == bits
         packed.append(mask)
-    a, b = ({("w", i) for i, bit in enumerate(bits) if bit} for bits in (one, other))
-    ((kept, size, both),) = overlap_counts(
-        [(gradient("w", torch.ones(len(one))), packed[0], [packed[1]])]
-    )
-    assert (kept, size, both) == (len(a), len(b), len(a & b))
-    assert jaccard(both, kept, size) == oracle.jaccard(a, b)
-    assert containment(both, kept) == oracle.containment(a, b)
+    a, b, c, d, e = ({("w", i) for i, bit in enumerate(bits) if bit} for bits in drawn)
+    ever = packed[4].copy()
+    kept, *both, grown, last = counted(packed[0], packed[1:4], ever).tolist()
+    assert (kept, both, last) == (len(a), [len(a & b), len(a & c), len(a & d)], len(d))
+    assert grown == len(a | e)
+    assert ever.unpacked().tolist() == [x or y for x, y in zip(one, drawn[4], strict=True)]
+    assert packed[4].unpacked().tolist() == drawn[4]
+    assert jaccard(both[0], kept, len(b)) == oracle.jaccard(a, b)
+    assert containment(both[0], kept) == oracle.containment(a, b)
     if a and b:
-        assert chance_of(kept, size, len(one)) == pytest.approx(oracle.chance(a, b, len(one)))
-    grown = packed[0].copy()
-    grown.include(packed[1])
-    assert grown.count == len(a | b)
-    assert packed[0].count == len(a)
+        assert chance_of(kept, len(b), len(one)) == pytest.approx(oracle.chance(a, b, len(one)))
+    none = [None, packed[1], None]
+    assert counted(packed[0], none, ever).tolist() == [len(a), 0, len(a & b), 0, len(a | e), 0]
