@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from deltalens.io.pairing import pair as pair
     from deltalens.io.records import load_study as load_study
     from deltalens.io.runs import load_run as load_run
+    from deltalens.methods.baselines import HalfFreeze as HalfFreeze
+    from deltalens.methods.baselines import RandomMask as RandomMask
+    from deltalens.methods.gmt import GradientMask as GradientMask
     from deltalens.probes.gradient import GradientProbe as GradientProbe
     from deltalens.studies.drop import drop as drop
     from deltalens.studies.drop_study import drop_study as drop_study
@@ -27,7 +30,10 @@ _HOME = {
     "drop": "deltalens.studies.drop",
     "drop_study": "deltalens.studies.drop_study",
     "inspect": "deltalens.studies.inspect",
+    "GradientMask": "deltalens.methods.gmt",
     "GradientProbe": "deltalens.probes.gradient",
+    "HalfFreeze": "deltalens.methods.baselines",
+    "RandomMask": "deltalens.methods.baselines",
     "load_run": "deltalens.io.runs",
     "load_study": "deltalens.io.records",
 }

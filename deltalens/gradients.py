@@ -7,12 +7,14 @@ then final: accumulated, clipped, and unscaled or about to be. Readers (probes) 
 
 from __future__ import annotations
 
+import abc
 import re
 import warnings
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from types import TracebackType
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
@@ -24,6 +26,8 @@ from torch.optim.optimizer import (
 from torch.utils.hooks import RemovableHandle
 
 from deltalens.errors import DeltaLensError, several
+from deltalens.numerics.magnitudes import Scan, scan
+from deltalens.numerics.scratch import Scratch
 
 __all__ = [
     "Gradient",
@@ -53,6 +57,15 @@ class Gradient:
     groups: tuple[Any, ...] = ()
     """Process groups over which the tensor is sharded."""
 
+    def write_back(self) -> None:
+        """Bring what was changed in `local` into the parameter's gradient, where it is no view."""
+        grad = self.parameter.grad
+        assert grad is not None
+        grad = grad.detach()
+        target = grad.to_local() if isinstance(grad, DTensor) else grad
+        if target.numel() and target.data_ptr() != self.local.data_ptr():
+            target.copy_(self.local.view(target.shape))
+
 
 @dataclass
 class GradientStep:
@@ -62,24 +75,87 @@ class GradientStep:
     number: int
     """Steps that this optimizer took before, while being watched; skipped ones do not count."""
     gradients: list[Gradient] = field(default_factory=list)
+    _scans: dict[str, Scan] = field(default_factory=dict)
+
+    def scan(self, gradient: Gradient, scratch: Scratch) -> Scan:
+        """The histogram of a gradient on the CPU: made once, for all that read or mask it."""
+        found = self._scans.get(gradient.name)
+        if found is None:
+            found = scan(gradient.local, gradient.scale, scratch)
+            self._scans[gradient.name] = found
+        return found
 
 
-class Subscriber(Protocol):
-    """Something that is told of steps."""
+class Subscriber(abc.ABC):
+    """Something that is told of a model's optimizer steps while it is attached; a context manager.
 
+    Args:
+        model: whose steps.
+        optimizer: only steps of this one, or these.
+    """
+
+    writes: ClassVar[bool] = False
+    """Whether it changes gradients; then it comes after all that only read."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = None
+    ) -> None:
+        self.model, self._optimizer = model, optimizer
+        self._attached = False
+        self.steps = 0
+        """Steps taken into account."""
+        self.seconds = 0.0
+        """Time spent in the hooks."""
+
+    @abc.abstractmethod
     def before_step(self, step: GradientStep) -> None:
         """The gradients are final; the parameters are what they were."""
-        ...
 
+    @abc.abstractmethod
     def after_step(self, step: GradientStep) -> None:
         """The optimizer has stepped."""
-        ...
+
+    def attach(self) -> Self:
+        """Begin.
+
+        Raises:
+            DeltaLensError: attached already, or a given optimizer does not hold any of the model's
+                parameters.
+        """
+        if self._attached:
+            raise DeltaLensError(f"this {type(self).__name__} is attached already; detach() first")
+        GradientPass.of(self.model).attach(self, self._optimizer)
+        self._attached = True
+        return self
+
+    def detach(self) -> None:
+        """Stop, and remove the hooks."""
+        if not self._attached:
+            return
+        GradientPass.of(self.model).detach(self)
+        self._attached = False
+        if not self.steps:
+            warnings.warn(
+                f"{type(self).__name__} saw no optimizer step of this model: is it the model that "
+                "was trained, and did its optimizer step inside the context?",
+                stacklevel=2,
+            )
+
+    def __enter__(self) -> Self:
+        return self.attach()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.detach()
 
 
 @dataclass
 class _Subscription:
     subscriber: Subscriber
-    writes: bool
     optimizers: tuple[Optimizer, ...] | None
 
 
@@ -108,17 +184,12 @@ class GradientPass:
         return cls._of[model]
 
     def attach(
-        self,
-        subscriber: Subscriber,
-        *,
-        writes: bool,
-        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        self, subscriber: Subscriber, optimizer: Optimizer | Sequence[Optimizer] | None = None
     ) -> None:
         """Tell a subscriber of every step from now on.
 
         Args:
             subscriber: who is told.
-            writes: whether it changes gradients; then it comes after all that only read.
             optimizer: only steps of this one, or these.
 
         Raises:
@@ -134,8 +205,8 @@ class GradientPass:
                         f"{type(one).__name__} steps no parameter of {type(model).__name__}: give "
                         "the optimizer made for this model, or none to take all"
                     )
-        self._subscriptions.append(_Subscription(subscriber, writes, given))
-        self._subscriptions.sort(key=lambda one: one.writes)
+        self._subscriptions.append(_Subscription(subscriber, given))
+        self._subscriptions.sort(key=lambda one: one.subscriber.writes)
         if not self._hooks:
             self._hooks = [
                 register_optimizer_step_pre_hook(self._before),

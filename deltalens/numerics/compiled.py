@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 from numba import int32, njit, uint32
 
-__all__ = ["compare", "mark", "prefixes_at", "scan", "set_bits"]
+__all__ = [
+    "clear_at",
+    "clear_beside",
+    "clear_like",
+    "compare",
+    "mark",
+    "prefixes_at",
+    "restore_beside",
+    "scan",
+    "set_bits",
+    "shrink",
+]
 
 _STEP = 4096
 """Entries visited by one loop and then by the next, while they are in the nearest cache."""
@@ -172,6 +183,91 @@ def mark(
                     inside[end] = size
                     end += (size >= least) & (size < enough)
                 filled[one] = end
+
+
+@_loop
+def shrink(
+    bits: Any, magnitude: Any, bounds: Any, ever: Any, filled: Any, places: Any, inside: Any
+) -> None:
+    """Make zero what is below `low`, include what is at least `high` in a mask, gather the rest.
+
+    Args:
+        bits: the entries as signed integers, changed in place, (n,).
+        magnitude: the integer that clears the sign, (1,).
+        bounds: low and high, magnitude bits of the dtype of `bits`, (2,).
+        ever: bits of the mask: uint32, (n / 32 or more,).
+        filled, places, inside: as in `mark`, for a single one.
+    """
+    clear, least, enough = magnitude[0], bounds[0], bounds[1]
+    end = filled[0]
+    for word in range((bits.size + 31) // 32):
+        start = word * 32
+        part = bits[start : start + 32]
+        marks, near = uint32(0), int32(0)
+        if part.size == 32:
+            for place in range(32):
+                size = part[place] & clear
+                marks = uint32(marks | uint32(uint32(size >= enough) << uint32(place)))
+                near = int32(near + int32((size >= least) & (size < enough)))
+            for place in range(32):
+                part[place] = part[place] if (part[place] & clear) >= least else 0
+        else:
+            for place in range(part.size):
+                size = part[place] & clear
+                marks = uint32(marks | uint32(uint32(size >= enough) << uint32(place)))
+                near = int32(near + int32((size >= least) & (size < enough)))
+                part[place] = part[place] if size >= least else 0
+        ever[word] |= marks
+        if near:
+            for place in range(part.size):
+                size = part[place] & clear
+                places[end] = start + place
+                inside[end] = size
+                end += (size >= least) & (size < enough)
+    filled[0] = end
+
+
+@_loop
+def clear_at(bits: Any, places: Any, inside: Any, least: Any) -> None:
+    """Make zero, of the entries at those places, those whose magnitude bits are below `least`."""
+    for entry in range(places.size):
+        if inside[entry] < least:
+            bits[places[entry]] = 0
+
+
+@_loop
+def clear_like(bits: Any, others: Any, magnitude: Any) -> None:
+    """Make zero every entry whose twin in `others` is zero, of either sign."""
+    clear = magnitude[0]
+    for place in range(bits.size):
+        bits[place] = 0 if (others[place] & clear) == 0 else bits[place]
+
+
+@_loop
+def clear_beside(bits: Any, kept: Any) -> None:
+    """Make zero every entry that is not in a mask.
+
+    bits: integers, (n,). kept: bits of the mask: uint32, (n / 32 or more,).
+    """
+    for word in range((bits.size + 31) // 32):
+        part, marks = bits[word * 32 : word * 32 + 32], kept[word]
+        for place in range(part.size):
+            inside = uint32(marks >> uint32(place)) & uint32(1)
+            part[place] = part[place] if inside else 0
+
+
+@_loop
+def restore_beside(bits: Any, before: Any, kept: Any) -> None:
+    """Put back to `before` every entry that is not in a mask.
+
+    bits, before: integers, (n,). kept: bits of the mask: uint32, (n / 32 or more,).
+    """
+    for word in range((bits.size + 31) // 32):
+        start = word * 32
+        part, old, marks = bits[start : start + 32], before[start : start + 32], kept[word]
+        for place in range(part.size):
+            inside = uint32(marks >> uint32(place)) & uint32(1)
+            part[place] = part[place] if inside else old[place]
 
 
 @_loop

@@ -33,7 +33,11 @@ class _Between(NamedTuple):
 
 
 def draw(
-    sizes: Mapping[str, int], count: int, seed: int, each: Each = in_order
+    sizes: Mapping[str, int],
+    count: int,
+    seed: int,
+    each: Each = in_order,
+    device: torch.device | str = "cpu",
 ) -> tuple[Boundary, dict[str, Tensor]]:
     """The first `count` entries of a unit in the order by hash (`order.find_random_boundaries`).
 
@@ -44,12 +48,15 @@ def draw(
         count: how many are drawn: more than none, fewer than all.
         seed: whose randomness.
         each: how to visit the parts.
+        device: where the masks are made.
 
     Returns:
         The boundary, and for every tensor a mask of what was drawn: bool, 1-D.
     """
     total = sum(sizes.values())
-    masks = {name: torch.empty(size, dtype=torch.bool) for name, size in sizes.items()}
+    masks = {
+        name: torch.empty(size, dtype=torch.bool, device=device) for name, size in sizes.items()
+    }
     parts = [
         (name, start, min(start + _PART, size))
         for name, size in sizes.items()
@@ -91,7 +98,7 @@ def _draw_part(
     mask, below, between = masks[name], 0, []
     for hashes in hashed_range(at, stop, name_key(seed, name), mask.device):
         drawn = mask[at : at + hashes.numel()]
-        under = scratch.get("under", torch.bool, hashes.numel())
+        under = scratch.get("under", torch.bool, hashes.numel(), mask.device)
         less_equal(hashes, window[1], out=drawn)
         less(hashes, window[0], out=under)
         below += count_true(under)

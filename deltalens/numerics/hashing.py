@@ -19,7 +19,7 @@ _MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (32, 29)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def name_key(seed: int, name: str) -> int:
     """The 64-bit key of a tensor's randomness: BLAKE2b of seed and name, as a signed integer."""
     digest = hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()

@@ -35,13 +35,18 @@ __all__ = [
     "Numbers",
     "Octaves",
     "Scan",
+    "Shrunk",
     "boundaries",
+    "clear_beside",
     "mark",
     "numbers_of",
     "octaves_of",
     "prepare",
+    "restore_beside",
     "scan",
     "settle",
+    "settle_shrunk",
+    "shrink",
     "smallest_with",
 ]
 
@@ -93,7 +98,7 @@ def scan(values: Tensor, scale: Tensor | None, scratch: Scratch) -> Scan:
     found = Scan(values.dtype, np.zeros(PREFIXES, dtype=np.int64))
     tables = scratch.zeros("counted", torch.int32, 2 * PREFIXES).view(2, PREFIXES).numpy()
     for _, piece in _pieces(values, scale, scratch):
-        bits = piece.view(integer_of(piece.dtype)).numpy()
+        bits = _integers(piece)
         numbers = bits if piece.dtype.itemsize == 2 else piece.numpy()
         first, last = _whole_words(bits)
         words = bits[first:last].view(np.uint64)
@@ -208,7 +213,7 @@ def mark(
     clear = np.array([np.iinfo(integer).max], dtype=integer)
     for start, piece in _pieces(values, scale, scratch):
         before = filled.copy()
-        bits = piece.view(integer_of(piece.dtype)).numpy()
+        bits = _integers(piece)
         compiled.mark(bits, clear, low, high, words[:, start // 32 :], filled, places, inside)
         if start:
             for first, last in zip(before, filled, strict=True):
@@ -252,6 +257,98 @@ def prepare(dtype: torch.dtype) -> None:
     settle([marked], bounds)
     numbers_of(found, [0.5])
     compare(marked.masks[0], [None] * 3, marked.masks[0])
+
+
+@dataclass
+class Shrunk:
+    """What lies in the bin of the threshold of a tensor whose lesser entries are zero by now."""
+
+    places: np.ndarray
+    """Flat indices: int64."""
+    inside: np.ndarray
+    """Magnitude bits."""
+
+
+def shrink(
+    values: Tensor,
+    scale: Tensor | None,
+    found: Scan,
+    bound: Boundary,
+    kept: PackedMask,
+    scratch: Scratch,
+) -> Shrunk:
+    """Make zero what lies below the bin of the threshold, in place; `settle_shrunk` does the rest.
+
+    Args:
+        values, scale, scratch: as in `scan`; the magnitudes ranked are those after the scale.
+        found: what it found of this tensor.
+        bound: where the threshold lies.
+        kept: the entries above the bin are made true in it.
+    """
+    from deltalens.numerics import compiled
+
+    integer = np.dtype(f"i{values.dtype.itemsize}")
+    if not bound.high:
+        kept.fill()
+        return Shrunk(np.empty(0, np.int64), np.empty(0, integer))
+    gathered = bound.low < bound.high
+    room = int(found.counts[bound.low >> _shift(values.dtype)]) + 1 if gathered else 1
+    places, inside = np.empty(room, np.int64), np.empty(room, integer)
+    filled = np.zeros(1, np.int64)
+    bounds = np.array(bound[:2], dtype=integer)
+    clear, words = np.array([np.iinfo(integer).max], dtype=integer), kept.words.view(np.uint32)
+    for start, piece in _pieces(values, scale, scratch):
+        before = int(filled[0])
+        bits = _integers(piece)
+        compiled.shrink(bits, clear, bounds, words[start // 32 :], filled, places, inside)
+        places[before : filled[0]] += start
+        if scale is not None:
+            target = _integers(values)[start : start + piece.numel()]
+            compiled.clear_like(target, bits, clear)
+    return Shrunk(places[: filled[0]], inside[: filled[0]])
+
+
+def settle_shrunk(
+    values: Sequence[Tensor], unit: Sequence[Shrunk], bound: Boundary, kept: Sequence[PackedMask]
+) -> int:
+    """The magnitude bits of the exact threshold; entries below it are made zero, all others are
+    made true in the masks (GMT, Eq. 3: ties stay).
+
+    Args:
+        values: the tensors that are ranked together, as `shrink` left them.
+        unit: what it gathered of each.
+        bound: where the threshold lies.
+        kept: the masks given to it.
+    """
+    from deltalens.numerics import compiled
+
+    if bound.low == bound.high:
+        return bound.low
+    some = unit[0].inside if len(unit) == 1 else np.concatenate([one.inside for one in unit])
+    threshold = int(np.partition(some, bound.rank)[bound.rank])
+    for tensor, one, mask in zip(values, unit, kept, strict=True):
+        compiled.clear_at(_integers(tensor), one.places, one.inside, threshold)
+        compiled.set_bits(mask.words, one.places, one.inside, threshold)
+    return threshold
+
+
+def clear_beside(values: Tensor, kept: PackedMask) -> None:
+    """Make zero, in place, every entry that is not in a mask; on the CPU."""
+    from deltalens.numerics import compiled
+
+    compiled.clear_beside(_integers(values), kept.words.view(np.uint32))
+
+
+def restore_beside(values: Tensor, before: Tensor, kept: PackedMask) -> None:
+    """Put back, in place and bit by bit, every entry that is not in a mask; on the CPU."""
+    from deltalens.numerics import compiled
+
+    compiled.restore_beside(_integers(values), _integers(before), kept.words.view(np.uint32))
+
+
+def _integers(values: Tensor) -> np.ndarray:
+    found: np.ndarray = values.view(integer_of(values.dtype)).numpy()
+    return found
 
 
 @dataclass

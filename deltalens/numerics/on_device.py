@@ -18,7 +18,17 @@ from deltalens.numerics.bits import PREFIXES, digits, magnitude_bits
 from deltalens.numerics.magnitudes import Numbers, octaves_of, smallest_with
 from deltalens.numerics.overlap import PackedMask
 
-__all__ = ["Part", "Reduce", "Scanned", "masks_of", "numbers_in", "row_of", "scan", "thresholds"]
+__all__ = [
+    "Part",
+    "Reduce",
+    "Scanned",
+    "masks_of",
+    "numbers_in",
+    "row_of",
+    "scan",
+    "shrink",
+    "thresholds",
+]
 
 Reduce = Callable[[Tensor], None]
 """Adds a tensor up over the ranks that hold parts of the same tensors, in place."""
@@ -156,6 +166,18 @@ def masks_of(part: Part, least: Tensor, valid: Tensor) -> list[PackedMask]:
         for mask, one in zip(masks, least, strict=True):
             mask.write(start, (bits >= one) & valid)
     return masks
+
+
+def shrink(part: Part, least: Tensor, kept: PackedMask) -> None:
+    """Make zero, in place, what is below the magnitude bits `least`, int64, (); all else is made
+    true in a mask."""
+    for start, piece in part.pieces():
+        stays = magnitude_bits(piece) >= least
+        part.values[start : start + piece.numel()].masked_fill_(~stays, 0)
+        mask = PackedMask(piece.numel(), piece.device)
+        mask.write(0, stays)
+        length = -(-piece.numel() // 8)
+        kept.bytes[start // 8 : start // 8 + length] |= mask.bytes[:length]
 
 
 def row_of(scanned: Scanned, place: int, fractions: Sequence[float]) -> Tensor:

@@ -68,6 +68,22 @@ class PackedMask:
         packed = (padded.view(-1, 8) * _weights(self.bytes.device)).sum(1, dtype=torch.uint8)
         self.bytes[start // 8 : start // 8 + length] = packed
 
+    def fill(self) -> None:
+        """Make all entries true."""
+        self.bytes.fill_(255)
+        whole, rest = divmod(self.size, 8)
+        if rest:
+            self.bytes[whole] = (1 << rest) - 1
+        self.bytes[whole + (rest > 0) :] = 0
+
+    def include(self, other: PackedMask) -> None:
+        """Make true what is true in the other."""
+        self.bytes |= other.bytes
+
+    def count(self) -> Tensor:
+        """How many entries are true: int64, (), where the mask is."""
+        return compare(self, [None] * 3, self)[0]
+
     def unpacked(self) -> Tensor:
         """The mask itself: bool, (size,)."""
         shifts = torch.arange(8, dtype=torch.uint8, device=self.bytes.device)

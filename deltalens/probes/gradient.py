@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -20,8 +19,8 @@ from torch.optim import Optimizer
 from deltalens.errors import DeltaLensError
 from deltalens.gradients import (
     Gradient,
-    GradientPass,
     GradientStep,
+    Subscriber,
     chosen_names,
     parameter_names,
 )
@@ -31,8 +30,9 @@ from deltalens.numerics.magnitudes import prepare
 from deltalens.numerics.overlap import PackedMask, chance_of, compare, containment, jaccard
 from deltalens.numerics.scratch import Scratch
 from deltalens.probes.sinks import Sink, sink_of
-from deltalens.probes.survey import QUANTILES, Survey, Top, fetch, reducer, survey
+from deltalens.probes.survey import QUANTILES, Survey, Top, fetch, survey
 from deltalens.probes.updates import Updates
+from deltalens.ranking import reducer
 
 __all__ = ["GradientProbe"]
 
@@ -72,7 +72,7 @@ class _History:
         return columns
 
 
-class GradientProbe:
+class GradientProbe(Subscriber):
     """Log gradient-magnitude histograms, thresholds and mask overlap while a model trains.
 
     Hooks the optimizer's step, where the gradient is final: accumulated, clipped, unscaled. Nothing
@@ -119,8 +119,8 @@ class GradientProbe:
         reference: Mapping[str, Tensor] | None = None,
         first_step: int = 0,
     ) -> None:
-        self.model, self.log_dir = model, Path(log_dir)
-        self._optimizer = optimizer
+        super().__init__(model, optimizer)
+        self.log_dir = Path(log_dir)
         self._due = _schedule(every)
         self._ratios = _ratios(mask_ratios)
         self._scope = check_scope(scope)
@@ -143,12 +143,8 @@ class GradientProbe:
         self._history: dict[tuple[str, float], _History] = {}
         self._pending: tuple[int, list[Survey]] | None = None
         self._writer: RunWriter | None = None
-        self._attached = self._logging = False
+        self._logging = False
         self._told_nan: set[str] = set()
-        self.steps = 0
-        """Steps logged."""
-        self.seconds = 0.0
-        """Time spent in the hooks."""
 
     def attach(self) -> Self:
         """Begin to log.
@@ -157,49 +153,29 @@ class GradientProbe:
             DeltaLensError: attached already; the folder holds something; a given optimizer does
                 not hold the model's parameters.
         """
-        if self._attached:
-            raise DeltaLensError("this probe is attached already; detach() it first")
-        if self.steps:
+        if self.steps and not self._attached:
             raise DeltaLensError(f"{self.log_dir}: this probe has logged its run; make a new one")
-        if _is_first():
+        opened = not self._attached and _is_first()
+        if opened:
             self._writer = RunWriter(self.log_dir, self._asked)
         try:
-            GradientPass.of(self.model).attach(self, writes=False, optimizer=self._optimizer)
+            super().attach()
         except DeltaLensError:
-            if self._writer is not None:
+            if opened and self._writer is not None:
                 self._writer.discard()
             raise
         watched = [p for name, p in parameter_names(self.model) if name in self._names]
         for dtype in {p.dtype for p in watched if p.device.type == "cpu"}:
             prepare(dtype)
-        self._attached = self._logging = True
+        self._logging = True
         return self
 
     def detach(self) -> None:
         """Stop logging, remove the hooks, and close the run."""
-        if not self._attached:
-            return
-        GradientPass.of(self.model).detach(self)
-        self._attached = False
-        if self.steps == 0 and self._logging:
-            warnings.warn(
-                "GradientProbe saw no optimizer step of this model: is it the model that was "
-                "trained, and did its optimizer step inside the context?",
-                stacklevel=2,
-            )
-        if self._writer is not None and self._logging:
+        attached = self._attached
+        super().detach()
+        if attached and self._writer is not None and self._logging:
             self._guarded(self._writer.close)
-
-    def __enter__(self) -> Self:
-        return self.attach()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.detach()
 
     def before_step(self, step: GradientStep) -> None:
         """Measure the gradients, if this step is logged."""
@@ -238,7 +214,7 @@ class GradientProbe:
         sharded = any(gradient.groups for gradient in watched)
         if not watched or not (sharded or _is_first()):
             return
-        surveys = survey(watched, self._scope, self._ratios, self._scratch)
+        surveys = survey(step, watched, self._scope, self._ratios, self._scratch)
         if self._updates is not None:
             self._updates.before(watched)
         self._pending = (number, surveys)

@@ -7,26 +7,24 @@ number is that of the whole tensor; masks stay local, each rank holds those of i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
-from deltalens.gradients import Gradient
-from deltalens.io.pairing import block_of
+from deltalens.gradients import Gradient, GradientStep
 from deltalens.numerics import magnitudes, on_device
 from deltalens.numerics.bits import magnitude_of_bits
 from deltalens.numerics.magnitudes import Numbers
 from deltalens.numerics.overlap import PackedMask
+from deltalens.numerics.rates import exact_rate
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.workers import workers
+from deltalens.ranking import Unit, by_place, rank_at, reducer, units_of
 
-__all__ = ["QUANTILES", "Survey", "Top", "fetch", "reducer", "survey"]
+__all__ = ["QUANTILES", "Survey", "Top", "fetch", "survey"]
 
 QUANTILES = {"q50": 0.5, "q90": 0.9, "q99": 0.99, "q999": 0.999}
 """Column -> fraction of the finite entries."""
@@ -56,6 +54,7 @@ class Survey:
 
 
 def survey(
+    step: GradientStep,
     gradients: Sequence[Gradient],
     scope: str,
     mask_ratios: Sequence[float],
@@ -64,79 +63,71 @@ def survey(
     """Measure the gradients of one step; call `fetch` before anything but the masks is read.
 
     Args:
-        gradients: those that are watched.
+        step: the step.
+        gradients: those of it that are watched.
         scope: what is ranked together: `tensor`, `layer` or `global`.
         mask_ratios: fractions masked out, from 0 to below 1.
         scratch: reused memory.
     """
-    here: list[list[Gradient]] = []
-    there: dict[Any, list[list[Gradient]]] = {}
-    for unit in _units(gradients, scope):
-        first = unit[0]
-        if is_here(first):
-            here.append(unit)
-        else:
-            key = (first.groups, first.local.dtype, first.local.device)
-            there.setdefault(key, []).append(unit)
-    found = []
-    # The largest first: what is left for the last thread is small.
-    here.sort(key=lambda unit: -sum(one.local.numel() for one in unit))
-    with workers() as each:
-        for measured in each(lambda unit: _measure_here(unit, mask_ratios, scratch), here):
-            found += measured
-    for units in there.values():
-        # In one order on all ranks: their counts are added up together.
-        found += _measure_there(sorted(units, key=lambda unit: unit[0].name), mask_ratios)
+    here, there = by_place(units_of(gradients, scope))
+    found = _measure_here(step, here, mask_ratios, scratch)
+    for units in there:
+        found += _measure_there(units, mask_ratios)
     return found
 
 
-def is_here(gradient: Gradient) -> bool:
-    """Whether it is whole, and on the CPU."""
-    return not gradient.groups and gradient.local.device.type == "cpu"
-
-
-def _units(gradients: Sequence[Gradient], scope: str) -> list[list[Gradient]]:
-    """What is ranked together; entries of different dtypes, devices or sharding never are."""
-    units: dict[Any, list[Gradient]] = {}
-    for gradient in gradients:
-        name = {"tensor": gradient.name, "layer": block_of(gradient.name)}.get(scope, "")
-        local = gradient.local
-        units.setdefault((name, local.dtype, local.device, gradient.groups), []).append(gradient)
-    return list(units.values())
-
-
 def _ranks(unit: Sequence[Gradient], mask_ratios: Sequence[float]) -> list[int]:
-    """Of the thresholds, 0-based and ascending: the k-th largest with k = n - round(ratio * n)."""
-    total = sum(one.entries for one in unit)
-    return [min(round(Fraction(str(ratio)) * total), total - 1) for ratio in mask_ratios]
+    return [rank_at(unit, exact_rate(ratio)) for ratio in mask_ratios]
 
 
 def _measure_here(
-    unit: Sequence[Gradient], mask_ratios: Sequence[float], scratch: Scratch
+    step: GradientStep, units: Sequence[Unit], mask_ratios: Sequence[float], scratch: Scratch
 ) -> list[Survey]:
-    """What is ranked together, on the CPU."""
-    scans = [magnitudes.scan(one.local, one.scale, scratch) for one in unit]
+    """Units on the CPU: each visit tensor by tensor on all cores, whatever is ranked together."""
     fractions = list(QUANTILES.values())
-    surveys = [
-        Survey(one, magnitudes.numbers_of(found, fractions))
-        for one, found in zip(unit, scans, strict=True)
-    ]
-    ranks = _ranks(unit, mask_ratios)
-    if not ranks or min(ranks) < 0 or any(found.nans for found in scans):
-        return surveys
-    bounds = magnitudes.boundaries(scans, ranks)
-    marked = [
-        magnitudes.mark(one.local, one.scale, found, bounds, scratch)
-        for one, found in zip(unit, scans, strict=True)
-    ]
-    bits = magnitudes.settle(marked, bounds)
+    # The largest first: what is left for the last thread is small.
+    tensors = sorted((one for unit in units for one in unit), key=lambda one: -one.local.numel())
+    names = [one.name for one in tensors]
+
+    def scan(one: Gradient) -> tuple[magnitudes.Scan, Survey]:
+        found = step.scan(one, scratch)
+        return found, Survey(one, magnitudes.numbers_of(found, fractions))
+
+    def mark(one: Gradient) -> magnitudes.Marked:
+        found, _ = scanned[one.name]
+        return magnitudes.mark(one.local, one.scale, found, bounds[one.name], scratch)
+
+    with workers() as each:
+        scanned = dict(zip(names, each(scan, tensors), strict=True))
+        bounds = {}
+        for unit in units:
+            scans = [scanned[one.name][0] for one in unit]
+            ranks = _ranks(unit, mask_ratios)
+            if ranks and min(ranks) >= 0 and not any(found.nans for found in scans):
+                bound = magnitudes.boundaries(scans, ranks)
+                bounds.update({one.name: bound for one in unit})
+        ranked = [one for one in tensors if one.name in bounds]
+        marked = dict(zip((one.name for one in ranked), each(mark, ranked), strict=True))
+        for unit in units:
+            if unit[0].name in bounds:
+                _settle(unit, bounds[unit[0].name], marked, scanned, mask_ratios)
+    return [scanned[name][1] for name in names]
+
+
+def _settle(
+    unit: Unit,
+    bounds: Sequence[magnitudes.Boundary],
+    marked: Mapping[str, magnitudes.Marked],
+    scanned: Mapping[str, tuple[magnitudes.Scan, Survey]],
+    mask_ratios: Sequence[float],
+) -> None:
+    bits = magnitudes.settle([marked[one.name] for one in unit], bounds)
     sizes = [magnitude_of_bits(one, unit[0].local.dtype) for one in bits]
-    for one, masks in zip(surveys, marked, strict=True):
-        one.tops = {
+    for one in unit:
+        scanned[one.name][1].tops = {
             ratio: Top(mask, size)
-            for ratio, mask, size in zip(mask_ratios, masks.masks, sizes, strict=True)
+            for ratio, mask, size in zip(mask_ratios, marked[one.name].masks, sizes, strict=True)
         }
-    return surveys
 
 
 def _measure_there(
@@ -203,15 +194,3 @@ def _take(one: Survey, row: Tensor) -> None:
         top.threshold = magnitude_of_bits(threshold, dtype)
     if nans:
         one.tops = {}
-
-
-def reducer(gradient: Gradient) -> on_device.Reduce | None:
-    """Adds a tensor up over the ranks that hold parts of a gradient."""
-    if not gradient.groups:
-        return None
-
-    def reduce(counts: Tensor) -> None:
-        for group in gradient.groups:
-            dist.all_reduce(counts, group=group)
-
-    return reduce

@@ -18,19 +18,20 @@ from tests.architecture.import_graph import (
 )
 
 # A unit is the part after `deltalens.`; each may import itself and what stands in its row.
-BELOW_PROBES = {"errors", "numerics", "io", "gradients"}
+BELOW_PROBES = {"errors", "numerics", "io", "gradients", "ranking"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "numerics": {"errors"},
     "io": {"errors"},
     "evaluate": {"errors", "numerics", "io"},
     "gradients": {"errors", "numerics"},
+    "ranking": {"errors", "numerics", "io", "gradients"},
     "probes": BELOW_PROBES,
     "methods": BELOW_PROBES,
     "integrations": BELOW_PROBES | {"probes", "methods"},
-    "training": {"errors", "io", "evaluate", "integrations"},
+    "training": {"errors", "numerics", "io", "evaluate", "integrations"},
     "studies": {"errors", "numerics", "io", "evaluate", "training"},
-    "demo": {"errors", "io"},
+    "demo": {"errors", "io", "probes"},
 }
 RECORDS = ("deltalens.io.records", "deltalens.io.runs")
 TORCH = {"torch", "transformers", "accelerate", "peft", "trl", "lm_eval"}

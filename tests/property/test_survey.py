@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from deltalens.gradients import Gradient
+from deltalens import ranking
+from deltalens.gradients import Gradient, GradientStep
 from deltalens.numerics import magnitudes, on_device, overlap
 from deltalens.numerics.overlap import (
     PackedMask,
@@ -33,6 +34,9 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 SCOPES = ["tensor", "layer", "global"]
 NAMES = ["model.embed", "model.layers.0.q", "model.layers.0.k", "model.layers.1.q", "model.norm"]
+
+
+SGD = torch.optim.SGD([torch.zeros(())])
 
 
 def gradient(name: str, values: Tensor, scale: Tensor | None = None) -> Gradient:
@@ -62,7 +66,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[None]:
     """The compiled loops for the CPU, and what accelerators and shards are measured with."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "there":
-            patch.setattr(surveys, "is_here", lambda gradient: False)
+            patch.setattr(ranking, "is_here", lambda gradient: False)
         yield
 
 
@@ -83,7 +87,7 @@ def chunk(request: pytest.FixtureRequest) -> Iterator[None]:
 def measured(
     given: list[Gradient], scope: str = "tensor", asked: list[float] | None = None
 ) -> list[Survey]:
-    found = surveys.survey(given, scope, asked or [], Scratch())
+    found = surveys.survey(GradientStep(SGD, 0), given, scope, asked or [], Scratch())
     assert fetch(found, []) == []
     return found
 
@@ -204,13 +208,13 @@ def test_on_a_device_nothing_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, scope: str
 ) -> None:
     """Tensors without contents have no value to wait for, nor shapes that depend on one."""
-    monkeypatch.setattr(surveys, "is_here", lambda gradient: False)
+    monkeypatch.setattr(ranking, "is_here", lambda gradient: False)
     monkeypatch.setattr(PackedMask, "write", PackedMask._write_there)
     forget()
     with FakeTensorMode():
         scale = torch.ones(())
         given = [gradient(name, torch.empty(300, dtype=dtype), scale) for name in NAMES]
-        found = surveys.survey(given, scope, [0.2, 0.9], Scratch())
+        found = surveys.survey(GradientStep(SGD, 0), given, scope, [0.2, 0.9], Scratch())
         tops = [top for one in found for top in one.tops.values()]
         ever = PackedMask(300)
         rows = [on_there(top.mask, [tops[0].mask, None, tops[1].mask], ever) for top in tops]

@@ -1,0 +1,1 @@
+"""Sparse training methods, as objects that know no trainer."""

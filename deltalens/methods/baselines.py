@@ -1,0 +1,211 @@
+"""What Gradient-Mask Tuning is measured against: random masks, and half of the layers frozen."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from deltalens.errors import DeltaLensError
+from deltalens.gradients import Gradient, GradientStep, parameter_names
+from deltalens.io.pairing import block_of
+from deltalens.methods.gmt import Ratio, mask_ratio_at
+from deltalens.methods.masking import StepMask
+from deltalens.numerics.drawing import draw
+from deltalens.numerics.hashing import hashed_range, name_key
+from deltalens.numerics.magnitudes import clear_beside
+from deltalens.numerics.overlap import PackedMask
+from deltalens.numerics.workers import in_order, workers
+
+__all__ = ["HalfFreeze", "RandomMask"]
+
+Resample = Literal["step", "once"]
+Drawn = Literal["exact", "bernoulli"]
+
+
+class RandomMask(StepMask):
+    """Random entries of every tensor are updated in a step, whatever their gradients (GMT's Random
+    Mask).
+
+    The draw depends on (seed, step, tensor name) alone: not on the device, the sharding, or on
+    where a training was resumed.
+
+    Args:
+        model, optimizer, include, exclude, apply_to: as in `StepMask`.
+        mask_ratio: the fraction of each tensor that is masked out, in [0, 1).
+        seed: whose randomness.
+        resample: a fresh mask each `step`, or drawn `once`.
+        draw: `exact`, round(mask_ratio * n) entries of n are masked out; or `bernoulli`, each with
+            that probability.
+        first_step: the number of the first step, where a training goes on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mask_ratio: Ratio = 0.2,
+        *,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        apply_to: str = "gradient",
+        include: str | None = None,
+        exclude: str | None = None,
+        seed: int = 0,
+        resample: str = "step",
+        draw: str = "exact",
+        first_step: int = 0,
+    ) -> None:
+        super().__init__(
+            model, optimizer=optimizer, apply_to=apply_to, include=include, exclude=exclude
+        )
+        for what, given, known in (
+            ("resample", resample, get_args(Resample)),
+            ("draw", draw, get_args(Drawn)),
+        ):
+            if given not in known:
+                raise DeltaLensError(f"{what}={given!r}: choose one of {', '.join(known)}")
+        self._ratio, self._seed = mask_ratio_at(mask_ratio), seed
+        self._resample, self._exact, self._first_step = resample, draw == "exact", first_step
+
+    def mask(
+        self, step: GradientStep, gradients: Sequence[Gradient], kept: Mapping[str, PackedMask]
+    ) -> None:
+        """Zero what was not drawn."""
+        number = step.number + self._first_step if self._resample == "step" else 0
+
+        def thin(one: Gradient) -> None:
+            drawn = _local_part(one, self._drawn(one, f"{one.name}#{number}"))
+            mask = PackedMask(one.local.numel(), one.local.device)
+            mask.write(0, drawn)
+            if one.local.device.type == "cpu":
+                clear_beside(one.local, mask)
+            else:
+                one.local.masked_fill_(~drawn, 0)
+            kept[one.name].include(mask)
+
+        if not self._ratio:
+            for one in gradients:
+                kept[one.name].fill()
+            return
+        with workers(gradients[0].local.device) as each:
+            tensors = sorted(gradients, key=lambda one: -one.local.numel())
+            for _ in each(thin, tensors):
+                pass
+
+    def _drawn(self, one: Gradient, name: str) -> Tensor:
+        """The mask of the whole tensor: bool, 1-D."""
+        device = one.local.device
+        if not self._exact:
+            return _bernoulli(one.entries, 1 - self._ratio, name_key(self._seed, name), device)
+        count = one.entries - round(self._ratio * one.entries)
+        if count in (0, one.entries):
+            return torch.full((one.entries,), bool(count), device=device)
+        _, masks = draw({name: one.entries}, count, self._seed, in_order, device)
+        return masks[name]
+
+
+def _bernoulli(entries: int, share: Fraction, key: int, device: torch.device) -> Tensor:
+    drawn = torch.empty(entries, dtype=torch.bool, device=device)
+    below, at = int(share * (1 << 64)) - (1 << 63), 0
+    for hashes in hashed_range(0, entries, key, device):
+        torch.lt(hashes, min(below, (1 << 63) - 1), out=drawn[at : at + hashes.numel()])
+        at += hashes.numel()
+    return drawn
+
+
+def _local_part(one: Gradient, whole: Tensor) -> Tensor:
+    """What this process has of a mask of the whole tensor."""
+    grad = one.parameter.grad
+    if not isinstance(grad, DTensor):
+        return whole
+    # Every rank has drawn the same: nothing is sent.
+    sharded = distribute_tensor(
+        whole.view(grad.shape), grad.device_mesh, grad.placements, src_data_rank=None
+    )
+    return sharded.to_local().reshape(-1)
+
+
+_ATTENTION = re.compile(r"att")
+_NORM = re.compile(r"norm|(^|[._])ln([._\d]|$)|layernorm", re.IGNORECASE)
+
+
+class HalfFreeze(StepMask):
+    """Half of every block's layers are frozen, drawn once (HFT at category level; GMT's Table 2).
+
+    Of each transformer block, half of the attention projections, half of the feed-forward matrices
+    (of three, one in one half of the blocks and two in the other) and half of the norms are frozen,
+    with their biases; embeddings, head and whatever lies outside the blocks are trained. Frozen
+    parameters keep their bits.
+
+    Args:
+        model, optimizer, include, exclude: as in `StepMask`; what these leave out is trained.
+        seed: whose draw.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        include: str | None = None,
+        exclude: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, optimizer=optimizer, include=include, exclude=exclude)
+        shapes = {name: parameter.dim() for name, parameter in parameter_names(model)}
+        self.frozen = frozen_half([n for n in shapes if n in self._names], shapes, seed)
+        """Names of the frozen parameters."""
+
+    def mask(
+        self, step: GradientStep, gradients: Sequence[Gradient], kept: Mapping[str, PackedMask]
+    ) -> None:
+        """Take the gradients of what is frozen away: optimizers pass over such parameters."""
+        for one in gradients:
+            if one.name in self.frozen:
+                one.parameter.grad = None
+            else:
+                kept[one.name].fill()
+
+
+def frozen_half(names: Sequence[str], dims: Mapping[str, int], seed: int) -> set[str]:
+    """Which parameters `HalfFreeze` freezes.
+
+    Args:
+        names: of those it may freeze.
+        dims: name -> number of dimensions.
+        seed: whose draw.
+
+    Raises:
+        DeltaLensError: there are no blocks to draw from.
+    """
+    blocks: dict[str, dict[str, dict[str, list[str]]]] = {}
+    for name in names:
+        if (block := block_of(name)) != name:
+            layer = name.rpartition(".")[0]
+            kinds = blocks.setdefault(block, {"attention": {}, "mlp": {}, "norm": {}})
+            kinds[_kind(layer, block)].setdefault(layer, []).append(name)
+    if not blocks:
+        raise DeltaLensError("HalfFreeze finds no transformer blocks among the parameters' names")
+    random_ = random.Random(seed)
+    more = set(random_.sample(sorted(blocks), len(blocks) // 2))
+    frozen: set[str] = set()
+    for block, kinds in sorted(blocks.items()):
+        for kind, layers in kinds.items():
+            half = len(layers) / 2
+            count = int(half + 0.5) if kind == "mlp" and block in more else int(half)
+            for layer in random_.sample(sorted(layers), count):
+                frozen.update(layers[layer])
+    return frozen
+
+
+def _kind(layer: str, block: str) -> str:
+    inside = layer.removeprefix(block)
+    if _NORM.search(inside):
+        return "norm"
+    return "attention" if _ATTENTION.search(inside) else "mlp"

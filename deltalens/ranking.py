@@ -1,0 +1,71 @@
+"""What is ranked together in one optimizer step, and at which rank its threshold lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from torch import Tensor
+from torch import distributed as dist
+
+from deltalens.gradients import Gradient
+from deltalens.io.pairing import block_of
+from deltalens.numerics import on_device
+
+__all__ = ["Unit", "by_place", "is_here", "rank_at", "reducer", "units_of"]
+
+Unit = list[Gradient]
+"""Gradients that are ranked together: of one dtype, device and sharding."""
+
+
+def units_of(gradients: Sequence[Gradient], scope: str) -> list[Unit]:
+    """What is ranked together under a scope: `tensor`, `layer` (a transformer block) or `global`.
+
+    Entries of different dtypes, devices or sharding never are.
+    """
+    units: dict[Any, Unit] = {}
+    for gradient in gradients:
+        name = {"tensor": gradient.name, "layer": block_of(gradient.name)}.get(scope, "")
+        local = gradient.local
+        units.setdefault((name, local.dtype, local.device, gradient.groups), []).append(gradient)
+    return list(units.values())
+
+
+def is_here(gradient: Gradient) -> bool:
+    """Whether it is whole, and on the CPU."""
+    return not gradient.groups and gradient.local.device.type == "cpu"
+
+
+def by_place(units: Sequence[Unit]) -> tuple[list[Unit], list[list[Unit]]]:
+    """The units on the CPU; and all others, those together that share dtype,
+    device and sharding, in an order that is the same on all ranks."""
+    here: list[Unit] = []
+    there: dict[Any, list[Unit]] = {}
+    for unit in units:
+        first = unit[0]
+        if is_here(first):
+            here.append(unit)
+        else:
+            key = (first.groups, first.local.dtype, first.local.device)
+            there.setdefault(key, []).append(unit)
+    return here, [sorted(some, key=lambda unit: unit[0].name) for some in there.values()]
+
+
+def rank_at(unit: Sequence[Gradient], mask_ratio: Fraction) -> int:
+    """The rank of the unit's threshold, 0-based and ascending: of the k-th largest magnitude with
+    k = n - round(mask ratio * n), at least 1 (GMT, Eq. 3)."""
+    total = sum(one.entries for one in unit)
+    return min(round(mask_ratio * total), total - 1)
+
+
+def reducer(gradient: Gradient) -> on_device.Reduce | None:
+    """Adds a tensor up over the ranks that hold parts of a gradient; None if it is whole."""
+    if not gradient.groups:
+        return None
+
+    def reduce(counts: Tensor) -> None:
+        for group in gradient.groups:
+            dist.all_reduce(counts, group=group)
+
+    return reduce
