@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import drop, probe, study, thresholds
+from benchmarks import drop, gmt, probe, study, thresholds
 
 BENCHMARKS = {
     "thresholds": thresholds.run,
     "drop": drop.run,
     "study": study.run,
     "probe": probe.run,
+    "gmt": gmt.run,
 }
 
 

@@ -35,7 +35,7 @@ def run() -> None:
     peer's is the time of its own call, or the difference of steps where it hooks the backward pass.
     """
     torch.manual_seed(0)
-    training = _Training()
+    training = Training()
     training.steps(2)
     bare: list[float] = []
     seconds: dict[str, list[float]] = {name: [] for name in (*PROBES, "tensorboard", "wandb")}
@@ -58,7 +58,7 @@ def run() -> None:
             seconds["tensorboard"].append(_tensorboard(training, folder))
             seconds["wandb"].append(_wandb(training, folder))
     for name, spent in seconds.items():
-        _report(f"probe-{name}" if name in PROBES else name, spent, bare)
+        report(f"probe-{name}" if name in PROBES else name, spent, bare)
 
 
 class _Turn:
@@ -81,7 +81,7 @@ class _Turn:
         return due
 
 
-class _Training:
+class Training:
     """A model, its optimizer, and random tokens."""
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class _Training:
         return (time.perf_counter() - begun) / count
 
 
-def _tensorboard(training: _Training, folder: Path) -> float:
+def _tensorboard(training: Training, folder: Path) -> float:
     """Seconds in `add_histogram` for every gradient, per step."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -129,7 +129,7 @@ def _tensorboard(training: _Training, folder: Path) -> float:
     return spent / PEER_STEPS
 
 
-def _wandb(training: _Training, folder: Path) -> float:
+def _wandb(training: Training, folder: Path) -> float:
     """Seconds that `wandb.watch(log_freq=1)` adds: it hooks the backward pass, so a difference."""
     import wandb
 
@@ -143,7 +143,7 @@ def _wandb(training: _Training, folder: Path) -> float:
     return max(0.0, watched - bare)
 
 
-def _report(name: str, seconds: list[float], bare: list[float]) -> None:
+def report(name: str, seconds: list[float], bare: list[float]) -> None:
     shares = sorted(own / step for own, step in zip(seconds, bare, strict=True))
     low, high = shares[len(shares) // 10], shares[-1 - len(shares) // 10]
     line = {

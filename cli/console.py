@@ -101,10 +101,11 @@ class Meter:
         self._name, self._total, self._done = "", 0, 0
         self._begun = self._said = time.monotonic()
         self._task: Any = None
+        self._latest = ""
 
     def stage(self, name: str, total: int | None) -> None:
         """A stage begins."""
-        self._name, self._total, self._done = name, total or 0, 0
+        self._name, self._total, self._done, self._latest = name, total or 0, 0, ""
         self._begun = self._said = time.monotonic()
         if self._bar is not None:
             if self._task is not None:
@@ -122,9 +123,16 @@ class Meter:
             self._said = now
             left = (now - self._begun) * (self._total - self._done) / max(1, self._done)
             typer.echo(
-                f"{self._name}: {100 * self._done // self._total} % done, {_clock(left)} left",
+                f"{self._name}: {100 * self._done // self._total} % done, {_clock(left)} left"
+                f"{self._latest}",
                 err=True,
             )
+
+    def say(self, text: str) -> None:
+        """The stage's latest figures, beside its name."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"{self._name}  {text}")
+        self._latest = f", {text}"
 
     def at(self, done: int, total: int) -> None:
         """So much of the stage is done in all."""

@@ -1,9 +1,10 @@
-"""`deltalens demo`: the main job on models made on the spot."""
+"""`deltalens demo`: the main job on models made on the spot; its sub-commands show more on them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,11 +13,22 @@ from deltalens.cli.drop_study import drop_study
 from deltalens.cli.inspect import inspect
 from deltalens.cli.options import Debug, Quiet
 
+if TYPE_CHECKING:
+    from deltalens.demo import DemoPaths
 
+__all__ = ["DEFAULT_FOLDER", "Folder", "app", "interrupted", "made", "say"]
+
+DEFAULT_FOLDER = Path("deltalens-demo")
+
+Folder = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the demo is made.")]
+
+app = typer.Typer(invoke_without_command=True, subcommand_metavar="[COMMAND]")
+
+
+@app.callback()
 def demo(
-    out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="DIR", help="Where the demo is made.")
-    ] = Path("deltalens-demo"),
+    context: typer.Context,
+    out: Folder = DEFAULT_FOLDER,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -29,32 +41,24 @@ def demo(
     Example:
     deltalens demo -o deltalens-demo/
     """
-    with console.command(debug, f"stopped; what is finished is kept in {out}"):
-        console.quieten()
+    if context.invoked_subcommand is not None:
+        # An option counts on either side of the sub-command's name.
+        context.default_map = {context.invoked_subcommand: dict(context.params)}
+        return
+    with console.command(debug, interrupted(out)):
         from deltalens.demo import build_demo
 
-        with console.meter(quiet) as meter:
-            stage: list[str] = []
-
-            def report(name: str, done: int, total: int) -> None:
-                if stage[-1:] != [name]:
-                    stage.append(name)
-                    meter.stage(f"training the demo's {_MODELS[name]}", total)
-                meter.at(done, total)
-
-            paths = build_demo(out, report=report)
-        _say(quiet, f"base:      {paths.base}\nfine-tune: {paths.ft}")
+        paths = made(build_demo, out, quiet, {"base": "base", "ft": "fine-tune"})
+        say(quiet, f"base:      {paths.base}\nfine-tune: {paths.ft}")
         ft, base, test = str(paths.ft), str(paths.base), paths.data["maths"]["test"]
         places = [out / name for name in ("anatomy", "study-fidelity", "study-maths")]
-        _say(quiet, _ASKED[0].format(ft=ft, base=base, out=places[0]))
+        say(quiet, _ASKED[0].format(ft=ft, base=base, out=places[0]))
         inspect(ft, base, places[0], quiet=quiet)
-        _say(quiet, _ASKED[1].format(ft=ft, base=base, out=places[1]))
+        say(quiet, _ASKED[1].format(ft=ft, base=base, out=places[1]))
         drop_study(ft, base, places[1], quiet=quiet)
-        _say(quiet, _ASKED[2].format(ft=ft, base=base, out=places[2], data=test))
+        say(quiet, _ASKED[2].format(ft=ft, base=base, out=places[2], data=test))
         drop_study(ft, base, places[2], data=[test], quiet=quiet)
 
-
-_MODELS = {"base": "base", "ft": "fine-tune"}
 
 _ASKED = (
     "\nHow is the delta made?\n$ deltalens inspect {ft} {base} -o {out}\n",
@@ -65,6 +69,29 @@ _ASKED = (
 )
 
 
-def _say(quiet: bool, text: str) -> None:
+def made(
+    build: Callable[..., DemoPaths], out: Path, quiet: bool, trained: Mapping[str, str]
+) -> DemoPaths:
+    """Build a part of the demo, with progress; `trained` says in words what each stage trains."""
+    console.quieten()
+    with console.meter(quiet) as meter:
+        stage: list[str] = []
+
+        def report(name: str, done: int, total: int) -> None:
+            if stage[-1:] != [name]:
+                stage.append(name)
+                meter.stage(f"training the demo's {trained[name]}", total)
+            meter.at(done, total)
+
+        return build(out, report=report)
+
+
+def interrupted(out: Path) -> str:
+    """What Ctrl-C leaves."""
+    return f"stopped; what is finished is kept in {out}"
+
+
+def say(quiet: bool, text: str) -> None:
+    """Print, unless asked for quiet."""
     if not quiet:
         typer.echo(text)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deltalens.cli import demo, drop, drop_study, inspect, monitor, plot
+from deltalens.cli import demo, demo_probe, drop, drop_study, inspect, monitor, plot, sweep, train
 
 __all__ = ["app", "main"]
 
@@ -26,7 +26,10 @@ app.command("inspect")(inspect.inspect)
 app.command("drop")(drop.drop)
 app.command("plot")(plot.plot)
 app.command("monitor")(monitor.monitor)
-app.command("demo")(demo.demo)
+app.command("train")(train.train)
+app.add_typer(sweep.app, name="sweep")
+app.add_typer(demo.app, name="demo")
+demo.app.command("probe")(demo_probe.demo_probe)
 
 
 def _version(wanted: bool) -> None:

@@ -51,6 +51,8 @@ def monitor(
         if follow and (as_json or quiet):
             raise DeltaLensError("--follow shows a summary: leave out --json and --quiet")
         summary = _followed(folder) if follow else summarize(load_run(folder))
+        if not (follow or as_json or quiet):
+            console.console().print(_shown(folder, summary))
         pictures: list[Path] = []
         if summary.steps and not no_pictures:
             from deltalens.figures.gradient_run import draw
@@ -58,13 +60,9 @@ def monitor(
             pictures = draw(folder)
         if as_json:
             console.print_json({**summary.as_json(), "pictures": [str(p) for p in pictures]})
-            return
-        if quiet:
-            return
-        if not follow:
-            console.console().print(_shown(folder, summary))
-        for picture in pictures:
-            typer.echo(f"picture: {picture}")
+        elif not quiet:
+            for picture in pictures:
+                typer.echo(f"picture: {picture}")
 
 
 def _shown(folder: Path, summary: RunSummary) -> Group:

@@ -14,11 +14,15 @@ def draw(folder: str | Path) -> list[Path]:
         RecordError: no study there, or of a kind without pictures.
     """
     from deltalens.errors import RecordError
-    from deltalens.figures import anatomy, gmt_fig3
+    from deltalens.figures import anatomy, gmt_fig2, gmt_fig3
     from deltalens.io.records import load_study
 
     record = load_study(folder)
-    drawers = {"drop-study": gmt_fig3.draw, "inspect": anatomy.draw}
+    drawers = {
+        "drop-study": gmt_fig3.draw,
+        "inspect": anatomy.draw,
+        "mask-ratio-sweep": gmt_fig2.draw,
+    }
     if record.kind not in drawers:
         raise RecordError(f"{record.path}: nothing is drawn of a study of kind {record.kind!r}")
     return drawers[record.kind](folder)

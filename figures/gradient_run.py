@@ -121,10 +121,10 @@ def _grid(panels: int, across: int, height: float, **options: Any) -> tuple[Any,
     )
     for spare in axes.flat[panels:]:
         spare.set_visible(False)
-    for place in range(panels):
-        if place + across >= panels:
-            axes.flat[place].set_xlabel("optimizer step")
-            axes.flat[place].tick_params(labelbottom=True)
+    for axis in axes.flat[max(0, panels - across) : panels]:
+        axis.tick_params(labelbottom=True)
+    for axis in axes[-1]:
+        axis.set_xlabel("optimizer step")
     return figure, list(axes.flat[:panels])
 
 
@@ -301,9 +301,9 @@ def _block(name: str) -> str:
 
 
 def _place(block: str) -> tuple[int, list[tuple[int, str]]]:
-    """Embeddings, then blocks by number, then the rest."""
-    last = block.rsplit(".", 1)[-1]
-    rank = 1 if last.isdigit() else 0 if group_of(block) == "embeddings" else 2
+    """Embeddings, then blocks by number, then the rest, then the output head."""
+    ranks = {"embeddings": 0, "output head": 3}
+    rank = 1 if block.rsplit(".", 1)[-1].isdigit() else ranks.get(group_of(block), 2)
     return rank, [(int(part), "") if part.isdigit() else (-1, part) for part in block.split(".")]
 
 

@@ -1,4 +1,5 @@
-"""Make the demo's folder: two checkpoints, held-out rows, and a record of how they came about.
+"""Make the demo's folder: two checkpoints, held-out rows, a probe's run, and a record of how they
+came about.
 
 A finished stage is never made again: its folder is renamed into place with a record inside, and a
 later call for the same recipe goes on from there. torch and transformers are imported only where
@@ -26,7 +27,7 @@ from deltalens.io.files import write_whole
 from deltalens.io.version import version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from deltalens.demo.stages import Report
     from deltalens.demo.tasks import HeldOut
@@ -46,20 +47,40 @@ def build_demo(
 
     Raises DeltaLensError if ``folder`` is a file, or has a ``base`` or ``ft`` that no demo wrote.
     """
-    paths = _paths(folder)
-    identity = {"fingerprint": recipe.fingerprint(), "version": version()}
+    paths, identity = _paths(folder), _identity(recipe)
     if _is_finished(paths, identity):
         return paths
-    _refuse_to_replace(paths)
+    _refuse_to_replace(folder, [paths.base, paths.ft])
 
-    from deltalens.demo.stages import train_stages
+    from deltalens.demo.stages import Making, train_stages
 
-    held_out = hold_out(
-        recipe.seed, validation_rows=recipe.validation_rows, test_rows=recipe.test_rows
-    )
-    _write_data(paths, held_out)
-    stages = train_stages(paths, recipe, identity, held_out, report)
+    held_out = _held_out(paths, recipe)
+    stages = train_stages(Making(paths, recipe, identity, held_out, report))
     write_json(folder / _RECORD, {**identity, "recipe": asdict(recipe), "stages": stages})
+    return paths
+
+
+def build_probe_run(
+    folder: Path, *, recipe: Recipe = DEFAULT_RECIPE, report: Report | None = None
+) -> DemoPaths:
+    """Fine-tune the demo's base with a `GradientProbe` attached, unless the folder has its run.
+
+    The base is trained first if it is absent. The fine-tuned model is bit for bit the one that
+    `build_demo` trains, and becomes the demo's ``ft/`` if there is none yet. Otherwise as
+    `build_demo`; the stage is called ``ft``, too.
+
+    Raises DeltaLensError if ``folder`` is a file, or has a ``base``, ``ft`` or ``probe-run`` that
+    no demo wrote.
+    """
+    paths, identity = _paths(folder), _identity(recipe)
+    if stage_record(paths.probe_run, identity) is not None:
+        return paths
+    _refuse_to_replace(folder, [paths.base, paths.ft, paths.probe_run])
+
+    from deltalens.demo.stages import Making, train_with_probe
+
+    held_out = _held_out(paths, recipe)
+    train_with_probe(Making(paths, recipe, identity, held_out, report))
     return paths
 
 
@@ -68,7 +89,11 @@ def _paths(folder: Path) -> DemoPaths:
         domain: {split: folder / "data" / f"{domain}_{split}.jsonl" for split in SPLITS}
         for domain in DOMAINS
     }
-    return DemoPaths(folder, folder / "base", folder / "ft", data)
+    return DemoPaths(folder, folder / "base", folder / "ft", folder / "probe-run", data)
+
+
+def _identity(recipe: Recipe) -> dict[str, str]:
+    return {"fingerprint": recipe.fingerprint(), "version": version()}
 
 
 def _is_finished(paths: DemoPaths, identity: Mapping[str, str]) -> bool:
@@ -79,10 +104,10 @@ def _is_finished(paths: DemoPaths, identity: Mapping[str, str]) -> bool:
     )
 
 
-def _refuse_to_replace(paths: DemoPaths) -> None:
-    if paths.folder.exists() and not paths.folder.is_dir():
-        raise DeltaLensError(f"{paths.folder} is a file; name a folder for the demo")
-    for path in (paths.base, paths.ft):
+def _refuse_to_replace(folder: Path, stages: Iterable[Path]) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise DeltaLensError(f"{folder} is a file; name a folder for the demo")
+    for path in stages:
         if path.exists() and not (path / STAGE_RECORD).is_file():
             raise DeltaLensError(
                 f"{path} is there already and was not written by a demo (it has no "
@@ -90,9 +115,14 @@ def _refuse_to_replace(paths: DemoPaths) -> None:
             )
 
 
-def _write_data(paths: DemoPaths, held_out: Mapping[str, HeldOut]) -> None:
+def _held_out(paths: DemoPaths, recipe: Recipe) -> dict[str, HeldOut]:
+    """The recipe's held-out rows, and their files."""
+    held_out = hold_out(
+        recipe.seed, validation_rows=recipe.validation_rows, test_rows=recipe.test_rows
+    )
     for domain, files in paths.data.items():
         for split, path in files.items():
             rows = getattr(held_out[domain], split)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, "".join(f"{row.to_json()}\n" for row in rows).encode())
+    return held_out

@@ -1,4 +1,4 @@
-"""Where a demo's parts lie, and the record that says a checkpoint folder is finished."""
+"""Where a demo's parts lie, and the record that says a stage's folder is finished."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deltalens.io.files import write_whole
 __all__ = ["STAGE_RECORD", "DemoPaths", "read_json", "same", "stage_record", "write_json"]
 
 STAGE_RECORD = "demo_stage.json"
-"""The file inside a checkpoint folder that says which recipe it was made by."""
+"""The file inside a checkpoint or run folder that says which recipe it was made by."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,15 @@ class DemoPaths:
     """The base model's checkpoint folder."""
     ft: Path
     """The checkpoint folder of its fine-tune on maths."""
+    probe_run: Path
+    """The run folder of the same fine-tuning with a probe attached; there once it is asked for."""
     data: dict[str, dict[str, Path]]
     """The held-out rows' files, by domain and split."""
 
 
-def stage_record(checkpoint: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
-    """The record in a checkpoint folder, or None unless it was made by the same recipe."""
-    return same(read_json(checkpoint / STAGE_RECORD), identity)
+def stage_record(folder: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
+    """The record in a stage's folder, or None unless it was made by the same recipe."""
+    return same(read_json(folder / STAGE_RECORD), identity)
 
 
 def same(record: dict[str, Any] | None, identity: Mapping[str, str]) -> dict[str, Any] | None:

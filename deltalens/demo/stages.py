@@ -1,30 +1,45 @@
-"""The demo's two trainings, each ending in a checkpoint folder that is whole or absent."""
+"""The demo's trainings, each ending in a folder that is whole or absent."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 from deltalens.demo.model import build_model, build_tokenizer
 from deltalens.demo.paths import STAGE_RECORD, DemoPaths, stage_record, write_json
 from deltalens.demo.recipe import Recipe
 from deltalens.demo.tasks import HeldOut, held_out_prompts, stream
 from deltalens.demo.train import exact_match, train
+from deltalens.errors import DeltaLensError
 from deltalens.io.files import new_folder
+from deltalens.io.runs import load_run
+from deltalens.probes.gradient import GradientProbe
 
 Report: TypeAlias = Callable[[str, int, int], None]
 """Called with the stage's name, the steps done and the steps in all."""
 
 FINETUNE_DOMAIN = "maths"
 """The domain that the demo's fine-tune learns, and that exact match is measured on."""
+
+
+@dataclass(frozen=True)
+class Making:
+    """A demo that is being made."""
+
+    paths: DemoPaths
+    recipe: Recipe
+    identity: Mapping[str, str]
+    """What a stage's record must say, to be of this demo."""
+    held_out: Mapping[str, HeldOut]
+    report: Report | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,52 +54,78 @@ class _Stage:
     learning_rate: float
 
 
-def train_stages(
-    paths: DemoPaths,
-    recipe: Recipe,
-    identity: Mapping[str, str],
-    held_out: Mapping[str, HeldOut],
-    report: Report | None,
-) -> dict[str, dict[str, Any]]:
-    """Train what is not there yet, and return each stage's record by its name.
+class _Outcome(NamedTuple):
+    model: LlamaForCausalLM
+    record: dict[str, Any]
 
-    The fine-tune starts from the base's saved folder, so that a resumed demo and an uninterrupted
-    one are the same.
-    """
-    tokenizer = build_tokenizer(recipe)
-    base = _Stage(
+
+def train_stages(making: Making) -> dict[str, dict[str, Any]]:
+    """Train what is not there yet, and return each stage's record by its name."""
+    stages = (_base(making), _finetune(making))
+    return {stage.name: _finished(stage, making) for stage in stages}
+
+
+def train_with_probe(making: Making) -> None:
+    """Fine-tune with a probe attached, on the base that is there or trained first, and keep the
+    run; the model as well, if the fine-tune is not there yet."""
+    _finished(_base(making), making)
+    stage, run = _finetune(making), making.paths.probe_run
+    with _replaced(run) as folder:
+        outcome = _train(stage, making, lambda model: GradientProbe(model, folder, updates=True))
+        logged = load_run(folder).tensors["step"].nunique()
+        if logged != stage.steps:
+            raise DeltaLensError(
+                f"{run}: the probe logged {logged} of {stage.steps} steps, so the run is not kept; "
+                "try again"
+            )
+        write_json(folder / STAGE_RECORD, outcome.record)
+    if stage_record(stage.folder, making.identity) is None:
+        _save(stage, making, outcome)
+
+
+def _base(making: Making) -> _Stage:
+    recipe = making.recipe
+    return _Stage(
         name="base",
-        folder=paths.base,
-        start=lambda: build_model(recipe, tokenizer),
+        folder=making.paths.base,
+        start=lambda: build_model(recipe, build_tokenizer(recipe)),
         weights=recipe.base_mixture(),
         steps=recipe.base_steps,
         learning_rate=recipe.base_learning_rate,
     )
-    finetune = _Stage(
+
+
+def _finetune(making: Making) -> _Stage:
+    """Starts from the base's saved folder, so that a resumed demo and an uninterrupted one are the
+    same."""
+    recipe = making.recipe
+    return _Stage(
         name="ft",
-        folder=paths.ft,
-        start=lambda: LlamaForCausalLM.from_pretrained(paths.base),
+        folder=making.paths.ft,
+        start=lambda: LlamaForCausalLM.from_pretrained(making.paths.base),
         weights={FINETUNE_DOMAIN: 1.0},
         steps=recipe.finetune_steps,
         learning_rate=recipe.finetune_learning_rate,
     )
-    records = {}
-    for stage in (base, finetune):
-        record = stage_record(stage.folder, identity)
-        if record is None:
-            record = _run(stage, tokenizer, recipe, identity, held_out, report)
-        records[stage.name] = record
-    return records
 
 
-def _run(
+def _finished(stage: _Stage, making: Making) -> dict[str, Any]:
+    """The stage's record; it is trained first if it is not there yet."""
+    record = stage_record(stage.folder, making.identity)
+    if record is None:
+        outcome = _train(stage, making)
+        _save(stage, making, outcome)
+        record = outcome.record
+    return record
+
+
+def _train(
     stage: _Stage,
-    tokenizer: PreTrainedTokenizerFast,
-    recipe: Recipe,
-    identity: Mapping[str, str],
-    held_out: Mapping[str, HeldOut],
-    report: Report | None,
-) -> dict[str, Any]:
+    making: Making,
+    watch: Callable[[LlamaForCausalLM], AbstractContextManager[object]] = nullcontext,
+) -> _Outcome:
+    recipe, report, held_out = making.recipe, making.report, making.held_out
+    tokenizer = build_tokenizer(recipe)
     rows = stream(
         stage.weights,
         Random(f"{recipe.seed}/{stage.name}"),
@@ -92,7 +133,7 @@ def _run(
     )
     with torch.random.fork_rng(devices=[]):
         model = stage.start()
-    with _one_thread():
+    with _one_thread(), watch(model):
         trained = train(
             model,
             tokenizer,
@@ -104,20 +145,29 @@ def _run(
         )
     validation = held_out[FINETUNE_DOMAIN].validation
     record = {
-        **identity,
+        **making.identity,
         "steps": stage.steps,
         "seconds": round(trained.seconds, 3),
         "final_loss": trained.loss,
         "validation_exact_match": exact_match(model, tokenizer, validation),
     }
+    return _Outcome(model, record)
 
-    if stage.folder.exists():
-        shutil.rmtree(stage.folder)
-    with new_folder(stage.folder) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        write_json(folder / STAGE_RECORD, record)
-    return record
+
+def _save(stage: _Stage, making: Making, outcome: _Outcome) -> None:
+    with _replaced(stage.folder) as folder:
+        outcome.model.save_pretrained(folder)
+        build_tokenizer(making.recipe).save_pretrained(folder)
+        write_json(folder / STAGE_RECORD, outcome.record)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """A folder to fill that takes the place of an earlier demo's."""
+    if path.exists():
+        shutil.rmtree(path)
+    with new_folder(path) as folder:
+        yield folder
 
 
 @contextmanager

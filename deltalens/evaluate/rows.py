@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from deltalens.errors import DataError, several
 __all__ = ["DataFile", "Row", "read_rows"]
 
 _FORMS = (("prompt", "completion"), ("messages",), ("text",))
+_PREFERENCE = ("prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Row:
     prompt: str | None = None
     completion: str | None = None
     messages: tuple[dict[str, str], ...] = ()
+    rejected: str | None = None
+    """Of a preference, the answer that the completion is preferred to."""
 
     @property
     def answered(self) -> bool:
@@ -41,12 +46,16 @@ class DataFile:
     """SHA-256 of the file."""
 
 
-def read_rows(path: str | Path, limit: int | None = None) -> DataFile:
-    """Read a JSON-lines file whose rows have `text`, `prompt` and `completion`, or `messages`.
+def read_rows(
+    path: str | Path, limit: int | None = None, fields: Mapping[str, str] | None = None
+) -> DataFile:
+    """Read a file of rows that have `text`, `prompt` and `completion`, `messages`, or `prompt`,
+    `chosen` and `rejected`.
 
     Args:
-        path: the file; all of its rows have the same form.
+        path: JSON lines, or Parquet (`.parquet`); all of its rows have the same form.
         limit: take the first so many rows.
+        fields: what the file calls a field, where it is another name: {"prompt": "question"}.
 
     Raises:
         DataError: the file cannot be read, is empty, or rows do not parse or lack a field: file,
@@ -59,13 +68,11 @@ def read_rows(path: str | Path, limit: int | None = None) -> DataFile:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     rows: list[Row] = []
     faults: list[str] = []
-    for number, line in enumerate(raw.split(b"\n"), 1):
-        if not line.strip():
-            continue
+    for number, read in _records(path, raw):
         if limit is not None and len(rows) + len(faults) >= limit:
             break
         try:
-            rows.append(_row(line))
+            rows.append(_row(_renamed(read(), fields or {})))
         except ValueError as error:
             faults.append(f"line {number}: {error}")
     if faults:
@@ -75,27 +82,67 @@ def read_rows(path: str | Path, limit: int | None = None) -> DataFile:
         raise DataError(f"{path}: no rows")
     if len({row.answered for row in rows}) > 1:
         raise DataError(f"{path}: some rows have a completion and some only a text; split the file")
+    if len({row.rejected is None for row in rows}) > 1:
+        raise DataError(f"{path}: some rows are preferences and some are not; split the file")
     return DataFile(path.stem, path, tuple(rows), hashlib.sha256(raw).hexdigest())
 
 
-def _row(line: bytes) -> Row:
+def _records(path: Path, raw: bytes) -> Iterator[tuple[int, Callable[[], Any]]]:
+    """The number of each row, and what reads it or raises a ValueError."""
+    if path.suffix != ".parquet":
+        for number, line in enumerate(raw.split(b"\n"), 1):
+            if line.strip():
+                yield number, functools.partial(_json, line)
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
-        fields = json.loads(line.decode("utf-8-sig"))
+        records = pq.read_table(pa.BufferReader(raw)).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a Parquet file: {error}") from error
+    for number, record in enumerate(records, 1):
+        yield number, functools.partial(dict, record)
+
+
+def _json(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON: {error}") from error
-    if not isinstance(fields, dict):
+
+
+def _renamed(record: Any, fields: Mapping[str, str]) -> dict[str, Any]:
+    if not isinstance(record, dict):
         raise ValueError("not a JSON object")
+    for name, there in fields.items():
+        if there not in record:
+            raise ValueError(f"{there!r} is missing, which should hold the {name}")
+    return record | {name: record[there] for name, there in fields.items()}
+
+
+def _row(fields: dict[str, Any]) -> Row:
+    if "chosen" in fields or "rejected" in fields:
+        _check_texts(fields, _PREFERENCE)
+        prompt, chosen, rejected = (fields[name] for name in _PREFERENCE)
+        return Row(prompt=prompt, completion=chosen, rejected=rejected)
     form = next((form for form in _FORMS if form[0] in fields), None)
     if form is None:
         raise ValueError(
-            "needs 'text', 'prompt' and 'completion', or 'messages'; has "
+            "needs 'text', 'prompt' and 'completion', 'messages', or 'prompt', 'chosen' and "
+            "'rejected'; has "
             + (", ".join(repr(name[:40]) for name in list(fields)[:5]) or "no field")
         )
     if form == ("messages",):
         return Row(messages=_messages(fields["messages"]))
-    for name in form:
+    _check_texts(fields, form)
+    return Row(**{name: fields[name] for name in form})
+
+
+def _check_texts(fields: Mapping[str, Any], names: Sequence[str]) -> None:
+    for name in names:
         if name not in fields:
             raise ValueError(f"{name!r} is missing")
         if not isinstance(fields[name], str):
@@ -103,7 +150,6 @@ def _row(line: bytes) -> Row:
         if not fields[name] and name != "prompt":
             raise ValueError(f"{name!r} is empty")
         _check_unicode(name, fields[name])
-    return Row(**{name: fields[name] for name in form})
 
 
 def _check_unicode(name: str, text: str) -> None:

@@ -12,15 +12,19 @@ def root_command() -> Any:
     return typer.main.get_command(app)
 
 
-def leaf_commands(
+def working_commands(
     command: Any, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command that does something, with the words that lead to it."""
-    if not hasattr(command, "commands"):
+    if acts(command):
         yield path, command
-        return
-    for name, child in command.commands.items():
-        yield from leaf_commands(child, (*path, name))
+    for name, child in getattr(command, "commands", {}).items():
+        yield from working_commands(child, (*path, name))
+
+
+def acts(command: Any) -> bool:
+    """Whether a command does something without the name of another after it."""
+    return not hasattr(command, "commands") or command.invoke_without_command
 
 
 def fault_in(arguments: list[str]) -> str | None:
@@ -36,7 +40,7 @@ def fault_in(arguments: list[str]) -> str | None:
         command = command.commands[name]
     if "--help" in arguments:
         return None
-    if hasattr(command, "commands") and not arguments:
+    if not acts(command) and not arguments:
         return "no command given"
     context = typer.Context(command, info_name=command.name)
     try:

@@ -3,12 +3,12 @@
 import pytest
 from typer.testing import CliRunner
 
-from tests.architecture.commands import leaf_commands, root_command
+from tests.architecture.commands import root_command, working_commands
 
 
 @pytest.fixture(scope="module")
 def commands():
-    return dict(leaf_commands(root_command()))
+    return dict(working_commands(root_command()))
 
 
 def help_of(path: tuple[str, ...]) -> str:

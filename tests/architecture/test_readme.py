@@ -68,10 +68,16 @@ def test_readme_shows_the_two_commands_that_set_everything_up():
         "deltalens drop-study ft/ base/ \\\n    --no-such-option",
         "deltalens drop-study ft/ base/ --help && deltalens no-such-command",
         "deltalens inspect",
+        "deltalens demo no-such-command",
+        "deltalens demo --no-such-option",
     ],
 )
 def test_planted_line_is_found(line):
     assert len(faults(f"Text.\n\n```sh\n{line}\n```\n")) == 1
+
+
+def test_command_that_acts_and_has_others_below_it_is_no_fault():
+    assert faults("```sh\ndeltalens demo\ndeltalens demo -q\ndeltalens demo probe -q\n```\n") == []
 
 
 def test_only_shell_blocks_are_read():

@@ -1,0 +1,181 @@
+"""`deltalens train`: a checkpoint, rows, a method; and a checkpoint comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deltalens.cli import console
+from deltalens.cli.options import Debug, Exclude, Include, Json, Out, Quiet, Scope
+
+if TYPE_CHECKING:
+    from deltalens.training.run import Trained
+
+_DEFAULT_PROBE = {"every": 10}
+
+
+def train(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="sft, gmt, random-mask or hft.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or org/name[@rev].")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="F",
+            help="JSON lines or Parquet with text, prompt/completion, messages, or "
+            "prompt/chosen/rejected.",
+        ),
+    ],
+    out: Out,
+    objective: Annotated[
+        str, typer.Option(metavar="sft|dpo", help="dpo: rows are preferences.")
+    ] = "sft",
+    mask_ratio: Annotated[
+        str, typer.Option(help="The fraction masked out in each step (gmt, random-mask).")
+    ] = "0.2",
+    scope: Scope = "tensor",
+    apply_to: Annotated[
+        str, typer.Option(metavar="gradient|update", help="update: masked weights stay as is.")
+    ] = "gradient",
+    include: Include = None,
+    exclude: Exclude = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the rows.")] = 1.0,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows in a micro-batch.")] = 8,
+    accumulate: Annotated[int, typer.Option(help="Micro-batches in a step.")] = 1,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", help="Peak.")] = 2e-5,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the order of rows, and of random masks.")] = 0,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longest row in tokens; the model's positions by default.")
+    ] = None,
+    loss_on: Annotated[
+        str, typer.Option(metavar="completion|all", help="Which tokens count in the loss.")
+    ] = "completion",
+    prompt_field: Annotated[
+        str | None, typer.Option(help="What the data calls the prompt.")
+    ] = None,
+    completion_field: Annotated[
+        str | None, typer.Option(help="What the data calls the completion.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows taken of the data.")] = None,
+    eval_data: Annotated[
+        list[Path] | None, typer.Option(help="Measured at the end; repeatable.")
+    ] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between measurements on the way.")
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between checkpoints; a tenth by default.")
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Log the gradients every 10 steps, for monitor.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option(metavar="YAML", help="Further options of trl's configuration.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the training that OUT holds.")
+    ] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (the checkpoint's; float32 on a CPU), float32, bfloat16.")
+    ] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run model code that MODEL brings.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model: plain fine-tuning, Gradient-Mask Tuning, random masks, or half-freezing.
+
+    AdamW, cosine after 3 % warm-up, loss on the completion. Ctrl-C writes a checkpoint; --resume
+    goes on from the last one, bit for bit. Needs the extra [train].
+
+    \b
+    Example:
+    deltalens train gmt base/ --data train.jsonl --mask-ratio 0.2 -o gmt/
+    deltalens train sft base/ --data train.jsonl --eval-data test.jsonl --eval-every 50 -o sft/
+    """
+    with console.command(debug, f"stopped; --resume goes on from {out}'s last checkpoint"):
+        from deltalens.io.locate import locate
+        from deltalens.training.asked import TrainingAsked, read_recipe
+        from deltalens.training.run import TrainingWatch
+        from deltalens.training.run import train as run
+
+        console.quieten()
+        asked = TrainingAsked(
+            method=method,
+            objective=objective,
+            mask_ratio=mask_ratio,
+            scope=scope,
+            apply_to=apply_to,
+            include=include,
+            exclude=exclude,
+            epochs=epochs,
+            steps=steps,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            seed=seed,
+            max_length=max_length,
+            loss_on=loss_on,
+            gradient_checkpointing=gradient_checkpointing,
+            recipe=read_recipe(config, objective),
+        )
+        fields = {"prompt": prompt_field, "completion": completion_field}
+        with console.meter(quiet or as_json) as meter:
+            trained = run(
+                locate(model),
+                data,
+                out,
+                asked,
+                fields={name: there for name, there in fields.items() if there},
+                limit=limit,
+                eval_data=eval_data or (),
+                eval_every=eval_every,
+                checkpoint_every=checkpoint_every,
+                probe=_DEFAULT_PROBE if probe else None,
+                resume=resume,
+                device=device,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                watch=TrainingWatch(stage=meter.stage, at=meter.at, say=meter.say),
+            )
+        if not trained.finished:
+            raise KeyboardInterrupt
+        _show(trained, as_json=as_json, quiet=quiet)
+
+
+def _show(trained: Trained, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        found: dict[str, Any] = {
+            "out": str(trained.path),
+            "steps": trained.steps,
+            "seconds": trained.seconds,
+            "loss": trained.loss,
+            "metrics": {name: list(m) for name, m in trained.metrics.items()},
+            "notes": list(trained.notes),
+            "run": str(trained.run) if trained.run else None,
+        }
+        console.print_json(found)
+        return
+    if quiet:
+        return
+    typer.echo(
+        f"{trained.steps:,} steps in {trained.seconds:,.1f} s; loss {trained.loss:.4f} over the "
+        "last tenth"
+    )
+    for name, measured in trained.metrics.items():
+        typer.echo(f"{name}: {measured.value:.4g} (n = {measured.n:,})")
+    for note in trained.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"model:   {trained.path}")
+    if trained.run:
+        typer.echo(f"run:     {trained.run}  (deltalens monitor {trained.run})")

@@ -1,0 +1,400 @@
+"""Training a model by a named method: one sitting, from the loaded model to the written one."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from deltalens.errors import DeltaLensError, RecordError
+from deltalens.evaluate.loading import LoadedModel, load_model, pick_device, pick_dtype
+from deltalens.evaluate.rows import DataFile, read_rows
+from deltalens.evaluate.scoring import Scoring
+from deltalens.evaluate.tokens import longest_input
+from deltalens.integrations.transformers import (
+    GradientMaskCallback,
+    GradientProbeCallback,
+    HalfFreezeCallback,
+    RandomMaskCallback,
+)
+from deltalens.io.checkpoint import Checkpoint, open_checkpoint
+from deltalens.io.records import Measurement
+from deltalens.training.asked import TrainingAsked, config_class
+from deltalens.training.folder import TrainingFolder
+from deltalens.training.rows import preferences, tokenised
+
+__all__ = ["Trained", "TrainingWatch", "train"]
+
+
+@dataclass
+class TrainingWatch:
+    """How a training tells what it is doing; every hook may be left as it is."""
+
+    stage: Callable[[str, int | None], None] = field(default=lambda name, total: None)
+    """A stage begins: its name, and its number of steps if known."""
+    at: Callable[[int, int], None] = field(default=lambda done, total: None)
+    """So many steps of all are done."""
+    say: Callable[[str], None] = field(default=lambda text: None)
+    """The latest figures, on one line."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to."""
+
+    path: Path
+    steps: int
+    seconds: float
+    """Wall time of this sitting's steps."""
+    loss: float
+    """Mean over the last tenth of the logged steps, in nats a token."""
+    finished: bool
+    """False where it was interrupted; the last checkpoint is there."""
+    metrics: Mapping[str, Measurement]
+    """On the evaluation data, at the end."""
+    notes: tuple[str, ...] = ()
+    run: Path | None = None
+    """The probe's run folder."""
+
+
+def train(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
+    asked: TrainingAsked,
+    *,
+    fields: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    eval_data: Sequence[str | Path] = (),
+    eval_every: int | None = None,
+    checkpoint_every: int | None = None,
+    probe: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    watch: TrainingWatch | None = None,
+) -> Trained:
+    """Train a checkpoint on rows by a method, and write the result as a checkpoint.
+
+    AdamW; linear warm-up, then cosine. An interrupted training (Ctrl-C) writes a checkpoint first;
+    with `resume` the same call goes on bit for bit where the last checkpoint was written.
+
+    Args:
+        model: a checkpoint folder.
+        data: JSON lines or Parquet: `text`, `prompt` and `completion`, `messages`; or `prompt`,
+            `chosen` and `rejected` for DPO.
+        out: the folder to write; new.
+        asked: the method and its settings.
+        fields: what the data calls a field: {"prompt": "question"}.
+        limit: take the first so many rows.
+        eval_data: files measured at the end, and every `eval_every` steps.
+        eval_every: steps between evaluations.
+        checkpoint_every: steps between checkpoints; a tenth of the training if not given.
+        probe: log the gradients with these options of `GradientProbe`.
+        resume: go on with the training that `out` holds.
+        device, dtype: `auto`: CUDA if there is one; the checkpoint's dtype there, fp32 on a CPU.
+        trust_remote_code: run model code that the checkpoint brings.
+        watch: told of stages and steps.
+
+    Raises:
+        DeltaLensError: bad input, as far as it can be known before the model is loaded.
+    """
+    watch = watch or TrainingWatch()
+    configure = config_class(asked.objective)
+    rows = read_rows(data, limit, fields)
+    others = [read_rows(path, None, fields) for path in eval_data]
+    checkpoint = open_checkpoint(model)
+    where = pick_device(device)
+    kind = pick_dtype(dtype, checkpoint)
+    if dtype == "auto" and where.type == "cpu":
+        kind = torch.float32
+    identity = {
+        **asked.identity(),
+        "model": checkpoint.fingerprint,
+        "data": [rows.name, len(rows.rows), rows.digest],
+        "eval_data": [[file.name, len(file.rows), file.digest] for file in others],
+        "eval_every": eval_every,
+        "device": where.type,
+        "dtype": str(kind).removeprefix("torch."),
+        "probe": dict(probe) if probe is not None else None,
+    }
+    folder = TrainingFolder(Path(out), identity, [checkpoint.path], resume)
+    watch.stage("loading the model", None)
+    loaded = load_model(checkpoint, kind, where, trust_remote_code)
+    sitting = _Sitting(asked, folder, checkpoint, loaded, watch, eval_every)
+    sitting.prepare(rows, others)
+    folder.begin()
+    return sitting.run(configure, checkpoint_every, probe, resume)
+
+
+class _Sitting:
+    """One sitting of a training."""
+
+    def __init__(
+        self,
+        asked: TrainingAsked,
+        folder: TrainingFolder,
+        checkpoint: Checkpoint,
+        loaded: LoadedModel,
+        watch: TrainingWatch,
+        eval_every: int | None,
+    ) -> None:
+        self.asked, self.folder, self.checkpoint = asked, folder, checkpoint
+        self.model: Any = loaded.model
+        self.loaded, self.watch, self.eval_every = loaded, watch, eval_every
+        self.notes: list[str] = []
+        self.scorings: list[Scoring] = []
+        self.rows: Any = None
+        if loaded.tokenizer is None:
+            raise DeltaLensError(f"{checkpoint.path}: has no tokenizer; put one beside the model")
+
+    def prepare(self, rows: DataFile, others: Sequence[DataFile]) -> None:
+        """Tokenise what is trained on and what is measured."""
+        tokenizer, asked = self.loaded.tokenizer, self.asked
+        self.watch.stage("tokenising", None)
+        longest = longest_input(self.model.config)
+        if asked.max_length is not None:
+            longest = min(asked.max_length, longest or asked.max_length)
+        if asked.objective == "dpo":
+            self.rows = preferences(rows)
+        else:
+            whole = asked.loss_on == "all"
+            self.rows, left_out = tokenised(rows, tokenizer, longest, whole)
+            if left_out:
+                self.notes.append(f"{left_out:,} of {len(rows.rows):,} rows left out: too long")
+        for file in others:
+            self.scorings.append(Scoring(file, self.model, tokenizer, 4096))
+        self.longest = longest
+
+    def run(
+        self,
+        configure: Any,
+        checkpoint_every: int | None,
+        probe: Mapping[str, Any] | None,
+        resume: bool,
+    ) -> Trained:
+        """Take the steps that are left, and write the model."""
+        torch.manual_seed(self.asked.seed)
+        last = self.folder.last_checkpoint() if resume else None
+        first = int(last.name.rpartition("-")[2]) if last else 0
+        if resume:
+            self.folder.forget_after(first)
+        callbacks: list[TrainerCallback] = list(_method_callbacks(self.asked))
+        run = None
+        if probe is not None:
+            run = self.folder.run_folder(first)
+            _set_aside(run)
+            callbacks.append(GradientProbeCallback(run, **probe))
+        following = _Following(self)
+        trainer = self._trainer(configure, checkpoint_every, [*callbacks, following])
+        self.watch.stage("training", None)
+        begun = time.perf_counter()
+        with following.interruptible():
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        seconds = time.perf_counter() - begun
+        steps = int(trainer.state.global_step)
+        metrics: dict[str, Measurement] = {}
+        finished = not following.interrupted
+        if finished:
+            metrics = self.evaluate(steps)
+            self._finish(steps, seconds)
+        losses = [line["loss"] for line in self.folder.metrics() if "loss" in line]
+        tail = losses[-max(1, len(losses) // 10) :]
+        loss = sum(tail) / len(tail) if tail else float("nan")
+        notes = tuple(self.notes)
+        return Trained(self.folder.path, steps, seconds, loss, finished, metrics, notes, run)
+
+    def _trainer(
+        self, configure: Any, checkpoint_every: int | None, callbacks: list[TrainerCallback]
+    ) -> Any:
+        import trl
+
+        asked = self.asked
+        micro = asked.batch_size * asked.accumulate
+        steps = asked.steps or max(1, int(asked.epochs * -(-len(self.rows) // micro)))
+        options: dict[str, Any] = {
+            "output_dir": str(self.folder.checkpoints),
+            "num_train_epochs": asked.epochs,
+            "max_steps": asked.steps or -1,
+            "per_device_train_batch_size": asked.batch_size,
+            "gradient_accumulation_steps": asked.accumulate,
+            "learning_rate": asked.learning_rate,
+            "weight_decay": asked.weight_decay,
+            "warmup_steps": int(asked.warmup * steps),
+            "lr_scheduler_type": "cosine",
+            "seed": asked.seed,
+            "max_length": self.longest,
+            "bf16": False,
+            "fp16": False,
+            _checkpointing_option(configure): asked.gradient_checkpointing,
+            "use_cpu": self.loaded.device.type == "cpu",
+            "dataloader_pin_memory": False,
+            "save_strategy": "steps",
+            "save_steps": checkpoint_every or max(1, steps // 10),
+            "save_total_limit": 2,
+            "logging_steps": 1,
+            "report_to": [],
+            "disable_tqdm": True,
+            **asked.recipe,
+        }
+        if asked.objective == "dpo":
+            made: Any = trl.DPOTrainer
+        else:
+            made = trl.SFTTrainer
+            options["dataset_kwargs"] = {"skip_prepare_dataset": True}
+        try:
+            config = configure(**options)
+        except (TypeError, ValueError) as error:
+            raise DeltaLensError(f"trl refuses the settings: {error}") from error
+        trainer = made(
+            model=self.model,
+            args=config,
+            train_dataset=self.rows,
+            processing_class=self.loaded.tokenizer,
+            callbacks=callbacks,
+        )
+        for spoken in ("PrinterCallback", "ProgressCallback"):
+            _silence(trainer, spoken)
+        return trainer
+
+    def evaluate(self, step: int) -> dict[str, Measurement]:
+        """Measure the model as it is, and log that."""
+        if not self.scorings:
+            return {}
+        training = self.model.training
+        self.model.eval()
+        found = {
+            (f"{scoring.name}/{name}" if len(self.scorings) > 1 else name): measured
+            for scoring in self.scorings
+            for name, measured in scoring.measure(self.model).items()
+        }
+        self.model.train(training)
+        figures = {name: list(measured) for name, measured in found.items()}
+        self.folder.log({"step": step, "evaluated": figures})
+        return found
+
+    def _finish(self, steps: int, seconds: float) -> None:
+        self.watch.stage("writing the model", None)
+        made = self.folder.path / ".model"
+        made.mkdir(exist_ok=True)
+        self.model.config.use_cache = bool(self.checkpoint.config.get("use_cache", True))
+        try:
+            self.model.save_pretrained(made)
+        except OSError as error:
+            raise RecordError(f"{made}: cannot be written: {error.strerror}") from error
+        names = ("torch", "transformers", "trl", "accelerate", "datasets")
+        self.folder.facts |= {
+            "steps": steps,
+            "seconds": round(seconds, 3),
+            "model": str(self.checkpoint.path),
+            "notes": self.notes,
+            "versions": {name: importlib.metadata.version(name) for name in names},
+        }
+        self.folder.write_record()
+        self.folder.finish(made, self.checkpoint.folder)
+
+
+def _checkpointing_option(configure: Any) -> str:
+    """transformers renamed it."""
+    return (
+        "activation_checkpointing"
+        if "activation_checkpointing" in {one.name for one in dataclasses.fields(configure)}
+        else "gradient_checkpointing"
+    )
+
+
+def _method_callbacks(asked: TrainingAsked) -> Iterator[TrainerCallback]:
+    common: dict[str, Any] = {"include": asked.include, "exclude": asked.exclude}
+    if asked.method == "gmt":
+        yield GradientMaskCallback(
+            asked.mask_ratio, scope=asked.scope, apply_to=asked.apply_to, **common
+        )
+    elif asked.method == "random-mask":
+        yield RandomMaskCallback(
+            asked.mask_ratio, apply_to=asked.apply_to, seed=asked.seed, **common
+        )
+    elif asked.method == "hft":
+        yield HalfFreezeCallback(seed=asked.seed, **common)
+
+
+def _silence(trainer: Any, name: str) -> None:
+    for one in list(trainer.callback_handler.callbacks):
+        if type(one).__name__ == name:
+            trainer.remove_callback(one)
+
+
+def _set_aside(run: Path) -> None:
+    """A sitting that was killed before its first checkpoint may have left a run."""
+    if run.exists():
+        number = 1
+        while (aside := run.with_name(f"{run.name}.lost-{number}")).exists():
+            number += 1
+        os.replace(run, aside)
+
+
+class _Following(TrainerCallback):
+    """Progress, metrics, evaluations, and what an interruption does."""
+
+    def __init__(self, sitting: _Sitting) -> None:
+        self.sitting = sitting
+        self.interrupted = False
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Ctrl-C ends the training after the step, with a checkpoint; a second one at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: Any) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            self.sitting.watch.say("stopping after this step; a checkpoint is written first")
+
+        before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Progress, and the evaluation if it is due."""
+        self.sitting.watch.at(state.global_step, state.max_steps)
+        last = state.global_step >= state.max_steps
+        if self.interrupted and not last:
+            control.should_save = control.should_training_stop = True
+        self.interrupted = self.interrupted and not last
+        every = self.sitting.eval_every
+        if every and state.global_step % every == 0 and not last:
+            self.sitting.evaluate(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A line of the metrics."""
+        logs = kwargs.get("logs") or {}
+        if "loss" not in logs:
+            return
+        line = {"step": state.global_step, "loss": float(logs["loss"])}
+        for name in ("learning_rate", "grad_norm", "rewards/accuracies", "rewards/margins"):
+            if name in logs:
+                line[name] = float(logs[name])
+        self.sitting.folder.log(line)
+        self.sitting.watch.say(f"loss {line['loss']:.4f}")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A checkpoint has been written."""
+        name = f"checkpoint-{state.global_step}"
+        self.sitting.folder.complete(self.sitting.folder.checkpoints / name)

@@ -1,0 +1,107 @@
+"""GMT, Figure 2: performance over the mask ratio (2406.15330v1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltalens.errors import RecordError
+from deltalens.figures.style import METHOD, WIDTH, save, styled
+from deltalens.io.records import load_study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["draw"]
+
+_LEFT_OUT = {"training_loss", "perplexity"}
+_PER_CENT = {"exact_match"}
+_LABELS = {"exact_match": "exact match (%)", "loss": "loss (nats per target token)"}
+
+
+def draw(folder: str | Path) -> list[Path]:
+    """Draw a mask-ratio sweep: a panel for each data set, a line for each method with a band over
+    seeds, the level of plain fine-tuning; a second axis where two metrics differ in scale.
+
+    Args:
+        folder: of the study; also where `gmt_fig2.png` and `.svg` are written.
+
+    Raises:
+        RecordError: no such sweep there, or no finished cell in it.
+    """
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    record = load_study(folder)
+    if record.kind != "mask-ratio-sweep" or record.cells.empty:
+        raise RecordError(f"{record.path}: no mask-ratio sweep with finished cells")
+    frame = record.cells
+    frame = frame[~frame["metric"].str.split("/").str[-1].isin(_LEFT_OUT)]
+    sets: dict[str, list[str]] = {}
+    for metric in dict.fromkeys(frame["metric"]):
+        sets.setdefault(metric.rpartition("/")[0], []).append(metric)
+    with styled():
+        figure, axes = plt.subplots(
+            len(sets),
+            1,
+            figsize=(WIDTH, 3.0 * len(sets) + 0.4),
+            squeeze=False,
+            layout="constrained",
+        )
+        for axis, (name, metrics) in zip(axes.flat, sets.items(), strict=True):
+            _panel(axis, frame, metrics)
+            axis.set_title(name, fontsize=9)
+        handles: dict[str, Any] = {}
+        for axis in figure.axes:
+            handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles))
+        )
+        return save(figure, record.path, "gmt_fig2")
+
+
+def _panel(axis: Any, frame: pd.DataFrame, metrics: list[str]) -> None:
+    axis.set(xlabel="mask ratio (fraction masked out)", xlim=(-0.02, 1.02))
+    for place, metric in enumerate(metrics[:2]):
+        own = axis if not place else axis.twinx()
+        if place:
+            own.spines["right"].set_visible(True)
+            own.grid(visible=False)
+        name = metric.rpartition("/")[2]
+        scale = 100 if name in _PER_CENT else 1
+        own.set_ylabel(_LABELS.get(name, name))
+        part = frame[frame["metric"] == metric]
+        label = _LABELS.get(name, name).partition(" (")[0] if len(metrics) > 1 else ""
+        for method in dict.fromkeys(part["method"]):
+            _line(
+                own, part[part["method"] == method], str(method), scale, label, dashed=bool(place)
+            )
+
+
+def _line(
+    axis: Any, frame: pd.DataFrame, method: str, scale: float, metric: str, *, dashed: bool
+) -> None:
+    color, marker = METHOD.get(method, ("0.2", "x"))
+    label = f"{method}, {metric}" if metric else method
+    seeds = frame.groupby("mask_ratio")["value"]
+    mean = scale * seeds.mean()
+    if method == "sft":
+        style = (0, (1, 1)) if dashed else "--"
+        axis.axhline(float(mean.iloc[0]), color=color, linestyle=style, linewidth=1, label=label)
+        return
+    axis.plot(
+        mean.index,
+        mean,
+        color=color,
+        marker=marker,
+        markersize=4,
+        linewidth=1.4,
+        linestyle=":" if dashed else "-",
+        markerfacecolor="white" if dashed else color,
+        label=label,
+    )
+    axis.fill_between(
+        mean.index, scale * seeds.min(), scale * seeds.max(), color=color, alpha=0.15, linewidth=0
+    )
