@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from deltalens.cli import demo, demo_probe, drop, drop_study, inspect, monitor, plot, sweep, train
+from deltalens.cli import (
+    demo,
+    demo_probe,
+    drop,
+    drop_study,
+    efficiency,
+    inspect,
+    monitor,
+    plot,
+    sweep,
+    train,
+)
 
 __all__ = ["app", "main"]
 
@@ -28,6 +39,7 @@ app.command("plot")(plot.plot)
 app.command("monitor")(monitor.monitor)
 app.command("train")(train.train)
 app.add_typer(sweep.app, name="sweep")
+app.command("efficiency")(efficiency.efficiency)
 app.add_typer(demo.app, name="demo")
 demo.app.command("probe")(demo_probe.demo_probe)
 

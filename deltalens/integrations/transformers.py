@@ -15,6 +15,7 @@ from deltalens.methods.gmt import GradientMask, Ratio
 from deltalens.probes.gradient import GradientProbe
 
 __all__ = [
+    "Attaching",
     "GradientMaskCallback",
     "GradientProbeCallback",
     "HalfFreezeCallback",
@@ -24,7 +25,7 @@ __all__ = [
 S = TypeVar("S", bound=Subscriber)
 
 
-class _Attaching(TrainerCallback, Generic[S]):
+class Attaching(TrainerCallback, Generic[S]):
     """Attached for the length of `trainer.train()`; the reference model of DPO is never touched.
 
     Args:
@@ -37,11 +38,12 @@ class _Attaching(TrainerCallback, Generic[S]):
         """What was attached, once the training has begun."""
 
     @abc.abstractmethod
-    def _made(self, model: Any, first_step: int) -> S: ...
+    def made(self, model: Any, first_step: int = 0) -> S:
+        """What is to be attached to a model whose training goes on at a step."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach."""
-        made = self._made(kwargs["model"], state.global_step)
+        made = self.made(kwargs["model"], state.global_step)
         made.attach()
         self.attached = made
         # A training that raises ends without a word to its callbacks.
@@ -53,7 +55,7 @@ class _Attaching(TrainerCallback, Generic[S]):
             self.attached.detach()
 
 
-class GradientProbeCallback(_Attaching[GradientProbe]):
+class GradientProbeCallback(Attaching[GradientProbe]):
     """A `GradientProbe` for the length of a training.
 
     Args:
@@ -65,11 +67,12 @@ class GradientProbeCallback(_Attaching[GradientProbe]):
         super().__init__(**options)
         self.log_dir = log_dir
 
-    def _made(self, model: Any, first_step: int) -> GradientProbe:
+    def made(self, model: Any, first_step: int = 0) -> GradientProbe:
+        """One for this model."""
         return GradientProbe(model, self.log_dir, **{"first_step": first_step, **self.options})
 
 
-class GradientMaskCallback(_Attaching[GradientMask]):
+class GradientMaskCallback(Attaching[GradientMask]):
     """Gradient-Mask Tuning for the length of a training.
 
     Args:
@@ -80,11 +83,12 @@ class GradientMaskCallback(_Attaching[GradientMask]):
     def __init__(self, mask_ratio: Ratio = 0.2, **options: Any) -> None:
         super().__init__(mask_ratio=mask_ratio, **options)
 
-    def _made(self, model: Any, first_step: int) -> GradientMask:
+    def made(self, model: Any, first_step: int = 0) -> GradientMask:
+        """One for this model."""
         return GradientMask(model, **{"first_step": first_step, **self.options})
 
 
-class RandomMaskCallback(_Attaching[RandomMask]):
+class RandomMaskCallback(Attaching[RandomMask]):
     """Random masks for the length of a training.
 
     Args:
@@ -95,16 +99,18 @@ class RandomMaskCallback(_Attaching[RandomMask]):
     def __init__(self, mask_ratio: Ratio = 0.2, **options: Any) -> None:
         super().__init__(mask_ratio=mask_ratio, **options)
 
-    def _made(self, model: Any, first_step: int) -> RandomMask:
+    def made(self, model: Any, first_step: int = 0) -> RandomMask:
+        """One for this model."""
         return RandomMask(model, **{"first_step": first_step, **self.options})
 
 
-class HalfFreezeCallback(_Attaching[HalfFreeze]):
+class HalfFreezeCallback(Attaching[HalfFreeze]):
     """Half of the layers frozen for the length of a training.
 
     Args:
         options: as `HalfFreeze` takes them.
     """
 
-    def _made(self, model: Any, first_step: int) -> HalfFreeze:
+    def made(self, model: Any, first_step: int = 0) -> HalfFreeze:
+        """One for this model."""
         return HalfFreeze(model, **self.options)

@@ -22,7 +22,7 @@ from deltalens.numerics.drawing import draw
 from deltalens.numerics.hashing import hashed_range, name_key
 from deltalens.numerics.magnitudes import clear_beside
 from deltalens.numerics.overlap import PackedMask
-from deltalens.numerics.workers import in_order, workers
+from deltalens.numerics.workers import in_order, over, workers
 
 __all__ = ["HalfFreeze", "RandomMask"]
 
@@ -94,9 +94,7 @@ class RandomMask(StepMask):
                 kept[one.name].fill()
             return
         with workers(gradients[0].local.device) as each:
-            tensors = sorted(gradients, key=lambda one: -one.local.numel())
-            for _ in each(thin, tensors):
-                pass
+            over(each, thin, gradients, lambda one: one.local.numel())
 
     def _drawn(self, one: Gradient, name: str) -> Tensor:
         """The mask of the whole tensor: bool, 1-D."""

@@ -18,7 +18,7 @@ from deltalens.numerics import magnitudes, on_device
 from deltalens.numerics.bits import magnitude_of_bits
 from deltalens.numerics.overlap import PackedMask
 from deltalens.numerics.rates import exact_rate
-from deltalens.numerics.workers import Each, workers
+from deltalens.numerics.workers import Each, over, workers
 from deltalens.ranking import Unit, by_place, rank_at, reducer, units_of
 
 __all__ = ["GradientMask", "mask_ratio_at"]
@@ -122,8 +122,8 @@ class GradientMask(StepMask):
     def _scan_here(
         self, step: GradientStep, units: Sequence[Unit], each: Each
     ) -> dict[str, magnitudes.Scan]:
-        tensors = _largest_first(units)
-        found = each(lambda one: step.scan(one, self._scratch), tensors)
+        tensors = [one for unit in units for one in unit]
+        found = over(each, lambda one: step.scan(one, self._scratch), tensors, _size)
         return dict(zip((one.name for one in tensors), found, strict=True))
 
     def _shrink_here(
@@ -146,9 +146,9 @@ class GradientMask(StepMask):
                 one.local, one.scale, found, bound, kept[one.name], self._scratch
             )
 
-        tensors = _largest_first(units)
+        tensors = [one for unit in units for one in unit]
         names = [one.name for one in tensors]
-        shrunk = dict(zip(names, each(shrink, tensors), strict=True))
+        shrunk = dict(zip(names, over(each, shrink, tensors, _size), strict=True))
         for unit in units:
             bits = magnitudes.settle_shrunk(
                 [one.local for one in unit],
@@ -194,9 +194,8 @@ class _Batch:
         return on_device.thresholds(self.parts, prefixes, ranks, self._reduce)
 
 
-def _largest_first(units: Sequence[Unit]) -> list[Gradient]:
-    """What is left for the last thread is small."""
-    return sorted((one for unit in units for one in unit), key=lambda one: -one.local.numel())
+def _size(one: Gradient) -> int:
+    return one.local.numel()
 
 
 def mask_ratio_at(ratio: Ratio) -> Fraction:

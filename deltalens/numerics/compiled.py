@@ -17,8 +17,10 @@ __all__ = [
     "clear_at",
     "clear_beside",
     "clear_like",
+    "collect",
     "compare",
     "mark",
+    "octaves",
     "prefixes_at",
     "restore_beside",
     "scan",
@@ -46,6 +48,17 @@ def _sums(values: Any) -> Any:
         squares += value * value
         zeros += value == 0.0
     return total, squares, zeros
+
+
+@_loop
+def _range(bits: Any, shift: Any) -> Any:
+    """The least prefix above 0, less one, and the greatest."""
+    least, greatest = uint32(0xFFFFFFFF), uint32(0)
+    for place in range(bits.size):
+        prefix = uint32((bits[place] >> shift) & 0x7FFF)
+        least = min(least, uint32(prefix - uint32(1)))
+        greatest = max(greatest, prefix)
+    return least, greatest
 
 
 @_loop
@@ -80,56 +93,102 @@ def _count_64(words: Any, low: Any) -> None:
 
 
 @_loop
-def scan(words: Any, values: Any, tables: Any, counts: Any) -> Any:
+def scan(words: Any, bits: Any, values: Any, tables: Any) -> Any:
     """Count magnitudes by their leading 15 bits, and add them up.
 
     Args:
         words: the entries, as many to a word as fit: uint64, (n / entries a word,).
+        bits: the same as signed integers, (n,).
         values: the same as fp32 or fp64; for 16-bit numbers anything of 16 bits, (n,).
-        tables: room to count in, uint32, (2, 32768), zero before and after; two, so that equal
-            neighbours do not wait for each other.
-        counts: added to: int64, (32768,).
+        tables: added to: uint32, (2, 32768); two, so that equal neighbours do not wait for each
+            other.
 
     Returns:
-        Sum of the magnitudes, sum of their squares (both in fp64), and the number of zeros; all 0
-        for 16-bit numbers, where they follow from the counts.
+        Sum of the magnitudes, sum of their squares (both in fp64), and the number of zeros (all 0
+        for 16-bit numbers, where they follow from the counts); the least prefix above 0, less one
+        (2^32 - 1 if there is none), and the greatest.
     """
     total, squares, zeros = 0.0, 0.0, 0
+    least, greatest = uint32(0xFFFFFFFF), uint32(0)
     low, high = tables[0], tables[1]
     per_word = 8 // values.itemsize
     step = _STEP // per_word
+    shift = 8 * values.itemsize - 16
     for start in range(0, words.size, step):
         some = words[start : start + step]
+        first, last = start * per_word, (start + step) * per_word
+        ends = _range(bits[first:last], shift)
+        least, greatest = min(least, ends[0]), max(greatest, ends[1])
         if per_word == 4:
             _count_16(some, low, high)
             continue
-        part = _sums(values[start * per_word : (start + step) * per_word])
+        part = _sums(values[first:last])
         total, squares, zeros = total + part[0], squares + part[1], zeros + part[2]
         if per_word == 2:
             _count_32(some, low, high)
         else:
             _count_64(some, low)
-    for prefix in range(counts.size):
-        counts[prefix] += np.int64(low[prefix]) + np.int64(high[prefix])
-        low[prefix] = high[prefix] = 0
-    return total, squares, zeros
+    return total, squares, zeros, least, greatest
 
 
 @_loop
-def prefixes_at(counts: Any, ranks: Any, prefixes: Any, inside: Any) -> None:
+def collect(tables: Any, first: Any, counts: Any) -> Any:
+    """Take the counts of the prefixes from `first` on out of the tables, which are zero then.
+
+    Args:
+        tables: as `scan` filled them.
+        first: the least prefix above 0.
+        counts: written: int64, (prefixes up to the greatest,).
+
+    Returns:
+        The count of prefix 0.
+    """
+    low, high = tables[0], tables[1]
+    for place in range(counts.size):
+        prefix = first + place
+        counts[place] = np.int64(low[prefix]) + np.int64(high[prefix])
+        low[prefix] = high[prefix] = 0
+    bottom = np.int64(low[0]) + np.int64(high[0])
+    low[0] = high[0] = 0
+    return bottom
+
+
+@_loop
+def prefixes_at(
+    bottom: Any, first: Any, counts: Any, ranks: Any, prefixes: Any, inside: Any
+) -> None:
     """For each rank (0-based, ascending magnitude; in any order): its prefix, and its rank among
     the entries with that prefix.
 
-    counts: int64, (32768,). ranks, prefixes, inside: int64, (R,); the last two are written.
+    bottom: the count of prefix 0. first, counts: those from `first` on: int64, (P,).
+    ranks, prefixes, inside: int64, (R,); the last two are written.
     """
     order = np.argsort(ranks)
-    below, prefix = 0, 0
-    for place in order:
-        while below + counts[prefix] <= ranks[place]:
-            below += counts[prefix]
-            prefix += 1
-        prefixes[place] = prefix
-        inside[place] = ranks[place] - below
+    below, place, here, prefix = 0, -1, bottom, 0
+    for one in order:
+        while below + here <= ranks[one]:
+            below += here
+            place += 1
+            here, prefix = counts[place], first + place
+        prefixes[one] = prefix
+        inside[one] = ranks[one] - below
+
+
+@_loop
+def octaves(counts: Any, first: Any, start: Any, width: Any, bins: Any) -> Any:
+    """Add counts up, `width` prefixes to a bin, from the prefix `start` on.
+
+    counts: int64, (P,), of the prefixes from `first` on. bins: int64, (B,), added to.
+    Returns how many lie below the first bin; what lies above the last is left out.
+    """
+    below = 0
+    for place in range(counts.size):
+        prefix = first + place - start
+        if prefix < 0:
+            below += counts[place]
+        elif prefix < width * bins.size:
+            bins[prefix // width] += counts[place]
+    return below
 
 
 @_loop

@@ -11,12 +11,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from deltalens.errors import DeltaLensError
 from deltalens.numerics.bits import (
     CHUNK,
     PREFIXES,
@@ -50,17 +51,21 @@ __all__ = [
     "smallest_with",
 ]
 
-_MOST = 1 << 30
-"""Entries that are counted in 32 bits before they are added to 64."""
+_MOST = 1 << 32
+"""Entries of a tensor must be fewer: they are counted in 32 bits."""
 
 
 @dataclass
 class Scan:
-    """What one visit finds. All of it adds over tensors."""
+    """What one visit finds: of the counts, only the occupied range."""
 
     dtype: torch.dtype
+    bottom: int
+    """How many magnitudes have prefix 0."""
+    first: int
+    """The least prefix above 0 that there is; 1 where there is none."""
     counts: np.ndarray
-    """How many magnitudes have each prefix: int64, (32768,)."""
+    """How many have each prefix from there on, up to the greatest: int64, (P,)."""
     zeros: int = 0
     nans: int = 0
     infinities: int = 0
@@ -69,6 +74,13 @@ class Scan:
     squares: float = 0.0
     """Sum of their squares."""
 
+    def count_at(self, prefix: int) -> int:
+        """How many magnitudes have this prefix."""
+        if not prefix:
+            return self.bottom
+        place = prefix - self.first
+        return int(self.counts[place]) if 0 <= place < self.counts.size else 0
+
 
 def _shift(dtype: torch.dtype) -> int:
     return 16 * (digits(dtype) - 1)
@@ -76,7 +88,7 @@ def _shift(dtype: torch.dtype) -> int:
 
 def _pieces(values: Tensor, scale: Tensor | None, scratch: Scratch) -> Iterator[tuple[int, Tensor]]:
     """(start, entries) piece by piece; divided by the scale, if there is one, in reused memory."""
-    size = _MOST if scale is None else CHUNK
+    size = max(1, values.numel()) if scale is None else CHUNK
     for start in range(0, values.numel(), size):
         piece = values[start : start + size]
         if scale is not None:
@@ -95,19 +107,30 @@ def scan(values: Tensor, scale: Tensor | None, scratch: Scratch) -> Scan:
     """
     from deltalens.numerics import compiled
 
-    found = Scan(values.dtype, np.zeros(PREFIXES, dtype=np.int64))
+    if values.numel() >= _MOST:
+        raise DeltaLensError(f"a tensor of {values.numel():,} entries: 2^32 are too many")
     tables = scratch.zeros("counted", torch.int32, 2 * PREFIXES).view(2, PREFIXES).numpy()
+    tables = tables.view(np.uint32)
+    total, squares, zeros, least, greatest = 0.0, 0.0, 0, PREFIXES, 0
     for _, piece in _pieces(values, scale, scratch):
         bits = _integers(piece)
-        numbers = bits if piece.dtype.itemsize == 2 else piece.numpy()
+        numbers = bits if bits.itemsize == 2 else piece.numpy()
         first, last = _whole_words(bits)
         words = bits[first:last].view(np.uint64)
-        total, squares, zeros = compiled.scan(
-            words, numbers[first:last], tables.view(np.uint32), found.counts
-        )
-        found.total, found.squares = found.total + total, found.squares + squares
-        found.zeros += zeros
-        _add_few(found, bits, numbers, [*range(first), *range(last, bits.size)])
+        parts = [compiled.scan(words, bits[first:last], numbers[first:last], tables)]
+        parts += [
+            _scan_one(bits[place], numbers[place], tables)
+            for place in (*range(first), *range(last, bits.size))
+        ]
+        total += sum(part[0] for part in parts)
+        squares += sum(part[1] for part in parts)
+        zeros += sum(part[2] for part in parts)
+        least = min(least, *(part[3] for part in parts))
+        greatest = max(greatest, *(part[4] for part in parts))
+    first_prefix = least + 1 if greatest else 1
+    counts = np.empty(greatest + 1 - first_prefix if greatest else 0, dtype=np.int64)
+    bottom = compiled.collect(tables, first_prefix, counts)
+    found = Scan(values.dtype, bottom, first_prefix, counts, zeros, 0, 0, total, squares)
     _count_apart(found, values)
     return found
 
@@ -119,28 +142,32 @@ def _whole_words(bits: np.ndarray) -> tuple[int, int]:
     return first, first + (bits.size - first) // per_word * per_word
 
 
-def _add_few(found: Scan, bits: np.ndarray, numbers: np.ndarray, places: Sequence[int]) -> None:
-    """The entries beside the whole words."""
-    for place in places:
-        found.counts[int(bits[place]) >> _shift(found.dtype) & (PREFIXES - 1)] += 1
-        if bits.itemsize > 2:
-            size = abs(float(numbers[place]))
-            found.total, found.squares = found.total + size, found.squares + size * size
-            found.zeros += size == 0
+def _scan_one(
+    bits: np.integer[Any], number: np.floating[Any], tables: np.ndarray
+) -> tuple[float, float, int, int, int]:
+    """`compiled.scan`, for an entry beside the whole words."""
+    prefix = int(bits) >> (8 * bits.itemsize - 16) & (PREFIXES - 1)
+    tables[0, prefix] += 1
+    size = abs(float(number)) if bits.itemsize > 2 else 0.0
+    zero = bits.itemsize > 2 and size == 0
+    return size, size * size, zero, prefix - 1 if prefix else PREFIXES, prefix
 
 
 def _count_apart(found: Scan, values: Tensor) -> None:
     """Infinities and NaNs; and what follows from the counts where prefixes are single numbers."""
-    first = infinity_bits(found.dtype) >> _shift(found.dtype)
+    infinity = infinity_bits(found.dtype) >> _shift(found.dtype)
+    broken = found.first + found.counts.size > infinity
     if found.dtype.itemsize > 2:
-        if found.counts[first:].any():
+        if broken:
             found.nans = int(values.isnan().sum())
             found.infinities = int(values.isinf().sum())
         return
-    found.zeros, found.infinities = int(found.counts[0]), int(found.counts[first])
-    found.nans = int(found.counts[first + 1 :].sum())
+    found.zeros = found.bottom
+    if broken:
+        found.infinities = found.count_at(infinity)
+        found.nans = int(found.counts[max(0, infinity + 1 - found.first) :].sum())
     occupied = found.counts.nonzero()[0]
-    counts, sizes = found.counts[occupied], smallest_with(found.dtype)[occupied]
+    counts, sizes = found.counts[occupied], smallest_with(found.dtype)[occupied + found.first]
     found.total, found.squares = float(counts @ sizes), float(counts @ (sizes * sizes))
 
 
@@ -156,21 +183,39 @@ class Boundary(NamedTuple):
 
 def boundaries(scans: Sequence[Scan], ranks: Sequence[int]) -> list[Boundary]:
     """For each rank (0-based, ascending) among all entries of these scans, of one dtype."""
-    counts = scans[0].counts if len(scans) == 1 else np.sum([one.counts for one in scans], axis=0)
     zeros, shift = sum(one.zeros for one in scans), _shift(scans[0].dtype)
     found = []
-    for prefix, rank in zip(*_prefixes_at(counts, ranks), strict=True):
+    for prefix, rank in zip(*_prefixes_at(_together(scans), ranks), strict=True):
         exact = not shift or (prefix == 0 and rank < zeros)
         found.append(Boundary(prefix << shift, (prefix + (not exact)) << shift, rank))
     return found
 
 
-def _prefixes_at(counts: np.ndarray, ranks: Sequence[int]) -> tuple[list[int], list[int]]:
+class _Counts(NamedTuple):
+    """The counts of a `Scan`, or of several."""
+
+    bottom: int
+    first: int
+    counts: np.ndarray
+
+
+def _together(scans: Sequence[Scan]) -> _Counts:
+    if len(scans) == 1:
+        return _Counts(scans[0].bottom, scans[0].first, scans[0].counts)
+    first = min(one.first for one in scans)
+    end = max(one.first + one.counts.size for one in scans)
+    counts = np.zeros(end - first, dtype=np.int64)
+    for one in scans:
+        counts[one.first - first :][: one.counts.size] += one.counts
+    return _Counts(sum(one.bottom for one in scans), first, counts)
+
+
+def _prefixes_at(counted: _Counts, ranks: Sequence[int]) -> tuple[list[int], list[int]]:
     from deltalens.numerics import compiled
 
     asked = np.array(ranks, dtype=np.int64)
     prefixes, inside = np.empty_like(asked), np.empty_like(asked)
-    compiled.prefixes_at(counts, asked, prefixes, inside)
+    compiled.prefixes_at(*counted, asked, prefixes, inside)
     return prefixes.tolist(), inside.tolist()
 
 
@@ -206,7 +251,7 @@ def mark(
     low, high = (np.array([one[end] for one in bounds], dtype=integer) for end in (0, 1))
     shift = _shift(values.dtype)
     # The loop writes one entry further before it knows whether that is inside.
-    room = [int(found.counts[one.low >> shift]) + 1 if one.low < one.high else 1 for one in bounds]
+    room = [found.count_at(one.low >> shift) + 1 if one.low < one.high else 1 for one in bounds]
     starts = np.cumsum([0, *room])
     filled = starts[:-1].copy()
     places, inside = np.empty(starts[-1], np.int64), np.empty(starts[-1], integer)
@@ -292,7 +337,7 @@ def shrink(
         kept.fill()
         return Shrunk(np.empty(0, np.int64), np.empty(0, integer))
     gathered = bound.low < bound.high
-    room = int(found.counts[bound.low >> _shift(values.dtype)]) + 1 if gathered else 1
+    room = found.count_at(bound.low >> _shift(values.dtype)) + 1 if gathered else 1
     places, inside = np.empty(room, np.int64), np.empty(room, integer)
     filled = np.zeros(1, np.int64)
     bounds = np.array(bound[:2], dtype=integer)
@@ -380,15 +425,20 @@ class Numbers:
 
 def numbers_of(found: Scan, fractions: Sequence[float]) -> Numbers:
     """What a scan says, with quantiles of the finite entries by nearest rank."""
-    made = octaves_of(found.dtype)
-    octaves = np.add.reduceat(found.counts, made.starts)[:-1]
-    below = int(found.counts[: made.starts[0]].sum())
-    # reduceat's last group is what is not finite.
+    from deltalens.numerics import compiled
+
+    starts = octaves_of(found.dtype).starts
+    octaves = np.zeros(len(starts) - 1, dtype=np.int64)
+    width = int(starts[1] - starts[0])
+    below = found.bottom + compiled.octaves(
+        found.counts, found.first, int(starts[0]), width, octaves
+    )
     finite = below + int(octaves.sum())
     quantiles = [float("nan")] * len(fractions)
     if finite:
         ranks = [round(fraction * (finite - 1)) for fraction in fractions]
-        quantiles = smallest_with(found.dtype)[_prefixes_at(found.counts, ranks)[0]].tolist()
+        prefixes, _ = _prefixes_at(_together([found]), ranks)
+        quantiles = smallest_with(found.dtype)[prefixes].tolist()
     return Numbers(
         found.dtype,
         octaves,

@@ -21,7 +21,7 @@ from deltalens.numerics.magnitudes import Numbers
 from deltalens.numerics.overlap import PackedMask
 from deltalens.numerics.rates import exact_rate
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.workers import workers
+from deltalens.numerics.workers import over, workers
 from deltalens.ranking import Unit, by_place, rank_at, reducer, units_of
 
 __all__ = ["QUANTILES", "Survey", "Top", "fetch", "survey"]
@@ -85,9 +85,11 @@ def _measure_here(
 ) -> list[Survey]:
     """Units on the CPU: each visit tensor by tensor on all cores, whatever is ranked together."""
     fractions = list(QUANTILES.values())
-    # The largest first: what is left for the last thread is small.
-    tensors = sorted((one for unit in units for one in unit), key=lambda one: -one.local.numel())
+    tensors = [one for unit in units for one in unit]
     names = [one.name for one in tensors]
+
+    def size(one: Gradient) -> int:
+        return one.local.numel()
 
     def scan(one: Gradient) -> tuple[magnitudes.Scan, Survey]:
         found = step.scan(one, scratch)
@@ -98,7 +100,7 @@ def _measure_here(
         return magnitudes.mark(one.local, one.scale, found, bounds[one.name], scratch)
 
     with workers() as each:
-        scanned = dict(zip(names, each(scan, tensors), strict=True))
+        scanned = dict(zip(names, over(each, scan, tensors, size), strict=True))
         bounds = {}
         for unit in units:
             scans = [scanned[one.name][0] for one in unit]
@@ -107,7 +109,8 @@ def _measure_here(
                 bound = magnitudes.boundaries(scans, ranks)
                 bounds.update({one.name: bound for one in unit})
         ranked = [one for one in tensors if one.name in bounds]
-        marked = dict(zip((one.name for one in ranked), each(mark, ranked), strict=True))
+        names_ranked = [one.name for one in ranked]
+        marked = dict(zip(names_ranked, over(each, mark, ranked, size), strict=True))
         for unit in units:
             if unit[0].name in bounds:
                 _settle(unit, bounds[unit[0].name], marked, scanned, mask_ratios)

@@ -23,6 +23,7 @@ from deltalens.evaluate.rows import DataFile, read_rows
 from deltalens.evaluate.scoring import Scoring
 from deltalens.evaluate.tokens import longest_input
 from deltalens.integrations.transformers import (
+    Attaching,
     GradientMaskCallback,
     GradientProbeCallback,
     HalfFreezeCallback,
@@ -34,7 +35,7 @@ from deltalens.training.asked import TrainingAsked, config_class
 from deltalens.training.folder import TrainingFolder
 from deltalens.training.rows import preferences, tokenised
 
-__all__ = ["Trained", "TrainingWatch", "train"]
+__all__ = ["Trained", "TrainingWatch", "method_callbacks", "train"]
 
 
 @dataclass
@@ -191,7 +192,7 @@ class _Sitting:
         first = int(last.name.rpartition("-")[2]) if last else 0
         if resume:
             self.folder.forget_after(first)
-        callbacks: list[TrainerCallback] = list(_method_callbacks(self.asked))
+        callbacks: list[TrainerCallback] = list(method_callbacks(self.asked))
         run = None
         if probe is not None:
             run = self.folder.run_folder(first)
@@ -315,7 +316,8 @@ def _checkpointing_option(configure: Any) -> str:
     )
 
 
-def _method_callbacks(asked: TrainingAsked) -> Iterator[TrainerCallback]:
+def method_callbacks(asked: TrainingAsked) -> Iterator[Attaching[Any]]:
+    """What a method attaches to a training: nothing for plain fine-tuning."""
     common: dict[str, Any] = {"include": asked.include, "exclude": asked.exclude}
     if asked.method == "gmt":
         yield GradientMaskCallback(

@@ -73,7 +73,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[None]:
 @contextmanager
 def pieces_of(size: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((magnitudes, "CHUNK"), (magnitudes, "_MOST"), (on_device, "_CHUNK")):
+        for module, name in ((magnitudes, "CHUNK"), (on_device, "_CHUNK")):
             patch.setattr(module, name, size)
         yield
 

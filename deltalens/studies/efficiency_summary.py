@@ -1,0 +1,106 @@
+"""What an efficiency study found, beside the paper's Table 3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deltalens.errors import RecordError
+from deltalens.io.records import StudyRecord
+from deltalens.io.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["PAPER", "EfficiencySummary", "summarise_efficiency"]
+
+PAPER = {
+    "sft": (15.32, 13.53),
+    "random-mask": (13.37, 12.54),
+    "gmt": (13.43, 12.74),
+}
+"""Samples per second of Mistral-7B and LLaMA2-13B (2406.15330v1, Table 3)."""
+
+
+@dataclass(frozen=True)
+class EfficiencySummary:
+    """The answer of an efficiency study."""
+
+    record: StudyRecord
+
+    def relative(self) -> dict[str, pd.Series[float]]:
+        """Method -> samples per second relative to plain fine-tuning's in the same repeat."""
+        speed = self._wide("samples_per_second").dropna()
+        return {str(name): speed[name] / speed["sft"] for name in speed.columns}
+
+    def table(self) -> Table:
+        """A row for each method: medians; the relative speed with its 10th and 90th percentile."""
+        speed, memory = self._wide("samples_per_second"), self._wide("peak_mb")
+        hooks, step = self._wide("hook_share"), self.record.facts["flops_of_a_step"]
+        rows = []
+        for name, ratio in self.relative().items():
+            paper = PAPER.get(name)
+            low, high = ratio.quantile(0.1), ratio.quantile(0.9)
+            rows.append(
+                (
+                    name,
+                    f"{speed[name].median():.2f}",
+                    f"{ratio.median():.3f} ({low:.3f}-{high:.3f})",
+                    f"{100 * hooks[name].median():.1f} %",
+                    f"{step / 1e9:.2f}",
+                    f"{memory[name].median():,.0f}",
+                    " / ".join(f"{a / b:.3f}" for a, b in zip(paper, PAPER["sft"], strict=True))
+                    if paper
+                    else "-",
+                )
+            )
+        columns = (
+            "method",
+            "samples/s",
+            "relative to sft",
+            "in our hooks",
+            "GFLOP a micro-batch",
+            "peak MB",
+            "paper (7B / 13B)",
+        )
+        return Table("", columns, tuple(rows))
+
+    def sentences(self) -> Iterator[str]:
+        """The summary as a person reads it."""
+        for name, ratio in self.relative().items():
+            if name != "sft":
+                longer = 100 * (1 / ratio.median() - 1)
+                yield f"{name}: a step takes {longer:+.1f} % of sft's time more (median of repeats)"
+
+    def as_json(self) -> dict[str, Any]:
+        """The summary for scripts."""
+        return {
+            "study": str(self.record.path),
+            "flops_of_a_step": self.record.facts["flops_of_a_step"],
+            "methods": {
+                name: {
+                    "samples_per_second": float(self._wide("samples_per_second")[name].median()),
+                    "relative": float(ratio.median()),
+                    "relative_p10_p90": [float(ratio.quantile(q)) for q in (0.1, 0.9)],
+                    "hook_share": float(self._wide("hook_share")[name].median()),
+                    "peak_mb": float(self._wide("peak_mb")[name].median()),
+                }
+                for name, ratio in self.relative().items()
+            },
+        }
+
+    def _wide(self, metric: str) -> pd.DataFrame:
+        frame = self.record.cells[self.record.cells["metric"] == metric]
+        return frame.pivot_table(index="repeat", columns="method", values="value", sort=False)
+
+
+def summarise_efficiency(record: StudyRecord) -> EfficiencySummary:
+    """Summarise an efficiency study, also one that is not finished.
+
+    Raises:
+        RecordError: it is another kind of study, or has no finished repeat.
+    """
+    if record.kind != "efficiency" or record.cells.empty:
+        raise RecordError(f"{record.path}: no efficiency study with finished cells")
+    return EfficiencySummary(record)
