@@ -8,6 +8,7 @@ import typer
 
 from deltalens.cli import (
     demo,
+    demo_gmt,
     demo_probe,
     drop,
     drop_study,
@@ -42,6 +43,7 @@ app.add_typer(sweep.app, name="sweep")
 app.command("efficiency")(efficiency.efficiency)
 app.add_typer(demo.app, name="demo")
 demo.app.command("probe")(demo_probe.demo_probe)
+demo.app.command("gmt")(demo_gmt.demo_gmt)
 
 
 def _version(wanted: bool) -> None:

@@ -24,7 +24,10 @@ def root() -> None:
 @app.command("mask-ratio")
 def mask_ratio(
     methods: Annotated[
-        str, typer.Argument(metavar="METHODS", help="gmt, random-mask, or gmt,random-mask.")
+        str,
+        typer.Argument(
+            metavar="METHODS", help="Of gmt, random-mask, one-off-drop and hft; with commas."
+        ),
     ],
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or org/name[@rev].")],
     data: Annotated[Path, typer.Option(metavar="F", help="What is trained on, as for train.")],

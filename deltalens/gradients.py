@@ -8,11 +8,12 @@ then final: accumulated, clipped, and unscaled or about to be. Readers (probes) 
 from __future__ import annotations
 
 import abc
+import inspect
 import re
 import warnings
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -73,17 +74,23 @@ class GradientStep:
 
     optimizer: Optimizer
     number: int
-    """Steps that this optimizer took before, while being watched; skipped ones do not count."""
+    """Steps that this optimizer took since the subscriber was attached; skipped ones do not
+    count."""
     gradients: list[Gradient] = field(default_factory=list)
     _scans: dict[str, Scan] = field(default_factory=dict)
+    """Shared by all subscribers, until one has written."""
 
     def scan(self, gradient: Gradient, scratch: Scratch) -> Scan:
-        """The histogram of a gradient on the CPU: made once, for all that read or mask it."""
+        """The histogram of a gradient on the CPU: made once for all, until a mask changes it."""
         found = self._scans.get(gradient.name)
         if found is None:
             found = scan(gradient.local, gradient.scale, scratch)
             self._scans[gradient.name] = found
         return found
+
+    def forget_scans(self) -> None:
+        """The gradients are no longer what was scanned."""
+        self._scans.clear()
 
 
 class Subscriber(abc.ABC):
@@ -101,7 +108,7 @@ class Subscriber(abc.ABC):
         self, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = None
     ) -> None:
         self.model, self._optimizer = model, optimizer
-        self._attached = False
+        self._attached = self._told = False
         self.steps = 0
         """Steps taken into account."""
         self.seconds = 0.0
@@ -119,14 +126,20 @@ class Subscriber(abc.ABC):
         """Begin.
 
         Raises:
-            DeltaLensError: attached already, or a given optimizer does not hold any of the model's
-                parameters.
+            DeltaLensError: attached already, a given optimizer does not hold any of the model's
+                parameters, or the model is DeepSpeed's.
         """
         if self._attached:
             raise DeltaLensError(f"this {type(self).__name__} is attached already; detach() first")
+        _refuse_deepspeed(self.model)
         GradientPass.of(self.model).attach(self, self._optimizer)
-        self._attached = True
+        self._attached, self._told = True, False
         return self
+
+    def tell(self, step: GradientStep) -> None:
+        """A step begins."""
+        self._told = True
+        self.before_step(step)
 
     def detach(self) -> None:
         """Stop, and remove the hooks."""
@@ -134,7 +147,7 @@ class Subscriber(abc.ABC):
             return
         GradientPass.of(self.model).detach(self)
         self._attached = False
-        if not self.steps:
+        if not self._told:
             warnings.warn(
                 f"{type(self).__name__} saw no optimizer step of this model: is it the model that "
                 "was trained, and did its optimizer step inside the context?",
@@ -157,6 +170,15 @@ class Subscriber(abc.ABC):
 class _Subscription:
     subscriber: Subscriber
     optimizers: tuple[Optimizer, ...] | None
+    taken: weakref.WeakKeyDictionary[Optimizer, int] = field(
+        default_factory=weakref.WeakKeyDictionary
+    )
+
+    def next_step(self, of: GradientStep) -> GradientStep:
+        """The same step with this subscriber's own number, which counts on."""
+        number = self.taken.get(of.optimizer, 0)
+        self.taken[of.optimizer] = number + 1
+        return replace(of, number=number)
 
 
 class GradientPass:
@@ -172,13 +194,13 @@ class GradientPass:
         self._model = weakref.ref(model)
         self._subscriptions: list[_Subscription] = []
         self._hooks: list[RemovableHandle] = []
-        self._taken: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._warned: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        self._current: GradientStep | None = None
+        self._current: list[tuple[Subscriber, GradientStep]] = []
 
     @classmethod
     def of(cls, model: nn.Module) -> GradientPass:
-        """The model's pass; made when there is none."""
+        """The model's pass, the same for all its wrappers; made when there is none."""
+        model = _inner(model)
         if model not in cls._of:
             cls._of[model] = cls(model)
         return cls._of[model]
@@ -223,20 +245,24 @@ class GradientPass:
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         model = self._model()
-        self._current = None
+        if model is None or _is_nested(optimizer):
+            return
+        self._current = []
         if any(callable(given) for given in (*args[1:], *kwargs.values())):
             self._warn_of_closure(optimizer)
             return
-        if model is None or not (told := self._told(optimizer)):
+        if not (told := self._told(optimizer)):
             return
         gradients = _gradients(model, optimizer)
         if not gradients or _skipped(optimizer):
             return
-        step = GradientStep(optimizer, self._taken.get(optimizer, 0), gradients)
-        self._taken[optimizer] = step.number + 1
-        self._current = step
+        step = GradientStep(optimizer, 0, gradients)
         for one in told:
-            one.subscriber.before_step(step)
+            own = one.next_step(step)
+            self._current.append((one.subscriber, own))
+            one.subscriber.tell(own)
+            if one.subscriber.writes:
+                own.forget_scans()
 
     def _warn_of_closure(self, optimizer: Optimizer) -> None:
         if optimizer not in self._warned:
@@ -248,10 +274,10 @@ class GradientPass:
             )
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        step, self._current = self._current, None
-        if step is not None and step.optimizer is optimizer:
-            for one in self._told(optimizer):
-                one.subscriber.after_step(step)
+        if self._current and self._current[0][1].optimizer is optimizer:
+            current, self._current = self._current, []
+            for subscriber, step in current:
+                subscriber.after_step(step)
 
     def _told(self, optimizer: Optimizer) -> list[_Subscription]:
         return [
@@ -259,6 +285,16 @@ class GradientPass:
             for one in self._subscriptions
             if one.optimizers is None or any(optimizer is given for given in one.optimizers)
         ]
+
+
+def _refuse_deepspeed(model: nn.Module) -> None:
+    """ZeRO keeps gradients in flat buffers of its own, where no parameter's can be seen."""
+    wrapped = type(model).__module__.partition(".")[0] == "deepspeed"
+    if wrapped or any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise DeltaLensError(
+            "DeepSpeed ZeRO hides the gradients of single parameters; shard with FSDP2 instead "
+            "(docs/scaling.md)"
+        )
 
 
 def _unwrapped(optimizer: Any) -> tuple[Optimizer, ...]:
@@ -269,6 +305,39 @@ def _unwrapped(optimizer: Any) -> tuple[Optimizer, ...]:
             one = inner
         found.append(one)
     return tuple(found)
+
+
+_STEP_WRAPPER = Optimizer.profile_hook_step(lambda self: None).__code__
+"""What torch puts around every optimizer's `step`, and calls the hooks from."""
+
+
+def _is_nested(optimizer: Optimizer) -> bool:
+    """Whether this is a step inside a step over the same parameters: of a parent class, or of an
+    optimizer that another one wraps. Read off the stack, which no exception leaves stale."""
+    frame = inspect.currentframe()
+    within: list[Optimizer] = []
+    while frame is not None:
+        if frame.f_code is _STEP_WRAPPER:
+            within.append(frame.f_locals["args"][0])
+        frame = frame.f_back
+    if len(within) < 2:
+        return False
+    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return any(
+        outer is optimizer or any(id(p) in own for g in outer.param_groups for p in g["params"])
+        for outer in within[1:]
+    )
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile's and DDP's wrappers."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 def _skipped(optimizer: Optimizer) -> bool:
@@ -291,13 +360,14 @@ def _gradients(model: nn.Module, optimizer: Optimizer) -> list[Gradient]:
 def _gradient(name: str, parameter: nn.Parameter, grad: Tensor, scale: Tensor | None) -> Gradient:
     grad = grad.detach().to_dense() if grad.is_sparse else grad.detach()
     if not isinstance(grad, DTensor):
-        return Gradient(name, parameter, grad.reshape(-1), grad.numel(), scale)
+        return Gradient(name, parameter, grad.reshape(-1).contiguous(), grad.numel(), scale)
     groups = tuple(
         grad.device_mesh.get_group(dim)
         for dim, placement in enumerate(grad.placements)
         if isinstance(placement, Shard)
     )
-    return Gradient(name, parameter, grad.to_local().reshape(-1), grad.numel(), scale, groups)
+    local = grad.to_local().reshape(-1).contiguous()
+    return Gradient(name, parameter, local, grad.numel(), scale, groups)
 
 
 def parameter_names(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:

@@ -87,8 +87,8 @@ def _line(
     label = f"{method}, {metric}" if metric else method
     seeds = frame.groupby("mask_ratio")["value"]
     mean = scale * seeds.mean()
-    if method == "sft":
-        style = (0, (1, 1)) if dashed else "--"
+    if method in ("sft", "hft"):
+        style = (0, (1, 1)) if dashed else ("--" if method == "sft" else "-.")
         axis.axhline(float(mean.iloc[0]), color=color, linestyle=style, linewidth=1, label=label)
         return
     axis.plot(

@@ -30,6 +30,7 @@ METHOD = {
     "gmt": ("#0072B2", "o"),
     "random-mask": ("#E69F00", "s"),
     "hft": ("#009E73", "D"),
+    "one-off-drop": ("#CC79A7", "^"),
 }
 
 _RC: dict[Any, Any] = {

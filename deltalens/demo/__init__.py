@@ -12,13 +12,13 @@ from deltalens.demo.paths import DemoPaths
 from deltalens.demo.recipe import Recipe
 
 if TYPE_CHECKING:
-    from deltalens.demo.build import build_demo, build_probe_run
+    from deltalens.demo.build import build_base, build_demo, build_probe_run
 
-__all__ = ["DemoPaths", "Recipe", "build_demo", "build_probe_run"]
+__all__ = ["DemoPaths", "Recipe", "build_base", "build_demo", "build_probe_run"]
 
 
 def __getattr__(name: str) -> object:
-    if name in ("build_demo", "build_probe_run"):
+    if name in ("build_base", "build_demo", "build_probe_run"):
         from deltalens.demo import build
 
         return getattr(build, name)

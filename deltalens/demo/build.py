@@ -84,12 +84,52 @@ def build_probe_run(
     return paths
 
 
+TRAINING_ROWS = 4_800
+"""Rows of a training file: 150 steps of 32."""
+
+
+def build_base(
+    folder: Path, *, recipe: Recipe = DEFAULT_RECIPE, report: Report | None = None
+) -> DemoPaths:
+    """Train the demo's base, unless it is there, and write rows to train on: of maths alone, and of
+    all three domains in equal parts.
+
+    Otherwise as `build_demo`.
+
+    Raises DeltaLensError if ``folder`` is a file, or has a ``base`` that no demo wrote.
+    """
+    paths, identity = _paths(folder), _identity(recipe)
+    if stage_record(paths.base, identity) is not None and all(
+        file.is_file() for file in paths.training.values()
+    ):
+        return paths
+    _refuse_to_replace(folder, [paths.base])
+
+    from random import Random
+
+    from deltalens.demo.stages import Making, train_base
+    from deltalens.demo.tasks import held_out_prompts, stream
+
+    held_out = _held_out(paths, recipe)
+    train_base(Making(paths, recipe, identity, held_out, report))
+    for name, domains in (("maths", ("maths",)), ("mixture", tuple(DOMAINS))):
+        rows = stream(
+            dict.fromkeys(domains, 1.0),
+            Random(f"{recipe.seed}/{name}/training"),
+            rejected=held_out_prompts(held_out),
+        )
+        text = "".join(f"{next(rows).to_json()}\n" for _ in range(TRAINING_ROWS))
+        write_whole(paths.training[name], text.encode())
+    return paths
+
+
 def _paths(folder: Path) -> DemoPaths:
     data = {
         domain: {split: folder / "data" / f"{domain}_{split}.jsonl" for split in SPLITS}
         for domain in DOMAINS
     }
-    return DemoPaths(folder, folder / "base", folder / "ft", folder / "probe-run", data)
+    training = {name: folder / "data" / f"{name}_train.jsonl" for name in ("maths", "mixture")}
+    return DemoPaths(folder, folder / "base", folder / "ft", folder / "probe-run", data, training)
 
 
 def _identity(recipe: Recipe) -> dict[str, str]:

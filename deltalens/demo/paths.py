@@ -31,6 +31,8 @@ class DemoPaths:
     """The run folder of the same fine-tuning with a probe attached; there once it is asked for."""
     data: dict[str, dict[str, Path]]
     """The held-out rows' files, by domain and split."""
+    training: dict[str, Path]
+    """Rows to train on: `maths`, and a `mixture` of all domains; there once they are asked for."""
 
 
 def stage_record(folder: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from deltalens.demo.train import exact_match, train
 from deltalens.errors import DeltaLensError
 from deltalens.io.files import new_folder
 from deltalens.io.runs import load_run
+from deltalens.numerics.workers import one_thread
 from deltalens.probes.gradient import GradientProbe
 
 Report: TypeAlias = Callable[[str, int, int], None]
@@ -63,6 +64,11 @@ def train_stages(making: Making) -> dict[str, dict[str, Any]]:
     """Train what is not there yet, and return each stage's record by its name."""
     stages = (_base(making), _finetune(making))
     return {stage.name: _finished(stage, making) for stage in stages}
+
+
+def train_base(making: Making) -> None:
+    """Train the base, if it is not there yet."""
+    _finished(_base(making), making)
 
 
 def train_with_probe(making: Making) -> None:
@@ -133,7 +139,7 @@ def _train(
     )
     with torch.random.fork_rng(devices=[]):
         model = stage.start()
-    with _one_thread(), watch(model):
+    with one_thread(), watch(model):
         trained = train(
             model,
             tokenizer,
@@ -168,15 +174,3 @@ def _replaced(path: Path) -> Iterator[Path]:
         shutil.rmtree(path)
     with new_folder(path) as folder:
         yield folder
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """At this size two threads gain a third at best, and lose a factor of ten beside another busy
-    process: they would wait for each other at every operation."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from transformers import TrainerCallback
 
+from deltalens.errors import DeltaLensError
 from deltalens.gradients import Subscriber
 from deltalens.methods.baselines import HalfFreeze, RandomMask
 from deltalens.methods.gmt import GradientMask, Ratio
@@ -42,7 +43,18 @@ class Attaching(TrainerCallback, Generic[S]):
         """What is to be attached to a model whose training goes on at a step."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Attach."""
+        """Attach.
+
+        Raises:
+            DeltaLensError: the training is DeepSpeed's.
+        """
+        if getattr(args, "deepspeed", None):
+            raise DeltaLensError(
+                f"{type(self).__name__}: DeepSpeed ZeRO hides the gradients of single parameters; "
+                "shard with FSDP2 instead (docs/scaling.md)"
+            )
+        if self.attached is not None:
+            self.attached.detach()
         made = self.made(kwargs["model"], state.global_step)
         made.attach()
         self.attached = made

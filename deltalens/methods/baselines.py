@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -145,6 +145,8 @@ class HalfFreeze(StepMask):
         model, optimizer, include, exclude: as in `StepMask`; what these leave out is trained.
         seed: whose draw.
     """
+
+    thins: ClassVar[bool] = False
 
     def __init__(
         self,

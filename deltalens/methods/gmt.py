@@ -72,8 +72,7 @@ class GradientMask(StepMask):
                 f"on_nonfinite={on_nonfinite!r}: choose one of {', '.join(get_args(OnNonfinite))}"
             )
         self._first_step, self._on_nonfinite = first_step, on_nonfinite
-        self.thresholds: dict[str, float] = {}
-        """Tensor -> T_k of its unit in the last step."""
+        self._thresholds: dict[str, tuple[int | Tensor, torch.dtype]] = {}
         for dtype in {p.dtype for name, p in parameter_names(model) if p.device.type == "cpu"}:
             magnitudes.prepare(dtype)
 
@@ -83,7 +82,7 @@ class GradientMask(StepMask):
         """Zero what is below the thresholds."""
         number = step.number + self._first_step
         ratio = mask_ratio_at(self._ratio_at(number))
-        self.thresholds = dict.fromkeys((one.name for one in gradients), 0.0)
+        self._thresholds = {one.name: (0, one.local.dtype) for one in gradients}
         if not ratio:
             for one in gradients:
                 kept[one.name].fill()
@@ -104,6 +103,19 @@ class GradientMask(StepMask):
             self._shrink_here(whole, scans, ratio, kept, each)
         for batch in batches:
             self._shrink_there(batch, broken, ratio, kept)
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Tensor -> T_k of its unit in the last step; 0 where nothing was masked. On an accelerator
+        reading it waits for the device."""
+        return {
+            name: magnitude_of_bits(int(bits), dtype)
+            for name, (bits, dtype) in self._thresholds.items()
+        }
+
+    def _keep_threshold(self, unit: Unit, bits: int | Tensor) -> None:
+        for one in unit:
+            self._thresholds[one.name] = bits, one.local.dtype
 
     def _goes_on(self, number: int, broken: Sequence[str], step: GradientStep) -> bool:
         """What to do about gradients that are not finite; whether the others are to be masked."""
@@ -156,8 +168,7 @@ class GradientMask(StepMask):
                 bounds[unit[0].name],
                 [kept[one.name] for one in unit],
             )
-            least = magnitude_of_bits(bits, unit[0].local.dtype)
-            self.thresholds.update(dict.fromkeys((one.name for one in unit), least))
+            self._keep_threshold(unit, bits)
 
     def _shrink_there(
         self, batch: _Batch, broken: set[str], ratio: Fraction, kept: Mapping[str, PackedMask]
@@ -167,6 +178,7 @@ class GradientMask(StepMask):
         for place, unit in enumerate(batch.units):
             if any(one.name in broken for one in unit):
                 continue
+            self._keep_threshold(unit, bits[place, 0])
             for one, part in zip(unit, batch.parts[place], strict=True):
                 on_device.shrink(part, bits[place, 0], kept[one.name])
 

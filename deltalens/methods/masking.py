@@ -52,6 +52,8 @@ class StepMask(Subscriber):
     """
 
     writes: ClassVar[bool] = True
+    thins: ClassVar[bool] = True
+    """Whether single entries are masked; else whole tensors."""
 
     def __init__(
         self,
@@ -88,12 +90,17 @@ class StepMask(Subscriber):
 
     def before_step(self, step: GradientStep) -> None:
         """Mask the gradients."""
-        gradients = [one for one in step.gradients if one.name in self._names and one.entries]
+        gradients = [
+            one
+            for one in step.gradients
+            if one.name in self._names and one.entries and one.parameter.grad is not None
+        ]
         if not gradients:
             return
         begun = time.perf_counter()
         for one in gradients:
-            _refuse_sparse(one)
+            if self.thins:
+                _refuse_sparse(one)
             if one.name not in self._ever:
                 self._ever[one.name] = PackedMask(one.local.numel(), one.local.device)
             self._entries[one.name] = one
@@ -105,7 +112,7 @@ class StepMask(Subscriber):
             self._keep_parameters(gradients)
         self.mask(step, gradients, kept)
         for one in gradients:
-            if one.parameter.grad is not None:
+            if self.thins and one.parameter.grad is not None:
                 one.write_back()
         for name, mask in self._kept.items():
             self._ever[name].include(mask)

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-__all__ = ["Each", "in_order", "over", "workers"]
+__all__ = ["Each", "in_order", "one_thread", "over", "workers"]
 
 _WORTH = 1 << 19
 """Entries that are worth a task of their own."""
@@ -90,6 +90,18 @@ def workers(device: torch.device | str = "cpu") -> Iterator[Each]:
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(count)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread: for small models two gain a third at best, and lose a factor of ten
+    beside another busy process, as they wait for each other at every operation."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _results(futures: list[Future[B]]) -> Iterator[B]:

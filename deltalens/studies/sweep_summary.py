@@ -33,6 +33,9 @@ class SweepSummary:
             low = metric.rpartition("/")[2] in _LOW_IS_GOOD
             yield f"{metric}: sft {_spread(sft)}"
             for method, part in frame[frame["method"] != "sft"].groupby("method", sort=False):
+                if method == "hft":
+                    yield f"hft: {_spread(part['value'])}"
+                    continue
                 means = part.groupby("mask_ratio")["value"].mean()
                 ratios = [float(ratio) for ratio in means.index]
                 best = means.idxmin() if low else means.idxmax()

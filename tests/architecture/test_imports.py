@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "integrations": BELOW_PROBES | {"probes", "methods"},
     "training": {"errors", "numerics", "io", "evaluate", "integrations"},
     "studies": {"errors", "numerics", "io", "evaluate", "training"},
-    "demo": {"errors", "io", "probes"},
+    "demo": {"errors", "numerics", "io", "probes"},
 }
 RECORDS = ("deltalens.io.records", "deltalens.io.runs")
 TORCH = {"torch", "transformers", "accelerate", "peft", "trl", "lm_eval"}
