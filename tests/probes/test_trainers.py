@@ -114,8 +114,8 @@ def test_the_run_is_there_and_no_bit_differs(tmp_path: Path, train: Any) -> None
     assert sorted(set(record.tensors.step)) == list(range(STEPS))
     names = {name for name, _ in bare.named_parameters()}
     assert set(record.tensors.tensor) == names
-    assert probe.probe is not None
-    assert probe.probe.steps == STEPS
+    assert probe.attached is not None
+    assert probe.attached.steps == STEPS
 
 
 def test_accumulation_clipping_and_checkpointing_under_the_trainer(tmp_path: Path) -> None:
