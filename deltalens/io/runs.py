@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,8 @@ class RunWriter:
         self._waiting: dict[str, list[pa.RecordBatch]] = {name: [] for name in TABLES}
         self._parts = dict.fromkeys(TABLES, 0)
         self._flushed = time.monotonic()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="deltalens-run")
+        self._writing: Future[None] | None = None
         try:
             for name in TABLES:
                 (path / name).mkdir(parents=True, exist_ok=True)
@@ -131,30 +134,50 @@ class RunWriter:
             )
 
     def flush_if_due(self) -> None:
-        """Write parts if rows have waited long enough.
+        """Begin to write parts if rows have waited long enough; a thread does it, while the
+        training goes on.
 
         Raises:
-            RecordError: no space left, or the folder is gone.
+            RecordError: the parts before could not be written: no space left, or the folder is
+                gone.
         """
         rows = sum(batch.num_rows for batches in self._waiting.values() for batch in batches)
-        if rows >= _ROWS or time.monotonic() - self._flushed >= self._seconds:
-            self.flush()
+        if rows < _ROWS and time.monotonic() - self._flushed < self._seconds:
+            return
+        if self._writing is not None and not self._writing.done():
+            return
+        self._settle()
+        self._writing = self._thread.submit(self._write, self._taken())
+        self._flushed = time.monotonic()
 
     def flush(self) -> None:
-        """Write what is waiting as a part of each table.
+        """Write what is waiting as a part of each table, and wait for it.
 
         Raises:
             RecordError: no space left, or the folder is gone.
         """
+        self._settle()
+        self._write(self._taken())
+        self._flushed = time.monotonic()
+
+    def _settle(self) -> None:
+        """Wait for the thread; its error is ours."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _taken(self) -> dict[str, list[pa.RecordBatch]]:
+        waiting, self._waiting = self._waiting, {name: [] for name in TABLES}
+        return waiting
+
+    def _write(self, waiting: Mapping[str, Sequence[pa.RecordBatch]]) -> None:
         import pyarrow as pa
 
-        for name, batches in self._waiting.items():
+        for name, batches in waiting.items():
             if batches:
                 file = self.path / name / f"part-{self._parts[name]:05d}.parquet"
                 _write_part(file, pa.Table.from_batches(batches))
                 self._parts[name] += 1
-                batches.clear()
-        self._flushed = time.monotonic()
 
     def discard(self) -> None:
         """Remove the run again: it has not begun."""
@@ -166,6 +189,7 @@ class RunWriter:
     def close(self) -> None:
         """Write what is waiting, and join each table's parts."""
         self.flush()
+        self._thread.shutdown()
         for name, parts in self._parts.items():
             if parts > 1:
                 _compact(self.path / name)
