@@ -1,0 +1,136 @@
+"""The mask-ratio sweep and the efficiency study: what a cell is, resumed, drawn and summed up."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from deltalens import load_study
+from deltalens.errors import DeltaLensError
+from deltalens.figures import draw
+from deltalens.io.records import Cell, StudyRecord
+from deltalens.studies.efficiency import efficiency
+from deltalens.studies.efficiency_summary import summarise_efficiency
+from deltalens.studies.mask_ratio import sweep_mask_ratio
+from deltalens.studies.study import StudyWatch
+from deltalens.studies.sweep_summary import summarise_sweep
+from deltalens.training.asked import TrainingAsked
+from deltalens.training.run import train
+from tests.training.folders import write_model, write_rows
+
+METHODS = ("gmt", "random-mask", "one-off-drop", "hft")
+ASKED = TrainingAsked(steps=3, batch_size=8, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
+
+
+def sweep(base: Path, rows: Path, out: Path, **more: Any) -> StudyRecord:
+    given: dict[str, Any] = {"ratios": "0.5,0.9", "seeds": 2, **more}
+    return sweep_mask_ratio(METHODS, base, rows, [rows], out, ASKED, **given)
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sweep") / "study"
+    sweep(base, rows, out)
+    return out
+
+
+def value(cells: pd.DataFrame, method: str, ratio: float, seed: int, metric: str = "loss") -> float:
+    found = cells[
+        (cells["method"] == method)
+        & (cells["mask_ratio"] == ratio)
+        & (cells["seed"] == seed)
+        & (cells["metric"] == metric)
+    ]["value"]
+    assert len(found) == 1
+    return float(found.iloc[0])
+
+
+def test_a_cell_is_a_training(base: Path, rows: Path, whole: Path, tmp_path: Path) -> None:
+    cells = load_study(whole).cells
+    own = TrainingAsked(
+        method="gmt", mask_ratio="0.9", seed=1, steps=3, batch_size=8, learning_rate=1e-2
+    )
+    alone = train(base, rows, tmp_path / "out", own, eval_data=[rows])
+    assert value(cells, "gmt", 0.9, 1) == alone.metrics["loss"].value
+    for method in METHODS[:3]:
+        assert value(cells, method, 0.0, 1) == value(cells, "sft", 0.0, 1)
+    assert value(cells, "hft", 0.0, 1) != value(cells, "sft", 0.0, 1)
+    assert len({value(cells, method, 0.5, 0) for method in METHODS[:3]}) == 3
+    assert value(cells, "gmt", 0.5, 0) != value(cells, "gmt", 0.5, 1)
+    assert {file.name for file in whole.iterdir()} >= {"study.json", "cells.csv", "cells.jsonl"}
+    assert not list(whole.glob(".cell")) + list(whole.glob(".sft"))
+
+
+def test_a_sweep_that_was_stopped_goes_on(
+    base: Path, rows: Path, whole: Path, tmp_path: Path
+) -> None:
+    seen: list[Cell] = []
+
+    def stop(folder: Path, cell: Cell) -> None:
+        seen.append(cell)
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(base, rows, tmp_path / "study", watch=StudyWatch(on_cell=stop))
+    sweep(base, rows, tmp_path / "study")
+    assert (tmp_path / "study" / "cells.csv").read_bytes() == (whole / "cells.csv").read_bytes()
+
+
+def test_it_is_drawn_and_summed_up(whole: Path) -> None:
+    names = {file.name for file in draw(whole)}
+    assert names == {"gmt_fig2.png", "gmt_fig2.svg"}
+    summary = summarise_sweep(load_study(whole))
+    text = " ".join(summary.sentences())
+    assert all(name in text for name in ("sft", *METHODS))
+    means = summary.as_json()["metrics"]["loss"]["gmt"]
+    cells = load_study(whole).cells
+    assert means["0.5"] == pytest.approx(
+        (value(cells, "gmt", 0.5, 0) + value(cells, "gmt", 0.5, 1)) / 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"ratios": "0.5,1"}, "mask ratio 1"),
+        ({"seeds": 0}, "seeds 0"),
+    ],
+)
+def test_a_sweep_that_cannot_be(
+    base: Path, rows: Path, tmp_path: Path, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DeltaLensError, match=message):
+        sweep(base, rows, tmp_path / "study", **more)
+    with pytest.raises(DeltaLensError, match="method 'lora'"):
+        sweep_mask_ratio(["lora"], base, rows, [rows], tmp_path / "study", ASKED)
+    with pytest.raises(DeltaLensError, match="--eval-data"):
+        sweep_mask_ratio(["gmt"], base, rows, [], tmp_path / "study", ASKED)
+    assert not (tmp_path / "study").exists()
+
+
+def test_efficiency(base: Path, rows: Path, tmp_path: Path) -> None:
+    record = efficiency(base, rows, tmp_path / "study", ASKED, repeats=2, steps=2)
+    assert set(record.cells["method"]) == {"sft", "random-mask", "gmt"}
+    assert set(record.cells["repeat"]) == {0, 1}
+    speed = record.cells[record.cells["metric"] == "samples_per_second"]["value"]
+    assert (speed > 0).all()
+    assert record.facts["flops_of_a_step"] > 2 * 3 * record.facts["parameters"]
+    table = summarise_efficiency(record).table()
+    by_name = {row[0]: row for row in table.rows}
+    assert by_name["sft"][2] == "1.000 (1.000-1.000)"
+    assert by_name["gmt"][-1] == "0.877 / 0.942"
+    hooks = record.cells[record.cells["metric"] == "hook_share"].set_index("method")["value"]
+    assert (hooks["sft"] == 0).all()
+    assert (hooks["gmt"] > 0).all()
