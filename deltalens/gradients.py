@@ -36,6 +36,7 @@ __all__ = [
     "GradientStep",
     "Subscriber",
     "chosen_names",
+    "local_part",
     "parameter_names",
 ]
 
@@ -62,8 +63,7 @@ class Gradient:
         """Bring what was changed in `local` into the parameter's gradient, where it is no view."""
         grad = self.parameter.grad
         assert grad is not None
-        grad = grad.detach()
-        target = grad.to_local() if isinstance(grad, DTensor) else grad
+        target = local_part(grad)
         if target.numel() and target.data_ptr() != self.local.data_ptr():
             target.copy_(self.local.view(target.shape))
 
@@ -368,6 +368,12 @@ def _gradient(name: str, parameter: nn.Parameter, grad: Tensor, scale: Tensor | 
     )
     local = grad.to_local().reshape(-1).contiguous()
     return Gradient(name, parameter, local, grad.numel(), scale, groups)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """This process's part of a parameter or gradient, detached."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def parameter_names(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:

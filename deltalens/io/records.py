@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from deltalens.errors import RecordError, several
 from deltalens.io.files import check_new_folder, write_whole
+from deltalens.io.manifest import read_manifest
 from deltalens.io.version import FORMAT, version
 
 if TYPE_CHECKING:
@@ -290,16 +291,7 @@ def _locked(path: Path) -> IO[str]:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST
-    if not file.is_file():
-        raise RecordError(f"{path}: no study here (no {MANIFEST})")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RecordError(f"{file}: not valid JSON: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        held = manifest.get("format") if isinstance(manifest, dict) else None
-        raise RecordError(f"{file}: format {held!r}; this deltalens ({version()}) reads {FORMAT}")
+    file, manifest = path / MANIFEST, read_manifest(path, MANIFEST, "study")
     if not (
         isinstance(manifest.get("asked"), dict)
         and isinstance(manifest["asked"].get("kind"), str)

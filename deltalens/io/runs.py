@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltalens.errors import RecordError
 from deltalens.io.files import check_new_folder, write_whole
+from deltalens.io.manifest import read_manifest
 from deltalens.io.version import FORMAT, version
 
 if TYPE_CHECKING:
@@ -258,16 +259,7 @@ def load_run(folder: str | Path) -> RunRecord:
         RecordError: no run there, or one of a format this version does not know.
     """
     path = Path(folder)
-    file = path / RUN
-    if not file.is_file():
-        raise RecordError(f"{path}: no run here (no {RUN})")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RecordError(f"{file}: not valid JSON: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        held = manifest.get("format") if isinstance(manifest, dict) else None
-        raise RecordError(f"{file}: format {held!r}; this deltalens ({version()}) reads {FORMAT}")
+    manifest = read_manifest(path, RUN, "run")
     tables = {name: _read_table(path, name) for name in TABLES}
     return RunRecord(path, manifest["asked"], manifest["facts"], **tables)
 

@@ -13,7 +13,6 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from deltalens.errors import DeltaLensError
@@ -22,13 +21,14 @@ from deltalens.gradients import (
     GradientStep,
     Subscriber,
     chosen_names,
+    local_part,
     parameter_names,
 )
 from deltalens.numerics.magnitudes import restore_beside
 from deltalens.numerics.overlap import PackedMask
 from deltalens.numerics.scratch import Scratch
 
-__all__ = ["APPLY_TO", "ApplyTo", "StepMask", "local_part"]
+__all__ = ["APPLY_TO", "ApplyTo", "StepMask"]
 
 ApplyTo = Literal["gradient", "update"]
 APPLY_TO: tuple[ApplyTo, ...] = get_args(ApplyTo)
@@ -71,7 +71,6 @@ class StepMask(Subscriber):
         self._names = set(chosen_names([n for n, _ in parameter_names(model)], include, exclude))
         self._scratch = Scratch()
         self._ever: dict[str, PackedMask] = {}
-        self._entries: dict[str, Gradient] = {}
         self._before: dict[str, Tensor] = {}
         self._kept: dict[str, PackedMask] = {}
 
@@ -84,8 +83,8 @@ class StepMask(Subscriber):
         Args:
             step: the step.
             gradients: those of it that are masked.
-            kept: for each an all-purpose mask: entries that stay are to be made true in it, others
-                are left as they are.
+            kept: tensor -> a mask in which the entries that stay are to be made true; what is true
+                in it already is left so.
         """
 
     def before_step(self, step: GradientStep) -> None:
@@ -103,7 +102,6 @@ class StepMask(Subscriber):
                 _refuse_sparse(one)
             if one.name not in self._ever:
                 self._ever[one.name] = PackedMask(one.local.numel(), one.local.device)
-            self._entries[one.name] = one
         kept: Mapping[str, PackedMask] = self._ever
         if self.apply_to == "update":
             kept = self._kept = {
@@ -152,12 +150,6 @@ def _refuse_sparse(one: Gradient) -> None:
             f"{one.name!r} has a sparse gradient, which no mask can thin: make its embedding with "
             "sparse=False, or leave it out with exclude="
         )
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """This process's part of a parameter."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _restore(now: Tensor, before: Tensor, kept: PackedMask) -> None:

@@ -302,6 +302,8 @@ def prepare(dtype: torch.dtype) -> None:
     settle([marked], bounds)
     numbers_of(found, [0.5])
     compare(marked.masks[0], [None] * 3, marked.masks[0])
+    shrunk = shrink(values, None, found, bounds[0], marked.masks[0], scratch)
+    settle_shrunk([values], [shrunk], bounds[0], marked.masks)
 
 
 @dataclass

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.tensor import DTensor
 
-from deltalens.gradients import Gradient
+from deltalens.gradients import Gradient, local_part
 from deltalens.numerics.bits import integer_of
 from deltalens.numerics.overlap import PackedMask
 
@@ -26,7 +25,7 @@ class Updates:
     def before(self, gradients: Sequence[Gradient]) -> None:
         """Keep the stored bits, and which entries have a gradient at all."""
         for one in gradients:
-            now = _local(one.parameter)
+            now = local_part(one.parameter)
             kept = self._before.get(one.name)
             if kept is None or kept.shape != now.shape:
                 kept = self._before[one.name] = torch.empty_like(now)
@@ -34,7 +33,7 @@ class Updates:
             # In the order of the parameter, not of the gradient's memory.
             grad = one.parameter.grad
             assert grad is not None
-            moving = (_local(grad) != 0).reshape(-1)
+            moving = (local_part(grad) != 0).reshape(-1)
             self._moving[one.name] = PackedMask(moving.numel(), moving.device)
             self._moving[one.name].write(0, moving)
 
@@ -44,7 +43,7 @@ class Updates:
         stayed."""
         rows = {}
         for one in gradients:
-            old, new = self._before[one.name], _local(one.parameter)
+            old, new = self._before[one.name], local_part(one.parameter)
             integer = integer_of(new.dtype)
             same = (old.view(integer) == new.view(integer)).reshape(-1)
             moving = self._moving.pop(one.name).unpacked()
@@ -59,8 +58,3 @@ class Updates:
                 "stalled": stalled / one.entries,
             }
         return rows
-
-
-def _local(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

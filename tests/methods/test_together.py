@@ -1,7 +1,9 @@
 """Several masks, trainings one after the other, and optimizers made of others."""
 
+import gc
 import math
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +203,24 @@ def test_a_mask_on_the_model_and_a_probe_on_its_wrapper(tmp_path: Path) -> None:
     ):
         optimizer.step()
     assert load_run(tmp_path / "run").tensors["zeros"].tolist() == [0]
+
+
+@pytest.mark.parametrize("method", [GradientMask, RandomMask, HalfFreeze])
+@pytest.mark.parametrize("apply_to", ["gradient", "update"])
+def test_no_gradient_outlives_its_step(method: Any, apply_to: str) -> None:
+    """Whoever sets gradients to None has their memory back."""
+    trained = llama()
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+    options = {} if method is HalfFreeze else {"apply_to": apply_to}
+    with method(trained, **options):
+        trained(input_ids=torch.ones(1, 4, dtype=torch.int64)).logits.sum().backward()
+        held = [weakref.ref(p.grad) for p in trained.parameters() if p.grad is not None]
+        storages = [
+            p.grad.untyped_storage()._weak_ref() for p in trained.parameters() if p.grad is not None
+        ]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        gc.collect()
+        assert held
+        assert not any(one() is not None for one in held)
+        assert all(torch.UntypedStorage._expired(one) for one in storages)
