@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -99,6 +100,7 @@ class Meter:
     def __init__(self, bar: Progress | None, quiet: bool) -> None:
         self._bar, self._quiet = bar, quiet
         self._name, self._total, self._done = "", 0, 0
+        self._part = 0.0
         self._begun = self._said = time.monotonic()
         self._task: Any = None
         self._latest = ""
@@ -106,6 +108,7 @@ class Meter:
     def stage(self, name: str, total: int | None) -> None:
         """A stage begins."""
         self._name, self._total, self._done, self._latest = name, total or 0, 0, ""
+        self._part = 0.0
         self._begun = self._said = time.monotonic()
         if self._bar is not None:
             if self._task is not None:
@@ -115,16 +118,24 @@ class Meter:
     def advance(self, steps: int) -> None:
         """So many steps of it are done."""
         self._done += steps
+        self._show()
+
+    def within(self, steps: float) -> None:
+        """So much of the steps that are being taken is done, all together."""
+        self._part = steps
+        self._show()
+
+    def _show(self) -> None:
+        done = self._done + self._part
         if self._bar is not None:
-            self._bar.advance(self._task, steps)
+            self._bar.update(self._task, completed=done)
             return
         now = time.monotonic()
         if not self._quiet and self._total and now - self._said >= _SECONDS_BETWEEN_LINES:
             self._said = now
-            left = (now - self._begun) * (self._total - self._done) / max(1, self._done)
+            left = (now - self._begun) * (self._total - done) / done if done else math.nan
             typer.echo(
-                f"{self._name}: {100 * self._done // self._total} % done, {_clock(left)} left"
-                f"{self._latest}",
+                f"{self._name}: {100 * done // self._total:.0f} % done{_left(left)}{self._latest}",
                 err=True,
             )
 
@@ -140,6 +151,10 @@ class Meter:
         if self._bar is not None:
             self._bar.update(self._task, total=total)
         self.advance(done - self._done)
+
+
+def _left(seconds: float) -> str:
+    return f", {_clock(seconds)} left" if math.isfinite(seconds) else ""
 
 
 def _clock(seconds: float) -> str:

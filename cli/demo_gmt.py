@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from deltalens.cli import console
@@ -28,6 +29,7 @@ def demo_gmt(out: Folder = DEFAULT_FOLDER, quiet: Quiet = False, debug: Debug = 
 
         paths = made(build_base, out, quiet, {"base": "base"})
         base, tests = str(paths.base), {name: files["test"] for name, files in paths.data.items()}
+        jobs = min(_MOST_JOBS, os.cpu_count() or 1)
         with one_thread():
             for text, methods, ratios, data, measured, study in (
                 (
@@ -42,7 +44,7 @@ def demo_gmt(out: Folder = DEFAULT_FOLDER, quiet: Quiet = False, debug: Debug = 
             ):
                 file, folder = paths.training[data], out / study
                 shown = " ".join(f"--eval-data {tests[name]}" for name in measured)
-                say(quiet, text.format(methods, base, file, shown, ratios, folder))
+                say(quiet, text.format(methods, base, file, shown, ratios, jobs, folder))
                 mask_ratio(
                     methods,
                     base,
@@ -50,15 +52,19 @@ def demo_gmt(out: Folder = DEFAULT_FOLDER, quiet: Quiet = False, debug: Debug = 
                     [tests[name] for name in measured],
                     Path(folder),
                     ratios=ratios,
+                    jobs=jobs,
                     quiet=quiet,
                     debug=debug,
                     **_SETTINGS,  # type: ignore[arg-type]
                 )
 
 
-_RATIOS = "0.2,0.5,0.8,0.95,0.99"
+_MOST_JOBS = 8
+"""Trainings at once, each on one thread: about 700 MB of memory each."""
+_RATIOS = "0.2,0.5,0.8,0.9,0.95,0.99"
 _COMMAND = (
-    "$ deltalens sweep mask-ratio {} {} --data {} {} --ratios {} --batch-size 32 --lr 2e-3 -o {}\n"
+    "$ deltalens sweep mask-ratio {} {} --data {} {} --ratios {} --batch-size 32 --lr 2e-3 "
+    "--jobs {} -o {}\n"
 )
 _ONE = f"\nHow much of each step can be masked, and does it matter which part?\n{_COMMAND}"
 _MANY = f"\n... and when several domains are learned at once?\n{_COMMAND}"

@@ -8,19 +8,41 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "Accumulate",
     "Base",
+    "BatchSize",
+    "CompletionField",
+    "Config",
+    "Data",
     "Debug",
+    "Device",
+    "Dtype",
+    "Epochs",
+    "EvalData",
     "Exclude",
+    "Fresh",
     "Ft",
     "Include",
+    "Jobs",
     "Json",
+    "KeepCheckpoints",
+    "LearningRate",
+    "Limit",
+    "MaxLength",
     "Merge",
+    "Model",
+    "Objective",
     "Of",
     "Out",
+    "PromptField",
     "Quiet",
     "Rescale",
     "Scope",
     "Seed",
+    "Seeds",
+    "Steps",
+    "Study",
+    "fields",
 ]
 
 Ft = Annotated[
@@ -56,3 +78,49 @@ Merge = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts, no table.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no summary.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or org/name[@rev].")]
+Data = Annotated[
+    Path,
+    typer.Option(
+        metavar="F",
+        help="What is trained on: JSON lines or Parquet with text, prompt/completion, messages, or "
+        "prompt/chosen/rejected.",
+    ),
+]
+EvalData = Annotated[list[Path], typer.Option(metavar="G", help="What is measured on; repeatable.")]
+Study = Annotated[Path, typer.Option("-o", "--out", metavar="STUDY", help="The study's folder.")]
+Objective = Annotated[str, typer.Option(metavar="sft|dpo", help="dpo: rows are preferences.")]
+Epochs = Annotated[float, typer.Option(help="Passes over the rows.")]
+Steps = Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")]
+BatchSize = Annotated[int, typer.Option(help="Rows in a micro-batch.")]
+Accumulate = Annotated[int, typer.Option(help="Micro-batches in a step.")]
+LearningRate = Annotated[float, typer.Option("--learning-rate", "--lr", help="Peak.")]
+MaxLength = Annotated[
+    int | None, typer.Option(help="Longest row in tokens; the model's positions by default.")
+]
+PromptField = Annotated[str | None, typer.Option(help="What the data calls the prompt.")]
+CompletionField = Annotated[str | None, typer.Option(help="What the data calls the completion.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Rows taken of the data.")]
+Config = Annotated[
+    Path | None, typer.Option(metavar="YAML", help="Further options of trl's configuration.")
+]
+Seeds = Annotated[int, typer.Option(help="Trainings at each point.")]
+Jobs = Annotated[
+    int, typer.Option(min=1, help="Trainings at once; each has its share of the threads.")
+]
+KeepCheckpoints = Annotated[
+    bool, typer.Option("--keep-checkpoints", help="Keep every trained model.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[
+    str, typer.Option(help="auto (the checkpoint's; float32 on a CPU), float32, bfloat16.")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Discard the study that the folder holds.")]
+
+
+def fields(prompt: str | None, completion: str | None) -> dict[str, str]:
+    """What the data calls the fields, where it is not as we do."""
+    return {
+        ours: there for ours, there in (("prompt", prompt), ("completion", completion)) if there
+    }

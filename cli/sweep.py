@@ -8,7 +8,33 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltalens.cli import console
-from deltalens.cli.options import Debug, Json, Quiet, Scope
+from deltalens.cli.options import (
+    Accumulate,
+    BatchSize,
+    CompletionField,
+    Config,
+    Data,
+    Debug,
+    Device,
+    Dtype,
+    Epochs,
+    EvalData,
+    Fresh,
+    Jobs,
+    Json,
+    KeepCheckpoints,
+    LearningRate,
+    Limit,
+    Model,
+    Objective,
+    PromptField,
+    Quiet,
+    Scope,
+    Seeds,
+    Steps,
+    Study,
+    fields,
+)
 
 if TYPE_CHECKING:
     from deltalens.io.records import StudyRecord
@@ -29,40 +55,30 @@ def mask_ratio(
             metavar="METHODS", help="Of gmt, random-mask, one-off-drop and hft; with commas."
         ),
     ],
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or org/name[@rev].")],
-    data: Annotated[Path, typer.Option(metavar="F", help="What is trained on, as for train.")],
-    eval_data: Annotated[
-        list[Path], typer.Option(metavar="G", help="What is measured on; repeatable.")
-    ],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="STUDY", help="The study's folder.")],
+    model: Model,
+    data: Data,
+    eval_data: EvalData,
+    out: Study,
     ratios: Annotated[
         str, typer.Option(help="start:stop:step and single ones; 0 is always among them.")
     ] = "0:0.9:0.1,0.95,0.99",
-    seeds: Annotated[int, typer.Option(help="Trainings at each ratio.")] = 3,
+    seeds: Seeds = 3,
+    objective: Objective = "sft",
     scope: Scope = "tensor",
-    epochs: Annotated[float, typer.Option(help="Passes over the rows.")] = 1.0,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows in a micro-batch.")] = 8,
-    accumulate: Annotated[int, typer.Option(help="Micro-batches in a step.")] = 1,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", help="Peak.")] = 2e-5,
-    prompt_field: Annotated[
-        str | None, typer.Option(help="What the data calls the prompt.")
-    ] = None,
-    completion_field: Annotated[
-        str | None, typer.Option(help="What the data calls the completion.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows taken of the data.")] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="YAML", help="Further options of trl's configuration.")
-    ] = None,
-    keep_checkpoints: Annotated[
-        bool, typer.Option("--keep-checkpoints", help="Keep every trained model.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="As for train.")] = "auto",
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Discard the study that the folder holds.")
-    ] = False,
+    epochs: Epochs = 1.0,
+    steps: Steps = None,
+    batch_size: BatchSize = 8,
+    accumulate: Accumulate = 1,
+    learning_rate: LearningRate = 2e-5,
+    prompt_field: PromptField = None,
+    completion_field: CompletionField = None,
+    limit: Limit = None,
+    config: Config = None,
+    jobs: Jobs = 1,
+    keep_checkpoints: KeepCheckpoints = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    fresh: Fresh = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -82,36 +98,40 @@ def mask_ratio(
         from deltalens.io.locate import locate
         from deltalens.studies.mask_ratio import sweep_mask_ratio
         from deltalens.studies.study import StudyWatch
+        from deltalens.studies.trainings import TrainingData
         from deltalens.training.asked import TrainingAsked, read_recipe
 
         console.quieten()
         asked = TrainingAsked(
+            objective=objective,
             scope=scope,
             epochs=epochs,
             steps=steps,
             batch_size=batch_size,
             accumulate=accumulate,
             learning_rate=learning_rate,
-            recipe=read_recipe(config, "sft"),
+            recipe=read_recipe(config, objective),
         )
-        fields = {"prompt": prompt_field, "completion": completion_field}
         with console.meter(quiet or as_json) as meter:
             record = sweep_mask_ratio(
                 [name.strip() for name in methods.split(",")],
-                locate(model),
-                data,
-                eval_data,
+                TrainingData(
+                    model=locate(model),
+                    data=data,
+                    eval_data=eval_data,
+                    fields=fields(prompt_field, completion_field),
+                    limit=limit,
+                    device=device,
+                    dtype=dtype,
+                ),
                 out,
                 asked,
                 ratios=ratios,
                 seeds=seeds,
-                fields={name: there for name, there in fields.items() if there},
-                limit=limit,
                 keep_checkpoints=keep_checkpoints,
-                device=device,
-                dtype=dtype,
+                jobs=jobs,
                 fresh=fresh,
-                watch=StudyWatch(stage=meter.stage, advance=meter.advance),
+                watch=StudyWatch(stage=meter.stage, advance=meter.advance, within=meter.within),
             )
             meter.stage("drawing", None)
             pictures = draw(record.path)

@@ -8,7 +8,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltalens.cli import console
-from deltalens.cli.options import Debug, Exclude, Include, Json, Out, Quiet, Scope
+from deltalens.cli.options import (
+    Accumulate,
+    BatchSize,
+    CompletionField,
+    Config,
+    Data,
+    Debug,
+    Device,
+    Dtype,
+    Epochs,
+    Exclude,
+    Include,
+    Json,
+    LearningRate,
+    Limit,
+    MaxLength,
+    Model,
+    Objective,
+    Out,
+    PromptField,
+    Quiet,
+    Scope,
+    Steps,
+    fields,
+)
 
 if TYPE_CHECKING:
     from deltalens.training.run import Trained
@@ -18,19 +42,10 @@ _DEFAULT_PROBE = {"every": 10}
 
 def train(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="sft, gmt, random-mask or hft.")],
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or org/name[@rev].")],
-    data: Annotated[
-        Path,
-        typer.Option(
-            metavar="F",
-            help="JSON lines or Parquet with text, prompt/completion, messages, or "
-            "prompt/chosen/rejected.",
-        ),
-    ],
+    model: Model,
+    data: Data,
     out: Out,
-    objective: Annotated[
-        str, typer.Option(metavar="sft|dpo", help="dpo: rows are preferences.")
-    ] = "sft",
+    objective: Objective = "sft",
     mask_ratio: Annotated[
         str, typer.Option(help="The fraction masked out in each step (gmt, random-mask).")
     ] = "0.2",
@@ -40,26 +55,20 @@ def train(
     ] = "gradient",
     include: Include = None,
     exclude: Exclude = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the rows.")] = 1.0,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows in a micro-batch.")] = 8,
-    accumulate: Annotated[int, typer.Option(help="Micro-batches in a step.")] = 1,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", help="Peak.")] = 2e-5,
+    epochs: Epochs = 1.0,
+    steps: Steps = None,
+    batch_size: BatchSize = 8,
+    accumulate: Accumulate = 1,
+    learning_rate: LearningRate = 2e-5,
     weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the order of rows, and of random masks.")] = 0,
-    max_length: Annotated[
-        int | None, typer.Option(help="Longest row in tokens; the model's positions by default.")
-    ] = None,
+    max_length: MaxLength = None,
     loss_on: Annotated[
         str, typer.Option(metavar="completion|all", help="Which tokens count in the loss.")
     ] = "completion",
-    prompt_field: Annotated[
-        str | None, typer.Option(help="What the data calls the prompt.")
-    ] = None,
-    completion_field: Annotated[
-        str | None, typer.Option(help="What the data calls the completion.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows taken of the data.")] = None,
+    prompt_field: PromptField = None,
+    completion_field: CompletionField = None,
+    limit: Limit = None,
     eval_data: Annotated[
         list[Path] | None, typer.Option(help="Measured at the end; repeatable.")
     ] = None,
@@ -72,19 +81,15 @@ def train(
     probe: Annotated[
         bool, typer.Option("--probe", help="Log the gradients every 10 steps, for monitor.")
     ] = False,
-    config: Annotated[
-        Path | None, typer.Option(metavar="YAML", help="Further options of trl's configuration.")
-    ] = None,
+    config: Config = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the training that OUT holds.")
     ] = False,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto (the checkpoint's; float32 on a CPU), float32, bfloat16.")
-    ] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run model code that MODEL brings.")
     ] = False,
@@ -129,14 +134,13 @@ def train(
             gradient_checkpointing=gradient_checkpointing,
             recipe=read_recipe(config, objective),
         )
-        fields = {"prompt": prompt_field, "completion": completion_field}
         with console.meter(quiet or as_json) as meter:
             trained = run(
                 locate(model),
                 data,
                 out,
                 asked,
-                fields={name: there for name, there in fields.items() if there},
+                fields=fields(prompt_field, completion_field),
                 limit=limit,
                 eval_data=eval_data or (),
                 eval_every=eval_every,

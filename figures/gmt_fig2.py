@@ -33,6 +33,7 @@ def draw(folder: str | Path) -> list[Path]:
 
     mpl.use("agg")
     import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
 
     record = load_study(folder)
     if record.kind != "mask-ratio-sweep" or record.cells.empty:
@@ -56,8 +57,18 @@ def draw(folder: str | Path) -> list[Path]:
         handles: dict[str, Any] = {}
         for axis in figure.axes:
             handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        if any(len(metrics) > 1 for metrics in sets.values()):
+            handles["open, dotted: the right axis"] = Line2D(
+                [],
+                [],
+                color="0.4",
+                linestyle=":",
+                marker="o",
+                markersize=4,
+                markerfacecolor="white",
+            )
         figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles))
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles))
         )
         return save(figure, record.path, "gmt_fig2")
 
@@ -73,18 +84,14 @@ def _panel(axis: Any, frame: pd.DataFrame, metrics: list[str]) -> None:
         scale = 100 if name in _PER_CENT else 1
         own.set_ylabel(_LABELS.get(name, name))
         part = frame[frame["metric"] == metric]
-        label = _LABELS.get(name, name).partition(" (")[0] if len(metrics) > 1 else ""
         for method in dict.fromkeys(part["method"]):
-            _line(
-                own, part[part["method"] == method], str(method), scale, label, dashed=bool(place)
-            )
+            _line(own, part[part["method"] == method], str(method), scale, dashed=bool(place))
 
 
-def _line(
-    axis: Any, frame: pd.DataFrame, method: str, scale: float, metric: str, *, dashed: bool
-) -> None:
+def _line(axis: Any, frame: pd.DataFrame, method: str, scale: float, *, dashed: bool) -> None:
+    """One method; dashed lines belong to the second metric, and have no place in the legend."""
     color, marker = METHOD.get(method, ("0.2", "x"))
-    label = f"{method}, {metric}" if metric else method
+    label = None if dashed else method
     seeds = frame.groupby("mask_ratio")["value"]
     mean = scale * seeds.mean()
     if method in ("sft", "hft"):

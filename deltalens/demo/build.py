@@ -85,14 +85,14 @@ def build_probe_run(
 
 
 TRAINING_ROWS = 4_800
-"""Rows of a training file: 150 steps of 32."""
+"""Rows of each domain in a training file: 150 steps of 32."""
 
 
 def build_base(
     folder: Path, *, recipe: Recipe = DEFAULT_RECIPE, report: Report | None = None
 ) -> DemoPaths:
     """Train the demo's base, unless it is there, and write rows to train on: of maths alone, and of
-    all three domains in equal parts.
+    all three domains, as many of each.
 
     Otherwise as `build_demo`.
 
@@ -118,7 +118,8 @@ def build_base(
             Random(f"{recipe.seed}/{name}/training"),
             rejected=held_out_prompts(held_out),
         )
-        text = "".join(f"{next(rows).to_json()}\n" for _ in range(TRAINING_ROWS))
+        count = TRAINING_ROWS * len(domains)
+        text = "".join(f"{next(rows).to_json()}\n" for _ in range(count))
         write_whole(paths.training[name], text.encode())
     return paths
 

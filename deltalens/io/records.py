@@ -270,14 +270,30 @@ def load_study(folder: str | Path) -> StudyRecord:
     path = Path(folder)
     manifest = _read_manifest(path)
     columns = manifest["columns"]
+    order = _table_order(path / TABLE, columns)
+    cells = sorted(
+        _read_journal(path, repair=False),
+        key=lambda cell: order.get(tuple(str(cell.setting.get(c)) for c in columns), len(order)),
+    )
     rows = [
         {**{c: cell.setting.get(c) for c in columns}, "metric": name, **m._asdict()}
-        for cell in _read_journal(path, repair=False)
+        for cell in cells
         for name, m in cell.metrics.items()
     ]
     frame = pd.DataFrame(rows, columns=[*columns, "metric", "value", "stderr", "n"])
     asked = manifest["asked"]
     return StudyRecord(path, asked["kind"], asked, manifest["facts"], frame)
+
+
+def _table_order(table: Path, columns: Sequence[str]) -> dict[tuple[str, ...], int]:
+    """The place of each setting in the table: cells that ran side by side are journalled as they
+    finish. Nothing where there is no table yet."""
+    try:
+        with table.open(encoding="utf-8", newline="") as stream:
+            rows = [tuple(row.get(c, "") for c in columns) for row in csv.DictReader(stream)]
+    except OSError:
+        return {}
+    return {row: place for place, row in enumerate(dict.fromkeys(rows))}
 
 
 def _locked(path: Path) -> IO[str]:

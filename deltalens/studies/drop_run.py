@@ -21,6 +21,7 @@ from deltalens.numerics.workers import workers
 from deltalens.studies.deltas import DeltaStream
 from deltalens.studies.drop_asked import DropAsked, Metric
 from deltalens.studies.live import LiveModel
+from deltalens.studies.processes import Tell
 from deltalens.studies.selecting import DropSetting, no_delta, select_unit
 from deltalens.studies.study import Metrics, StudyWatch, run_cells
 
@@ -55,7 +56,7 @@ class DropRun:
             measure = self.evaluator(loaded)
             self.folder.write_manifest()
 
-            def cell(setting: Setting) -> Metrics:
+            def cell(setting: Setting, tell: Tell) -> Metrics:
                 self.edit(live, setting)
                 return measure(loaded.model)
 

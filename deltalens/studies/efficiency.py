@@ -110,7 +110,7 @@ def efficiency(
             for repeat in range(repeats)
             for place in range(len(methods))
         ]
-        run_cells(study, cells, lambda setting: bench.block(setting["method"]), watch)
+        run_cells(study, cells, lambda setting, tell: bench.block(setting["method"]), watch)
     finally:
         study.close()
     return load_study(out)

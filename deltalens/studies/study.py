@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deltalens.errors import DeltaLensError
 from deltalens.io.records import Cell, Measurement, Setting, StudyFolder
+from deltalens.studies.processes import Here, Processes, Tell, processes
 
-__all__ = ["Metrics", "StudyWatch", "run_cells"]
+__all__ = ["Measure", "Metrics", "StudyWatch", "run_cells"]
 
 Metrics = dict[str, Measurement]
+Measure = Callable[[Setting, Tell], Metrics]
+"""Makes and evaluates one cell, and tells how far it is."""
+_SECONDS = 0.5
 
 
 @dataclass
@@ -22,6 +29,8 @@ class StudyWatch:
     """A stage begins: its name, and its number of steps if known."""
     advance: Callable[[int], None] = field(default=lambda steps: None)
     """So many steps of the stage are done."""
+    within: Callable[[float], None] = field(default=lambda cells: None)
+    """How far the running cells are, all together, in cells."""
     on_cell: Callable[[Path, Cell], None] = field(default=lambda folder, cell: None)
     """A cell has been journalled: the study's folder and the cell."""
 
@@ -29,33 +38,80 @@ class StudyWatch:
 def run_cells(
     folder: StudyFolder,
     cells: Sequence[Setting],
-    measure: Callable[[Setting], Metrics],
+    measure: Measure,
     watch: StudyWatch,
     same: Callable[[Setting], str | None] = lambda setting: None,
+    after: Callable[[Setting], str | None] = lambda setting: None,
+    jobs: int = 1,
 ) -> None:
     """Measure what is not journalled yet, in order; write the table, also when interrupted.
 
     Args:
         folder: open for writing.
         cells: the settings of all cells.
-        measure: makes and evaluates one cell.
+        measure: makes and evaluates one cell; pickled, if there are several jobs.
         watch: told of every cell.
         same: a name for cells that are one and the same point (rate 0 of every strategy is the
             fine-tune): it is measured once, and journalled for each. None: a point of its own.
+        after: the point that a cell builds on; it waits until that one is measured.
+        jobs: cells that are measured at once, each in a process of its own; with one, here.
+
+    Raises:
+        DeltaLensError: `jobs` is no positive number, or a process was killed.
     """
-    done = {repr(cell.setting): cell for cell in folder.cells}
+    if jobs < 1:
+        raise DeltaLensError(f"jobs {jobs}: at least 1")
+    done = {repr(cell.setting) for cell in folder.cells}
     known = {same(cell.setting): cell.metrics for cell in folder.cells}
+    todo = [setting for setting in cells if repr(setting) not in done]
+    running: dict[Future[tuple[Metrics, float]], Setting] = {}
+
+    def journal(setting: Setting, metrics: Metrics, seconds: float) -> None:
+        known[same(setting)] = metrics
+        cell = Cell(setting, metrics, seconds)
+        folder.append(cell)
+        watch.on_cell(folder.path, cell)
+        watch.advance(1)
+
+    def next_one() -> Setting | None:
+        """The first cell whose point nobody is measuring, and whose ground is laid."""
+        busy = {same(setting) for setting in running.values()} - {None}
+        for setting in todo:
+            if same(setting) not in busy and after(setting) in (None, *known):
+                return setting
+        return None if running else todo[0]
+
     watch.stage("cells", len(cells))
+    watch.advance(len(cells) - len(todo))
     try:
-        for setting in cells:
-            if repr(setting) not in done:
-                begun = time.perf_counter()
-                point = same(setting)
-                metrics = known[point] if point in known and point is not None else measure(setting)
-                known[point] = metrics
-                cell = Cell(setting, metrics, time.perf_counter() - begun)
-                folder.append(cell)
-                watch.on_cell(folder.path, cell)
-            watch.advance(1)
+        with _hands(measure, min(jobs, max(1, len(todo))), watch) as hands:
+            while todo or running:
+                while todo and len(running) < jobs and (setting := next_one()) is not None:
+                    todo.remove(setting)
+                    point = same(setting)
+                    if point is not None and point in known:
+                        journal(setting, known[point], 0.0)
+                    else:
+                        running[hands.start(setting)] = setting
+                finished, _ = wait(running, _SECONDS, FIRST_COMPLETED)
+                hands.listen()
+                for future in finished:
+                    journal(running.pop(future), *future.result())
+    except BrokenProcessPool as error:
+        raise DeltaLensError(
+            "a process that measured a cell was killed (out of memory?): finished cells are kept, "
+            "and the same study with fewer jobs goes on"
+        ) from error
     finally:
         folder.write_table(cells)
+
+
+@contextmanager
+def _hands(
+    measure: Measure, jobs: int, watch: StudyWatch
+) -> Iterator[Here[Setting, Metrics] | Processes[Setting, Metrics]]:
+    if jobs == 1:
+        yield Here(measure, watch.within)
+        return
+    with processes(measure, jobs, watch.within) as there:
+        yield there

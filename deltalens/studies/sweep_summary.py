@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["SweepSummary", "summarise_sweep"]
 
 _LOW_IS_GOOD = {"loss", "perplexity", "training_loss"}
+_NOT_SHOWN = {"perplexity", "training_loss"}
+"""In the table file and in JSON; beside the loss they say nothing more."""
 _NEAR = 0.05
 
 
@@ -57,6 +59,8 @@ class SweepSummary:
         """One table per metric: ratios down, methods across, mean ± deviation over seeds."""
         made = []
         for metric in dict.fromkeys(self.record.cells["metric"]):
+            if metric.rpartition("/")[2] in _NOT_SHOWN:
+                continue
             frame = self._of(metric)
             methods = [name for name in dict.fromkeys(frame["method"]) if name != "sft"]
             rows = tuple(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from deltalens.errors import DeltaLensError, RecordError
@@ -202,7 +203,7 @@ class _Sitting:
         trainer = self._trainer(configure, checkpoint_every, [*callbacks, following])
         self.watch.stage("training", None)
         begun = time.perf_counter()
-        with following.interruptible():
+        with following.interruptible(), self._room():
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         seconds = time.perf_counter() - begun
         steps = int(trainer.state.global_step)
@@ -216,6 +217,25 @@ class _Sitting:
         loss = sum(tail) / len(tail) if tail else float("nan")
         notes = tuple(self.notes)
         return Trained(self.folder.path, steps, seconds, loss, finished, metrics, notes, run)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """A checkpoint that the disk does not take is an error of its own: each of the libraries
+        that write one has its own way to say so."""
+        try:
+            yield
+        except Exception as error:
+            text = str(error)
+            if not (
+                isinstance(error, OSError | SafetensorError)
+                or "PytorchStreamWriter" in text
+                or "inline_container" in text
+            ):
+                raise
+            raise RecordError(
+                f"{self.folder.checkpoints}: a checkpoint cannot be written ({text.splitlines()[0]}"
+                "); the last whole one is kept: make room, and --resume goes on from it"
+            ) from error
 
     def _trainer(
         self, configure: Any, checkpoint_every: int | None, callbacks: list[TrainerCallback]

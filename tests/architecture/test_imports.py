@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "studies": {"errors", "numerics", "io", "evaluate", "training"},
     "demo": {"errors", "numerics", "io", "probes"},
 }
-RECORDS = ("deltalens.io.records", "deltalens.io.runs")
+RECORDS = ("deltalens.io.records", "deltalens.io.runs", "deltalens.io.papers")
 TORCH = {"torch", "transformers", "accelerate", "peft", "trl", "lm_eval"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -153,6 +154,31 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
             folder.complete(folder.checkpoints / f"checkpoint-{step}")
     assert folder.last_checkpoint() == folder.checkpoints / "checkpoint-10"
     assert not (folder.checkpoints / "checkpoint-15").exists()
+
+
+@pytest.mark.parametrize("bytes_left", [2_000, 100_000])
+def test_a_full_disk_leaves_the_last_checkpoint(
+    base: Path, rows: Path, sft: Path, tmp_path: Path, bytes_left: int
+) -> None:
+    """Files may not grow beyond a size from some step on: the weights, or only the optimizer's
+    state, do not fit any more."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(done: int, total: int) -> None:
+        if done == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, before[1]))
+
+    out = tmp_path / "out"
+    try:
+        with pytest.raises(DeltaLensError, match="--resume goes on from it"):
+            train(base, rows, out, asked(), checkpoint_every=2, watch=TrainingWatch(at=fill))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (out / "config.json").exists()
+    done = train(base, rows, out, asked(), checkpoint_every=2, resume=True)
+    assert done.finished
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 6
+    assert same(sft, out)
 
 
 def test_the_probe_logs_and_changes_nothing(

@@ -1,0 +1,214 @@
+"""Studies whose cells are trainings: each cell's model is made, measured, and gone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltalens.errors import DeltaLensError
+from deltalens.evaluate.loading import load_model, pick_device, pick_dtype
+from deltalens.evaluate.rows import DataFile, read_rows
+from deltalens.evaluate.scoring import Scoring
+from deltalens.io.checkpoint import open_checkpoint
+from deltalens.io.records import (
+    Measurement,
+    Setting,
+    StudyFolder,
+    StudyRecord,
+    check_study_folder,
+    load_study,
+)
+from deltalens.studies.drop import drop
+from deltalens.studies.processes import Tell
+from deltalens.studies.study import Metrics, StudyWatch, run_cells
+from deltalens.training.asked import TrainingAsked
+from deltalens.training.run import TrainingWatch, train
+
+__all__ = ["Plan", "TrainingData", "run_trainings"]
+
+_KEPT, _CELL, _SFT = "checkpoints", ".cell", ".sft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How the model of a cell comes about."""
+
+    asked: TrainingAsked
+    """The training."""
+    drop: str | None = None
+    """Instead: this share of the smallest deltas of that training is put back (One-off Drop)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What a study of trainings starts from, learns and is measured on.
+
+    Raises:
+        DeltaLensError: there is nothing to measure on.
+    """
+
+    model: str | Path
+    data: str | Path
+    eval_data: Sequence[str | Path]
+    fields: Mapping[str, str] | None = None
+    """What the data calls a field."""
+    limit: int | None = None
+    """Rows taken of the data."""
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.eval_data:
+            raise DeltaLensError("a sweep needs data to measure on: --eval-data")
+
+
+def run_trainings(
+    kind: str,
+    columns: Sequence[str],
+    plans: Sequence[tuple[Setting, Plan]],
+    source: TrainingData,
+    out: str | Path,
+    identity: Mapping[str, Any],
+    *,
+    same: Callable[[Setting], str | None],
+    after: Callable[[Setting], str | None],
+    keep_checkpoints: bool,
+    jobs: int,
+    fresh: bool,
+    watch: StudyWatch | None,
+) -> StudyRecord:
+    """Make and measure every cell's model.
+
+    Args:
+        kind, columns: of the study, as its records name them.
+        plans: each cell's setting, and how its model comes about.
+        source: the model, and the data.
+        out: the study's folder.
+        identity: what decides the numbers, beside the source.
+        same, after, jobs: as `run_cells` takes them.
+        keep_checkpoints: keep every trained model in the study's `checkpoints`.
+        fresh: discard what the folder holds of another study.
+        watch: told of stages, progress and finished cells.
+
+    Raises:
+        DeltaLensError: bad input, as far as it can be known before a model is loaded.
+    """
+    out = Path(out)
+    rows = read_rows(source.data, source.limit, source.fields)
+    files = [read_rows(path, None, source.fields) for path in source.eval_data]
+    checkpoint = open_checkpoint(source.model)
+    check_study_folder(out, [checkpoint.path])
+    asked = {
+        **identity,
+        "model": checkpoint.fingerprint,
+        "data": [rows.name, len(rows.rows), rows.digest],
+        "eval_data": [[file.name, len(file.rows), file.digest] for file in files],
+        "device": source.device,
+        "dtype": source.dtype,
+    }
+    making = _Making(
+        out=out,
+        source=source,
+        files=files,
+        plans={repr(setting): plan for setting, plan in plans},
+        keep=keep_checkpoints,
+    )
+    cells = [setting for setting, _ in plans]
+    study = StudyFolder.open(out, kind, asked, columns, fresh)
+    try:
+        study.facts |= {"model": str(checkpoint.path)}
+        study.write_manifest()
+        run_cells(study, cells, making, watch or StudyWatch(), same, after, jobs)
+        shutil.rmtree(out / _SFT, ignore_errors=True)
+    finally:
+        for left in out.glob(f"{_CELL}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        study.close()
+    return load_study(out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Making:
+    """Makes and measures one cell; in any process."""
+
+    out: Path
+    source: TrainingData
+    files: Sequence[DataFile]
+    plans: Mapping[str, Plan]
+    keep: bool
+
+    def __call__(self, setting: Setting, tell: Tell) -> Metrics:
+        plan = self.plans[repr(setting)]
+        made = self.out / f"{_CELL}-{os.getpid()}"
+        found = (self._train if plan.drop is None else self._drop)(plan, made, tell)
+        if self.keep:
+            named = [f"{x:g}" if isinstance(x, float) else str(x) for x in setting.values()]
+            _copy(made, self.out / _KEPT / "-".join(named))
+        shutil.rmtree(made, ignore_errors=True)
+        return found
+
+    def _train(self, plan: Plan, made: Path, tell: Tell) -> Metrics:
+        shutil.rmtree(made, ignore_errors=True)
+        source = self.source
+        trained = train(
+            source.model,
+            source.data,
+            made,
+            plan.asked,
+            fields=source.fields,
+            limit=source.limit,
+            eval_data=source.eval_data,
+            checkpoint_every=1 << 30,
+            device=source.device,
+            dtype=source.dtype,
+            watch=TrainingWatch(at=tell),
+        )
+        if not trained.finished:
+            raise KeyboardInterrupt
+        if plan.asked.method == "sft" and any(one.drop for one in self.plans.values()):
+            _copy(made, self._sft(plan.asked.seed))
+        return {**trained.metrics, "training_loss": Measurement(trained.loss)}
+
+    def _drop(self, plan: Plan, made: Path, tell: Tell) -> Metrics:
+        sft = self._sft(plan.asked.seed)
+        if not sft.exists():
+            self._train(plan, made, tell)
+        shutil.rmtree(made, ignore_errors=True)
+        assert plan.drop is not None
+        drop(
+            sft,
+            self.source.model,
+            made,
+            strategy="trivial",
+            rate=plan.drop,
+            scope=plan.asked.scope,
+        )
+        checkpoint = open_checkpoint(made)
+        kind = pick_dtype(self.source.dtype, checkpoint)
+        loaded = load_model(checkpoint, kind, pick_device(self.source.device))
+        found: Metrics = {}
+        for file in self.files:
+            prefix = f"{file.name}/" if len(self.files) > 1 else ""
+            scoring = Scoring(file, loaded.model, loaded.tokenizer, 4096)
+            found |= {prefix + name: m for name, m in scoring.measure(loaded.model).items()}
+        return found
+
+    def _sft(self, seed: int) -> Path:
+        """Plain fine-tunes are needed again, for one-off drops."""
+        return self.out / _SFT / f"seed-{seed}"
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Whole or not at all; where another process was first, its copy stays."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    try:
+        partial.rename(target)
+    except OSError:
+        shutil.rmtree(partial)

@@ -1,0 +1,88 @@
+"""GMT, Table 2: methods on several data sets, and their average (2406.15330v1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltalens.errors import RecordError
+from deltalens.figures.sweep_tables import Sweep, in_words, load_sweep, measure
+from deltalens.figures.tables import TableFigure, printed, write
+from deltalens.io.papers import paper_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["draw", "shared_metrics"]
+
+_AVERAGE = "average over the data sets"
+
+
+def draw(folder: str | Path, ratio: float | None = None) -> list[Path]:
+    """Write a mask-ratio sweep on several data sets as a table: for each metric that all of them
+    have, the methods' values on each set and the average over the sets; the paper's rows below.
+
+    Args:
+        folder: of the study; `gmt_tab2.csv`, `.md`, `.png` and `.svg` are written there.
+        ratio: the mask ratio at which every method is shown. Without one it is, per method, that
+            of the best mean average of the first metric: a choice on the data shown.
+
+    Raises:
+        RecordError: no such sweep there, no finished cell in it, no metric that several data sets
+            share, or no such ratio.
+    """
+    sweep, paper = load_sweep(folder), paper_table("gmt_tab2")
+    shared = shared_metrics(sweep)
+    if not shared:
+        raise RecordError(f"{sweep.record.path}: no metric that several data sets share")
+    averaged = _with_average(sweep, shared)
+    ratios = averaged.chosen(f"{_AVERAGE}/{shared[0]}", ratio)
+    blocks = [
+        sweep.block(
+            f"This study: {measure(name).head}",
+            averaged.frame,
+            ratios,
+            [
+                *(measure(f"{one}/{name}", one) for one in sweep.sets),
+                measure(f"{_AVERAGE}/{name}", "average"),
+            ],
+        )
+        for name in shared
+    ]
+    blocks.append(
+        printed(
+            "The paper: general domain (%)", paper, ["model", "method"], paper.measures, grouped=1
+        )
+    )
+    notes = (
+        *sweep.notes(f"average {in_words(shared[0])}", ratio),
+        "The average is taken over the data sets for each seed, each set counting alike.",
+        f"The paper: {paper.source}; bold: the best of a model's fine-tuned rows.",
+        *paper.notes,
+    )
+    table = TableFigure("gmt_tab2", "GMT, Table 2: methods on several tasks", tuple(blocks), notes)
+    return write(table, sweep.record.path)
+
+
+def shared_metrics(sweep: Sweep) -> list[str]:
+    """The metrics that all of several data sets have."""
+    first, *others = [
+        [metric.rpartition("/")[2] for metric in metrics] for metrics in sweep.sets.values()
+    ]
+    return [name for name in first if others and all(name in other for other in others)]
+
+
+def _with_average(sweep: Sweep, shared: list[str]) -> Sweep:
+    """The sweep with one more data set: the average of all, training by training."""
+    import pandas as pd
+
+    parts: list[pd.DataFrame] = [sweep.frame]
+    for name in shared:
+        wanted = {f"{one}/{name}" for one in sweep.sets}
+        mean = (
+            sweep.frame[sweep.frame["metric"].isin(wanted)]
+            .pivot(index=["method", "mask_ratio", "seed"], columns="metric", values="value")
+            .mean(axis=1, skipna=False)
+        )
+        parts.append(mean.rename("value").reset_index().assign(metric=f"{_AVERAGE}/{name}", n=0))
+    return Sweep(sweep.record, pd.concat(parts, ignore_index=True), sweep.methods)

@@ -1,0 +1,122 @@
+"""GMT, Table 3: what a method costs a training (2406.15330v1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltalens.errors import RecordError
+from deltalens.figures.tables import Block, Entry, TableFigure, mark_best, printed, write
+from deltalens.io.papers import as_number, paper_table
+from deltalens.io.records import StudyRecord, load_study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["draw"]
+
+_NAMES = {"sft": "Vanilla SFT", "random-mask": "Random Mask", "gmt": "GMT", "hft": "HFT"}
+_HEADS = (
+    "method",
+    "samples/s",
+    "relative to SFT",
+    "in our hooks (%)",
+    "GFLOP (micro-batch and step)",
+    "peak (MB)",
+    "blocks",
+)
+
+
+def draw(folder: str | Path) -> list[Path]:
+    """Write an efficiency study as a table: medians over its repeats, and the paper's rows below.
+
+    Args:
+        folder: of the study; `gmt_tab3.csv`, `.md`, `.png` and `.svg` are written there.
+
+    Raises:
+        RecordError: no efficiency study there, or no finished cell in it.
+    """
+    record = load_study(folder)
+    if record.kind != "efficiency" or record.cells.empty:
+        raise RecordError(f"{record.path}: no efficiency study with finished cells")
+    paper = paper_table("gmt_tab3")
+    notes = [
+        "Medians over blocks of steps in which the methods take turns; relative: the median of the "
+        "ratios to plain fine-tuning's block of the same repeat, with their 10th and 90th "
+        "percentile. Bold: the fastest.",
+        "In our hooks: the part of a block that is the method's own work. FLOPs are counted by "
+        "torch for one micro-batch and one optimizer step, and are the same for every method.",
+        f"The paper: {paper.source}. Relative to SFT is computed from the speeds it prints.",
+        *paper.notes,
+    ]
+    blocks = (_study(record), _paper())
+    return write(
+        TableFigure("gmt_tab3", "GMT, Table 3: training speed", blocks, tuple(notes)), record.path
+    )
+
+
+def _study(record: StudyRecord) -> Block:
+    names = dict.fromkeys([*record.asked.get("methods", ()), *record.cells["method"]])
+    speed, memory = _wide(record, "samples_per_second"), _wide(record, "peak_mb")
+    hooks = _wide(record, "hook_share")
+    flops = float(record.facts["flops_of_a_step"]) / 1e9
+    paired = speed.dropna()
+    rows = []
+    for name in names:
+        label = Entry(_NAMES.get(name, name))
+        if name not in speed:
+            rows.append((label, *[Entry("–")] * 5, Entry("0")))
+            continue
+        ratio = paired[name] / paired["sft"] if {"sft", name} <= {*paired} else paired[name][:0]
+        rows.append(
+            (
+                label,
+                _median(speed[name], 2),
+                _relative(ratio),
+                _median(100 * hooks[name], 1),
+                Entry(f"{flops:,.2f}", flops),
+                _median(memory[name], 0),
+                Entry(str(speed[name].count())),
+            )
+        )
+    fastest = mark_best([row[1] for row in rows], 2)
+    lines = tuple((row[0], best, *row[2:]) for row, best in zip(rows, fastest, strict=True))
+    asked = record.asked
+    title = (
+        f"This study: {record.facts.get('parameters', 0):,} parameters, batches of "
+        f"{asked.get('batch_size', '?')}, {asked.get('dtype', '?')}, {asked.get('device', '?')}"
+    )
+    return Block("study", title, _HEADS, lines)
+
+
+def _wide(record: StudyRecord, metric: str) -> pd.DataFrame:
+    frame = record.cells[record.cells["metric"] == metric]
+    return frame.pivot_table(index="repeat", columns="method", values="value", sort=False)
+
+
+def _median(values: pd.Series[float], digits: int) -> Entry:
+    median = float(values.median())
+    return Entry(f"{median:,.{digits}f}", median)
+
+
+def _relative(ratio: pd.Series[float]) -> Entry:
+    if ratio.empty:
+        return Entry("–")
+    middle, low, high = (float(ratio.quantile(q)) for q in (0.5, 0.1, 0.9))
+    return Entry(f"{middle:.3f} [{low:.3f}–{high:.3f}]", middle)
+
+
+def _paper() -> Block:
+    """As printed, and one column more: the speed relative to plain fine-tuning's."""
+    table = paper_table("gmt_tab3")
+    speed = table.measures[0]
+    labels = ["model", "domain", "method"]
+    block = printed("The paper", table, labels, table.measures, grouped=2, best=False)
+    first = table.cells.groupby(["model", "domain"], sort=False)[speed].transform("first")
+    ratios = [
+        as_number(own) / as_number(sft) for own, sft in zip(table.cells[speed], first, strict=True)
+    ]
+    rows = tuple(
+        (*row, Entry(f"{ratio:.3f}", ratio)) for row, ratio in zip(block.rows, ratios, strict=True)
+    )
+    return Block("paper", block.title, (*block.heads, "relative to SFT"), rows, 3, 2)

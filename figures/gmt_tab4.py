@@ -1,0 +1,90 @@
+"""GMT, Table 4: the best mask ratio of each task (2406.15330v1)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from deltalens.figures.sweep_tables import Sweep, best_ratio, load_sweep, measure
+from deltalens.figures.tables import Block, Entry, TableFigure, over_seeds, printed, write
+from deltalens.io.papers import paper_table
+
+__all__ = ["draw"]
+
+_HEADS = (
+    "data",
+    "metric",
+    "method",
+    "best mask ratio (%)",
+    "its value",
+    "within one standard error (%)",
+    "seeds",
+)
+
+
+def draw(folder: str | Path) -> list[Path]:
+    """Write the best mask ratios of a sweep as a table: for each data set, metric and method the
+    ratio of the best mean, its value, and the ratios within one standard error of it; the paper's
+    ratios below.
+
+    Args:
+        folder: of the study; `gmt_tab4.csv`, `.md`, `.png` and `.svg` are written there.
+
+    Raises:
+        RecordError: no such sweep there, or no finished cell in it.
+    """
+    sweep, paper = load_sweep(folder), paper_table("gmt_tab4")
+    rows = tuple(
+        _row(sweep, name, metric, method)
+        for name, metrics in sweep.sets.items()
+        for metric in metrics
+        for method in reversed(sweep.methods)
+        if sweep.has_ratio(method)
+    )
+    blocks = (
+        Block("study", "This study", _HEADS, rows, labels=3, grouped=2),
+        printed("The paper", paper, ["model", "domain"], paper.measures, best=False),
+    )
+    notes = (
+        "Best: the best mean over seeds on the data named, ratio 0 (plain fine-tuning) among the "
+        "candidates. Mean ± standard deviation over seeds.",
+        "Within one standard error of the best mean: that over seeds, the deviation / √seeds; with "
+        "one seed the measurement's own. By this rule the study cannot tell those ratios apart.",
+        *sweep.unfinished(),
+        f"The paper: {paper.source}.",
+        *paper.notes,
+    )
+    return write(
+        TableFigure("gmt_tab4", "GMT, Table 4: best mask ratios", blocks, notes), sweep.record.path
+    )
+
+
+def _row(sweep: Sweep, name: str, metric: str, method: str) -> tuple[Entry, ...]:
+    shown = measure(metric)
+    labels = (Entry(name), Entry(shown.head), Entry(sweep.label(method)))
+    held = sweep.candidates(method, metric, plain=True)
+    if not held:
+        return (*labels, *[Entry("–")] * 3, Entry("0"))
+    best = best_ratio(held, metric)
+    value = over_seeds(held[best], shown)
+    error = shown.scale * _error_of_one(sweep, method, metric, best)
+    if value.seeds > 1:
+        error = value.deviation / math.sqrt(value.seeds)
+    means = {ratio: over_seeds(values, shown).value for ratio, values in held.items()}
+    near = [r for r, mean in means.items() if r == best or abs(mean - value.value) <= error]
+    percent = 100 * best
+    return (
+        *labels,
+        Entry(f"{percent:g}", percent),
+        value,
+        Entry(", ".join(f"{100 * ratio:g}" for ratio in near)),
+        Entry(str(value.seeds), value.seeds),
+    )
+
+
+def _error_of_one(sweep: Sweep, method: str, metric: str, ratio: float) -> float:
+    frame = sweep.frame
+    own = frame[
+        (frame["method"] == method) & (frame["metric"] == metric) & (frame["mask_ratio"] == ratio)
+    ]
+    return float(own["stderr"].iloc[0])

@@ -1,0 +1,194 @@
+"""What GMT's Tables 1, 2 and 4 take from a mask-ratio sweep: its data sets, its measures, and
+a mask ratio for each method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltalens.errors import RecordError
+from deltalens.figures.tables import SPREAD, Block, Measure, measured
+from deltalens.io.records import StudyRecord, load_study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Sweep", "best_ratio", "in_words", "load_sweep", "measure"]
+
+_ROWS = {
+    "sft": "SFT",
+    "one-off-drop": "One-off Drop",
+    "hft": "HFT",
+    "random-mask": "Random Mask",
+    "gmt": "GMT",
+}
+"""Methods in the paper's order, by its names."""
+_WITHOUT_RATIO = ("sft", "hft")
+_LEFT_OUT = {"training_loss", "perplexity"}
+_LOW_IS_GOOD = {"loss", "perplexity"}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A mask-ratio sweep, finished or not."""
+
+    record: StudyRecord
+    frame: pd.DataFrame
+    """Its cells without the training loss, and without perplexity, which is the loss again."""
+    methods: tuple[str, ...]
+    """All that were asked for, in the paper's order."""
+
+    @property
+    def sets(self) -> dict[str, list[str]]:
+        """Data set -> its metrics, the leading one first; a single set has the name that the study
+        was asked with."""
+        found: dict[str, list[str]] = {}
+        for metric in dict.fromkeys(self.frame["metric"]):
+            found.setdefault(metric.rpartition("/")[0], []).append(metric)
+        asked = self.record.asked.get("eval_data") or [["the study's data"]]
+        return {name or str(asked[0][0]): metrics for name, metrics in found.items()}
+
+    def label(self, method: str) -> str:
+        """A method's name in the paper."""
+        return _ROWS.get(method, method)
+
+    def candidates(self, method: str, metric: str, *, plain: bool) -> dict[float, list[float]]:
+        """Mask ratio -> its value with each seed: the ratios of which the most seeds have finished.
+
+        Args:
+            method: one that has a mask ratio.
+            metric: as the study names it.
+            plain: ratio 0, which is plain fine-tuning, is among them.
+        """
+        part = self.frame[(self.frame["method"] == method) & (self.frame["metric"] == metric)]
+        held: dict[float, list[float]] = {}
+        for ratio, value in zip(part["mask_ratio"], part["value"], strict=True):
+            if ratio or plain:
+                held.setdefault(float(ratio), []).append(float(value))
+        most = max(map(len, held.values()), default=0)
+        return {ratio: values for ratio, values in held.items() if len(values) == most}
+
+    def has_ratio(self, method: str) -> bool:
+        """Whether a method knows a mask ratio."""
+        return method not in _WITHOUT_RATIO
+
+    def chosen(self, metric: str, ratio: float | None) -> dict[str, float]:
+        """Method -> the mask ratio at which it is shown: the one named, or that of the best mean.
+
+        Raises:
+            RecordError: the study has no such ratio.
+        """
+        if ratio is not None:
+            there = sorted(self.record.cells["mask_ratio"].unique())
+            if ratio not in there:
+                shown = ", ".join(f"{one:g}" for one in there)
+                raise RecordError(f"{self.record.path}: no mask ratio {ratio:g}; it has {shown}")
+        found: dict[str, float] = {}
+        for method in self.methods:
+            if not self.has_ratio(method):
+                continue
+            held = self.candidates(method, metric, plain=False)
+            if ratio is not None or held:
+                found[method] = ratio if ratio is not None else best_ratio(held, metric)
+        return found
+
+    def block(
+        self, title: str, frame: pd.DataFrame, ratios: dict[str, float], measures: list[Measure]
+    ) -> Block:
+        """A row for each method, at its ratio."""
+        keys = {method: (self.label(method), _ratio(ratios.get(method))) for method in self.methods}
+        plain = {method: 0.0 for method in self.methods if not self.has_ratio(method)}
+        at = frame["method"].map({**plain, **ratios})
+        own = frame[frame["mask_ratio"] == at]
+        labels = ["method", "mask ratio"]
+        named = own["method"].map(keys)
+        own = own.assign(**{name: named.str[place] for place, name in enumerate(labels)})
+        return measured(title, own, list(keys.values()), labels, measures)
+
+    def notes(self, chosen: str, ratio: float | None) -> tuple[str, ...]:
+        """What a reader of the table has to know about the study's rows.
+
+        Args:
+            chosen: by what the ratios are the best: a metric, in words.
+            ratio: the one named, if one was.
+        """
+        if ratio is not None:
+            how = (
+                f"The mask ratio, {ratio:g}, was named for all methods: this table chose nothing "
+                "on the data shown."
+            )
+        else:
+            tried = len({r for r in self.record.cells["mask_ratio"] if r})
+            how = (
+                f"A method stands at the mask ratio of its best mean {chosen}, one out of {tried} "
+                "that were tried: chosen on the very data it is shown on, so it is flattered; SFT "
+                "had no such choice. Ratio 0, which is SFT, is no candidate. draw(folder, ratio=R) "
+                "shows all methods at one ratio, named beforehand."
+            )
+        return (SPREAD, how, *self.unfinished())
+
+    def unfinished(self) -> tuple[str, ...]:
+        """A sentence, if cells are missing."""
+        asked = self.record.asked
+        if not {"methods", "ratios", "seeds"} <= asked.keys():
+            return ()
+        kinds = sum(len(asked["ratios"]) if self.has_ratio(m) else 1 for m in asked["methods"])
+        wanted = kinds * int(asked["seeds"])
+        done = len(self.record.cells[["method", "mask_ratio", "seed"]].drop_duplicates())
+        if done >= wanted:
+            return ()
+        return (
+            f"The study is not finished: {done} of {wanted} cells. Of a method's mask ratios, "
+            "those compete of which the most seeds have finished.",
+        )
+
+
+def load_sweep(folder: str | Path) -> Sweep:
+    """Read a sweep for a table.
+
+    Raises:
+        RecordError: no mask-ratio sweep there, or nothing measured in it.
+    """
+    record = load_study(folder)
+    if record.kind != "mask-ratio-sweep" or record.cells.empty:
+        raise RecordError(f"{record.path}: no mask-ratio sweep with finished cells")
+    # The journal has the cells as they finished; means are to repeat byte for byte.
+    cells = record.cells.sort_values(["method", "mask_ratio", "seed"], kind="stable")
+    frame = cells[~cells["metric"].str.rpartition("/")[2].isin(_LEFT_OUT)]
+    if frame.empty:
+        raise RecordError(f"{record.path}: a sweep without a metric of its evaluation data")
+    found = dict.fromkeys([*record.asked.get("methods", ()), *frame["method"]])
+    order = [*(m for m in _ROWS if m in found), *(m for m in found if m not in _ROWS)]
+    return Sweep(record, frame, tuple(order))
+
+
+def measure(metric: str, head: str = "") -> Measure:
+    """How a metric is shown: exact match in per cent, a loss with four digits."""
+    name = metric.rpartition("/")[2]
+    low = name in _LOW_IS_GOOD
+    if name == "exact_match":
+        return Measure(metric, head or "exact match (%)", scale=100)
+    named = "loss (nats a token)" if name == "loss" else name.replace("_", " ")
+    return Measure(metric, head or named, digits=4, low_is_good=low)
+
+
+def in_words(metric: str) -> str:
+    """A metric's name in a sentence."""
+    return metric.rpartition("/")[2].replace("_", " ")
+
+
+def best_ratio(held: dict[float, list[float]], metric: str) -> float:
+    """The mask ratio of the best mean; the smaller of two that are equal."""
+    sign = 1 if metric.rpartition("/")[2] in _LOW_IS_GOOD else -1
+    return min(held, key=lambda ratio: (_rank(sign, held[ratio]), ratio))
+
+
+def _rank(sign: int, values: Sequence[float]) -> float:
+    mean = sign * sum(values) / len(values)
+    return mean if mean == mean else float("inf")
+
+
+def _ratio(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:g}"

@@ -1,0 +1,65 @@
+"""`deltalens demo gmt`: rows, trainings, two studies; made once, then shown."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from deltalens import load_study
+from deltalens.cli import demo_gmt
+from deltalens.cli.main import app
+from deltalens.demo import build, build_base
+from tests.cli.test_demo_probe import TINY
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command makes a tiny demo, of two steps a training."""
+    monkeypatch.setattr(build, "build_base", functools.partial(build_base, recipe=TINY))
+    monkeypatch.setattr(build, "TRAINING_ROWS", 64)
+    monkeypatch.setattr(demo_gmt, "_RATIOS", "0.5")
+    monkeypatch.setattr(demo_gmt, "_MOST_JOBS", 1)
+    monkeypatch.setitem(demo_gmt._SETTINGS, "seeds", 1)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_both_studies_are_made_and_then_shown(tmp_path: Path) -> None:
+    first = CliRunner().invoke(app, ["demo", "gmt", "-o", str(tmp_path)])
+    assert first.exit_code == 0, (first.output, first.exception)
+    one, many = (load_study(tmp_path / name) for name in ("gmt-maths", "gmt-mixture"))
+    assert set(one.cells["method"]) == {"sft", "gmt", "random-mask", "one-off-drop", "hft"}
+    assert set(one.cells["mask_ratio"]) == {0.0, 0.5}
+    assert {m.partition("/")[0] for m in many.cells["metric"]} - {"training_loss"} == {
+        "maths_test",
+        "code_test",
+        "instructions_test",
+    }
+    assert set(many.cells["mask_ratio"]) == {0.0, 0.95, 0.99}
+    for study in (one, many):
+        assert f"-o {study.path}" in first.output
+        assert (study.path / "gmt_fig2.png").read_bytes().startswith(b"\x89PNG")
+    journals = [(study.path / "cells.jsonl").read_bytes() for study in (one, many)]
+    again = CliRunner().invoke(app, ["demo", "gmt", "-o", str(tmp_path)])
+    assert again.exit_code == 0
+    assert journals == [(study.path / "cells.jsonl").read_bytes() for study in (one, many)]
+
+
+def test_rows_to_train_on_hold_no_row_that_is_measured(tmp_path: Path) -> None:
+    paths = build_base(tmp_path, recipe=TINY)
+
+    def prompts(file: Path) -> list[str]:
+        return [json.loads(line)["prompt"] for line in file.read_text().splitlines()]
+
+    held_out = {
+        prompt
+        for files in paths.data.values()
+        for file in files.values()
+        for prompt in prompts(file)
+    }
+    for file in paths.training.values():
+        learned = prompts(file)
+        domains = 3 if "mixture" in file.name else 1
+        assert len(learned) == build.TRAINING_ROWS * domains
+        assert not held_out & set(learned)

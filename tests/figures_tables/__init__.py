@@ -1,0 +1,1 @@
+"""The papers' tables: their data, and what a study folder's records make of them."""

@@ -1,0 +1,143 @@
+"""The engine with several jobs: what waits for what, what a killed process means, who ends when."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltalens import load_study
+from deltalens.errors import DeltaLensError
+from deltalens.io.records import Cell, Measurement, Setting, StudyFolder
+from deltalens.studies.study import Metrics, StudyWatch, run_cells
+
+COLUMNS = ("name", "point", "needs")
+CELLS: list[Setting] = [
+    {"name": "a", "point": "p", "needs": ""},
+    {"name": "b", "point": "", "needs": "q"},
+    {"name": "c", "point": "p", "needs": ""},
+    {"name": "d", "point": "q", "needs": ""},
+    {"name": "e", "point": "", "needs": "nobody"},
+]
+
+
+def measure(setting: Setting, tell: Any) -> Metrics:
+    """Slow, and says when it began and where it ran."""
+    begun = time.time()
+    tell(0, 2)
+    time.sleep(0.6)
+    tell(1, 2)
+    time.sleep(0.6)
+    return {"begun": Measurement(begun), "process": Measurement(os.getpid())}
+
+
+def dies(setting: Setting, tell: Any) -> Metrics:
+    """As the kernel ends what takes too much memory."""
+    if setting["name"] == "d":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return measure(setting, tell)
+
+
+def refuses(setting: Setting, tell: Any) -> Metrics:
+    """Bad input that is only found in a cell."""
+    raise DeltaLensError(f"cell {setting['name']}: no")
+
+
+def run(path: Path, jobs: int, what: Any = measure, watch: StudyWatch | None = None) -> None:
+    study = StudyFolder.open(path, "test", {}, COLUMNS)
+    try:
+        run_cells(
+            study,
+            CELLS,
+            what,
+            watch or StudyWatch(),
+            same=lambda setting: setting["point"] or None,
+            after=lambda setting: setting["needs"] or None,
+            jobs=jobs,
+        )
+    finally:
+        study.close()
+
+
+def found(path: Path, metric: str) -> dict[str, float]:
+    cells = load_study(path).cells
+    part = cells[cells["metric"] == metric]
+    return dict(zip(part["name"], part["value"], strict=True))
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_every_cell_once_and_in_its_turn(tmp_path: Path, jobs: int) -> None:
+    shares: list[float] = []
+    run(tmp_path, jobs, watch=StudyWatch(within=shares.append))
+    begun, process = found(tmp_path, "begun"), found(tmp_path, "process")
+    assert begun.keys() == {"a", "b", "c", "d", "e"}
+    assert begun["a"] == begun["c"], "one point was measured twice"
+    assert begun["b"] >= begun["d"] + 1.2, "a cell did not wait for what it builds on"
+    assert (os.getpid() in process.values()) == (jobs == 1)
+    assert len(set(process.values())) <= jobs
+    assert max(shares) >= 0.5
+    table = (tmp_path / "cells.csv").read_text().splitlines()[1:]
+    assert [row[0] for row in table[::2]] == ["a", "b", "c", "d", "e"]
+    assert list(begun) == ["a", "b", "c", "d", "e"]
+
+
+def test_a_killed_process_is_an_error_that_keeps_the_rest(tmp_path: Path) -> None:
+    with pytest.raises(DeltaLensError, match="fewer jobs"):
+        run(tmp_path, 2, dies)
+    run(tmp_path, 2)
+    assert len(found(tmp_path, "begun")) == 5
+
+
+def test_bad_input_comes_through(tmp_path: Path) -> None:
+    with pytest.raises(DeltaLensError, match=r"cell .: no"):
+        run(tmp_path / "study", 2, refuses)
+    with pytest.raises(DeltaLensError, match="jobs 0"):
+        run(tmp_path / "study", 0)
+
+
+def test_ctrl_c_ends_every_process(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def stop(folder: Path, cell: Cell) -> None:
+        seen.append(int(cell.metrics["process"].value))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 2, watch=StudyWatch(on_cell=stop))
+    assert gone(seen)
+    assert len(found(tmp_path, "begun")) == 1
+
+
+def test_processes_end_with_the_one_that_asked(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from deltalens.studies.study import StudyWatch
+from tests.studies.test_jobs import run
+def told(folder, cell):
+    print(int(cell.metrics["process"].value), flush=True)
+if __name__ == "__main__":
+    run(Path({str(tmp_path)!r}), 2, watch=StudyWatch(on_cell=told))
+"""
+    script = tmp_path.parent / "asks.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as asked:
+        assert asked.stdout is not None
+        worker = int(asked.stdout.readline())
+        asked.kill()
+    assert gone([worker])
+
+
+def gone(processes: list[int], seconds: float = 10.0) -> bool:
+    """Whether they have all ended, given some time."""
+    for _ in range(int(seconds / 0.1)):
+        if not any(Path(f"/proc/{number}").exists() for number in processes):
+            return True
+        time.sleep(0.1)
+    return False
