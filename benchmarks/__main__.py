@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import drop, gmt, probe, study, thresholds
+from benchmarks import drop, gmt, mft, probe, study, thresholds
 
 BENCHMARKS = {
     "thresholds": thresholds.run,
@@ -12,6 +12,7 @@ BENCHMARKS = {
     "study": study.run,
     "probe": probe.run,
     "gmt": gmt.run,
+    "mft": mft.run,
 }
 
 

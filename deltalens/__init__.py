@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from deltalens.methods.baselines import HalfFreeze as HalfFreeze
     from deltalens.methods.baselines import RandomMask as RandomMask
     from deltalens.methods.gmt import GradientMask as GradientMask
+    from deltalens.methods.mft import MaskTuning as MaskTuning
+    from deltalens.methods.weight_masks import apply_masks as apply_masks
     from deltalens.probes.gradient import GradientProbe as GradientProbe
     from deltalens.studies.drop import drop as drop
     from deltalens.studies.drop_study import drop_study as drop_study
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "DeltaLensError": "deltalens.errors",
+    "apply_masks": "deltalens.methods.weight_masks",
     "open_checkpoint": "deltalens.io.checkpoint",
     "pair": "deltalens.io.pairing",
     "drop": "deltalens.studies.drop",
@@ -33,6 +36,7 @@ _HOME = {
     "GradientMask": "deltalens.methods.gmt",
     "GradientProbe": "deltalens.probes.gradient",
     "HalfFreeze": "deltalens.methods.baselines",
+    "MaskTuning": "deltalens.methods.mft",
     "RandomMask": "deltalens.methods.baselines",
     "load_run": "deltalens.io.runs",
     "load_study": "deltalens.io.records",

@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "probes": BELOW_PROBES,
     "methods": BELOW_PROBES,
     "integrations": BELOW_PROBES | {"probes", "methods"},
-    "training": {"errors", "numerics", "io", "evaluate", "integrations"},
+    "training": {"errors", "numerics", "io", "evaluate", "methods", "integrations"},
     "studies": {"errors", "numerics", "io", "evaluate", "training"},
     "demo": {"errors", "numerics", "io", "probes"},
 }

@@ -1,0 +1,131 @@
+"""A masked weight, and the straight-through estimator through its mask (MFT, arXiv 2503.22764)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from deltalens.numerics.bits import integer_of
+from deltalens.numerics.lowest import PARTS, array_of
+from deltalens.numerics.overlap import PackedMask
+from deltalens.numerics.workers import workers
+
+__all__ = ["mask_into", "prepare", "straight_through"]
+
+
+def straight_through(scores: Tensor, weight: Tensor, masked: Tensor, *, signed: bool) -> Tensor:
+    """The masked weight, as a function of the scores (MFT, Eq. 4 and 5).
+
+    Backward, the mask counts as the identity: dL/ds = W * dL/dW' for all entries, removed ones
+    too; times sign(s), if `signed`: then the mask counts as |s|.
+
+    The gradient that arrives is overwritten, where it can be: nothing but linear layers, which
+    make one for this alone, may use the result.
+
+    Args:
+        scores: what is learned, of W's shape.
+        weight: W, frozen.
+        masked: W', which is W where it is kept and 0 elsewhere, of W's dtype; not copied.
+        signed: whether the scores are ranked by magnitude.
+
+    Returns:
+        W', connected to the scores.
+    """
+    apply: Any = _StraightThrough.apply
+    found: Tensor = apply(scores, weight, masked, signed)
+    return found
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, weight: Tensor, masked: Tensor, signed: bool) -> Tensor:
+        ctx.save_for_backward(scores, weight)
+        ctx.signed = signed
+        return masked.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        scores, weight = ctx.saved_tensors
+        signs = scores if ctx.signed else None
+        return _to_scores(gradient, weight, signs, scores), None, None, None
+
+
+def _to_scores(gradient: Tensor, weight: Tensor, signs: Tensor | None, like: Tensor) -> Tensor:
+    gradient = gradient.to(like.dtype).contiguous()
+    here = gradient.device.type == "cpu" and weight.is_contiguous() and like.is_contiguous()
+    if not here or weight.dtype != gradient.dtype:
+        gradient.mul_(weight)
+        return gradient if signs is None else gradient.mul_(signs.sign())
+    from deltalens.numerics import compiled_masks
+
+    numbers, weights = gradient.view(-1).numpy(), array_of(weight.view(-1))
+    if signs is None:
+        _over(numbers.size, lambda span: compiled_masks.times_weight(numbers[span], weights[span]))
+    else:
+        scores = array_of(signs.view(-1))
+        _over(
+            numbers.size,
+            lambda span: compiled_masks.times_weight_and_sign(
+                numbers[span], weights[span], scores[span]
+            ),
+        )
+    return gradient
+
+
+def mask_into(
+    weight: Tensor, kept: PackedMask, out: Tensor, before: PackedMask | None = None
+) -> None:
+    """Write the weight into `out` where it is kept, and zero elsewhere.
+
+    Args:
+        weight, out: of one shape and dtype, contiguous.
+        kept: a mask of the flat weight.
+        before: the mask with which `out` was written last; what both have in common is left as it
+            is. From step to step few entries change.
+    """
+    if weight.device.type != "cpu":
+        mask = kept.unpacked().view(weight.shape)
+        torch.where(mask, weight, weight.new_zeros(()), out=out)
+        return
+    from deltalens.numerics import compiled_masks
+
+    integer = integer_of(weight.dtype)
+    bits = array_of(weight.detach().view(-1).view(integer))
+    target = out.view(-1).view(integer).numpy()
+    words = kept.words.view(np.uint32)
+    if before is not None:
+        compiled_masks.copy_changed(bits, before.words.view(np.uint32), words, target)
+        return
+
+    def copy(span: slice) -> None:
+        compiled_masks.copy_beside(bits[span], words[span.start // 32 :], target[span])
+
+    _over(bits.size, copy)
+
+
+def _over(size: int, visit: Any) -> None:
+    """Parts of a tensor, each on a thread."""
+    spans = [slice(start, start + PARTS) for start in range(0, size, PARTS)]
+    if len(spans) < 2:
+        for span in spans:
+            visit(span)
+        return
+    with workers() as each:
+        for _ in each(visit, spans):
+            pass
+
+
+def prepare(weights: torch.dtype, scores: torch.dtype) -> None:
+    """Compile or load the loops for these dtypes now, so that no step has to wait for it."""
+    weight = torch.ones(64, dtype=weights)
+    none_kept, masked = PackedMask(64), torch.empty_like(weight)
+    for before in (None, none_kept):
+        mask_into(weight, none_kept, masked, before)
+    ones = torch.ones(64, dtype=scores)
+    _to_scores(ones.clone(), weight, ones, ones)
+    _to_scores(ones.clone(), weight, None, ones)

@@ -1,0 +1,1 @@
+"""Mask Fine-Tuning."""
