@@ -1,0 +1,1 @@
+"""Loss landscapes: the loss on a line or a plane through weight space."""

@@ -1,0 +1,267 @@
+"""What a landscape was asked for, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deltalens.errors import DeltaLensError, PairingError
+from deltalens.evaluate.loading import _free_memory
+from deltalens.evaluate.rows import DataFile
+from deltalens.io.checkpoint import Checkpoint, open_checkpoint
+from deltalens.io.pairing import Pairing, pair
+from deltalens.studies.drop_asked import FIDELITY, FidelityTexts
+from deltalens.studies.landscape.directions import NORMALISATIONS
+from deltalens.studies.landscape.grid import parse_grid, parse_range
+from deltalens.studies.landscape.planes import PLANES
+
+__all__ = ["Asked", "check", "check_room", "name_of", "pairings", "pick_plane", "steps_of"]
+
+_OTHERS = {"checkpoints": 2, "line": 1, "random": 0, "hessian": 0}
+_DEFAULT_GRID = {1: (51,), 2: (25, 25)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A landscape's arguments, checked."""
+
+    plane: str
+    counts: tuple[int, ...]
+    ranges: tuple[tuple[float, float], ...] | None
+    normalise: str
+    seed: int
+    files: tuple[DataFile, ...]
+    metrics: tuple[str, ...]
+    answer_pattern: re.Pattern[str] | None
+    fidelity: FidelityTexts
+    custom: str | None
+    batch_tokens: int
+    include: str | None
+    exclude: str | None
+
+    @property
+    def wants_fidelity(self) -> bool:
+        """Where it is named."""
+        return not self.custom and bool(FIDELITY & set(self.metrics))
+
+    def identity(self) -> dict[str, Any]:
+        """Everything of it that decides the numbers."""
+        return {
+            "plane": self.plane,
+            "grid": list(self.counts),
+            "range": [list(ends) for ends in self.ranges] if self.ranges else None,
+            "normalise": self.normalise if self.plane == "random" else None,
+            "seed": self.seed,
+            "data": [[file.name, len(file.rows), file.digest] for file in self.files],
+            "metrics": list(self.metrics),
+            "metric": self.custom,
+            "answer_pattern": self.answer_pattern.pattern if self.answer_pattern else None,
+            "fidelity": [self.fidelity.sequences, self.fidelity.new_tokens, self.fidelity.seed]
+            if self.wants_fidelity
+            else None,
+            "include": self.include,
+            "exclude": self.exclude,
+            "batch_tokens": self.batch_tokens,
+        }
+
+
+def pick_plane(plane: str, others: int, base: bool) -> str:
+    """The kind of plane; `auto` goes by how many models are given.
+
+    Raises:
+        DeltaLensError: no such kind, or it does not go with so many models.
+    """
+    if plane == "auto":
+        plane = {0: "random", 1: "line", 2: "checkpoints"}.get(others, "trajectory")
+    if plane not in PLANES:
+        raise DeltaLensError(f"plane {plane!r}: choose {', '.join(PLANES)}")
+    wanted = _OTHERS.get(plane)
+    if wanted is not None and others != wanted:
+        shape = {0: "ORIGIN alone", 1: "ORIGIN and B", 2: "ORIGIN, B and C"}[wanted]
+        raise DeltaLensError(f"--plane {plane} takes {shape}; {1 + others} models are given")
+    if plane == "trajectory" and not others:
+        raise DeltaLensError(
+            "--plane trajectory takes ORIGIN, the last checkpoint, and then the earlier ones, or "
+            "the folder that holds them as checkpoint-10, checkpoint-20, ..."
+        )
+    if base and plane in ("random", "hessian"):
+        raise DeltaLensError(f"--plane {plane} goes through no other model: leave the base out")
+    return plane
+
+
+def pick_grid(plane: str, grid: str | int | Sequence[int] | None) -> tuple[int, ...]:
+    """Points along each direction; 51 on a line and 25x25 on a plane if not asked otherwise.
+
+    Raises:
+        DeltaLensError: see `parse_grid`; or the number of directions is not the plane's.
+    """
+    if grid is None:
+        return _DEFAULT_GRID[1 if plane == "line" else 2]
+    counts = parse_grid(grid)
+    if plane == "line" and len(counts) == 2:
+        raise DeltaLensError(f"grid {grid!r}: a line has one direction; write --grid {counts[0]}")
+    if plane == "checkpoints" and len(counts) == 1:
+        raise DeltaLensError(
+            f"grid {grid!r}: a plane has two directions; write --grid {counts[0]}x{counts[0]}"
+        )
+    return counts
+
+
+def check(
+    *,
+    plane: str,
+    grid: str | int | Sequence[int] | None,
+    span: str | None,
+    normalise: str,
+    seed: int,
+    files: Sequence[DataFile],
+    metrics: Sequence[str],
+    custom: str | None,
+    differentiable: bool,
+    answer_pattern: re.Pattern[str] | None,
+    fidelity: FidelityTexts,
+    batch_tokens: int,
+    include: str | None,
+    exclude: str | None,
+) -> Asked:
+    """All that can be checked without opening a model.
+
+    Raises:
+        DeltaLensError: bad input.
+    """
+    counts, ranges = pick_grid(plane, grid), parse_range(span)
+    if ranges is not None and len(ranges) == 1:
+        ranges *= len(counts)
+    if ranges is not None and len(ranges) != len(counts):
+        raise DeltaLensError(f"span {span!r}: {len(ranges)} ranges for {len(counts)} direction")
+    if normalise not in NORMALISATIONS:
+        raise DeltaLensError(f"normalise {normalise!r}: choose {', '.join(NORMALISATIONS)}")
+    if batch_tokens < 1:
+        raise DeltaLensError(f"batch_tokens {batch_tokens}: at least 1")
+    names = [file.name for file in files]
+    twice = [str(file.path) for file in files if names.count(file.name) > 1]
+    if twice:
+        raise DeltaLensError(f"data files of the same name: {', '.join(twice)}; rename one")
+    for option, pattern in (("include", include), ("exclude", exclude)):
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise DeltaLensError(
+                f"{option}: {pattern!r} is no regular expression: {error}"
+            ) from error
+    asked = Asked(
+        plane=plane,
+        counts=counts,
+        ranges=ranges,
+        normalise=normalise,
+        seed=seed,
+        files=tuple(files),
+        metrics=tuple(metrics),
+        answer_pattern=answer_pattern,
+        fidelity=fidelity,
+        custom=custom,
+        batch_tokens=batch_tokens,
+        include=include,
+        exclude=exclude,
+    )
+    _check_metrics(asked)
+    if plane == "hessian" and not (files or differentiable):
+        raise DeltaLensError(
+            "--plane hessian differentiates the loss of the first data file: give --data (in "
+            "Python: loss=...)"
+        )
+    return asked
+
+
+def _check_metrics(asked: Asked) -> None:
+    if asked.custom:
+        return
+    if not asked.files and not asked.wants_fidelity:
+        raise DeltaLensError(
+            "a landscape needs data to measure the loss on: give --data, once or several times "
+            "(or --metric kl, for the distance from ORIGIN's own predictions)"
+        )
+    known = set(FIDELITY)
+    if asked.files:
+        known |= {"loss", "perplexity"}
+        if any(file.rows[0].answered for file in asked.files):
+            known |= {"exact_match"}
+    unknown = [name for name in asked.metrics if name not in known]
+    if unknown:
+        raise DeltaLensError(
+            f"metric {unknown[0]!r} is not measured here; there are {', '.join(sorted(known))}"
+        )
+
+
+def steps_of(others: Sequence[str | Path]) -> list[Path]:
+    """The checkpoints of a trajectory: as given, or those in the one folder given, by their step.
+
+    Raises:
+        DeltaLensError: a folder without checkpoints.
+    """
+    paths = [Path(other) for other in others]
+    if len(paths) != 1 or (paths[0] / "config.json").is_file():
+        return paths
+    found = [
+        (int(match.group(1)), folder)
+        for folder in (paths[0].iterdir() if paths[0].is_dir() else ())
+        if (match := re.fullmatch(r"checkpoint-(\d+)", folder.name)) and folder.is_dir()
+    ]
+    if not found:
+        raise DeltaLensError(f"{paths[0]}: holds no checkpoint-10, checkpoint-20, ...")
+    return [folder for _, folder in sorted(found)]
+
+
+def pairings(
+    origin: Checkpoint, others: Sequence[Path], include: str | None, exclude: str | None
+) -> list[Pairing]:
+    """The origin matched with every other checkpoint.
+
+    Raises:
+        PairingError: what does not match, of all of them together.
+    """
+    found, faults = [], []
+    for other in [open_checkpoint(path) for path in others]:
+        try:
+            found.append(pair(origin, other, include, exclude))
+        except PairingError as error:
+            faults.append(str(error))
+    if faults:
+        raise PairingError("\n".join(faults))
+    return found
+
+
+def check_room(
+    origin: Checkpoint, dtype: torch.dtype, device: torch.device, held: int, what: str
+) -> None:
+    """Refuse a scan that memory cannot hold, before the model is loaded.
+
+    Args:
+        origin: whose model is loaded.
+        dtype, device: how and where.
+        held: how many more times the model's size is held in fp32 (fp64 for an fp64 model).
+        what: that is, in words.
+
+    Raises:
+        DeltaLensError: with both figures and what to do.
+    """
+    entries = sum(prod(entry.shape) for entry in origin.tensors.values())
+    width = 8 if dtype == torch.float64 else 4
+    needed, there = entries * (dtype.itemsize + held * width), _free_memory(device)
+    if there is not None and needed > there:
+        raise DeltaLensError(
+            f"{origin.path}: too large for {device}: the model, {what} take {needed / 1e9:.2f} GB "
+            f"and there is {there / 1e9:.2f} GB. Add --low-memory, take a larger device (--device) "
+            "or a smaller dtype (--dtype bfloat16)"
+        )
+
+
+def name_of(metric: Any) -> str | None:
+    """What identifies a measurement of the caller's."""
+    return getattr(metric, "__qualname__", repr(metric)) if metric else None

@@ -1,0 +1,121 @@
+"""What is measured at every point of a scan, made ready once."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from deltalens.errors import DeltaLensError
+from deltalens.evaluate.fidelity import Fidelity, sample_texts
+from deltalens.evaluate.loading import LoadedModel
+from deltalens.evaluate.scoring import Scoring
+from deltalens.io.files import write_whole
+from deltalens.io.records import Measurement, StudyFolder
+from deltalens.studies.drop_asked import FIDELITY, Metric
+from deltalens.studies.landscape.asked import Asked
+from deltalens.studies.study import Metrics, StudyWatch
+
+__all__ = ["CUSTOM", "TEXTS", "Measure", "Measuring", "custom_measure", "finite"]
+
+CUSTOM = "-"
+"""The data column of a measurement of the caller's whose name has no data in it."""
+TEXTS = "texts"
+"""The data column of fidelity, and the file that its texts are kept in."""
+
+Measure = Callable[[nn.Module], Mapping[str, Metrics]]
+"""From a model to its metrics, for each data set."""
+
+
+class Measuring:
+    """Every data file tokenised once, to be measured at every point.
+
+    Args:
+        asked: what.
+        loaded: the origin.
+        folder: of the study: its notes are added to, and texts that fidelity is measured on are
+            kept there for the next sitting.
+        watch: told of stages.
+    """
+
+    def __init__(
+        self, asked: Asked, loaded: LoadedModel, folder: StudyFolder, watch: StudyWatch
+    ) -> None:
+        self._wanted = asked.metrics
+        self.scorings: dict[str, Scoring] = {}
+        """By the data file's name."""
+        notes = folder.facts["notes"]
+        for file in asked.files:
+            watch.stage(f"tokenising {file.path.name}", None)
+            scoring = Scoring(
+                file, loaded.model, loaded.tokenizer, asked.batch_tokens, asked.answer_pattern
+            )
+            if scoring.left_out:
+                notes.append(
+                    f"{file.path.name}: {scoring.left_out} rows left out: too long, or no token "
+                    "to predict"
+                )
+            self.scorings[file.name] = scoring
+        self._fidelity = self._texts(asked, loaded, folder, watch) if asked.wants_fidelity else None
+
+    @staticmethod
+    def _texts(
+        asked: Asked, loaded: LoadedModel, folder: StudyFolder, watch: StudyWatch
+    ) -> Fidelity:
+        file, want = folder.path / f"{TEXTS}.json", asked.fidelity
+        if folder.cells and file.exists():
+            texts = json.loads(file.read_text(encoding="utf-8"))
+        else:
+            watch.stage("sampling texts from the origin", want.sequences)
+            texts = sample_texts(
+                loaded.model, want.sequences, want.new_tokens, want.seed, watch.advance
+            )
+            write_whole(file, (json.dumps(texts) + "\n").encode())
+        watch.stage("the origin's own answers", len(texts))
+        return Fidelity(loaded.model, texts, watch.advance)
+
+    def __call__(self, model: nn.Module) -> Mapping[str, Metrics]:
+        """Data -> metric -> measurement."""
+        found = {name: self._kept(part.measure(model)) for name, part in self.scorings.items()}
+        if self._fidelity is not None:
+            found[TEXTS] = self._kept(self._fidelity.measure(model))
+        return {name: metrics for name, metrics in found.items() if metrics}
+
+    def _kept(self, metrics: Metrics) -> Metrics:
+        # Fidelity alone was named: the data is measured as if nothing had been.
+        named = set(self._wanted)
+        if not named or (not named & metrics.keys() and named <= FIDELITY):
+            return metrics
+        return {name: m for name, m in metrics.items() if name in named}
+
+
+def custom_measure(metric: Metric) -> Measure:
+    """A measurement of the caller's. What is called `train/loss` is the loss on `train`."""
+
+    def measure(model: nn.Module) -> Mapping[str, Metrics]:
+        with torch.inference_mode():
+            named: Mapping[str, Any] = metric(model)
+        found: dict[str, Metrics] = {}
+        for name, value in named.items():
+            data, _, short = str(name).rpartition("/")
+            found.setdefault(data or CUSTOM, {})[short] = Measurement(float(value))
+        if not found:
+            raise DeltaLensError("the metric measured nothing: it has to return {name: value}")
+        return found
+
+    return measure
+
+
+def finite(found: Mapping[str, Metrics]) -> dict[str, Metrics]:
+    """The same, with NaN for what is infinite: neither is a height."""
+    return {
+        data: {
+            name: m if math.isfinite(m.value) else Measurement(math.nan, math.nan, m.n)
+            for name, m in metrics.items()
+        }
+        for data, metrics in found.items()
+    }

@@ -1,0 +1,138 @@
+"""Scanning a landscape: the loss on a line or plane in weight space (MFT, Figures 6 and 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from deltalens.errors import DeltaLensError
+from deltalens.evaluate.differentiable import LossPart
+from deltalens.evaluate.loading import check_fits, pick_device
+from deltalens.evaluate.rows import read_rows
+from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
+from deltalens.studies.drop_asked import FidelityTexts, Metric, answer_regex
+from deltalens.studies.landscape.asked import check, check_room, name_of, pick_plane
+from deltalens.studies.landscape.models import Given, HeldModels, StoredModels
+from deltalens.studies.landscape.sitting import COLUMNS, KIND, Sitting
+from deltalens.studies.study import StudyWatch
+
+__all__ = ["COLUMNS", "KIND", "scan_landscape"]
+
+
+def scan_landscape(
+    origin: str | Path | nn.Module,
+    out: str | Path,
+    *,
+    others: Sequence[Given] = (),
+    base: Given | None = None,
+    plane: str = "auto",
+    grid: str | int | Sequence[int] | None = None,
+    span: str | None = None,
+    normalise: str = "filter",
+    seed: int = 0,
+    data: Sequence[str | Path] = (),
+    metrics: Sequence[str] = (),
+    metric: Metric | None = None,
+    loss: LossPart | None = None,
+    answer_pattern: str | None = None,
+    limit: int | None = None,
+    fidelity: FidelityTexts | None = None,
+    low_memory: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_tokens: int = 4096,
+    include: str | None = None,
+    exclude: str | None = None,
+    fresh: bool = False,
+    trust_remote_code: bool = False,
+    watch: StudyWatch | None = None,
+) -> StudyRecord:
+    """Measure a model on the points of a line or plane through weight space.
+
+    One live model is put on each point, `origin + a d1 + b d2`, computed anew in fp32 and rounded
+    once to the model's dtype; at the end, and on any error, it has the origin's bits back. Points
+    are visited from a coarse grid to the full one, the marked checkpoints first. Every finished
+    point is journalled: the same call again goes on where this one stopped.
+
+    Args:
+        origin: a checkpoint folder; or a model in memory, which then needs `metric`.
+        out: the study's folder.
+        others: B, C, ...: what spans the plane; folders, or models or state dicts in memory.
+        base: a further model, projected onto the plane and marked.
+        plane: `line` (through ORIGIN and B), `checkpoints` (through ORIGIN, B and C; distances in
+            it are distances in weight space), `random` (ORIGIN alone), `trajectory` (principal
+            components of ORIGIN, the last checkpoint, and the others), `hessian` (the top
+            eigenvectors at ORIGIN); `auto` goes by how many are given.
+        grid: points along each direction, "25x25"; one number for one direction.
+        span: where the axes begin and end, "-1:1" or "-1:1,0:2"; if not given, around the marked
+            points, -1 to 1 in random directions, and where a quadratic with the Hessian's largest
+            eigenvalue has risen by one.
+        normalise: of random directions: `filter`, `layer` or `model`.
+        seed: of random directions, and of Lanczos' first vector.
+        data: JSON-lines files, all measured at every point.
+        metrics: keep only these of the metrics measured (`loss`, `perplexity`, `exact_match`;
+            `kl`, `top1_agreement`: of texts that the origin writes); empty: all that data has.
+        metric: a measurement of your own, instead; what it calls `train/loss` is the loss on train.
+        loss: with it, for `hessian`: from the model to a scalar that can be differentiated twice.
+        answer_pattern: regular expression that finds the answer in a longer text; then the model
+            generates.
+        limit: rows taken of each data file.
+        fidelity: the texts that `kl` is measured on.
+        low_memory: hold no direction; form each tensor's anew for every row and point. The numbers
+            are the same.
+        device, dtype: where and how the model is loaded; `auto`: CUDA if there is one, and fp32
+            (fp64 for an fp64 checkpoint), since between two bf16 models most points are no bf16
+            numbers.
+        batch_tokens: positions in a batch.
+        include, exclude: regular expressions over tensor names: what moves. All else stays as the
+            origin has it; buffers always do.
+        fresh: discard what the folder holds of another study.
+        trust_remote_code: run model code that the checkpoint brings.
+        watch: told of stages, progress and finished cells.
+
+    Raises:
+        DeltaLensError: bad input, as far as it can be known before the model is loaded.
+    """
+    watch, out = watch or StudyWatch(), Path(out)
+    if limit is not None and limit < 1:
+        raise DeltaLensError(f"limit {limit}: at least 1 row")
+    if isinstance(origin, nn.Module) and metric is None:
+        raise DeltaLensError("a model in memory is measured by a metric of your own: metric=...")
+    if isinstance(origin, nn.Module) and plane == "hessian" and loss is None:
+        raise DeltaLensError("the Hessian of a model in memory needs a loss of your own: loss=...")
+    asked = check(
+        plane=pick_plane(plane, len(others), base is not None),
+        grid=grid,
+        span=span,
+        normalise=normalise,
+        seed=seed,
+        files=[read_rows(path, limit) for path in data],
+        metrics=metrics,
+        custom=name_of(metric),
+        differentiable=loss is not None,
+        answer_pattern=answer_regex(answer_pattern),
+        fidelity=fidelity or FidelityTexts(),
+        batch_tokens=batch_tokens,
+        include=include,
+        exclude=exclude,
+    )
+    models: HeldModels | StoredModels
+    if isinstance(origin, nn.Module):
+        models = HeldModels(origin, others, base, asked)
+    else:
+        models = StoredModels(
+            origin, others, base, asked, pick_device(device), dtype, trust_remote_code
+        )
+        check_fits(models.origin, models.kind, models.device, batch_tokens)
+        held = 1 if low_memory else 1 + len(asked.counts)
+        words = "a row" if low_memory else "a row and the directions in fp32"
+        check_room(models.origin, models.kind, models.device, held, words)
+    check_study_folder(out, models.paths)
+    folder = StudyFolder.open(out, KIND, {**models.identity(), **asked.identity()}, COLUMNS, fresh)
+    try:
+        Sitting(asked, models, folder, watch, metric, loss, low_memory).run()
+    finally:
+        folder.close()
+    return load_study(out)

@@ -1,0 +1,272 @@
+"""One sitting of a landscape: from the loaded model to the last point."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deltalens.errors import DeltaLensError
+from deltalens.evaluate.differentiable import LossPart, loss_parts
+from deltalens.evaluate.loading import LoadedModel
+from deltalens.io.checkpoint import open_checkpoint
+from deltalens.io.records import Cell, Setting, StudyFolder
+from deltalens.numerics.workers import workers
+from deltalens.studies.drop_asked import Metric
+from deltalens.studies.landscape.asked import Asked
+from deltalens.studies.landscape.directions import Direction, StoredDirection, random_directions
+from deltalens.studies.landscape.grid import GRID, Point, coarse_to_fine, grid_points
+from deltalens.studies.landscape.hessian import top_of_hessian
+from deltalens.studies.landscape.measuring import Measure, Measuring, custom_measure, finite
+from deltalens.studies.landscape.models import HeldModels, StoredModels
+from deltalens.studies.landscape.moving import MovedModel
+from deltalens.studies.landscape.planes import (
+    Mark,
+    Shape,
+    axes_of,
+    inner_products,
+    line_through,
+    plane_through,
+    principal_plane,
+)
+from deltalens.studies.landscape.slots import Slot
+from deltalens.studies.landscape.weights import StoredWeights
+from deltalens.studies.study import StudyWatch
+
+__all__ = ["COLUMNS", "KIND", "Sitting", "write_table"]
+
+KIND = "landscape"
+COLUMNS = ("a", "b", "mark", "data")
+DIRECTIONS = "directions.safetensors"
+
+
+class Stop(NamedTuple):
+    """A point to be measured."""
+
+    point: Point
+    mark: str
+
+    def setting(self, data: str) -> Setting:
+        """Of its cell."""
+        return {"a": self.point.a, "b": self.point.b, "mark": self.mark, "data": data}
+
+
+class Sitting:
+    """One sitting of a landscape.
+
+    Args:
+        asked: what, checked.
+        models: that make the plane.
+        folder: of the study, open.
+        watch: told of stages, progress and finished cells.
+        metric, loss: of the caller's, or None.
+        low_memory: hold no direction.
+    """
+
+    def __init__(
+        self,
+        asked: Asked,
+        models: HeldModels | StoredModels,
+        folder: StudyFolder,
+        watch: StudyWatch,
+        metric: Metric | None,
+        loss: LossPart | None,
+        low_memory: bool,
+    ) -> None:
+        self.asked, self.models, self.folder, self.watch = asked, models, folder, watch
+        self.metric, self.loss, self.keep = metric, loss, not low_memory
+        if not folder.cells:
+            plane = folder.facts.get("plane")
+            folder.facts = models.facts() | ({"plane": plane} if plane else {})
+
+    def run(self) -> None:
+        """Measure what is left, and give the model its bits back."""
+        if self._finished():
+            write_table(self.folder, self.asked)
+            return
+        shape = self._shape_of_checkpoints()
+        self.watch.stage("loading the model", None)
+        loaded = self.models.load()
+        slots = self.models.slots(loaded)
+        measure, parts = self._measures(loaded)
+        facts = self.folder.facts
+        if not self.folder.cells:
+            facts["tensors"], facts["entries"] = len(slots), sum(slot.size for slot in slots)
+            if loaded.fresh:
+                names = ", ".join(loaded.fresh)
+                facts["notes"].append(f"initialised at random, not in the checkpoint: {names}")
+        directions: Sequence[Direction]
+        if shape is not None:
+            directions = shape.directions(self.models.weights, self.models.others)
+        elif self.asked.plane == "random":
+            shape, directions = self._random(slots, loaded)
+        else:
+            shape, directions = self._hessian(slots, loaded, parts)
+        facts["plane"] = shape.facts()
+        facts["points"] = len(_stops(shape, self.asked))
+        self.folder.write_manifest()
+        moved = MovedModel(slots, self.models.weights, directions, keep=self.keep)
+        try:
+            self._visit(_stops(shape, self.asked), moved, loaded, measure)
+        finally:
+            moved.restore()
+            write_table(self.folder, self.asked)
+
+    def _finished(self) -> bool:
+        facts = self.folder.facts
+        if not self.folder.cells or "data" not in facts:
+            return False
+        wanted = len(_stops(Shape.of(facts["plane"]), self.asked)) * len(facts["data"])
+        return len(self.folder.cells) >= wanted
+
+    def _visit(
+        self, stops: Sequence[Stop], moved: MovedModel, loaded: LoadedModel, measure: Measure
+    ) -> None:
+        done = {repr(cell.setting) for cell in self.folder.cells}
+        known: list[str] = self.folder.facts.get("data", [])
+        self.watch.stage("points", len(stops))
+        for stop in stops:
+            left = [name for name in known if repr(stop.setting(name)) not in done]
+            if left or not known:
+                begun = time.perf_counter()
+                moved.move(stop.point)
+                found = finite(measure(loaded.model))
+                if not known:
+                    known = list(found)
+                    self.folder.facts["data"] = known
+                    self.folder.write_manifest()
+                if list(found) != known:
+                    raise DeltaLensError(
+                        f"the metric measured {', '.join(found)} here and {', '.join(known)} before"
+                    )
+                seconds = time.perf_counter() - begun
+                cells = [
+                    Cell(stop.setting(name), metrics, seconds)
+                    for name, metrics in found.items()
+                    if repr(stop.setting(name)) not in done
+                ]
+                # Together: a point is journalled with all its data or, if the line tears, redone.
+                self.folder.extend(cells)
+                for cell in cells:
+                    self.watch.on_cell(self.folder.path, cell)
+            self.watch.advance(1)
+
+    def _measures(self, loaded: LoadedModel) -> tuple[Measure, list[LossPart]]:
+        """What is measured at every point; and the loss, in parts that can be differentiated."""
+        parts = [self.loss] if self.loss is not None else []
+        if self.metric is not None and (parts or self.asked.plane != "hessian"):
+            return custom_measure(self.metric), parts
+        notes = list(self.folder.facts["notes"])
+        measuring = Measuring(self.asked, loaded, self.folder, self.watch)
+        if self.folder.cells:
+            self.folder.facts["notes"] = notes
+        if self.asked.plane == "hessian" and not parts:
+            parts = loss_parts(next(iter(measuring.scorings.values())))
+        return (custom_measure(self.metric) if self.metric else measuring), parts
+
+    def _shape_of_checkpoints(self) -> Shape | None:
+        """The line or plane between the checkpoints, if it is one; as the study has it already, so
+        that a later sitting visits the very same points."""
+        if self.asked.plane in ("random", "hessian"):
+            return None
+        if "plane" in self.folder.facts:
+            return Shape.of(self.folder.facts["plane"])
+        models, base = self.models, self.models.has_base
+        self.watch.stage("measuring the distances between the models", None)
+        with workers() as each:
+            products = inner_products(models.sizes, models.weights, models.others, each)
+        if self.asked.plane == "line":
+            return line_through(products, models.names, base)
+        if self.asked.plane == "checkpoints":
+            return plane_through(products, models.names, base)
+        return principal_plane(products, models.names, len(self.asked.counts), base)
+
+    def _random(
+        self, slots: Sequence[Slot], loaded: LoadedModel
+    ) -> tuple[Shape, Sequence[Direction]]:
+        asked, axes = self.asked, len(self.asked.counts)
+        with workers(loaded.device) as each:
+            directions = random_directions(
+                self.models.weights, slots, axes, asked.seed, asked.normalise, each
+            )
+        labels = tuple(
+            f"random direction {n}, normalised per {asked.normalise}" for n in range(1, axes + 1)
+        )
+        return _around_origin(self.models.names[0], labels, (1.0,) * axes, {}), directions
+
+    def _hessian(
+        self, slots: Sequence[Slot], loaded: LoadedModel, parts: Sequence[LossPart]
+    ) -> tuple[Shape, Sequence[Direction]]:
+        axes, file = len(self.asked.counts), self.folder.path / DIRECTIONS
+        if "plane" in self.folder.facts and file.exists():
+            shape = Shape.of(self.folder.facts["plane"])
+        else:
+            self.watch.stage("products with the Hessian", None)
+            values, vectors = top_of_hessian(
+                loaded.model, slots, parts, axes, self.asked.seed, self.watch.advance
+            )
+            _write_directions(file, vectors)
+            # Where a quadratic of the largest curvature has risen by one.
+            largest = max(abs(value) for value in values)
+            reach = (2 / largest) ** 0.5 if largest else 1.0
+            labels = tuple(
+                f"eigenvector {place} (eigenvalue {value:.4g})"
+                for place, value in enumerate(values, 1)
+            )
+            found = {"eigenvalues": values}
+            name = self.models.names[0]
+            shape = _around_origin(name, labels, (float(f"{reach:.4g}"),) * axes, found)
+        stored = StoredWeights.of(open_checkpoint(file))
+        return shape, [StoredDirection(stored, f"{place}/") for place in range(axes)]
+
+
+def _around_origin(
+    name: str, labels: tuple[str, ...], reaches: tuple[float, ...], found: dict[str, list[float]]
+) -> Shape:
+    mark = Mark(name, "origin", 0.0, 0.0, 0.0)
+    return Shape(labels, (mark,), tuple((-r, r) for r in reaches), (), found)
+
+
+def _write_directions(file: Path, vectors: Sequence[dict[str, Tensor]]) -> None:
+    """Kept for the next sitting, and so that they need not be held."""
+    tensors = {
+        f"{place}/{name}": tensor.contiguous().clone()
+        for place, vector in enumerate(vectors)
+        for name, tensor in vector.items()
+    }
+    temporary = file.with_name(f".{file.name}.part")
+    try:
+        save_file(tensors, temporary)
+        os.replace(temporary, file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DeltaLensError(f"{file}: cannot be written: {error.strerror}") from error
+
+
+def _stops(shape: Shape, asked: Asked) -> list[Stop]:
+    """The marked points, then the grid from coarse to fine."""
+    axes = axes_of(asked.ranges or shape.ranges, asked.counts)
+    return [
+        *_marked(shape),
+        *(Stop(point, GRID) for level in coarse_to_fine(axes) for point in level),
+    ]
+
+
+def _marked(shape: Shape) -> Iterator[Stop]:
+    return (Stop(Point(mark.a, mark.b), mark.name) for mark in shape.marks)
+
+
+def write_table(folder: StudyFolder, asked: Asked) -> None:
+    """`cells.csv`: the marked points, then the grid row by row."""
+    if "plane" not in folder.facts:
+        return
+    shape = Shape.of(folder.facts["plane"])
+    axes = axes_of(asked.ranges or shape.ranges, asked.counts)
+    stops = [*_marked(shape), *(Stop(point, GRID) for point in grid_points(axes))]
+    known = folder.facts.get("data", [])
+    folder.write_table([stop.setting(name) for stop in stops for name in known])

@@ -1,0 +1,191 @@
+"""A loss landscape: filled contours, a surface, or lines, with the models marked where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+
+from deltalens.figures.landscape_panels import (
+    MARKERS,
+    Panel,
+    Scale,
+    columns_of,
+    draw_legend,
+    heights_of,
+    label_of,
+    load_landscape,
+    panels,
+    spans,
+)
+from deltalens.figures.landscape_surface import draw_lines, draw_surfaces
+from deltalens.figures.style import WIDTH, save, styled
+
+__all__ = ["draw", "draw_contours"]
+
+_WIDE = 1.7
+"""Panels wider than this, over their height, are stacked rather than set side by side."""
+
+
+def draw(folder: str | Path, *, first_only: bool = False) -> list[Path]:
+    """Draw a landscape, also one that is not finished: `landscape.png` and `.svg` for the loss (or
+    what else was measured first), `landscape_3d` likewise, and `landscape_<metric>` for every other
+    metric (perplexity aside, which is the loss again).
+
+    Args:
+        folder: of the study; the pictures go there too.
+        first_only: draw the first picture only.
+
+    Raises:
+        RecordError: no landscape there, or no finished point in it.
+    """
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    record = load_landscape(folder)
+    metrics = list(dict.fromkeys(record.cells["metric"]))
+    leading = "loss" if "loss" in metrics else metrics[0]
+    rest = [m for m in metrics if m != leading and not (m == "perplexity" and "loss" in metrics)]
+    written = []
+    for metric in (leading, *(() if first_only else rest)):
+        name = "landscape" if metric == leading else f"landscape_{metric}"
+        shown = panels(record, metric)
+        if len(shown[0].labels) == 1:
+            written += draw_lines(shown, record.path, name)
+        else:
+            written += draw_contours([shown], record.path, name)
+            if metric == leading and not first_only:
+                written += draw_surfaces(shown, record.path, f"{name}_3d")
+    return written
+
+
+def draw_contours(
+    rows: Sequence[Sequence[Panel]],
+    folder: Path,
+    name: str,
+    names: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Filled contours with labelled levels: a row of panels for each landscape, on one scale.
+
+    Args:
+        rows: the landscapes; of each its panels.
+        folder: where the pictures go.
+        name: their file name.
+        names: what the legend calls the origin, b and c, by their role; else the folders' names.
+    """
+    import matplotlib.pyplot as plt
+
+    with styled():
+        stacked = len(rows) == 1 and _shape(rows[0][0]) > _WIDE
+        lines = [[panel] for panel in rows[0]] if stacked else [list(row) for row in rows]
+        across = max(len(line) for line in lines)
+        # What is left beside the colour scale, its labels, and the labels of the axes.
+        width = (WIDTH - 1.0 - 0.55 - 0.3 * across) / across
+        height = sum(width / min(max(_shape(line[0]), 0.6), 3.2) + 0.75 for line in lines)
+        figure, axes = plt.subplots(
+            len(lines),
+            across,
+            figsize=(WIDTH, height + 0.35),
+            squeeze=False,
+            layout="constrained",
+        )
+        for place, row in enumerate(rows):
+            own = axes[:, 0] if stacked else axes[place]
+            scale = Scale.of(row)
+            filled = None
+            for axis, panel in zip(own, row, strict=False):
+                filled = _contours(axis, panel, scale) or filled
+                if axis is not own[0] and not stacked:
+                    axis.set_ylabel("")
+                    axis.tick_params(labelleft=False)
+            for spare in own[len(row) :]:
+                spare.set_visible(False)
+            if filled is not None:
+                bar = figure.colorbar(filled, ax=list(own[: len(row)]), pad=0.02, aspect=28)
+                bar.set_label(label_of(row[0].metric))
+                labels = [f"{level:g}" for level in scale.levels]
+                bar.set_ticks(scale.height(scale.levels), labels=labels)
+        draw_legend(figure, rows, names)
+        return save(figure, folder, name)
+
+
+def _contours(axis: Any, panel: Panel, scale: Scale) -> Any:
+    """The surface from above; where a value is not finite, the hatched ground shows."""
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    a, b, heights = heights_of(panel.frame)
+    axis.grid(False)
+    ground = Rectangle((0, 0), 1, 1, transform=axis.transAxes, fc="0.93", ec="0.7", hatch="////")
+    ground.set(linewidth=0, zorder=0)
+    axis.add_patch(ground)
+    drawn = None
+    with_height = panel.frame.dropna(subset="value")
+    shared = {"levels": scale.height(scale.levels), "norm": scale.norm()}
+    lines: dict[str, Any] = {"colors": "white", "linewidths": 0.7, "alpha": 0.85, **shared}
+    lines["linestyles"] = "solid"
+    if heights is not None and np.isfinite(heights).any():
+        masked = np.ma.masked_invalid(scale.height(heights))
+        drawn = axis.contourf(a, b, masked, cmap="viridis", zorder=1, **shared)
+        curves = axis.contour(a, b, masked, zorder=2, **lines)
+    elif spans(with_height):
+        # Not all measured yet, or not on a grid: what there is, in triangles.
+        xs, ys, values = columns_of(with_height)
+        drawn = axis.tricontourf(xs, ys, scale.height(values), cmap="viridis", zorder=1, **shared)
+        curves = axis.tricontour(xs, ys, scale.height(values), zorder=2, **lines)
+        axis.plot(panel.frame["a"], panel.frame["b"], ".", color="white", markersize=1.2, zorder=2)
+    if drawn is not None:
+        shown = dict(zip(curves.levels, scale.levels, strict=True))
+        every = 1 if len(shown) < 10 else 2
+        for text in axis.clabel(
+            curves, curves.levels[1::every], fmt=lambda x: f"{shown[x]:g}", fontsize=6.5
+        ):
+            text.set(color="white", path_effects=[withStroke(linewidth=1.6, foreground="0.25")])
+    _mark(axis, panel)
+    axis.set(
+        xlabel=_wrapped(panel.labels[0]),
+        ylabel=_wrapped(panel.labels[1]),
+        xlim=panel.ranges[0],
+        ylim=panel.ranges[1],
+    )
+    if panel.title:
+        axis.set_title(panel.title, fontsize=9)
+    if panel.distances and 1 / 3.5 < _shape(panel) < 3.5:
+        axis.set_aspect("equal")
+    return drawn
+
+
+def _mark(axis: Any, panel: Panel) -> None:
+    steps = [mark for mark in panel.marks if mark["role"] in ("step", "origin")]
+    if any(mark["role"] == "step" for mark in steps):
+        path = [*steps[1:], steps[0]]
+        xs, ys = ([mark[x] for mark in path] for x in ("a", "b"))
+        axis.plot(xs, ys, color="white", linewidth=1.2, zorder=3)
+    for mark in panel.marks:
+        marker, color, size = MARKERS[mark["role"]]
+        axis.plot(
+            mark["a"],
+            mark["b"],
+            marker=marker,
+            color=color,
+            markersize=size,
+            markeredgecolor="white",
+            markeredgewidth=1.1,
+            linestyle="",
+            zorder=5,
+        )
+
+
+def _shape(panel: Panel) -> float:
+    """Width over height of what is shown; 1 where the axes have no common unit."""
+    if not panel.distances:
+        return 1.15
+    width, height = (high - low for low, high in panel.ranges)
+    return width / height
+
+
+def _wrapped(label: str) -> str:
+    return fill(label, 42, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,141 @@
+"""A loss landscape from the side: as a surface, or along a line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deltalens.figures.landscape_panels import (
+    MARKERS,
+    Panel,
+    Scale,
+    columns_of,
+    draw_legend,
+    heights_of,
+    label_of,
+    spans,
+)
+from deltalens.figures.style import WIDTH, save, styled
+
+__all__ = ["draw_lines", "draw_surfaces"]
+
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def draw_surfaces(row: Sequence[Panel], folder: Path, name: str) -> list[Path]:
+    """The same as surfaces, seen from the side, on one scale."""
+    import matplotlib.pyplot as plt
+
+    scale = Scale.of(row)
+    with styled():
+        across = min(2, len(row))
+        down = -(-len(row) // across)
+        figure = plt.figure(figsize=(WIDTH, (4.6 if across == 1 else 3.4) * down + 0.4))
+        for place, panel in enumerate(row, 1):
+            axis = figure.add_subplot(down, across, place, projection="3d", computed_zorder=False)
+            _surface(axis, panel, scale)
+        figure.subplots_adjust(left=0.01, right=0.93, bottom=0.12, top=0.96, wspace=0.14)
+        draw_legend(figure, [row])
+        return save(figure, folder, name)
+
+
+def _surface(axis: Any, panel: Panel, scale: Scale) -> None:
+    from matplotlib import colormaps
+
+    a, b, heights = heights_of(panel.frame)
+    norm = scale.norm()
+    look = {"linewidth": 0.15, "edgecolor": (1, 1, 1, 0.35), "zorder": 1}
+    if heights is not None:
+        tall = scale.height(heights)
+        colors = colormaps["viridis"](norm(np.where(np.isfinite(tall), tall, norm.vmin)))
+        colors[~np.isfinite(tall), 3] = 0
+        xs, ys = np.meshgrid(a, b)
+        axis.plot_surface(
+            xs, ys, tall, facecolors=colors, rstride=1, cstride=1, shade=False, **look
+        )
+    else:
+        with_height = panel.frame.dropna(subset="value")
+        if spans(with_height):
+            xs, ys, zs = columns_of(with_height)
+            axis.plot_trisurf(xs, ys, scale.height(zs), cmap="viridis", **look)
+    low, high = float(norm.vmin), float(norm.vmax)
+    for mark in panel.marks:
+        value = mark["value"]
+        at = float(scale.height(value))
+        if not math.isfinite(at):
+            continue
+        marker, color, size = MARKERS[mark["role"]]
+        top = at + 0.1 * (high - low)
+        axis.plot([mark["a"]] * 2, [mark["b"]] * 2, [at, top], color=color, lw=1.1, zorder=4)
+        axis.plot(
+            [mark["a"]],
+            [mark["b"]],
+            [top],
+            marker=marker,
+            color=color,
+            markersize=0.8 * size,
+            markeredgecolor="white",
+            markeredgewidth=0.8,
+            linestyle="",
+            zorder=5,
+        )
+    ticks = _thinned(scale.levels, 6)
+    axis.set_zlim(low, high)
+    axis.set_zticks(scale.height(ticks), [f"{tick:g}" for tick in ticks])
+    axis.tick_params(labelsize=6.5, pad=-2)
+    axis.locator_params(axis="x", nbins=4)
+    axis.locator_params(axis="y", nbins=4)
+    axis.set_xlabel(_short(panel.labels[0]), fontsize=7.5, labelpad=-5)
+    axis.set_ylabel(_short(panel.labels[1]), fontsize=7.5, labelpad=-4)
+    name = panel.metric.replace("_", " ")
+    axis.set_title(f"{name}, {panel.title}" if panel.title else name, fontsize=9, y=0.98)
+    axis.view_init(elev=32, azim=-58)
+    axis.set_box_aspect((1.15, 1.0, 0.75))
+
+
+def _short(label: str) -> str:
+    """A label that fits beside a surface."""
+    return label.split(" (")[0].replace("distance from ", "").replace("distance at a ", "")
+
+
+def _thinned(ticks: Sequence[float], most: int) -> list[float]:
+    step = -(-len(ticks) // most)
+    return list(ticks[::step])
+
+
+def draw_lines(row: Sequence[Panel], folder: Path, name: str) -> list[Path]:
+    """One line per data set; the models marked on each."""
+    import matplotlib.pyplot as plt
+
+    with styled():
+        figure, axis = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
+        scale = Scale.of(row)
+        for place, panel in enumerate(row):
+            color = _COLORS[place % len(_COLORS)]
+            frame = panel.frame.sort_values("a")
+            axis.plot(frame["a"], frame["value"], color=color, linewidth=1.5, label=panel.title)
+            for a in frame["a"][frame["value"].isna()]:
+                axis.axvline(a, color="0.85", linewidth=3, zorder=0)
+            for mark in panel.marks:
+                marker, fill, size = MARKERS[mark["role"]]
+                axis.plot(
+                    mark["a"],
+                    mark["value"],
+                    marker=marker,
+                    color=fill,
+                    markersize=0.85 * size,
+                    markeredgecolor="white",
+                    linestyle="",
+                    zorder=5,
+                )
+        if scale.logarithmic:
+            axis.set_yscale("log")
+        axis.set(xlabel=row[0].labels[0], ylabel=label_of(row[0].metric))
+        if any(panel.title for panel in row):
+            axis.legend(loc="best")
+        draw_legend(figure, [row])
+        return save(figure, folder, name)
