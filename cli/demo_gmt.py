@@ -46,16 +46,16 @@ def demo_gmt(out: Folder = DEFAULT_FOLDER, quiet: Quiet = False, debug: Debug = 
                 shown = " ".join(f"--eval-data {tests[name]}" for name in measured)
                 say(quiet, text.format(methods, base, file, shown, ratios, jobs, folder))
                 mask_ratio(
-                    methods,
-                    base,
-                    file,
-                    [tests[name] for name in measured],
-                    Path(folder),
+                    methods=methods,
+                    model=base,
+                    data=file,
+                    eval_data=[tests[name] for name in measured],
+                    out=Path(folder),
                     ratios=ratios,
                     jobs=jobs,
                     quiet=quiet,
                     debug=debug,
-                    **_SETTINGS,  # type: ignore[arg-type]
+                    **_SETTINGS,
                 )
 
 

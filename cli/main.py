@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from deltalens.cli import (
+    compare,
     demo,
     demo_gmt,
+    demo_mft,
     demo_probe,
     drop,
     drop_study,
@@ -40,10 +42,12 @@ app.command("plot")(plot.plot)
 app.command("monitor")(monitor.monitor)
 app.command("train")(train.train)
 app.add_typer(sweep.app, name="sweep")
+app.command("compare")(compare.compare)
 app.command("efficiency")(efficiency.efficiency)
 app.add_typer(demo.app, name="demo")
 demo.app.command("probe")(demo_probe.demo_probe)
 demo.app.command("gmt")(demo_gmt.demo_gmt)
+demo.app.command("mft")(demo_mft.demo_mft)
 
 
 def _version(wanted: bool) -> None:

@@ -11,6 +11,8 @@ __all__ = [
     "Accumulate",
     "Base",
     "BatchSize",
+    "Blocks",
+    "ChooseOn",
     "CompletionField",
     "Config",
     "Data",
@@ -31,6 +33,7 @@ __all__ = [
     "MaxLength",
     "Merge",
     "Model",
+    "Modules",
     "Objective",
     "Of",
     "Out",
@@ -38,10 +41,12 @@ __all__ = [
     "Quiet",
     "Rescale",
     "Scope",
+    "ScoreRate",
     "Seed",
     "Seeds",
     "Steps",
     "Study",
+    "Threshold",
     "fields",
 ]
 
@@ -98,6 +103,24 @@ Accumulate = Annotated[int, typer.Option(help="Micro-batches in a step.")]
 LearningRate = Annotated[float, typer.Option("--learning-rate", "--lr", help="Peak.")]
 MaxLength = Annotated[
     int | None, typer.Option(help="Longest row in tokens; the model's positions by default.")
+]
+ScoreRate = Annotated[
+    float | None, typer.Option("--score-lr", help="Peak, of mft's scores; the same by default.")
+]
+Blocks = Annotated[
+    str,
+    typer.Option(metavar="all|4-7,12", help="Whose weights are masked (mft and its baselines)."),
+]
+Modules = Annotated[
+    str, typer.Option(metavar="attention,mlp", help="Which of a block's layers are masked.")
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="mft: scores at or below it lose their weights, instead of a mask ratio."),
+]
+ChooseOn = Annotated[
+    Path | None,
+    typer.Option(metavar="V", help="Rows whose loss decides which moment of a training comes out."),
 ]
 PromptField = Annotated[str | None, typer.Option(help="What the data calls the prompt.")]
 CompletionField = Annotated[str | None, typer.Option(help="What the data calls the completion.")]

@@ -11,6 +11,8 @@ from deltalens.cli import console
 from deltalens.cli.options import (
     Accumulate,
     BatchSize,
+    Blocks,
+    ChooseOn,
     CompletionField,
     Config,
     Data,
@@ -25,12 +27,14 @@ from deltalens.cli.options import (
     Limit,
     MaxLength,
     Model,
+    Modules,
     Objective,
     Out,
     PromptField,
     Quiet,
     Scope,
     Steps,
+    Threshold,
     fields,
 )
 
@@ -41,20 +45,40 @@ _DEFAULT_PROBE = {"every": 10}
 
 
 def train(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="sft, gmt, random-mask or hft.")],
+    method: Annotated[
+        str,
+        typer.Argument(
+            metavar="METHOD",
+            help="sft, gmt, random-mask, hft, mft, lora; or without a step random-mask-weights, "
+            "l1-mask.",
+        ),
+    ],
     model: Model,
     data: Data,
     out: Out,
     objective: Objective = "sft",
     mask_ratio: Annotated[
-        str, typer.Option(help="The fraction masked out in each step (gmt, random-mask).")
-    ] = "0.2",
+        str | None,
+        typer.Option(
+            help="The fraction masked out: in each step (gmt, random-mask; 0.2 by default), or of "
+            "the weights (mft and its baselines; 0.1, also attention=0.1,mlp=0.05)."
+        ),
+    ] = None,
     scope: Scope = "tensor",
     apply_to: Annotated[
         str, typer.Option(metavar="gradient|update", help="update: masked weights stay as is.")
     ] = "gradient",
     include: Include = None,
     exclude: Exclude = None,
+    blocks: Blocks = "all",
+    modules: Modules = "attention,mlp",
+    threshold: Threshold = None,
+    rank_by: Annotated[
+        str, typer.Option(metavar="magnitude|value", help="mft: what of the scores is ranked.")
+    ] = "magnitude",
+    init_std: Annotated[float, typer.Option(help="mft: the scores begin as N(0, this).")] = 0.02,
+    lora_rank: Annotated[int, typer.Option(help="lora: of every linear layer.")] = 64,
+    lora_alpha: Annotated[int, typer.Option(help="lora: its scale, times the rank.")] = 16,
     epochs: Epochs = 1.0,
     steps: Steps = None,
     batch_size: BatchSize = 8,
@@ -75,6 +99,7 @@ def train(
     eval_every: Annotated[
         int | None, typer.Option(min=1, help="Steps between measurements on the way.")
     ] = None,
+    choose_on: ChooseOn = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(min=1, help="Steps between checkpoints; a tenth by default.")
     ] = None,
@@ -97,7 +122,7 @@ def train(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train a model: plain fine-tuning, Gradient-Mask Tuning, random masks, or half-freezing.
+    """Train a model: plain fine-tuning, Gradient-Mask Tuning, Mask Fine-Tuning, and baselines.
 
     AdamW, cosine after 3 % warm-up, loss on the completion. Ctrl-C writes a checkpoint; --resume
     goes on from the last one, bit for bit. Needs the extra [train].
@@ -106,6 +131,7 @@ def train(
     Example:
     deltalens train gmt base/ --data train.jsonl --mask-ratio 0.2 -o gmt/
     deltalens train sft base/ --data train.jsonl --eval-data test.jsonl --eval-every 50 -o sft/
+    deltalens train mft ft/ --data train.jsonl --blocks 4-7 --mask-ratio 0.1 -o mft/
     """
     with console.command(debug, f"stopped; --resume goes on from {out}'s last checkpoint"):
         from deltalens.io.locate import locate
@@ -122,6 +148,13 @@ def train(
             apply_to=apply_to,
             include=include,
             exclude=exclude,
+            blocks=blocks,
+            modules=modules,
+            threshold=threshold,
+            rank_by=rank_by,
+            init_std=init_std,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
             epochs=epochs,
             steps=steps,
             batch_size=batch_size,
@@ -144,6 +177,7 @@ def train(
                 limit=limit,
                 eval_data=eval_data or (),
                 eval_every=eval_every,
+                choose_on=choose_on,
                 checkpoint_every=checkpoint_every,
                 probe=_DEFAULT_PROBE if probe else None,
                 resume=resume,
@@ -166,20 +200,22 @@ def _show(trained: Trained, *, as_json: bool, quiet: bool) -> None:
             "loss": trained.loss,
             "metrics": {name: list(m) for name, m in trained.metrics.items()},
             "notes": list(trained.notes),
+            "masks": str(trained.masks) if trained.masks else None,
             "run": str(trained.run) if trained.run else None,
         }
         console.print_json(found)
         return
     if quiet:
         return
-    typer.echo(
-        f"{trained.steps:,} steps in {trained.seconds:,.1f} s; loss {trained.loss:.4f} over the "
-        "last tenth"
-    )
+    if trained.steps:
+        took = f"{trained.steps:,} steps in {trained.seconds:,.1f} s"
+        typer.echo(f"{took}; loss {trained.loss:.4f} over the last tenth")
     for name, measured in trained.metrics.items():
         typer.echo(f"{name}: {measured.value:.4g} (n = {measured.n:,})")
     for note in trained.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"model:   {trained.path}")
+    if trained.masks:
+        typer.echo(f"masks:   {trained.masks}")
     if trained.run:
         typer.echo(f"run:     {trained.run}  (deltalens monitor {trained.run})")

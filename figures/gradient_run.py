@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltalens.errors import RecordError
+from deltalens.figures.learned_masks import learned_masks
 from deltalens.figures.style import WIDTH, save, styled
 from deltalens.io.runs import RunRecord, load_run
 
@@ -46,8 +47,8 @@ def group_of(name: str) -> str:
 
 
 def draw(folder: str | Path) -> list[Path]:
-    """Draw a run: `gradient_histograms`, `mask_overlap`, `overlap_by_layer`, `coverage` and
-    `updates`, each where it was logged.
+    """Draw a run: `gradient_histograms`, `mask_overlap`, `overlap_by_layer`, `coverage`, `updates`
+    and `learned_masks`, each where it was logged.
 
     Args:
         folder: of the run; also where each picture's `.png` and `.svg` are written.
@@ -75,6 +76,8 @@ def draw(folder: str | Path) -> list[Path]:
             pictures += save(_coverage(masks, time), run.path, "coverage")
         if run.tensors["bits_changed"].notna().any():
             pictures += save(_updates(run.tensors, time), run.path, "updates")
+        if run.learned["step"].nunique() > 1:
+            pictures += save(learned_masks(run.learned), run.path, "learned_masks")
     return pictures
 
 

@@ -86,13 +86,16 @@ def build_probe_run(
 
 TRAINING_ROWS = 4_800
 """Rows of each domain in a training file: 150 steps of 32."""
+FEW_ROWS = 750
+"""Rows of each domain in a file to train on again and again, until they are known by heart."""
+MIXTURE = "mixture"
 
 
 def build_base(
     folder: Path, *, recipe: Recipe = DEFAULT_RECIPE, report: Report | None = None
 ) -> DemoPaths:
-    """Train the demo's base, unless it is there, and write rows to train on: of maths alone, and of
-    all three domains, as many of each.
+    """Train the demo's base, unless it is there, and write rows to train on: of each domain alone,
+    and of all three, as many of each; `TRAINING_ROWS`, and `FEW_ROWS`.
 
     Otherwise as `build_demo`.
 
@@ -112,15 +115,16 @@ def build_base(
 
     held_out = _held_out(paths, recipe)
     train_base(Making(paths, recipe, identity, held_out, report))
-    for name, domains in (("maths", ("maths",)), ("mixture", tuple(DOMAINS))):
+    for name, file in paths.training.items():
+        domain, _, few = name.partition("_")
+        domains = tuple(DOMAINS) if domain == MIXTURE else (domain,)
         rows = stream(
             dict.fromkeys(domains, 1.0),
-            Random(f"{recipe.seed}/{name}/training"),
+            Random(f"{recipe.seed}/{domain}/training"),
             rejected=held_out_prompts(held_out),
         )
-        count = TRAINING_ROWS * len(domains)
-        text = "".join(f"{next(rows).to_json()}\n" for _ in range(count))
-        write_whole(paths.training[name], text.encode())
+        count = (FEW_ROWS if few else TRAINING_ROWS) * len(domains)
+        write_whole(file, "".join(f"{next(rows).to_json()}\n" for _ in range(count)).encode())
     return paths
 
 
@@ -129,7 +133,11 @@ def _paths(folder: Path) -> DemoPaths:
         domain: {split: folder / "data" / f"{domain}_{split}.jsonl" for split in SPLITS}
         for domain in DOMAINS
     }
-    training = {name: folder / "data" / f"{name}_train.jsonl" for name in ("maths", "mixture")}
+    training = {
+        f"{name}{few}": folder / "data" / f"{name}{few}_train.jsonl"
+        for name in (*DOMAINS, MIXTURE)
+        for few in ("", "_few")
+    }
     return DemoPaths(folder, folder / "base", folder / "ft", folder / "probe-run", data, training)
 
 

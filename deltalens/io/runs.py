@@ -69,6 +69,20 @@ TABLES: dict[str, dict[str, str]] = {
         },
         "coverage": "float64",
     },
+    "learned": {
+        "step": "int64",
+        "layer": "string",
+        "entries": "int64",
+        "kept": "int64",
+        **{
+            f"{what}_{against}": "float64"
+            for against in ("previous", "first")
+            for what in ("jaccard", "containment", "chance")
+        },
+        "flipped_previous": "int64",
+        "flipped_first": "int64",
+        "ever_kept": "float64",
+    },
 }
 """Table -> column -> type; `docs/records.md` says what each holds."""
 
@@ -250,6 +264,8 @@ class RunRecord:
     histograms: pd.DataFrame
     tensors: pd.DataFrame
     masks: pd.DataFrame
+    learned: pd.DataFrame
+    """Of masks of weights that the training learned; empty without."""
 
 
 def load_run(folder: str | Path) -> RunRecord:

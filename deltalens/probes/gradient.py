@@ -27,8 +27,9 @@ from deltalens.gradients import (
 from deltalens.io.pairing import check_scope
 from deltalens.io.runs import RunWriter
 from deltalens.numerics.magnitudes import prepare
-from deltalens.numerics.overlap import PackedMask, chance_of, compare, containment, jaccard
+from deltalens.numerics.overlap import PackedMask, compare
 from deltalens.numerics.scratch import Scratch
+from deltalens.probes.history import History, LearnedMasks
 from deltalens.probes.sinks import Sink, sink_of
 from deltalens.probes.survey import QUANTILES, Survey, Top, fetch, survey
 from deltalens.probes.updates import Updates
@@ -36,40 +37,8 @@ from deltalens.ranking import reducer
 
 __all__ = ["GradientProbe"]
 
-_AGAINST = ("previous", "first", "reference")
-
-
 _Key = tuple[str, float]
 """A tensor's name and a mask ratio."""
-
-
-class _History:
-    """The masks of one tensor at one ratio that later ones are compared with: three bits an
-    entry."""
-
-    def __init__(self, ever: PackedMask, reference: PackedMask | None) -> None:
-        self.ever = ever
-        self._masks: list[PackedMask | None] = [None, None, reference]
-        self._kept = [0, 0]
-
-    def others(self) -> list[PackedMask | None]:
-        """What a new mask is compared with: the previous, the first and the reference mask."""
-        return list(self._masks)
-
-    def take(self, entries: int, mask: PackedMask, row: Sequence[int]) -> dict[str, float]:
-        """A logged step is over: the columns that tell how its mask compares with others."""
-        kept, *common, ever, reference = row
-        columns: dict[str, float] = {"kept": kept, "coverage": ever / entries}
-        sizes = [*self._kept, reference]
-        for against, other, size, both in zip(_AGAINST, self._masks, sizes, common, strict=True):
-            if other is not None:
-                columns[f"jaccard_{against}"] = jaccard(both, kept, size)
-                columns[f"containment_{against}"] = containment(both, kept)
-                columns[f"chance_{against}"] = chance_of(kept, size, entries)
-        if self._masks[1] is None:
-            self._masks[1], self._kept[1] = mask, kept
-        self._masks[0], self._kept[0] = mask, kept
-        return columns
 
 
 class GradientProbe(Subscriber):
@@ -96,6 +65,8 @@ class GradientProbe(Subscriber):
             parameters.
         sinks: a TensorBoard `SummaryWriter`, a Weights & Biases run, or both.
         reference: a mask to compare with as well: parameter name -> bool tensor of its shape.
+        learned: masks of weights that the training learns, as they are now:
+            `MaskTuning.packed_masks`. Memory: three bits per entry.
         first_step: the number of the first step, where a training goes on.
 
     Raises:
@@ -117,6 +88,7 @@ class GradientProbe(Subscriber):
         updates: bool = False,
         sinks: Sequence[Any] = (),
         reference: Mapping[str, Tensor] | None = None,
+        learned: Callable[[], Mapping[str, PackedMask]] | None = None,
         first_step: int = 0,
     ) -> None:
         super().__init__(model, optimizer)
@@ -129,6 +101,8 @@ class GradientProbe(Subscriber):
         self._sinks: list[Sink] = [sink_of(sink) for sink in sinks]
         self._reference = dict(reference or {})
         self._updates = Updates() if updates else None
+        self._learned = LearnedMasks(learned) if learned is not None else None
+        self._learned_rows: list[dict[str, float | str]] = []
         self._asked = {
             "kind": "gradients",
             "every": every if isinstance(every, int) else getattr(every, "__name__", repr(every)),
@@ -138,9 +112,10 @@ class GradientProbe(Subscriber):
             "exclude": exclude,
             "overlap": overlap,
             "updates": updates,
+            "learned": learned is not None,
         }
         self._scratch = Scratch()
-        self._history: dict[tuple[str, float], _History] = {}
+        self._history: dict[tuple[str, float], History] = {}
         self._pending: tuple[int, list[Survey]] | None = None
         self._writer: RunWriter | None = None
         self._logging = False
@@ -217,6 +192,8 @@ class GradientProbe(Subscriber):
         surveys = survey(step, watched, self._scope, self._ratios, self._scratch)
         if self._updates is not None:
             self._updates.before(watched)
+        if self._learned is not None:
+            self._learned_rows = self._learned.rows(number)
         self._pending = (number, surveys)
 
     def _warn_of_nans(self, number: int, surveys: Sequence[Survey]) -> None:
@@ -247,6 +224,8 @@ class GradientProbe(Subscriber):
         writer.add("tensors", _columns([_tensor_row(number, one, changes) for one in surveys]))
         if self._ratios:
             writer.add("masks", _mask_columns(number, surveys, self._ratios, compared))
+        if self._learned_rows:
+            writer.add("learned", _columns(self._learned_rows))
         for sink in self._sinks:
             sink.log(number, surveys)
         if not self.steps:
@@ -269,7 +248,7 @@ class GradientProbe(Subscriber):
         for key, gradient, top in asked:
             if key not in self._history:
                 ever = PackedMask(top.mask.size, top.mask.bytes.device)
-                self._history[key] = _History(ever, self._reference_of(gradient))
+                self._history[key] = History(ever, self._reference_of(gradient))
             history = self._history[key]
             rows.append(compare(top.mask, history.others(), history.ever))
         for groups in dict.fromkeys(g.groups for _, g, _ in asked if g.groups):

@@ -18,7 +18,16 @@ from deltalens.io.records import Setting
 from deltalens.numerics.rates import show_rate
 from deltalens.studies.selecting import DropSetting, check_strategy
 
-__all__ = ["DropAsked", "FidelityTexts", "Metric", "answer_regex", "check_metrics", "identity_of"]
+__all__ = [
+    "DropAsked",
+    "FidelityTexts",
+    "MeasureAsked",
+    "Metric",
+    "answer_regex",
+    "check_metrics",
+    "identity_of",
+    "measuring_identity",
+]
 
 FIDELITY = {"kl", "top1_agreement"}
 
@@ -39,17 +48,9 @@ class FidelityTexts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DropAsked:
-    """A drop study's arguments, checked."""
+class MeasureAsked:
+    """What is measured in every cell, checked."""
 
-    strategies: tuple[str, ...]
-    rates: tuple[Fraction, ...]
-    scope: Scope
-    seeds: int
-    rescale: bool
-    changed_only: bool
-    include: str | None
-    exclude: str | None
     metrics: tuple[str, ...]
     batch_tokens: int
     answer_pattern: re.Pattern[str] | None
@@ -62,6 +63,20 @@ class DropAsked:
         """Without data and without a metric of the caller's; or where it is named."""
         named = FIDELITY & set(self.metrics)
         return bool(named) or not (self.files or self.custom)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropAsked(MeasureAsked):
+    """A drop study's arguments, checked."""
+
+    strategies: tuple[str, ...]
+    rates: tuple[Fraction, ...]
+    scope: Scope
+    seeds: int
+    rescale: bool
+    changed_only: bool
+    include: str | None
+    exclude: str | None
 
     def cells(self) -> list[Setting]:
         """All cells: the strategies in turn, rates ascending; seeds for the random one."""
@@ -90,7 +105,7 @@ def answer_regex(text: str | None) -> re.Pattern[str] | None:
         raise DeltaLensError(f"answer pattern {text!r}: no regular expression: {error}") from error
 
 
-def check_metrics(asked: DropAsked) -> None:
+def check_metrics(asked: MeasureAsked) -> None:
     names = [file.name for file in asked.files]
     twice = [str(file.path) for file in asked.files if names.count(file.name) > 1]
     if twice:
@@ -124,6 +139,15 @@ def identity_of(
         "changed_only": asked.changed_only,
         "include": asked.include,
         "exclude": asked.exclude,
+        **measuring_identity(asked, device, dtype),
+    }
+
+
+def measuring_identity(
+    asked: MeasureAsked, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """The part of a study's identity that says what is measured, and how."""
+    return {
         "data": [[file.name, len(file.rows), file.digest] for file in asked.files],
         "metrics": list(asked.metrics),
         "metric": asked.custom,

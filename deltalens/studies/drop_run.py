@@ -19,18 +19,97 @@ from deltalens.numerics.order import EVERYTHING
 from deltalens.numerics.selection import Selection
 from deltalens.numerics.workers import workers
 from deltalens.studies.deltas import DeltaStream
-from deltalens.studies.drop_asked import DropAsked, Metric
+from deltalens.studies.drop_asked import DropAsked, MeasureAsked, Metric
 from deltalens.studies.live import LiveModel
 from deltalens.studies.processes import Tell
 from deltalens.studies.selecting import DropSetting, no_delta, select_unit
 from deltalens.studies.study import Metrics, StudyWatch, run_cells
 
-__all__ = ["DropRun"]
+__all__ = ["DropRun", "Evaluation"]
 
 TEXTS = "texts.json"
 
 
-class DropRun:
+class Evaluation:
+    """What a study of two checkpoints measures in each cell."""
+
+    def __init__(
+        self,
+        measured: MeasureAsked,
+        pairing: Pairing,
+        folder: StudyFolder,
+        watch: StudyWatch,
+        metric: Metric | None,
+    ) -> None:
+        self.measured, self.pairing, self.folder, self.watch = measured, pairing, folder, watch
+        self.metric = metric
+
+    def evaluator(self, loaded: LoadedModel) -> Callable[[nn.Module], Metrics]:
+        """What is measured in each cell, made ready once: nothing is tokenised again."""
+        if self.metric is not None:
+            return self._custom
+        notes = self.folder.facts["notes"]
+        parts: list[tuple[str, Callable[[nn.Module], Metrics]]] = []
+        for file in self.measured.files:
+            self.watch.stage(f"tokenising {file.path.name}", None)
+            scoring = Scoring(
+                file,
+                loaded.model,
+                loaded.tokenizer,
+                self.measured.batch_tokens,
+                self.measured.answer_pattern,
+            )
+            if scoring.left_out:
+                notes.append(
+                    f"{file.path.name}: {scoring.left_out} rows left out: too long, or "
+                    "no token to predict"
+                )
+            prefix = f"{file.name}/" if len(self.measured.files) > 1 else ""
+            parts.append((prefix, scoring.measure))
+        if self.measured.wants_fidelity:
+            parts.append(("", self._fidelity(loaded).measure))
+        if loaded.fresh:
+            notes.append(f"initialised at random, not in the checkpoint: {', '.join(loaded.fresh)}")
+
+        def measure(model: nn.Module) -> Metrics:
+            found = {p + n: m for p, part in parts for n, m in part(model).items()}
+            wanted = self.measured.metrics
+            return {
+                name: m
+                for name, m in found.items()
+                if not wanted or name in wanted or name.split("/")[-1] in wanted
+            }
+
+        return measure
+
+    def _custom(self, model: nn.Module) -> Metrics:
+        assert self.metric is not None
+        with torch.inference_mode():
+            found = self.metric(model)
+        return {str(name): Measurement(float(value)) for name, value in found.items()}
+
+    def _fidelity(self, loaded: LoadedModel) -> Fidelity:
+        """On texts sampled from the fine-tune, kept in the study and used again on resume."""
+        file = self.folder.path / TEXTS
+        want = self.measured.fidelity
+        if not can_generate(loaded.model):
+            self.folder.facts["notes"].append(
+                f"{type(loaded.model).__name__} cannot generate: fidelity is measured on random "
+                "tokens of its vocabulary"
+            )
+        if self.folder.cells and file.exists():
+            texts = json.loads(file.read_text(encoding="utf-8"))
+        else:
+            self.watch.stage("sampling texts from the fine-tune", want.sequences)
+            texts = sample_texts(
+                loaded.model, want.sequences, want.new_tokens, want.seed, self.watch.advance
+            )
+            write_whole(file, (json.dumps(texts) + "\n").encode())
+        self.watch.stage("the fine-tune's own answers", len(texts))
+        return Fidelity(loaded.model, texts, self.watch.advance)
+
+
+class DropRun(Evaluation):
     """One sitting of a drop study: from the loaded model to the last cell."""
 
     def __init__(
@@ -41,8 +120,8 @@ class DropRun:
         watch: StudyWatch,
         metric: Metric | None,
     ) -> None:
-        self.asked, self.pairing, self.folder, self.watch = asked, pairing, folder, watch
-        self.metric = metric
+        super().__init__(asked, pairing, folder, watch, metric)
+        self.asked = asked
         self.selections: dict[DropSetting, dict[str, Selection]] = {}
         self.exact = {float(rate): rate for rate in asked.rates}
 
@@ -111,70 +190,6 @@ class DropRun:
         else:
             everything = Selection("trivial", EVERYTHING, 0)
             live.edit(lambda name: everything)
-
-    def evaluator(self, loaded: LoadedModel) -> Callable[[nn.Module], Metrics]:
-        """What is measured in each cell, made ready once: nothing is tokenised again."""
-        if self.metric is not None:
-            return self._custom
-        notes = self.folder.facts["notes"]
-        parts: list[tuple[str, Callable[[nn.Module], Metrics]]] = []
-        for file in self.asked.files:
-            self.watch.stage(f"tokenising {file.path.name}", None)
-            scoring = Scoring(
-                file,
-                loaded.model,
-                loaded.tokenizer,
-                self.asked.batch_tokens,
-                self.asked.answer_pattern,
-            )
-            if scoring.left_out:
-                notes.append(
-                    f"{file.path.name}: {scoring.left_out} rows left out: too long, or "
-                    "no token to predict"
-                )
-            prefix = f"{file.name}/" if len(self.asked.files) > 1 else ""
-            parts.append((prefix, scoring.measure))
-        if self.asked.wants_fidelity:
-            parts.append(("", self._fidelity(loaded).measure))
-        if loaded.fresh:
-            notes.append(f"initialised at random, not in the checkpoint: {', '.join(loaded.fresh)}")
-
-        def measure(model: nn.Module) -> Metrics:
-            found = {p + n: m for p, part in parts for n, m in part(model).items()}
-            wanted = self.asked.metrics
-            return {
-                name: m
-                for name, m in found.items()
-                if not wanted or name in wanted or name.split("/")[-1] in wanted
-            }
-
-        return measure
-
-    def _custom(self, model: nn.Module) -> Metrics:
-        assert self.metric is not None
-        with torch.inference_mode():
-            found = self.metric(model)
-        return {str(name): Measurement(float(value)) for name, value in found.items()}
-
-    def _fidelity(self, loaded: LoadedModel) -> Fidelity:
-        """On texts sampled from the fine-tune, kept in the study and used again on resume."""
-        file = self.folder.path / TEXTS
-        want = self.asked.fidelity
-        if not can_generate(loaded.model):
-            self.folder.facts["notes"].append(
-                f"{type(loaded.model).__name__} cannot generate: fidelity is measured on random "
-                "tokens of its vocabulary"
-            )
-        if self.folder.cells and file.exists():
-            texts = json.loads(file.read_text(encoding="utf-8"))
-        else:
-            self.watch.stage("sampling texts from the fine-tune", want.sequences)
-            texts = sample_texts(
-                loaded.model, want.sequences, want.new_tokens, want.seed, self.watch.advance
-            )
-            write_whole(file, (json.dumps(texts) + "\n").encode())
-        self.watch.stage("the fine-tune's own answers", len(texts))
-        return Fidelity(loaded.model, texts, self.watch.advance)
 
 
 def _same_point(setting: Setting) -> str | None:

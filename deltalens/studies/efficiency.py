@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.loading import load_model, pick_device, pick_dtype
+from deltalens.evaluate.loading import load_model, pick_device
 from deltalens.evaluate.rows import DataFile, read_rows
 from deltalens.evaluate.tokens import Batch, batches, encode_rows, longest_input
 from deltalens.io.checkpoint import open_checkpoint
@@ -28,11 +28,13 @@ from deltalens.io.records import (
     load_study,
 )
 from deltalens.studies.study import Metrics, StudyWatch, run_cells
-from deltalens.training.asked import METHODS, TrainingAsked
-from deltalens.training.run import method_callbacks
+from deltalens.training.asked import TrainingAsked
+from deltalens.training.methods import method_callbacks
+from deltalens.training.run import training_dtype
 
 __all__ = ["COLUMNS", "KIND", "efficiency"]
 
+_METHODS = ("sft", "gmt", "random-mask", "hft")
 KIND = "efficiency"
 COLUMNS = ("method", "repeat")
 
@@ -73,17 +75,15 @@ def efficiency(
     """
     watch, out = watch or StudyWatch(), Path(out)
     methods = tuple(dict.fromkeys(("sft", *methods)))
-    unknown = [method for method in methods if method not in METHODS]
+    unknown = [method for method in methods if method not in _METHODS]
     if unknown:
-        raise DeltaLensError(f"method {unknown[0]!r}: choose from {', '.join(METHODS)}")
+        raise DeltaLensError(f"method {unknown[0]!r}: choose from {', '.join(_METHODS)}")
     if repeats < 1 or steps < 1:
         raise DeltaLensError(f"repeats {repeats}, steps {steps}: at least 1")
     rows = read_rows(data, limit, fields)
     checkpoint = open_checkpoint(model)
     where = pick_device(device)
-    kind = pick_dtype(dtype, checkpoint)
-    if dtype == "auto" and where.type == "cpu":
-        kind = torch.float32
+    kind = training_dtype(dtype, checkpoint, where)
     check_study_folder(out, [checkpoint.path])
     identity: dict[str, Any] = {
         **{name: value for name, value in asked.identity().items() if name != "method"},

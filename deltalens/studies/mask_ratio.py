@@ -13,14 +13,17 @@ from deltalens.io.records import Setting, StudyRecord
 from deltalens.numerics.rates import Rate, exact_rates, show_rate
 from deltalens.studies.study import StudyWatch
 from deltalens.studies.trainings import Plan, TrainingData, run_trainings
-from deltalens.training.asked import TrainingAsked
+from deltalens.training.asked import WEIGHT_MASKS, TrainingAsked
 
 __all__ = ["COLUMNS", "KIND", "sweep_mask_ratio"]
 
 KIND = "mask-ratio-sweep"
 COLUMNS = ("method", "mask_ratio", "seed")
-_WITH_RATIO = ("gmt", "random-mask", "one-off-drop")
-_WITHOUT = ("sft", "hft")
+_WITH_RATIO = ("gmt", "random-mask", "one-off-drop", *WEIGHT_MASKS)
+_WITHOUT = ("ft", "sft", "hft")
+_GRADIENTS, _WEIGHTS = "0:0.9:0.1,0.95,0.99", "0.02,0.05,0.1,0.2,0.3,0.4"
+"""What is asked for by default: of masked gradients (GMT, Figure 2), and of removed weights (MFT,
+Figure 4)."""
 
 
 def sweep_mask_ratio(
@@ -29,7 +32,7 @@ def sweep_mask_ratio(
     out: str | Path,
     asked: TrainingAsked,
     *,
-    ratios: str | Iterable[Rate] = "0:0.9:0.1,0.95,0.99",
+    ratios: str | Iterable[Rate] | None = None,
     seeds: int = 3,
     keep_checkpoints: bool = False,
     jobs: int = 1,
@@ -40,15 +43,17 @@ def sweep_mask_ratio(
 
     A cell is a training; of `one-off-drop` it is a drop of the smallest deltas of the plain
     fine-tune (at the mask ratio as drop rate). Ratio 0 is plain fine-tuning to the last bit, and is
-    trained once. The same call again goes on where this one stopped.
+    trained once. Of methods that remove weights of a finished model, ratio 0 is that model as it
+    is (`ft`). The same call again goes on where this one stopped.
 
     Args:
-        methods: `gmt`, `random-mask`, `one-off-drop`; and `hft`, which knows no ratio. Plain
-            fine-tuning (`sft`) is always among them.
+        methods: `gmt`, `random-mask`, `one-off-drop`; and `hft`, which knows no ratio; or `mft`,
+            `random-mask-weights`, `l1-mask`, and `sft`. Beside the former plain fine-tuning (`sft`)
+            always stands, beside the latter the model as it is (`ft`).
         source: the model, what it learns, and what is measured after each training.
         out: the study's folder.
         asked: the training's settings; its method, mask ratio and seed are the cell's.
-        ratios: mask ratios, as "0:0.9:0.1,0.95" or as numbers.
+        ratios: mask ratios, as "0:0.9:0.1,0.95" or as numbers; those of the papers if not given.
         seeds: how many trainings at each ratio.
         keep_checkpoints: keep every trained model in the study's `checkpoints`.
         jobs: trainings at once, each in a process of its own with its share of the threads, on an
@@ -59,10 +64,13 @@ def sweep_mask_ratio(
     Raises:
         DeltaLensError: bad input, as far as it can be known before a model is loaded.
     """
+    removing = any(method in WEIGHT_MASKS for method in methods)
+    if ratios is None:
+        ratios = _WEIGHTS if removing else _GRADIENTS
     exact = sorted({Fraction(0), *exact_rates(ratios)})
     if exact[-1] >= 1:
         raise DeltaLensError(f"mask ratio {show_rate(exact[-1])}: in [0, 1)")
-    methods = tuple(dict.fromkeys(("sft", *methods)))
+    methods = tuple(dict.fromkeys(("ft" if removing else "sft", *methods)))
     known = (*_WITHOUT, *_WITH_RATIO)
     unknown = [method for method in methods if method not in known]
     if unknown:
@@ -82,6 +90,8 @@ def sweep_mask_ratio(
     }
 
     def plan(method: str, ratio: Fraction, seed: int) -> Plan:
+        if method == "ft" or (method in WEIGHT_MASKS and not ratio):
+            return Plan(asked=asked, still=source.model)
         if method == "one-off-drop":
             return Plan(
                 asked=dataclasses.replace(asked, method="sft", mask_ratio="0", seed=seed),
@@ -97,7 +107,7 @@ def sweep_mask_ratio(
         )
         for method in methods
         for ratio in (exact if method in _WITH_RATIO else [Fraction(0)])
-        for seed in range(seeds)
+        for seed in range(1 if method == "ft" else seeds)
     ]
     return run_trainings(
         KIND,
@@ -116,7 +126,10 @@ def sweep_mask_ratio(
 
 
 def _same_point(setting: Setting) -> str | None:
-    """At mask ratio 0 nothing is masked: plain fine-tuning, whatever the method."""
+    """At mask ratio 0 nothing is masked: plain fine-tuning whatever the method, or the model as it
+    is where weights are removed."""
+    if setting["method"] in ("ft", *WEIGHT_MASKS):
+        return "ft" if setting["mask_ratio"] == 0 else None
     plain = setting["mask_ratio"] == 0 and setting["method"] != "hft"
     return f"sft {setting['seed']}" if plain else None
 

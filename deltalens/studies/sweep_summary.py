@@ -1,4 +1,4 @@
-"""What a mask-ratio sweep found, in a few sentences and a table per metric."""
+"""What a study of trainings found, in a few sentences and a table per metric."""
 
 from __future__ import annotations
 
@@ -15,72 +15,105 @@ if TYPE_CHECKING:
 
 __all__ = ["SweepSummary", "summarise_sweep"]
 
+_AXES = {
+    "mask-ratio-sweep": "mask_ratio",
+    "data-ratio-sweep": "data_ratio",
+    "layer-sweep": "group",
+    "comparison": "",
+}
+"""Kind of study -> what its trainings differ in, beside the method."""
 _LOW_IS_GOOD = {"loss", "perplexity", "training_loss"}
 _NOT_SHOWN = {"perplexity", "training_loss"}
 """In the table file and in JSON; beside the loss they say nothing more."""
+_REFERENCES = ("base", "ft", "sft", "hft")
+"""Methods that know no such setting."""
 _NEAR = 0.05
 
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """The answer of a mask-ratio sweep."""
+    """The answer of a study of trainings."""
 
     record: StudyRecord
+
+    @property
+    def axis(self) -> str:
+        """The column along which the trainings differ; empty in a comparison."""
+        return _AXES[self.record.kind]
 
     def sentences(self) -> Iterator[str]:
         """The summary as a person reads it: for every data set, its first metric."""
         for metric in self._leading():
             frame = self._of(metric)
-            sft = frame[frame["method"] == "sft"]["value"]
             low = metric.rpartition("/")[2] in _LOW_IS_GOOD
-            yield f"{metric}: sft {_spread(sft)}"
-            for method, part in frame[frame["method"] != "sft"].groupby("method", sort=False):
-                if method == "hft":
-                    yield f"hft: {_spread(part['value'])}"
-                    continue
-                means = part.groupby("mask_ratio")["value"].mean()
-                ratios = [float(ratio) for ratio in means.index]
+            references = [name for name in dict.fromkeys(frame["method"]) if name in _REFERENCES]
+            if not self.axis:
+                yield self._ranked(metric, frame, low)
+                continue
+            shown = (f"{name} {_spread(frame, name)}" for name in references)
+            yield f"{metric}: {'; '.join(shown)}"
+            against = "sft" if "sft" in references else references[-1] if references else None
+            for method, part in frame[~frame["method"].isin(_REFERENCES)].groupby(
+                "method", sort=False
+            ):
+                means = part.groupby(self.axis, sort=False)["value"].mean()
                 best = means.idxmin() if low else means.idxmax()
-                far = [
-                    ratio
-                    for ratio, value in zip(ratios, means, strict=True)
-                    if (value - sft.mean() if low else sft.mean() - value) > _NEAR * abs(sft.mean())
-                ]
-                held = [ratio for ratio in ratios if not far or ratio < far[0]]
-                flat = (
-                    f"within 5 % of sft up to {max(held):g}"
-                    if held
-                    else "outside 5 % of sft from the first ratio on"
-                )
-                at_best = part[part["mask_ratio"] == best]["value"]
-                yield f"{method}: best {_spread(at_best)} at {best:g}; {flat}"
+                at_best = part[part[self.axis] == best]
+                text = f"{method}: best {_spread(at_best)} at {_shown(best)}"
+                if self.axis == "mask_ratio" and against is not None:
+                    level = float(frame[frame["method"] == against]["value"].mean())
+                    text += f"; {_flat(means, level, against, low)}"
+                yield text
+
+    def _ranked(self, metric: str, frame: pd.DataFrame, low: bool) -> str:
+        means = frame.groupby("method", sort=False)["value"].mean().sort_values(ascending=low)
+        shown = (f"{method} {_spread(frame, str(method))}" for method in means.index)
+        return f"{metric}, best first: {', '.join(shown)}"
 
     def tables(self) -> list[Table]:
-        """One table per metric: ratios down, methods across, mean ± deviation over seeds."""
-        made = []
-        for metric in dict.fromkeys(self.record.cells["metric"]):
-            if metric.rpartition("/")[2] in _NOT_SHOWN:
-                continue
-            frame = self._of(metric)
-            methods = [name for name in dict.fromkeys(frame["method"]) if name != "sft"]
+        """One table per metric: settings down, methods across, mean ± deviation over seeds; of a
+        comparison one table, methods down, metrics across."""
+        metrics = [
+            metric
+            for metric in dict.fromkeys(self.record.cells["metric"])
+            if "@" not in metric and metric.rpartition("/")[2] not in _NOT_SHOWN
+        ]
+        if not self.axis:
+            cells = self.record.cells
             rows = tuple(
-                (
-                    f"{ratio:g}",
-                    *(_spread(part[part["method"] == method]["value"]) for method in methods),
-                )
-                for ratio, part in frame.groupby("mask_ratio")
+                (str(method), *(_spread(self._of(metric), str(method)) for metric in metrics))
+                for method in dict.fromkeys(cells["method"])
             )
-            made.append(Table(str(metric), ("mask ratio", *methods), rows))
-        return made
+            return [Table("", ("method", *metrics), rows)]
+        return [self._table(metric) for metric in metrics]
+
+    def _table(self, metric: str) -> Table:
+        frame = self._of(metric)
+        methods = list(dict.fromkeys(frame["method"]))
+        numbered = self.axis != "group"
+        if not numbered:
+            frame = frame.assign(group=frame["group"].where(frame["group"] != "", "-"))
+        rows = tuple(
+            (
+                _shown(setting),
+                *(_spread(part, str(method)) for method in methods),
+            )
+            for setting, part in frame.groupby(self.axis, sort=numbered)
+        )
+        return Table(metric, (self.axis.replace("_", " "), *map(str, methods)), rows)
 
     def as_json(self) -> dict[str, Any]:
-        """The summary for scripts: metric -> method -> mask ratio -> mean over seeds."""
+        """The summary for scripts: metric -> method -> setting -> mean over seeds; of a comparison
+        metric -> method -> mean."""
         found: dict[str, Any] = {}
-        for (metric, method, ratio), part in self.record.cells.groupby(
-            ["metric", "method", "mask_ratio"], sort=False
-        ):
+        columns = ["metric", "method", *([self.axis] if self.axis else [])]
+        for (metric, method, *setting), part in self.record.cells.groupby(columns, sort=False):
             of_metric = found.setdefault(str(metric), {})
-            of_metric.setdefault(str(method), {})[f"{ratio:g}"] = float(part["value"].mean())
+            mean = float(part["value"].mean())
+            if setting:
+                of_metric.setdefault(str(method), {})[_shown(setting[0])] = mean
+            else:
+                of_metric[str(method)] = mean
         return {"study": str(self.record.path), "metrics": found}
 
     def _of(self, metric: str) -> pd.DataFrame:
@@ -90,12 +123,29 @@ class SweepSummary:
     def _leading(self) -> list[str]:
         first: dict[str, str] = {}
         for metric in dict.fromkeys(self.record.cells["metric"]):
-            if metric != "training_loss":
+            if metric != "training_loss" and "@" not in metric:
                 first.setdefault(metric.rpartition("/")[0], metric)
         return list(first.values())
 
 
-def _spread(values: pd.Series[float]) -> str:
+def _flat(means: pd.Series[float], level: float, against: str, low: bool) -> str:
+    """Up to where a curve stays near a level."""
+    held = []
+    for setting, value in means.sort_index().items():
+        if (value - level if low else level - value) > _NEAR * abs(level):
+            break
+        held.append(setting)
+    if not held:
+        return f"outside 5 % of {against} from the first one on"
+    return f"within 5 % of {against} up to {_shown(held[-1])}"
+
+
+def _shown(setting: Any) -> str:
+    return f"{setting:g}" if isinstance(setting, float) else str(setting)
+
+
+def _spread(frame: pd.DataFrame, method: str | None = None) -> str:
+    values = (frame if method is None else frame[frame["method"] == method])["value"]
     if values.empty:
         return "-"
     text = f"{values.mean():.4f}"
@@ -103,11 +153,11 @@ def _spread(values: pd.Series[float]) -> str:
 
 
 def summarise_sweep(record: StudyRecord) -> SweepSummary:
-    """Summarise a mask-ratio sweep, also one that is not finished.
+    """Summarise a study of trainings, also one that is not finished.
 
     Raises:
         RecordError: it is another kind of study, or has no finished cell.
     """
-    if record.kind != "mask-ratio-sweep" or record.cells.empty:
-        raise RecordError(f"{record.path}: no mask-ratio sweep with finished cells")
+    if record.kind not in _AXES or record.cells.empty:
+        raise RecordError(f"{record.path}: no study of trainings with finished cells")
     return SweepSummary(record)

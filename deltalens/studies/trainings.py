@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.loading import load_model, pick_device, pick_dtype
+from deltalens.evaluate.loading import load_model, pick_device
 from deltalens.evaluate.rows import DataFile, read_rows
 from deltalens.evaluate.scoring import Scoring
 from deltalens.io.checkpoint import open_checkpoint
@@ -26,7 +28,8 @@ from deltalens.studies.drop import drop
 from deltalens.studies.processes import Tell
 from deltalens.studies.study import Metrics, StudyWatch, run_cells
 from deltalens.training.asked import TrainingAsked
-from deltalens.training.run import TrainingWatch, train
+from deltalens.training.folder import METRICS
+from deltalens.training.run import TrainingWatch, train, training_dtype
 
 __all__ = ["Plan", "TrainingData", "run_trainings"]
 
@@ -39,8 +42,12 @@ class Plan:
 
     asked: TrainingAsked
     """The training."""
+    rows: int | None = None
+    """Only the first so many rows of the data."""
     drop: str | None = None
     """Instead: this share of the smallest deltas of that training is put back (One-off Drop)."""
+    still: str | Path | None = None
+    """Instead: this checkpoint as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +65,10 @@ class TrainingData:
     """What the data calls a field."""
     limit: int | None = None
     """Rows taken of the data."""
+    choose_on: str | Path | None = None
+    """Rows that decide which moment of a training comes out (`train`)."""
+    eval_every: int | None = None
+    """Steps between measurements on the way; their metrics are called `METRIC@STEP`."""
     device: str = "auto"
     dtype: str = "auto"
 
@@ -80,6 +91,7 @@ def run_trainings(
     jobs: int,
     fresh: bool,
     watch: StudyWatch | None,
+    facts: Mapping[str, Any] | None = None,
 ) -> StudyRecord:
     """Make and measure every cell's model.
 
@@ -93,6 +105,7 @@ def run_trainings(
         keep_checkpoints: keep every trained model in the study's `checkpoints`.
         fresh: discard what the folder holds of another study.
         watch: told of stages, progress and finished cells.
+        facts: what else the records say.
 
     Raises:
         DeltaLensError: bad input, as far as it can be known before a model is loaded.
@@ -102,11 +115,14 @@ def run_trainings(
     files = [read_rows(path, None, source.fields) for path in source.eval_data]
     checkpoint = open_checkpoint(source.model)
     check_study_folder(out, [checkpoint.path])
+    choosing = read_rows(source.choose_on, None, source.fields) if source.choose_on else None
     asked = {
         **identity,
         "model": checkpoint.fingerprint,
         "data": [rows.name, len(rows.rows), rows.digest],
         "eval_data": [[file.name, len(file.rows), file.digest] for file in files],
+        "choose_on": [choosing.name, len(choosing.rows), choosing.digest] if choosing else None,
+        "eval_every": source.eval_every,
         "device": source.device,
         "dtype": source.dtype,
     }
@@ -120,7 +136,7 @@ def run_trainings(
     cells = [setting for setting, _ in plans]
     study = StudyFolder.open(out, kind, asked, columns, fresh)
     try:
-        study.facts |= {"model": str(checkpoint.path)}
+        study.facts |= {"model": str(checkpoint.path), **(facts or {})}
         study.write_manifest()
         run_cells(study, cells, making, watch or StudyWatch(), same, after, jobs)
         shutil.rmtree(out / _SFT, ignore_errors=True)
@@ -144,6 +160,8 @@ class _Making:
     def __call__(self, setting: Setting, tell: Tell) -> Metrics:
         plan = self.plans[repr(setting)]
         made = self.out / f"{_CELL}-{os.getpid()}"
+        if plan.still is not None:
+            return self._measure(plan.still)
         found = (self._train if plan.drop is None else self._drop)(plan, made, tell)
         if self.keep:
             named = [f"{x:g}" if isinstance(x, float) else str(x) for x in setting.values()]
@@ -160,8 +178,10 @@ class _Making:
             made,
             plan.asked,
             fields=source.fields,
-            limit=source.limit,
+            limit=plan.rows or source.limit,
             eval_data=source.eval_data,
+            eval_every=source.eval_every,
+            choose_on=source.choose_on,
             checkpoint_every=1 << 30,
             device=source.device,
             dtype=source.dtype,
@@ -171,7 +191,10 @@ class _Making:
             raise KeyboardInterrupt
         if plan.asked.method == "sft" and any(one.drop for one in self.plans.values()):
             _copy(made, self._sft(plan.asked.seed))
-        return {**trained.metrics, "training_loss": Measurement(trained.loss)}
+        found = {**trained.metrics, **_on_the_way(made, trained.steps)}
+        if math.isfinite(trained.loss):
+            found["training_loss"] = Measurement(trained.loss)
+        return found
 
     def _drop(self, plan: Plan, made: Path, tell: Tell) -> Metrics:
         sft = self._sft(plan.asked.seed)
@@ -187,9 +210,13 @@ class _Making:
             rate=plan.drop,
             scope=plan.asked.scope,
         )
-        checkpoint = open_checkpoint(made)
-        kind = pick_dtype(self.source.dtype, checkpoint)
-        loaded = load_model(checkpoint, kind, pick_device(self.source.device))
+        return self._measure(made)
+
+    def _measure(self, folder: str | Path) -> Metrics:
+        """A checkpoint as it is, in the dtype in which it would be trained."""
+        checkpoint, device = open_checkpoint(folder), pick_device(self.source.device)
+        kind = training_dtype(self.source.dtype, checkpoint, device)
+        loaded = load_model(checkpoint, kind, device)
         found: Metrics = {}
         for file in self.files:
             prefix = f"{file.name}/" if len(self.files) > 1 else ""
@@ -200,6 +227,17 @@ class _Making:
     def _sft(self, seed: int) -> Path:
         """Plain fine-tunes are needed again, for one-off drops."""
         return self.out / _SFT / f"seed-{seed}"
+
+
+def _on_the_way(made: Path, steps: int) -> Metrics:
+    """What a training measured before its end."""
+    lines = map(json.loads, (made / METRICS).read_text(encoding="utf-8").splitlines())
+    return {
+        f"{name}@{line['step']}": Measurement(*measured)
+        for line in lines
+        if "evaluated" in line and line["step"] < steps
+        for name, measured in line["evaluated"].items()
+    }
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,18 @@ from deltalens.errors import DeltaLensError, several
 from deltalens.io.pairing import check_scope
 from deltalens.numerics.rates import exact_rate, show_rate
 
-__all__ = ["METHODS", "OBJECTIVES", "TrainingAsked", "config_class", "read_recipe"]
+__all__ = [
+    "METHODS",
+    "OBJECTIVES",
+    "WEIGHT_MASKS",
+    "TrainingAsked",
+    "config_class",
+    "read_recipe",
+]
 
-METHODS = ("sft", "gmt", "random-mask", "hft")
+WEIGHT_MASKS = ("mft", "random-mask-weights", "l1-mask")
+"""Methods that remove weights; only the first one trains."""
+METHODS = ("sft", "gmt", "random-mask", "hft", *WEIGHT_MASKS, "lora")
 OBJECTIVES = ("sft", "dpo")
 
 _OURS = {
@@ -56,12 +66,24 @@ class TrainingAsked:
 
     method: str = "sft"
     objective: str = "sft"
-    mask_ratio: str = "0.2"
-    """The fraction masked out in every step, as typed; unused by sft and hft."""
+    mask_ratio: str | None = None
+    """As typed. Of gmt and random-mask the fraction masked out in every step, 0.2 if not given; of
+    methods that remove weights the fraction removed, 0.1, also `attention=0.1,mlp=0.05`."""
     scope: str = "tensor"
     apply_to: str = "gradient"
     include: str | None = None
     exclude: str | None = None
+    blocks: str = "all"
+    """Whose weights are masked: `4-7,12`."""
+    modules: str = "attention,mlp"
+    threshold: float | None = None
+    """Scores at or below it lose their weights (mft), instead of a ratio."""
+    rank_by: str = "magnitude"
+    init_std: float = 0.02
+    """Of the scores."""
+    lora_rank: int = 64
+    lora_alpha: int = 16
+    lora_dropout: float = 0.1
     epochs: float = 1.0
     steps: int | None = None
     """Optimizer steps, instead of epochs."""
@@ -70,6 +92,8 @@ class TrainingAsked:
     accumulate: int = 1
     """Micro-batches in a step."""
     learning_rate: float = 2e-5
+    score_learning_rate: float | None = None
+    """Of the scores (mft); the same if not given."""
     weight_decay: float = 0.0
     warmup: float = 0.03
     """The share of the steps over which the learning rate rises; it falls as a cosine (GMT)."""
@@ -94,21 +118,43 @@ class TrainingAsked:
                     f"{name} {getattr(self, name)!r}: choose one of {', '.join(known)}"
                 )
         check_scope(self.scope)
-        if exact_rate(self.mask_ratio) >= 1:
-            raise DeltaLensError(
-                f"mask ratio {self.mask_ratio}: in [0, 1), the fraction masked out"
-            )
-        for name in ("epochs", "batch_size", "accumulate", "learning_rate", "steps", "max_length"):
+        for ratio in self.ratios.values():
+            if ratio >= 1:
+                raise DeltaLensError(
+                    f"mask ratio {show_rate(ratio)}: in [0, 1), the fraction masked out"
+                )
+        if self.threshold is not None and self.mask_ratio is not None:
+            raise DeltaLensError("a threshold and a mask ratio: give one of them")
+        if self.method in ("gmt", "random-mask") and "" not in self.ratios:
+            raise DeltaLensError(f"mask ratio {self.mask_ratio}: {self.method} takes a single one")
+        for name in (
+            *("epochs", "batch_size", "accumulate", "learning_rate", "steps", "max_length"),
+            *("lora_rank", "lora_alpha", "score_learning_rate"),
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise DeltaLensError(f"{name.replace('_', ' ')} {value}: must be above 0")
         if not 0 <= self.warmup < 1:
             raise DeltaLensError(f"warmup {self.warmup}: a share of the steps, in [0, 1)")
 
+    @property
+    def ratios(self) -> dict[str, Fraction]:
+        """The mask ratio of each kind of layer; a single one stands under ''."""
+        default = "0.1" if self.method in WEIGHT_MASKS else "0.2"
+        parts = [part.rpartition("=") for part in (self.mask_ratio or default).split(",")]
+        return {kind.strip(): exact_rate(ratio) for kind, _, ratio in parts}
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The method's."""
+        own = self.score_learning_rate if self.method == "mft" else None
+        return own or self.learning_rate
+
     def identity(self) -> dict[str, Any]:
         """As JSON values: two trainings with the same lead to the same."""
         found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return found | {"mask_ratio": show_rate(exact_rate(self.mask_ratio))}
+        shown = {kind: show_rate(ratio) for kind, ratio in self.ratios.items()}
+        return found | {"mask_ratio": shown.get("", shown)}
 
 
 def read_recipe(path: Path | None, objective: str) -> dict[str, Any]:

@@ -18,9 +18,11 @@ from deltalens.errors import RecordError, several
 from deltalens.io.files import check_new_folder, sync_folder, write_whole
 from deltalens.io.version import FORMAT, version
 
-__all__ = ["CHECKPOINTS", "METRICS", "RECORD", "RUN", "TrainingFolder"]
+__all__ = ["CHECKPOINTS", "MASKS", "METRICS", "RECORD", "RUN", "TrainingFolder"]
 
 RECORD, METRICS, CHECKPOINTS, RUN = "train.json", "metrics.jsonl", "checkpoints", "run"
+MASKS = "masks.safetensors"
+"""Which weights a method removed: `deltalens.apply_masks` reads it."""
 _WHOLE = "deltalens-complete"
 """In a checkpoint that was written to its end."""
 _TOKENIZER = ("tokenizer*", "vocab*", "merges*", "special_tokens_map*", "chat_template*", "added_*")

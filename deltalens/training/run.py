@@ -23,20 +23,16 @@ from deltalens.evaluate.loading import LoadedModel, load_model, pick_device, pic
 from deltalens.evaluate.rows import DataFile, read_rows
 from deltalens.evaluate.scoring import Scoring
 from deltalens.evaluate.tokens import longest_input
-from deltalens.integrations.transformers import (
-    Attaching,
-    GradientMaskCallback,
-    GradientProbeCallback,
-    HalfFreezeCallback,
-    RandomMaskCallback,
-)
+from deltalens.integrations.transformers import GradientProbeCallback
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.records import Measurement
 from deltalens.training.asked import TrainingAsked, config_class
-from deltalens.training.folder import TrainingFolder
+from deltalens.training.choosing import Chooser
+from deltalens.training.folder import MASKS, TrainingFolder
+from deltalens.training.methods import Ready, prepare
 from deltalens.training.rows import preferences, tokenised
 
-__all__ = ["Trained", "TrainingWatch", "method_callbacks", "train"]
+__all__ = ["Trained", "TrainingWatch", "train", "training_dtype"]
 
 
 @dataclass
@@ -68,6 +64,8 @@ class Trained:
     notes: tuple[str, ...] = ()
     run: Path | None = None
     """The probe's run folder."""
+    masks: Path | None = None
+    """Which weights were removed."""
 
 
 def train(
@@ -80,6 +78,7 @@ def train(
     limit: int | None = None,
     eval_data: Sequence[str | Path] = (),
     eval_every: int | None = None,
+    choose_on: str | Path | None = None,
     checkpoint_every: int | None = None,
     probe: Mapping[str, Any] | None = None,
     resume: bool = False,
@@ -103,6 +102,8 @@ def train(
         limit: take the first so many rows.
         eval_data: files measured at the end, and every `eval_every` steps.
         eval_every: steps between evaluations.
+        choose_on: rows that decide, every `eval_every` steps (a tenth of the training if not
+            given), which moment's model comes out: the one with the least loss.
         checkpoint_every: steps between checkpoints; a tenth of the training if not given.
         probe: log the gradients with these options of `GradientProbe`.
         resume: go on with the training that `out` holds.
@@ -117,17 +118,17 @@ def train(
     configure = config_class(asked.objective)
     rows = read_rows(data, limit, fields)
     others = [read_rows(path, None, fields) for path in eval_data]
+    choosing = read_rows(choose_on, None, fields) if choose_on is not None else None
     checkpoint = open_checkpoint(model)
     where = pick_device(device)
-    kind = pick_dtype(dtype, checkpoint)
-    if dtype == "auto" and where.type == "cpu":
-        kind = torch.float32
+    kind = training_dtype(dtype, checkpoint, where)
     identity = {
         **asked.identity(),
         "model": checkpoint.fingerprint,
         "data": [rows.name, len(rows.rows), rows.digest],
         "eval_data": [[file.name, len(file.rows), file.digest] for file in others],
         "eval_every": eval_every,
+        "choose_on": [choosing.name, len(choosing.rows), choosing.digest] if choosing else None,
         "device": where.type,
         "dtype": str(kind).removeprefix("torch."),
         "probe": dict(probe) if probe is not None else None,
@@ -136,9 +137,16 @@ def train(
     watch.stage("loading the model", None)
     loaded = load_model(checkpoint, kind, where, trust_remote_code)
     sitting = _Sitting(asked, folder, checkpoint, loaded, watch, eval_every)
-    sitting.prepare(rows, others)
+    sitting.prepare(rows, others, choosing)
     folder.begin()
     return sitting.run(configure, checkpoint_every, probe, resume)
+
+
+def training_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """In which dtype a model is trained: `auto` is fp32 on a CPU, else the checkpoint's."""
+    if dtype == "auto" and device.type == "cpu":
+        return torch.float32
+    return pick_dtype(dtype, checkpoint)
 
 
 class _Sitting:
@@ -158,12 +166,15 @@ class _Sitting:
         self.loaded, self.watch, self.eval_every = loaded, watch, eval_every
         self.notes: list[str] = []
         self.scorings: list[Scoring] = []
+        self.chooser: Chooser | None = None
         self.rows: Any = None
         if loaded.tokenizer is None:
             raise DeltaLensError(f"{checkpoint.path}: has no tokenizer; put one beside the model")
 
-    def prepare(self, rows: DataFile, others: Sequence[DataFile]) -> None:
-        """Tokenise what is trained on and what is measured."""
+    def prepare(
+        self, rows: DataFile, others: Sequence[DataFile], choosing: DataFile | None
+    ) -> None:
+        """Tokenise what is trained on and what is measured; make the model ready."""
         tokenizer, asked = self.loaded.tokenizer, self.asked
         self.watch.stage("tokenising", None)
         longest = longest_input(self.model.config)
@@ -178,7 +189,14 @@ class _Sitting:
                 self.notes.append(f"{left_out:,} of {len(rows.rows):,} rows left out: too long")
         for file in others:
             self.scorings.append(Scoring(file, self.model, tokenizer, 4096))
+        if choosing is not None:
+            scoring = Scoring(choosing, self.model, tokenizer, 4096)
+            self.chooser = Chooser(scoring, self.model, self.folder.checkpoints)
         self.longest = longest
+        micro = asked.batch_size * asked.accumulate
+        self.steps = asked.steps or max(1, int(asked.epochs * -(-len(self.rows) // micro)))
+        torch.manual_seed(asked.seed)
+        self.ready: Ready = prepare(asked, self.model)
 
     def run(
         self,
@@ -188,35 +206,54 @@ class _Sitting:
         resume: bool,
     ) -> Trained:
         """Take the steps that are left, and write the model."""
-        torch.manual_seed(self.asked.seed)
         last = self.folder.last_checkpoint() if resume else None
         first = int(last.name.rpartition("-")[2]) if last else 0
         if resume:
             self.folder.forget_after(first)
-        callbacks: list[TrainerCallback] = list(method_callbacks(self.asked))
+            if self.chooser is not None:
+                self.chooser.forget_after(first)
+        callbacks: list[TrainerCallback] = list(self.ready.callbacks)
         run = None
-        if probe is not None:
+        if probe is not None and self.ready.trains:
             run = self.folder.run_folder(first)
             _set_aside(run)
-            callbacks.append(GradientProbeCallback(run, **probe))
+            callbacks.append(GradientProbeCallback(run, **self.ready.watched, **probe))
         following = _Following(self)
-        trainer = self._trainer(configure, checkpoint_every, [*callbacks, following])
-        self.watch.stage("training", None)
-        begun = time.perf_counter()
-        with following.interruptible(), self._room():
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        begun, steps = time.perf_counter(), 0
+        if self.ready.trains:
+            trainer = self._trainer(configure, checkpoint_every, [*callbacks, following])
+            self.watch.stage("training", None)
+            with following.interruptible(), self._room():
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
+            steps = int(trainer.state.global_step)
         seconds = time.perf_counter() - begun
-        steps = int(trainer.state.global_step)
         metrics: dict[str, Measurement] = {}
         finished = not following.interrupted
         if finished:
+            if self.chooser is not None and steps:
+                self.folder.facts["chosen_step"] = self.chooser.restore()
+            made = self._made()
+            if self.ready.masks is not None:
+                self.ready.masks().save(made / MASKS)
+            self.model = self.ready.plain()
             metrics = self.evaluate(steps)
-            self._finish(steps, seconds)
+            self._finish(made, steps, seconds)
         losses = [line["loss"] for line in self.folder.metrics() if "loss" in line]
         tail = losses[-max(1, len(losses) // 10) :]
         loss = sum(tail) / len(tail) if tail else float("nan")
         notes = tuple(self.notes)
-        return Trained(self.folder.path, steps, seconds, loss, finished, metrics, notes, run)
+        masks = self.folder.path / MASKS
+        return Trained(
+            self.folder.path,
+            steps,
+            seconds,
+            loss,
+            finished,
+            metrics,
+            notes,
+            run,
+            masks if masks.exists() else None,
+        )
 
     @contextmanager
     def _room(self) -> Iterator[None]:
@@ -242,16 +279,14 @@ class _Sitting:
     ) -> Any:
         import trl
 
-        asked = self.asked
-        micro = asked.batch_size * asked.accumulate
-        steps = asked.steps or max(1, int(asked.epochs * -(-len(self.rows) // micro)))
+        asked, steps = self.asked, self.steps
         options: dict[str, Any] = {
             "output_dir": str(self.folder.checkpoints),
             "num_train_epochs": asked.epochs,
             "max_steps": asked.steps or -1,
             "per_device_train_batch_size": asked.batch_size,
             "gradient_accumulation_steps": asked.accumulate,
-            "learning_rate": asked.learning_rate,
+            "learning_rate": asked.peak_learning_rate,
             "weight_decay": asked.weight_decay,
             "warmup_steps": int(asked.warmup * steps),
             "lr_scheduler_type": "cosine",
@@ -280,7 +315,7 @@ class _Sitting:
         except (TypeError, ValueError) as error:
             raise DeltaLensError(f"trl refuses the settings: {error}") from error
         trainer = made(
-            model=self.model,
+            model=self.ready.model,
             args=config,
             train_dataset=self.rows,
             processing_class=self.loaded.tokenizer,
@@ -306,10 +341,14 @@ class _Sitting:
         self.folder.log({"step": step, "evaluated": figures})
         return found
 
-    def _finish(self, steps: int, seconds: float) -> None:
-        self.watch.stage("writing the model", None)
+    def _made(self) -> Path:
+        """Where the result is written before it is moved into its place."""
         made = self.folder.path / ".model"
         made.mkdir(exist_ok=True)
+        return made
+
+    def _finish(self, made: Path, steps: int, seconds: float) -> None:
+        self.watch.stage("writing the model", None)
         self.model.config.use_cache = bool(self.checkpoint.config.get("use_cache", True))
         try:
             self.model.save_pretrained(made)
@@ -334,21 +373,6 @@ def _checkpointing_option(configure: Any) -> str:
         if "activation_checkpointing" in {one.name for one in dataclasses.fields(configure)}
         else "gradient_checkpointing"
     )
-
-
-def method_callbacks(asked: TrainingAsked) -> Iterator[Attaching[Any]]:
-    """What a method attaches to a training: nothing for plain fine-tuning."""
-    common: dict[str, Any] = {"include": asked.include, "exclude": asked.exclude}
-    if asked.method == "gmt":
-        yield GradientMaskCallback(
-            asked.mask_ratio, scope=asked.scope, apply_to=asked.apply_to, **common
-        )
-    elif asked.method == "random-mask":
-        yield RandomMaskCallback(
-            asked.mask_ratio, apply_to=asked.apply_to, seed=asked.seed, **common
-        )
-    elif asked.method == "hft":
-        yield HalfFreezeCallback(seed=asked.seed, **common)
 
 
 def _silence(trainer: Any, name: str) -> None:
@@ -400,9 +424,13 @@ class _Following(TrainerCallback):
         if self.interrupted and not last:
             control.should_save = control.should_training_stop = True
         self.interrupted = self.interrupted and not last
-        every = self.sitting.eval_every
+        every, chooser = self.sitting.eval_every, self.sitting.chooser
         if every and state.global_step % every == 0 and not last:
             self.sitting.evaluate(state.global_step)
+        often = every or max(1, state.max_steps // 10)
+        if chooser is not None and (state.global_step % often == 0 or last):
+            line = {"step": state.global_step, "choosing": chooser.look(state.global_step)}
+            self.sitting.folder.log(line)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A line of the metrics."""
@@ -420,3 +448,5 @@ class _Following(TrainerCallback):
         """A checkpoint has been written."""
         name = f"checkpoint-{state.global_step}"
         self.sitting.folder.complete(self.sitting.folder.checkpoints / name)
+        if self.sitting.chooser is not None:
+            self.sitting.chooser.tidy(state.global_step)

@@ -60,6 +60,6 @@ def test_rows_to_train_on_hold_no_row_that_is_measured(tmp_path: Path) -> None:
     }
     for file in paths.training.values():
         learned = prompts(file)
-        domains = 3 if "mixture" in file.name else 1
-        assert len(learned) == build.TRAINING_ROWS * domains
+        count = build.FEW_ROWS if "few" in file.name else build.TRAINING_ROWS
+        assert len(learned) == count * (3 if "mixture" in file.name else 1)
         assert not held_out & set(learned)

@@ -1,0 +1,159 @@
+"""`deltalens sweep layers`: which blocks matter, group by group."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltalens.cli import console
+from deltalens.cli.options import (
+    Base,
+    Debug,
+    Device,
+    Exclude,
+    Fresh,
+    Ft,
+    Include,
+    Json,
+    Limit,
+    Merge,
+    Quiet,
+    Study,
+)
+
+if TYPE_CHECKING:
+    from deltalens.io.records import StudyRecord
+
+app = typer.Typer(help="Go through the blocks of a model, group by group: which ones matter?")
+
+
+@app.callback()
+def root() -> None:
+    """Go through the blocks of a model, group by group: which ones matter?"""
+
+
+@app.command("drop")
+def layers_drop(
+    ft: Ft,
+    base: Base,
+    out: Study,
+    group: Annotated[
+        list[int] | None,
+        typer.Option(help="Blocks in a group; repeatable; 1 if not given."),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON lines with text, prompt/completion or messages; repeatable."),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="Keep only this metric (exact_match, loss, kl, ...); repeatable."),
+    ] = None,
+    answer_pattern: Annotated[
+        str | None,
+        typer.Option(metavar="RE", help="Finds the answer in a longer text; the model generates."),
+    ] = None,
+    limit: Limit = None,
+    fidelity_tokens: Annotated[
+        int, typer.Option(help="Without data: tokens sampled per text, in 64 texts.")
+    ] = 128,
+    device: Device = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (the checkpoint's), float32, bfloat16, float16.")
+    ] = "auto",
+    batch_tokens: Annotated[int, typer.Option(help="Positions in a batch.")] = 4096,
+    include: Include = None,
+    exclude: Exclude = None,
+    cache_gb: Annotated[
+        float,
+        typer.Option(
+            help="Host memory for what enters the first block that differs: it spares the blocks "
+            "before. 0: compute them again in every cell."
+        ),
+    ] = 4.0,
+    merge_adapter: Merge = False,
+    fresh: Fresh = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run model code that FT brings.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Put each group's delta back, and keep each group's alone: which blocks carry the fine-tune?
+
+    Nothing is trained. What is in no block keeps its delta in the one, and is the base's in the
+    other. Without --data, fidelity to the fine-tune is measured. The same command again goes on
+    where it stopped.
+
+    \b
+    Example:
+    deltalens sweep layers drop ft/ base/ --data test.jsonl --group 1 --group 4 -o study/
+    """
+    with console.command(
+        debug, f"stopped; finished cells are kept in {out}, the same command goes on"
+    ):
+        from deltalens.evaluate.rows import read_rows
+        from deltalens.figures import draw
+        from deltalens.io.locate import located
+        from deltalens.io.records import check_study_folder
+        from deltalens.studies.drop_asked import FidelityTexts
+        from deltalens.studies.layer_drop import sweep_layers_drop
+        from deltalens.studies.study import StudyWatch
+
+        console.quieten()
+        # Before anything is fetched or merged:
+        check_study_folder(out, [Path(given) for given in (ft, base)])
+        for path in data or ():
+            read_rows(path, limit)
+        with (
+            located(ft, base, merge_adapter) as (ft_path, base_path),
+            console.meter(quiet or as_json) as meter,
+        ):
+            record = sweep_layers_drop(
+                ft_path,
+                base_path,
+                out,
+                groups=group or (1,),
+                data=data or (),
+                metrics=metric or (),
+                answer_pattern=answer_pattern,
+                limit=limit,
+                fidelity=FidelityTexts(new_tokens=fidelity_tokens),
+                device=device,
+                dtype=dtype,
+                batch_tokens=batch_tokens,
+                include=include,
+                exclude=exclude,
+                cache_gb=cache_gb,
+                fresh=fresh,
+                trust_remote_code=trust_remote_code,
+                watch=StudyWatch(stage=meter.stage, advance=meter.advance, within=meter.within),
+            )
+            meter.stage("drawing", None)
+            pictures = draw(record.path)
+        show(record, pictures, as_json=as_json, quiet=quiet)
+
+
+def show(record: StudyRecord, pictures: list[Path], *, as_json: bool, quiet: bool) -> None:
+    """The summary, as text with tables or as JSON."""
+    from deltalens.studies.layer_summary import summarise_layers
+
+    summary = summarise_layers(record)
+    if as_json:
+        console.print_json({**summary.as_json(), "pictures": [str(path) for path in pictures]})
+        return
+    if quiet:
+        return
+    terminal = console.console()
+    for table in summary.tables():
+        terminal.print(console.grid(table))
+    for sentence in summary.sentences():
+        typer.echo(sentence)
+    for note in record.facts.get("notes", []):
+        typer.echo(f"note: {note}")
+    typer.echo(f"table:   {record.path / 'cells.csv'}")
+    for picture in pictures:
+        typer.echo(f"picture: {picture}")

@@ -1,0 +1,52 @@
+"""`deltalens sweep layers mft`: which blocks are best masked."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from deltalens.cli.sweeping import Sweep, split, takes_sweep
+
+
+@takes_sweep
+def layers_mft(
+    methods: Annotated[
+        str,
+        typer.Argument(
+            metavar="METHODS", help="Of mft, random-mask-weights, l1-mask and sft; with commas."
+        ),
+    ],
+    sweep: Sweep,
+    group: Annotated[
+        list[int] | None,
+        typer.Option(help="Blocks in a group; repeatable; 4 if not given."),
+    ] = None,
+    data_ratio: Annotated[
+        str, typer.Option(help="Train on this part of the rows, the first ones.")
+    ] = "1",
+) -> None:
+    """Mask one group of consecutive blocks after the other, and draw MFT's Figures 3 and 7.
+
+    One training per group and seed, beside the model as it is.
+
+    \b
+    Example:
+    deltalens sweep layers mft ft/ --group 4 --data train.jsonl --eval-data test.jsonl -o s/
+    """
+    from deltalens.studies.mft_sweeps import sweep_layers
+    from deltalens.studies.sweep_summary import summarise_sweep
+
+    sweep.run(
+        lambda source, asked, watch: sweep_layers(
+            split(methods),
+            source,
+            sweep.out,
+            asked,
+            sizes=group or (4,),
+            data_ratio=data_ratio,
+            watch=watch,
+            **sweep.how,
+        ),
+        summarise_sweep,
+    )

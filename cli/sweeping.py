@@ -1,0 +1,221 @@
+"""What the commands that train over and over have in common: their options, and their frame."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from deltalens.cli import console, options
+from deltalens.cli.options import (
+    Accumulate,
+    BatchSize,
+    Blocks,
+    ChooseOn,
+    CompletionField,
+    Config,
+    Data,
+    Debug,
+    Device,
+    Dtype,
+    Epochs,
+    EvalData,
+    Fresh,
+    Jobs,
+    Json,
+    KeepCheckpoints,
+    LearningRate,
+    Limit,
+    MaxLength,
+    Model,
+    Modules,
+    Objective,
+    PromptField,
+    Quiet,
+    Scope,
+    ScoreRate,
+    Seeds,
+    Steps,
+    Study,
+    Threshold,
+)
+
+if TYPE_CHECKING:
+    from deltalens.io.records import StudyRecord
+    from deltalens.studies.study import StudyWatch
+    from deltalens.studies.trainings import TrainingData
+    from deltalens.training.asked import TrainingAsked
+
+__all__ = ["Sweep", "split", "takes_sweep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """The options of a command whose cells are trainings."""
+
+    model: Model
+    data: Data
+    eval_data: EvalData
+    out: Study
+    seeds: Seeds = 3
+    mask_ratio: Annotated[
+        str | None, typer.Option(help="The fraction masked out, where it is not swept.")
+    ] = None
+    scope: Scope = "tensor"
+    blocks: Blocks = "all"
+    modules: Modules = "attention,mlp"
+    threshold: Threshold = None
+    objective: Objective = "sft"
+    epochs: Epochs = 1.0
+    steps: Steps = None
+    batch_size: BatchSize = 8
+    accumulate: Accumulate = 1
+    learning_rate: LearningRate = 2e-5
+    score_learning_rate: ScoreRate = None
+    max_length: MaxLength = None
+    eval_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between measurements on the way.")
+    ] = None
+    choose_on: ChooseOn = None
+    prompt_field: PromptField = None
+    completion_field: CompletionField = None
+    limit: Limit = None
+    config: Config = None
+    jobs: Jobs = 1
+    keep_checkpoints: KeepCheckpoints = False
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    fresh: Fresh = False
+    as_json: Json = False
+    quiet: Quiet = False
+    debug: Debug = False
+
+    def run(
+        self,
+        study: Callable[[TrainingData, TrainingAsked, StudyWatch], StudyRecord],
+        summarise: Callable[[StudyRecord], Any],
+    ) -> None:
+        """The frame of such a command: progress, the study, its pictures, its summary.
+
+        Args:
+            study: makes it, of the source, the settings of a training, and who is told.
+            summarise: has `tables()`, `sentences()` and `as_json()`.
+        """
+        kept = f"stopped; finished trainings are kept in {self.out}, the same command goes on"
+        with console.command(self.debug, kept):
+            from deltalens.figures import draw
+            from deltalens.studies.study import StudyWatch
+
+            console.quieten()
+            with console.meter(self.quiet or self.as_json) as meter:
+                watch = StudyWatch(stage=meter.stage, advance=meter.advance, within=meter.within)
+                record = study(self.source(), self.asked(), watch)
+                meter.stage("drawing", None)
+                pictures = draw(record.path)
+            summary = summarise(record)
+            if self.as_json:
+                shown = {**summary.as_json(), "pictures": [str(path) for path in pictures]}
+                console.print_json(shown)
+            elif not self.quiet:
+                for table in summary.tables():
+                    console.console().print(console.grid(table))
+                for sentence in summary.sentences():
+                    typer.echo(sentence)
+                typer.echo(f"table:   {record.path / 'cells.csv'}")
+                for picture in pictures:
+                    if picture.suffix in (".png", ".md"):
+                        typer.echo(f"picture: {picture}")
+
+    def source(self) -> TrainingData:
+        """The model and the data."""
+        from deltalens.io.locate import locate
+        from deltalens.studies.trainings import TrainingData
+
+        return TrainingData(
+            model=locate(self.model),
+            data=self.data,
+            eval_data=self.eval_data,
+            fields=options.fields(self.prompt_field, self.completion_field),
+            limit=self.limit,
+            choose_on=self.choose_on,
+            eval_every=self.eval_every,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def asked(self) -> TrainingAsked:
+        """The settings of a training; what is swept is each cell's own."""
+        from deltalens.training.asked import TrainingAsked, read_recipe
+
+        return TrainingAsked(
+            objective=self.objective,
+            mask_ratio=self.mask_ratio,
+            scope=self.scope,
+            blocks=self.blocks,
+            modules=self.modules,
+            threshold=self.threshold,
+            epochs=self.epochs,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            learning_rate=self.learning_rate,
+            score_learning_rate=self.score_learning_rate,
+            max_length=self.max_length,
+            recipe=read_recipe(self.config, self.objective),
+        )
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How the study is made, as its function takes it."""
+        return {
+            "seeds": self.seeds,
+            "keep_checkpoints": self.keep_checkpoints,
+            "jobs": self.jobs,
+            "fresh": self.fresh,
+        }
+
+
+def split(text: str) -> list[str]:
+    """Names with commas between them."""
+    return [name.strip() for name in text.split(",")]
+
+
+def takes_sweep(command: Callable[..., None]) -> Callable[..., None]:
+    """A command of arguments and options of its own, and of a `Sweep`: its parameter `sweep` stands
+    for all of that one's options, after the command's own arguments."""
+    hints, own = (
+        get_type_hints(Sweep, include_extras=True),
+        inspect.signature(command, eval_str=True),
+    )
+    shared = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=hints[field.name],
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+        )
+        for field in fields(Sweep)
+    ]
+    before = [
+        one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, one in own.parameters.items()
+        if name != "sweep"
+    ]
+    arguments = [one for one in before if one.default is inspect.Parameter.empty]
+    rest = [one for one in before if one.default is not inspect.Parameter.empty]
+    signature = inspect.Signature([*arguments, *shared[:4], *rest, *shared[4:]])
+
+    @functools.wraps(command)
+    def whole(**given: Any) -> None:
+        known = {field.name for field in fields(Sweep)}
+        sweep = Sweep(**{name: value for name, value in given.items() if name in known})
+        command(**{n: v for n, v in given.items() if n not in known}, sweep=sweep)
+
+    whole.__signature__ = signature  # type: ignore[attr-defined]
+    whole.__annotations__ = {n: one.annotation for n, one in signature.parameters.items()}
+    del whole.__wrapped__
+    return whole

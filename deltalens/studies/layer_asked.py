@@ -1,0 +1,130 @@
+"""What a sweep over layers was asked for: groups of consecutive blocks, and the cells they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deltalens.errors import DeltaLensError, several
+from deltalens.io.pairing import Pairing, block_of
+from deltalens.io.records import Setting
+from deltalens.studies.drop_asked import MeasureAsked, measuring_identity
+
+__all__ = ["Group", "LayersAsked", "block_number", "groups_of", "stacks_of"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive blocks."""
+
+    size: int
+    """As asked: the last group can hold fewer."""
+    blocks: tuple[int, ...]
+
+    def __str__(self) -> str:
+        first, last = self.blocks[0], self.blocks[-1]
+        return f"{first}-{last}" if last > first else f"{first}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersAsked(MeasureAsked):
+    """The arguments of a sweep over layers, checked."""
+
+    sizes: tuple[int, ...]
+    groups: tuple[Group, ...]
+    include: str | None
+    exclude: str | None
+
+    def cells(self) -> list[Setting]:
+        """All cells in the order of the table: the two models, then what is dropped, size by size,
+        then what is kept."""
+        ends = [_setting("ft"), _setting("base")]
+        return [*ends, *(_setting(m, group) for m in ("drop", "keep") for group in self.groups)]
+
+    def order(self) -> list[Setting]:
+        """All cells in the order of the work: what is near the fine-tune, then what is near the
+        base, each from the first block to the last, and the model itself at the end: so what enters
+        one block is all that has to be held."""
+        by_place = sorted(self.groups, key=lambda group: group.blocks[0])
+        return [
+            *(_setting("drop", group) for group in by_place),
+            _setting("ft"),
+            *(_setting("keep", group) for group in by_place),
+            _setting("base"),
+        ]
+
+    def identity(
+        self, pairing: Pairing, device: torch.device, dtype: torch.dtype
+    ) -> dict[str, Any]:
+        """Everything that decides the numbers: two calls with the same are the same study."""
+        return {
+            "method": "drop",
+            "ft": pairing.ft.fingerprint,
+            "base": pairing.base.fingerprint,
+            "groups": list(self.sizes),
+            "include": self.include,
+            "exclude": self.exclude,
+            **measuring_identity(self, device, dtype),
+        }
+
+
+def _setting(method: str, group: Group | None = None) -> Setting:
+    size, name = (group.size, str(group)) if group else (0, "")
+    return {"method": method, "size": size, "group": name, "seed": 0}
+
+
+def block_number(name: str) -> int | None:
+    """The number of the block that a tensor belongs to; None if it is in none."""
+    block = block_of(name)
+    return int(block.rpartition(".")[2]) if block != name else None
+
+
+def stacks_of(pairing: Pairing) -> set[str]:
+    """The lists of blocks in the fine-tune: `model.layers`, ..."""
+    names = pairing.ft.tensors
+    return {block_of(name).rpartition(".")[0] for name in names if block_number(name) is not None}
+
+
+def groups_of(pairing: Pairing, sizes: Sequence[int]) -> tuple[Group, ...]:
+    """The fine-tune's blocks in groups: 0 to g - 1, g to 2 g - 1, ...; the last can be shorter.
+
+    Where a model has several lists of blocks, a group takes the same numbers from each. A group in
+    which no tensor takes part is left out.
+
+    Raises:
+        DeltaLensError: there are no blocks, or a size is none or larger than the model.
+    """
+    numbers = sorted({n for name in pairing.ft.tensors if (n := block_number(name)) is not None})
+    if not numbers:
+        raise DeltaLensError(
+            several(
+                f"{pairing.ft.path}: no blocks (tensors whose name has a number); put tensors back "
+                "by name with `drop-study --include RE` instead; there are:",
+                list(pairing.ft.tensors),
+            )
+        )
+    if not sizes:
+        raise DeltaLensError("no group: give the number of blocks in a group, such as 1 or 4")
+    for size in sizes:
+        if not 1 <= size <= len(numbers):
+            raise DeltaLensError(
+                f"group {size}: from 1 to {len(numbers)}, the number of blocks of {pairing.ft.path}"
+            )
+    taking_part = {block_number(one.name) for one in pairing.pairs}
+    groups = [
+        Group(size, tuple(numbers[start : start + size]))
+        for size in dict.fromkeys(sizes)
+        for start in range(0, len(numbers), size)
+    ]
+    groups = [group for group in groups if taking_part & set(group.blocks)]
+    if not groups:
+        raise DeltaLensError(
+            several(
+                "no block takes part; what include and exclude leave is:",
+                [one.name for one in pairing.pairs],
+            )
+        )
+    return tuple(groups)

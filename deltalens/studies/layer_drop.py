@@ -1,0 +1,132 @@
+"""The sweep over layers without training: which blocks carry a fine-tune (as MFT's Figure 3 asks of
+masks)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from deltalens.errors import DeltaLensError
+from deltalens.evaluate.loading import check_fits, load_model, pick_device, pick_dtype
+from deltalens.evaluate.rows import read_rows
+from deltalens.io.pairing import pair
+from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
+from deltalens.studies.drop_asked import FidelityTexts, Metric, answer_regex, check_metrics
+from deltalens.studies.layer_asked import LayersAsked, groups_of
+from deltalens.studies.layer_run import LayerRun
+from deltalens.studies.study import StudyWatch
+
+__all__ = ["COLUMNS", "KIND", "sweep_layers_drop"]
+
+KIND = "layer-sweep"
+COLUMNS = ("method", "size", "group", "seed")
+
+
+def sweep_layers_drop(
+    ft: str | Path,
+    base: str | Path,
+    out: str | Path,
+    *,
+    groups: Sequence[int] = (1,),
+    data: Sequence[str | Path] = (),
+    metrics: Sequence[str] = (),
+    metric: Metric | None = None,
+    answer_pattern: str | None = None,
+    limit: int | None = None,
+    fidelity: FidelityTexts = FidelityTexts(),
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_tokens: int = 4096,
+    include: str | None = None,
+    exclude: str | None = None,
+    cache_gb: float = 4.0,
+    fresh: bool = False,
+    trust_remote_code: bool = False,
+    watch: StudyWatch | None = None,
+) -> StudyRecord:
+    """For each group of consecutive blocks, put its delta back (`drop`), and keep only its delta
+    (`keep`); measure both, beside the fine-tune and the base themselves.
+
+    What is in no block (embeddings, the last norm, the head) has its delta in `drop` and is the
+    base's in `keep`. One model is loaded and edited in place, block by block, straight from the two
+    checkpoints; at the end, and on any error, it has the fine-tune's bits back. Every finished cell
+    is journalled: the same call again goes on where this one stopped.
+
+    What a group's cell has in common with the model beside it, all blocks before the group, is not
+    computed again: what enters the group is held for every batch, and the numbers are the same to
+    the last bit. A model in which that cannot be done is evaluated in full; a note says why.
+
+    Args:
+        ft, base: checkpoint folders.
+        out: the study's folder.
+        groups: how many blocks are in a group; a pass over all blocks for each.
+        data: JSON-lines files; without any, fidelity to the fine-tune is measured.
+        metrics: keep only these of the metrics measured; empty: all.
+        metric: a measurement of your own, instead of the built-in ones; nothing is held then.
+        answer_pattern: regular expression that finds the answer in a longer text; then the model
+            generates, and nothing is held.
+        limit: rows taken of each data file.
+        fidelity: the texts sampled when there is no data.
+        device, dtype: where and how the model is loaded; `auto`: CUDA if there is one, and the
+            checkpoint's dtype.
+        batch_tokens: positions in a batch.
+        include, exclude: regular expressions over tensor names; what does not take part is the
+            fine-tune's in every cell.
+        cache_gb: how much host memory, in 10^9 bytes, what enters a group may take: positions of
+            the data, times the hidden size, times the bytes of a number, once. Batches beyond run
+            in full; 0: all of them.
+        fresh: discard what the folder holds of another study.
+        trust_remote_code: run model code that the checkpoint brings.
+        watch: told of stages, progress and finished cells.
+
+    Raises:
+        DeltaLensError: bad input, as far as it can be known before the model is loaded.
+    """
+    watch = watch or StudyWatch()
+    _check_amounts(limit, batch_tokens, fidelity, cache_gb)
+    files = tuple(read_rows(path, limit) for path in data)
+    pairing = pair(ft, base, include, exclude)
+    asked = LayersAsked(
+        sizes=tuple(dict.fromkeys(groups)),
+        groups=groups_of(pairing, groups),
+        include=include,
+        exclude=exclude,
+        metrics=tuple(metrics),
+        batch_tokens=batch_tokens,
+        answer_pattern=answer_regex(answer_pattern),
+        fidelity=fidelity,
+        files=files,
+        custom=getattr(metric, "__qualname__", repr(metric)) if metric else None,
+    )
+    check_metrics(asked)
+    where = pick_device(device)
+    kind = pick_dtype(dtype, pairing.ft)
+    out = Path(out)
+    check_study_folder(out, [pairing.ft.path, pairing.base.path])
+    check_fits(pairing.ft, kind, where, batch_tokens)
+    folder = StudyFolder.open(out, KIND, asked.identity(pairing, where, kind), COLUMNS, fresh)
+    try:
+        cells = asked.cells()
+        if len(folder.cells) < len(cells):
+            LayerRun(asked, pairing, folder, watch, metric, int(cache_gb * 1e9)).run(
+                lambda: load_model(pairing.ft, kind, where, trust_remote_code)
+            )
+        else:
+            folder.write_table(cells)
+    finally:
+        folder.close()
+    return load_study(out)
+
+
+def _check_amounts(
+    limit: int | None, batch_tokens: int, fidelity: FidelityTexts, cache_gb: float
+) -> None:
+    if limit is not None and limit < 1:
+        raise DeltaLensError(f"limit {limit}: at least 1 row")
+    if batch_tokens < 1:
+        raise DeltaLensError(f"batch_tokens {batch_tokens}: at least 1")
+    if fidelity.sequences < 1 or fidelity.new_tokens < 2:
+        raise DeltaLensError(f"fidelity needs a text of at least 2 tokens: {fidelity}")
+    if not (math.isfinite(cache_gb) and cache_gb >= 0):
+        raise DeltaLensError(f"cache_gb {cache_gb}: 0 or more")

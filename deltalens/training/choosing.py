@@ -1,0 +1,91 @@
+"""Which moment of a training comes out: the one that held-out rows like best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import nn
+
+from deltalens.errors import RecordError
+from deltalens.evaluate.scoring import Scoring
+from deltalens.io.files import write_whole
+
+__all__ = ["Chooser"]
+
+
+class Chooser:
+    """Measures the loss on held-out rows now and then, and keeps what was trained as it was best.
+
+    The best so far lies in a file, as an interrupted training goes on from its last checkpoint:
+    older ones stay until a checkpoint knows of a better one.
+
+    Args:
+        scoring: the held-out rows.
+        model: in training; what needs a gradient is kept.
+        folder: where the files are.
+    """
+
+    def __init__(self, scoring: Scoring, model: nn.Module, folder: Path) -> None:
+        self._scoring, self._model, self._folder = scoring, model, folder
+
+    def look(self, step: int) -> dict[str, list[float]]:
+        """Measure the model after a step, and keep it if none was better."""
+        training = self._model.training
+        self._model.eval()
+        found = self._scoring.measure(self._model)
+        self._model.train(training)
+        loss = found["loss"].value
+        best = min((one for _, one, _ in self._kept()), default=float("inf"))
+        if loss < best:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            trained = {name: p.detach().cpu().contiguous() for name, p in self._trained()}
+            file = self._folder / f"best-{step}.safetensors"
+            write_whole(file, save(trained, {"loss": repr(loss)}))
+        return {name: list(measured) for name, measured in found.items()}
+
+    def restore(self) -> int:
+        """Put the best one into the model; the step it was at.
+
+        Raises:
+            RecordError: none was kept (every loss was NaN).
+        """
+        kept = self._kept()
+        if not kept:
+            raise RecordError(f"{self._folder}: no loss of the held-out rows was finite")
+        step, _, file = min(kept, key=lambda one: one[1])
+        held = load_file(file)
+        with torch.no_grad():
+            for name, parameter in self._trained():
+                parameter.copy_(held[name])
+        return step
+
+    def tidy(self, checkpoint: int) -> None:
+        """A checkpoint was written: of the ones up to it only the best is needed."""
+        until = [one for one in self._kept() if one[0] <= checkpoint]
+        best = min(until, key=lambda one: one[1], default=None)
+        for one in until:
+            if one is not best:
+                one[2].unlink()
+
+    def forget_after(self, step: int) -> None:
+        """Training goes on from a step: what came after it comes again."""
+        for at, _, file in self._kept():
+            if at > step:
+                file.unlink()
+
+    def _trained(self) -> Iterator[tuple[str, Any]]:
+        return ((name, p) for name, p in self._model.named_parameters() if p.requires_grad)
+
+    def _kept(self) -> list[tuple[int, float, Path]]:
+        """Step, loss and file of each that is kept."""
+        found = []
+        for file in self._folder.glob("best-*.safetensors"):
+            with safe_open(file, "pt") as held:
+                loss = float(held.metadata()["loss"])
+            found.append((int(file.stem.partition("-")[2]), loss, file))
+        return sorted(found)

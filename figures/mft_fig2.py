@@ -1,0 +1,79 @@
+"""MFT, Figure 2: performance over the training steps (2503.22764)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltalens.errors import RecordError
+from deltalens.figures.mft_panels import Panel, curve, draw_panels, level, scale_of
+from deltalens.figures.mft_studies import LOOKS, Look, MftStudy, in_order, load_all
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["draw"]
+
+_LEVELS = ("ft", "random-mask-weights", "l1-mask")
+
+
+def draw(folder: str | Path, *more: str | Path) -> list[Path]:
+    """Draw comparisons over the steps of their trainings, each on the data of its own domain: lines
+    for methods that train, levels for the fine-tune (with a star where training starts) and for
+    masks that are not learned.
+
+    The x-axis counts the steps from the fine-tune, where the paper counts from the base.
+
+    Args:
+        folder: of a comparison; `mft_fig2.png` and `.svg` are written there.
+        more: further ones, of other domains.
+
+    Raises:
+        RecordError: no comparison there, no finished cell, or nothing measured on the way in one.
+    """
+    studies = load_all([folder, *more], "comparison")
+    for study in studies:
+        if study.frame["step"].isna().all():
+            raise RecordError(f"{study.path}: nothing was measured on the way: --eval-every")
+    rows = [
+        [Panel(study, data, metric) for metric in metrics]
+        for study in studies
+        for data, metrics in study.own_sets.items()
+    ]
+    says = "Star: the fine-tune, where training starts."
+    return draw_panels(rows, _panel, studies[0].path, "mft_fig2", xlabel="training step", says=says)
+
+
+def _panel(axis: Any, panel: Panel) -> None:
+    scale = scale_of(panel.name)
+    end = panel.study.of(panel.data, panel.name)
+    for method in _LEVELS:
+        level(axis, end[end["method"] == method], method, scale)
+    way = _on_the_way(panel)
+    for method in in_order([str(one) for one in way["method"]]):
+        own = way[way["method"] == method]
+        look = LOOKS.get(method, Look(method, "0.2", "x", "-"))
+        curve(axis, own, "step", look._replace(line="-"), scale)
+    tuned = end[end["method"] == "ft"]["value"]
+    if not tuned.empty:
+        style = {"markersize": 11, "markerfacecolor": "#F0E442", "markeredgecolor": "black"}
+        axis.plot(0, scale * tuned.mean(), marker="*", clip_on=False, zorder=5, **style)
+    axis.set_xlim(left=0)
+
+
+def _on_the_way(panel: Panel) -> pd.DataFrame:
+    """What was measured at steps, and the end of a training of known length, if that is none."""
+    import pandas as pd
+
+    frame = panel.study.frame
+    held = frame[(frame["data"] == panel.data) & (frame["name"] == panel.name)]
+    way, end = held[held["step"].notna()], held[held["step"].isna()]
+    last = _steps(panel.study)
+    if last is None or way.empty or float(way["step"].max()) >= last:
+        return way
+    return pd.concat([way, end[end["method"].isin(way["method"])].assign(step=float(last))])
+
+
+def _steps(study: MftStudy) -> int | None:
+    steps = study.record.asked.get("steps")
+    return steps if isinstance(steps, int) else None

@@ -1,0 +1,134 @@
+"""Performance by the group of blocks that is masked, or whose delta is dropped: of what MFT's
+Figures 3 and 7 are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deltalens.errors import RecordError
+from deltalens.figures.mft_panels import Panel, draw_panels, level, scale_of, spread
+from deltalens.figures.mft_studies import MftStudy, load_all
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["draw_layers", "group_sizes"]
+
+# The paper's colours for groups of 4 and 8, for colour-blind readers.
+_COLORS = ("#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#8C510A")
+_SWEPT = {"mft": ("-", "^"), "drop": ("-", "v"), "keep": ((0, (3, 1)), "o")}
+_VERBS = {"mft": "MFT,", "drop": "dropped:", "keep": "kept:"}
+_SAYS = {
+    "mft": "A step spans the blocks whose weights were masked, together.",
+    "drop": "A step spans the blocks whose delta was put back to the base (dropped), or was all "
+    "that was kept.",
+}
+
+
+def group_sizes(folder: str | Path, *more: str | Path) -> tuple[list[int], list[int]]:
+    """The sizes of a sweep's groups of blocks: those of Figure 3, and those of Figure 7, which are
+    half of the model or more (the paper: 16 of 32 blocks).
+
+    Raises:
+        RecordError: a folder without a sweep over layers, or without a finished cell.
+    """
+    studies = load_all([folder, *more], "layer-sweep")
+    large = {size for study in studies for size in _sizes(study) if 2 * size >= _blocks(study)}
+    every = {size for study in studies for size in _sizes(study)}
+    return sorted(every - large), sorted(large)
+
+
+def draw_layers(folders: Sequence[str | Path], sizes: Sequence[int], name: str) -> list[Path]:
+    """Draw sweeps over groups of consecutive blocks: a step over the blocks of each group, with a
+    band over seeds, and the levels of the fine-tune, continued fine-tuning and the base.
+
+    Args:
+        folders: of the studies; the picture is written to the first.
+        sizes: which groups, by their numbers of blocks.
+        name: of the files.
+
+    Raises:
+        RecordError: a folder without such a sweep or without a finished cell; no such groups.
+    """
+    studies = load_all(folders, "layer-sweep")
+    there = sorted({size for study in studies for size in _sizes(study)})
+    if not {*sizes} & {*there}:
+        held = ", ".join(map(str, there)) or "none yet"
+        wanted = ", ".join(map(str, sizes)) or "the sizes of this figure"
+        raise RecordError(f"{studies[0].path}: no groups of {wanted} blocks; there are: {held}")
+    colors = {size: _COLORS[place % len(_COLORS)] for place, size in enumerate(there)}
+    rows = [
+        [Panel(study, data, metric) for metric in metrics]
+        for study in studies
+        for data, metrics in study.sets.items()
+    ]
+
+    def draw(axis: Any, panel: Panel) -> None:
+        frame, scale = panel.study.of(panel.data, panel.name), scale_of(panel.name)
+        for method in ("base", "ft", "sft"):
+            level(axis, frame[frame["method"] == method], method, scale)
+        for size in [size for size in there if size in sizes]:
+            for method in _SWEPT:
+                own = frame[(frame["method"] == method) & (frame["size"] == size)]
+                if not own.empty:
+                    _steps(axis, own, method, size, colors[size], scale)
+        blocks = _blocks(panel.study)
+        axis.set_xlim(-0.5, blocks - 0.5)
+        axis.set_xticks(range(0, blocks, -(-blocks // 12)))
+
+    swept = {str(method) for study in studies for method in study.frame["method"]}
+    says = " ".join(text for method, text in _SAYS.items() if method in swept)
+    return draw_panels(rows, draw, studies[0].path, name, xlabel="block", says=says)
+
+
+def _sizes(study: MftStudy) -> set[int]:
+    return {int(size) for size in study.frame["size"] if size}
+
+
+def _blocks(study: MftStudy) -> int:
+    """As the study says; else those that its groups reach."""
+    said = study.record.facts.get("blocks")
+    if isinstance(said, int):
+        return said
+    reached = [_span(str(group))[1] + 1 for group in study.frame["group"] if group]
+    # Without training: what is known of each block, by its number.
+    return max([*reached, *(int(number) + 1 for number in said or ())], default=1)
+
+
+def _span(group: str) -> tuple[int, int]:
+    """First and last block of `4-7`, or of `4`."""
+    first, _, last = group.partition("-")
+    return int(first), int(last or first)
+
+
+def _steps(
+    axis: Any, frame: pd.DataFrame, method: str, size: int, color: str, scale: float
+) -> None:
+    line, marker = _SWEPT[method]
+    held = spread(frame, ["group"], scale)
+    spans = sorted((*_span(str(group)), str(group)) for group in held.index)
+    edges: list[float] = []
+    points: list[list[float]] = []
+    for first, last, group in spans:
+        if edges and edges[-1] != first - 0.5:
+            edges.append(np.nan)
+            points.append([np.nan] * 3)
+        edges += [first - 0.5, last + 0.5]
+        points += 2 * [[float(held[part][group]) for part in ("mean", "low", "high")]]
+    mean, low, high = np.transpose(points)
+    style = {"color": color, "linestyle": line, "linewidth": 1.4}
+    axis.plot(edges, mean, **style)
+    axis.fill_between(edges, low, high, color=color, alpha=0.2, linewidth=0)
+    middles = [(first + last) / 2 for first, last, _ in spans]
+    centres = [float(held["mean"][group]) for *_, group in spans]
+    axis.plot(middles, centres, color=color, marker=marker, markersize=4.5, linestyle="")
+    axis.plot([], [], marker=marker, markersize=4.5, label=_named(method, size), **style)
+
+
+def _named(method: str, size: int) -> str:
+    many = f"{size} blocks" if size > 1 else "1 block"
+    return f"{_VERBS[method]} {many}"

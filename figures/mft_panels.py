@@ -1,0 +1,166 @@
+"""Panels of MFT's figures: lines with bands over seeds, and levels to hold them against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from deltalens.figures.mft_studies import LOOKS, Look, MftStudy
+from deltalens.figures.style import WIDTH, save, styled
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Panel", "axis_label", "curve", "draw_panels", "level", "scale_of", "spread"]
+
+_LABELS = {
+    "exact_match": "exact match (%)",
+    "loss": "loss (nats a target token)",
+    "kl": "KL(fine-tune ‖ this) (nats a token)",
+    "top1_agreement": "top-1 agreement with FFT (%)",
+}
+_PER_CENT = {"exact_match", "top1_agreement"}
+_BANDS = (
+    "Lines: means over seeds. Bands: from the lowest seed to the highest; of a single seed, the "
+    "measurement's standard error."
+)
+
+
+class Panel(NamedTuple):
+    """One metric on one data set."""
+
+    study: MftStudy
+    data: str
+    name: str
+
+
+def axis_label(name: str) -> str:
+    """A metric with its unit."""
+    return _LABELS.get(name, name.replace("_", " "))
+
+
+def scale_of(name: str) -> float:
+    """From a metric's records to its axis."""
+    return 100.0 if name in _PER_CENT else 1.0
+
+
+def spread(frame: pd.DataFrame, by: Sequence[str], scale: float) -> pd.DataFrame:
+    """`mean`, `low` and `high` at each point: over seeds, from the lowest to the highest; of a
+    single seed, a standard error to either side."""
+    import pandas as pd
+
+    points = frame.groupby(list(by))
+    mean, several = points["value"].mean(), points["value"].count() > 1
+    error = points["stderr"].mean().fillna(0.0)
+    low = points["value"].min().where(several, mean - error)
+    high = points["value"].max().where(several, mean + error)
+    return scale * pd.DataFrame({"mean": mean, "low": low, "high": high})
+
+
+def curve(axis: Any, frame: pd.DataFrame, x: str, look: Look, scale: float) -> None:
+    """A method over something."""
+    held = spread(frame, [x], scale)
+    style = {"color": look.color, "linestyle": look.line, "linewidth": 1.4, "label": look.label}
+    axis.plot(held.index, held["mean"], marker=look.marker, markersize=4, **style)
+    axis.fill_between(
+        held.index, held["low"], held["high"], color=look.color, alpha=0.15, linewidth=0
+    )
+
+
+def level(axis: Any, frame: pd.DataFrame, method: str, scale: float) -> None:
+    """A method that knows no x: a line across, with a band if there are several seeds."""
+    values = frame["value"] * scale
+    if values.empty:
+        return
+    look = LOOKS[method]
+    style = {"color": look.color, "linestyle": look.line, "label": look.label}
+    axis.axhline(float(values.mean()), linewidth=1.2, **style)
+    if len(values) > 1:
+        axis.axhspan(values.min(), values.max(), color=look.color, alpha=0.1, linewidth=0)
+
+
+def draw_panels(
+    rows: Sequence[Sequence[Panel]],
+    draw: Callable[[Any, Panel], None],
+    folder: Path,
+    name: str,
+    *,
+    xlabel: str,
+    says: str = "",
+) -> list[Path]:
+    """Write a figure: a row for each data set, its metrics two abreast.
+
+    Args:
+        rows: the panels; one to a row, they are set two abreast.
+        draw: draws one on its axis.
+        folder, name: where.
+        xlabel: of all panels.
+        says: a sentence under the figure, after that on the bands.
+    """
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    several = len({panel.study.path for row in rows for panel in row}) > 1
+    if all(len(row) == 1 for row in rows):
+        alone = [panel for row in rows for panel in row]
+        rows = [alone]
+    rows = [row[place : place + 2] for row in rows for place in range(0, len(row), 2)]
+    columns = max(map(len, rows))
+    with styled():
+        figure, axes = plt.subplots(
+            len(rows),
+            columns,
+            figsize=(WIDTH, 2.5 * len(rows) + 0.9),
+            squeeze=False,
+            layout="constrained",
+        )
+        layout: Any = figure.get_layout_engine()
+        layout.set(w_pad=0.08, h_pad=0.06)
+        for axis in axes.flat:
+            axis.set_visible(False)
+        for line, row in zip(axes, rows, strict=True):
+            for axis, panel in zip(line, row, strict=False):
+                axis.set_visible(True)
+                draw(axis, panel)
+                axis.set(xlabel=xlabel, ylabel=axis_label(panel.name))
+                axis.set_title(_title(panel, several), fontsize=9)
+        _legend(figure)
+        figure.supxlabel(_wrapped(f"{_BANDS} {says}"), fontsize=7, color="0.35")
+        return save(figure, folder, name)
+
+
+def _title(panel: Panel, several: bool) -> str:
+    if not several:
+        return _short(panel.data, 36)
+    return f"{_short(panel.study.trained_on, 18)} → {_short(panel.data, 18)}"
+
+
+def _short(name: str, longest: int) -> str:
+    half = longest // 2
+    return name if len(name) <= longest else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def _legend(figure: Any) -> None:
+    handles: dict[str, Any] = {}
+    for axis in figure.axes:
+        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    order = {look.label: place for place, look in enumerate(LOOKS.values())}
+    names = sorted(handles, key=lambda name: order.get(name, len(order)))
+    abreast = max(1, 110 // (max(map(len, names)) + 8))
+    lines = -(-len(names) // abreast)
+    figure.legend(
+        [handles[name] for name in names],
+        names,
+        loc="outside upper center",
+        ncols=-(-len(names) // lines),
+        handlelength=2.4,
+    )
+
+
+def _wrapped(text: str) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, 132))

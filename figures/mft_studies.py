@@ -1,0 +1,160 @@
+"""What MFT's figures and tables take from a study: its numbers by data set, metric and step, and
+how the methods are called and drawn."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from deltalens.errors import RecordError
+from deltalens.io.records import StudyRecord, load_study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["LOOKS", "Look", "MftStudy", "in_order", "label", "load", "load_all"]
+
+_LEFT_OUT = {"training_loss", "perplexity"}
+
+
+class Look(NamedTuple):
+    """How a method is called, and drawn."""
+
+    label: str
+    color: str
+    marker: str
+    line: Any
+
+
+# In the paper's order. Okabe and Ito's palette, near the paper's colours: FFT is its reference.
+LOOKS = {
+    "base": Look("base", "0.6", "", (0, (6, 2, 1, 2))),
+    "lora": Look("LoRA", "#009E73", "D", "-"),
+    "ft": Look("FFT", "black", "", "--"),
+    "sft": Look("continued FFT", "#0072B2", "o", ":"),
+    "random-mask-weights": Look("random mask", "#E69F00", "s", (0, (4, 1.5))),
+    "l1-mask": Look("L1 mask", "0.5", "v", (0, (2, 1))),
+    "mft": Look("MFT", "#D55E00", "^", "-"),
+}
+
+
+def label(method: str) -> str:
+    """What a method is called."""
+    return LOOKS[method].label if method in LOOKS else method
+
+
+def in_order(methods: Sequence[str]) -> list[str]:
+    """Methods as the paper lists them, without repetition; those it does not know at the end."""
+    known = [method for method in LOOKS if method in methods]
+    return [*known, *dict.fromkeys(method for method in methods if method not in LOOKS)]
+
+
+@dataclass(frozen=True)
+class MftStudy:
+    """A study of masks on a fine-tune, finished or not."""
+
+    record: StudyRecord
+    frame: pd.DataFrame
+    """Its cells, without training loss and without perplexity, which is the loss again; `data`,
+    `name` and `step` are the metric's three parts, the step NaN at the end of a training."""
+
+    @property
+    def path(self) -> Path:
+        """The study's folder."""
+        return self.record.path
+
+    @property
+    def trained_on(self) -> str:
+        """The name of the training file; of the folder, if nothing was trained."""
+        data = self.record.asked.get("data") or [self.path.name]
+        # A study without training has a list of files there, those it is measured on.
+        return data[0] if isinstance(data[0], str) else self.path.name
+
+    @property
+    def domain(self) -> str:
+        """The training file's name up to the first separator: `maths` of `maths_train`."""
+        return _domain(self.trained_on)
+
+    @property
+    def sets(self) -> dict[str, list[str]]:
+        """Data set -> its metrics at the end, the leading one first."""
+        return _sets(self.frame[self.frame["step"].isna()])
+
+    @property
+    def own_sets(self) -> dict[str, list[str]]:
+        """The data sets of the training's domain, by their names; all, if no name tells."""
+        own = {name: held for name, held in self.sets.items() if _domain(name) == self.domain}
+        return own or self.sets
+
+    def of(self, data: str, name: str) -> pd.DataFrame:
+        """The cells of one metric at the end."""
+        held = self.frame
+        return held[(held["data"] == data) & (held["name"] == name) & held["step"].isna()]
+
+
+def _domain(name: str) -> str:
+    return re.split(r"[_.\-]", name, maxsplit=1)[0] or name
+
+
+def _sets(frame: pd.DataFrame) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for data, name in dict.fromkeys(zip(frame["data"], frame["name"], strict=True)):
+        found.setdefault(str(data), []).append(str(name))
+    return found
+
+
+def load(folder: str | Path, kind: str) -> MftStudy:
+    """Read a study of a kind.
+
+    Raises:
+        RecordError: none of that kind there, or nothing measured in it.
+    """
+    record = load_study(folder)
+    if record.kind != kind or record.cells.empty:
+        raise RecordError(f"{record.path}: no {kind} with finished cells")
+    keys = [name for name in record.cells.columns if name not in ("metric", "value", "stderr", "n")]
+    # The journal has the cells as they finished; means are to repeat byte for byte.
+    cells = record.cells.sort_values(keys, kind="stable")
+    (only, *_), *_ = _files(record) or [["the study's data"]]
+    parts = [_parts(metric, str(only)) for metric in cells["metric"]]
+    data, names, steps = zip(*parts, strict=True)
+    cells = cells.assign(data=data, name=names, step=steps)
+    frame = cells[~cells["name"].isin(_LEFT_OUT)]
+    if frame["step"].notna().all():
+        raise RecordError(f"{record.path}: a {kind} without a metric of its evaluation data")
+    return MftStudy(record, frame)
+
+
+def _files(record: StudyRecord) -> list[list[Any]]:
+    """Name, rows and digest of each file that the study is measured on."""
+    files = record.asked.get("eval_data") or record.asked.get("data") or []
+    return [file for file in files if isinstance(file, list)]
+
+
+def _parts(metric: str, only: str) -> tuple[str, str, float]:
+    data, _, last = metric.rpartition("/")
+    name, _, step = last.partition("@")
+    return data or only, name, float(step) if step else math.nan
+
+
+def load_all(folders: Sequence[str | Path], kind: str) -> list[MftStudy]:
+    """Read several studies that will stand in one picture.
+
+    Raises:
+        RecordError: as `load`; or two of them measured on different data of the same name.
+    """
+    studies = [load(folder, kind) for folder in folders]
+    seen: dict[str, tuple[Any, Path]] = {}
+    for study in studies:
+        for name, *what in _files(study.record):
+            first, where = seen.setdefault(str(name), (what, study.path))
+            if first != what:
+                raise RecordError(
+                    f"{study.path}: its data {name!r} is not that of {where} (other rows under "
+                    "the same name): their numbers do not compare"
+                )
+    return studies

@@ -1,0 +1,164 @@
+"""Comparisons of methods on a fine-tune as tables: what MFT's Tables 1, 2, 3, 5 and 6 share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from deltalens.errors import RecordError
+from deltalens.figures.mft_studies import MftStudy, in_order, label
+from deltalens.figures.sweep_tables import measure
+from deltalens.figures.tables import Block, Measure, measured
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "Column",
+    "Line",
+    "asked_methods",
+    "block",
+    "masked",
+    "one_a_domain",
+    "own_columns",
+    "study_notes",
+]
+
+_TRAINED = ("sft", "lora", "mft")
+
+
+class Column(NamedTuple):
+    """A metric on a data set."""
+
+    data: str
+    name: str
+    domain: str = ""
+    """Only of models that were trained on this one."""
+
+    @property
+    def measure(self) -> Measure:
+        """How it is shown."""
+        shown, told = measure(self.name), self.data.startswith(self.domain)
+        where = self.data if told else f"{self.domain} → {self.data}"
+        return replace(shown, name="/".join(self), head=f"{where}\n{shown.head}")
+
+
+class Line(NamedTuple):
+    """A row of a table."""
+
+    labels: tuple[str, ...]
+    method: str
+    studies: Sequence[MftStudy]
+    """In each column stands the first of them that has a number for it."""
+
+    def cells(self, column: Column) -> pd.DataFrame | None:
+        """A row for each seed."""
+        for study in self.studies:
+            held = study.of(column.data, column.name)
+            own = held[held["method"] == self.method]
+            if not own.empty and column.domain in ("", study.domain):
+                return own
+        return None
+
+
+def block(
+    title: str,
+    columns: Sequence[Column],
+    lines: Sequence[Line],
+    labels: Sequence[str],
+    grouped: int = 0,
+) -> Block:
+    """A study's block: in each place the mean over seeds."""
+    import pandas as pd
+
+    parts = [pd.DataFrame(columns=[*labels, "metric", "value", "n"])]
+    for line in lines:
+        for column in columns:
+            own = line.cells(column)
+            if own is not None:
+                named = dict(zip(labels, line.labels, strict=True), metric=column.measure.name)
+                parts.append(own[["value", "n"]].assign(**named))
+    frame = pd.concat(parts[1:] or parts, ignore_index=True)
+    rows = [line.labels for line in lines]
+    return measured(title, frame, rows, labels, [column.measure for column in columns], grouped)
+
+
+def own_columns(studies: Sequence[MftStudy]) -> list[Column]:
+    """The metrics of each study on the data of its own domain."""
+    return list(
+        dict.fromkeys(
+            Column(data, metric, study.domain)
+            for study in studies
+            for data, metrics in study.own_sets.items()
+            for metric in metrics
+        )
+    )
+
+
+def asked_methods(studies: Sequence[MftStudy]) -> list[str]:
+    """All methods that the studies were asked for or have, in the paper's order."""
+    found: list[str] = []
+    for study in studies:
+        found += [
+            *map(str, study.record.asked.get("methods") or []),
+            *map(str, study.frame["method"]),
+        ]
+    return in_order(found)
+
+
+def one_a_domain(studies: Sequence[MftStudy]) -> None:
+    """Refuse two studies that would stand in the same place of a table.
+
+    Raises:
+        RecordError: two of them were trained on the same domain.
+    """
+    seen: dict[str, MftStudy] = {}
+    for study in studies:
+        other = seen.setdefault(study.domain, study)
+        if other is not study:
+            raise RecordError(
+                f"{study.path}: a second comparison of the domain {study.domain!r} (trained on "
+                f"{study.trained_on}) beside {other.path}; name one of them"
+            )
+
+
+def study_notes(studies: Sequence[MftStudy]) -> tuple[str, ...]:
+    """What each study masked and learned from, and what of it is not finished."""
+    notes = []
+    for study in studies:
+        asked = study.record.asked
+        rows = asked.get("data") or []
+        said = [f"trained on {study.trained_on}" + (f" ({rows[1]} rows)" if len(rows) > 1 else "")]
+        if asked.get("blocks") is not None:
+            said.append(f"masked blocks: {asked['blocks']}")
+        said.append(masked(study))
+        notes.append(f"{study.domain}: {', '.join(one for one in said if one)}.")
+        missing = _missing(study)
+        if missing:
+            notes.append(f"{study.domain} is not finished: {', '.join(missing)}.")
+    return tuple(notes)
+
+
+def masked(study: MftStudy) -> str:
+    """The rule by which weights were removed, in words; nothing where the study does not say."""
+    asked = study.record.asked
+    if asked.get("threshold") is not None:
+        return f"threshold {asked['threshold']:g}"
+    ratio = asked.get("mask_ratio")
+    if isinstance(ratio, dict):
+        return "mask ratio " + " and ".join(f"{one} ({kind})" for kind, one in ratio.items())
+    return "" if ratio is None else f"mask ratio {ratio}"
+
+
+def _missing(study: MftStudy) -> list[str]:
+    """Methods without a number, and those that were trained with fewer seeds than asked for."""
+    wanted = study.record.asked.get("seeds")
+    found = []
+    for method in asked_methods([study]):
+        seeds = study.frame[study.frame["method"] == method]["seed"].nunique()
+        if not seeds:
+            found.append(f"nothing of {label(method)} yet")
+        elif method in _TRAINED and isinstance(wanted, int) and seeds < wanted:
+            found.append(f"{seeds} of {wanted} seeds of {label(method)}")
+    return found

@@ -1,0 +1,546 @@
+"""The sweep over layers without training: its cells, what is not computed again, and its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from deltalens.errors import DeltaLensError
+from deltalens.evaluate.prefix import Prefix, find_blocks
+from deltalens.evaluate.scoring import Scoring
+from deltalens.io.records import StudyRecord, load_study
+from deltalens.studies import layer_drop as module
+from deltalens.studies.layer_drop import sweep_layers_drop
+from deltalens.studies.layer_summary import summarise_layers
+from deltalens.studies.study import StudyWatch
+from tests.studies.conftest import PairOf
+from tests.studies.families import (
+    POSITIONS,
+    Kind,
+    Pair,
+    States,
+    differing,
+    gpt2,
+    initialised,
+    llama,
+    opt,
+    plain,
+    qwen2,
+    save_pair,
+    state_of,
+)
+from tests.studies.runs import (
+    FEW,
+    StopAfter,
+    command,
+    journal,
+    on_each_cell,
+    settings,
+    succeeds,
+    table,
+    write_rows,
+)
+
+BLOCKS = 5
+ROWS = [
+    {"prompt": f"{a} + {b} =", "completion": f" {a + b}{' and so on' * (a % 3)}"}
+    for a in range(4)
+    for b in range(5)
+]
+FAMILIES: dict[str, Callable[[bool], Any]] = {"llama": llama, "gpt2": gpt2, "qwen2": qwen2}
+FAMILIES["opt"] = opt
+
+
+def deep(family: str) -> Any:
+    """A model of this family with five blocks."""
+    config = FAMILIES[family](False).config
+    config.num_hidden_layers = BLOCKS
+    if hasattr(config, "layer_types"):
+        config.layer_types = ["full_attention"] * BLOCKS
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+@pytest.fixture(scope="module")
+def deep_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
+    """Pairs of five blocks, each written once."""
+    made: dict[tuple[str, torch.dtype], Pair] = {}
+
+    def give(family: str = "llama", dtype: torch.dtype = torch.float32) -> Pair:
+        if (family, dtype) not in made:
+            model = initialised(lambda: deep(family), seed=1)
+            made[family, dtype] = save_pair(tmp_path_factory.mktemp(family), model, dtype)
+        return made[family, dtype]
+
+    return give
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", ROWS)
+
+
+def sweep(pair: Pair, out: Path, **asked: Any) -> StudyRecord:
+    if not asked.get("data"):
+        asked["fidelity"] = FEW
+    return sweep_layers_drop(pair.ft, pair.base, out, **asked)
+
+
+class Shown:
+    """A metric that keeps the model and a copy of its weights."""
+
+    def __init__(self) -> None:
+        self.states: list[States] = []
+        self.model: nn.Module | None = None
+
+    def metric(self, model: nn.Module) -> dict[str, float]:
+        """The measurement: how often one was taken."""
+        self.model = model
+        self.states.append(state_of(model))
+        return {"measured": float(len(self.states))}
+
+
+# ------------------------------------------------------------------------------------- the cells
+
+
+def block_of_name(name: str) -> int | None:
+    found = [part for part in name.split(".") if part.isdigit()]
+    return int(found[0]) if found else None
+
+
+def assembled(outside: States, inside: States, blocks: set[int]) -> States:
+    """The one model with these blocks of the other."""
+    return {
+        name: inside[name] if block_of_name(name) in blocks else outside[name] for name in outside
+    }
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "opt"))],
+)
+def test_cell_is_one_model_with_the_other_s_blocks(
+    family: str, deep_pair: Callable[..., Pair], tmp_path: Path
+) -> None:
+    pair, shown = deep_pair(family), Shown()
+    sweep(pair, tmp_path / "s", groups=(2,), metric=shown.metric)
+    ft, base = state_of(plain(pair.ft)), state_of(plain(pair.base))
+    found = {(x["setting"]["method"], x["setting"]["group"]): x for x in journal(tmp_path / "s")}
+    groups = {"0-1": {0, 1}, "2-3": {2, 3}, "4": {4}}
+    wanted = {("ft", ""): ft, ("base", ""): base}
+    wanted |= {("drop", name): assembled(ft, base, blocks) for name, blocks in groups.items()}
+    wanted |= {("keep", name): assembled(base, ft, blocks) for name, blocks in groups.items()}
+    assert found.keys() == wanted.keys()
+    for cell, state in wanted.items():
+        shown_then = shown.states[int(found[cell]["metrics"]["measured"][0]) - 1]
+        assert differing(shown_then, state) == [], cell
+
+
+@pytest.mark.parametrize(
+    ("size", "names"),
+    [
+        (1, ["0", "1", "2", "3", "4"]),
+        (3, ["0-2", "3-4"]),
+        (5, ["0-4"]),
+    ],
+)
+def test_groups_are_consecutive_and_the_last_is_shorter(
+    size: int, names: list[str], deep_pair: Callable[..., Pair], tmp_path: Path
+) -> None:
+    record = sweep(deep_pair(), tmp_path / "s", groups=(size,), metric=Shown().metric)
+    assert record.kind == "layer-sweep"
+    assert list(record.cells.columns)[:4] == ["method", "size", "group", "seed"]
+    for method in ("drop", "keep"):
+        cells = record.cells[record.cells["method"] == method]
+        assert list(cells["group"]) == names
+        assert set(cells["size"]) == {size}
+    ends = record.cells[record.cells["size"] == 0]
+    assert list(ends["method"]) == ["ft", "base"]
+    assert set(ends["group"]) == {""}
+
+
+def test_same_blocks_under_two_sizes_are_computed_once(
+    deep_pair: Callable[..., Pair], tmp_path: Path
+) -> None:
+    shown = Shown()
+    record = sweep(deep_pair(), tmp_path / "s", groups=(1, 2), metric=shown.metric)
+    assert len(record.cells) == 2 + 2 * 5 + 2 * 3
+    assert len(shown.states) == len(record.cells) - 2
+
+
+def test_what_does_not_take_part_is_the_fine_tune_s_in_every_cell(
+    deep_pair: Callable[..., Pair], tmp_path: Path
+) -> None:
+    pair, shown = deep_pair(), Shown()
+    record = sweep(
+        pair, tmp_path / "s", include=r"layers\.[23]\..*mlp", metric=shown.metric, groups=(1,)
+    )
+    assert set(record.cells["group"]) == {"", "2", "3"}
+    ft = state_of(plain(pair.ft))
+    for state in shown.states:
+        assert all("mlp" in name for name in differing(state, ft))
+
+
+# ---------------------------------------------------------------------- what is not computed again
+
+
+def counted_blocks(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """Every forward of a block of a Llama from now on."""
+    ran: list[nn.Module] = []
+    layer = transformers.models.llama.modeling_llama.LlamaDecoderLayer
+    forward = layer.forward
+
+    def counting(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        ran.append(self)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(layer, "forward", counting)
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        *((family, torch.float32) for family in FAMILIES),
+        *(pytest.param(name, torch.bfloat16, marks=pytest.mark.slow) for name in FAMILIES),
+    ],
+    ids=str,
+)
+def test_cached_prefix_gives_the_table_of_evaluating_in_full(
+    family: str, dtype: torch.dtype, deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path
+) -> None:
+    pair = deep_pair(family, dtype)
+    asked: dict[str, Any] = {
+        "data": [rows],
+        "groups": (1, 2) if (family, dtype) == ("llama", torch.float32) else (2,),
+        "batch_tokens": 128,
+        "metrics": ("loss", "exact_match", "kl"),
+        "fidelity": FEW,
+    }
+    cached = sweep_layers_drop(pair.ft, pair.base, tmp_path / "cached", **asked)
+    full = sweep_layers_drop(pair.ft, pair.base, tmp_path / "full", cache_gb=0, **asked)
+    assert cached.facts["notes"] == full.facts["notes"] == []
+    assert cached.facts["most_cached_bytes"] > 0
+    assert table(tmp_path / "cached") == table(tmp_path / "full")
+    losses = full.cells[full.cells["metric"] == "loss"]["value"]
+    assert len(set(losses)) == len(losses) - 2 * (1 in asked["groups"])
+
+
+def test_unchanged_blocks_are_passed_over(
+    deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, counts = deep_pair(), {}
+    for name, cache_gb in (("cached", 4.0), ("full", 0.0)):
+        with monkeypatch.context() as patch:
+            ran = counted_blocks(patch)
+            sweep(pair, tmp_path / name, data=[rows], cache_gb=cache_gb, batch_tokens=64)
+            counts[name] = len(ran)
+    batches = counts["full"] / (BLOCKS * (2 + 2 * BLOCKS))
+    assert batches == int(batches) > 1
+    # Each cell from its group on, and each model once ...
+    least = 2 * (BLOCKS + sum(range(1, BLOCKS + 1)))
+    # ... and for each model one batch in full, and replayed at each place.
+    checks = 2 * (BLOCKS + sum(range(1, BLOCKS)))
+    assert counts["cached"] == least * batches + checks
+
+
+def test_held_states_stay_within_the_limit_and_the_rest_runs_in_full(
+    deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path
+) -> None:
+    pair = deep_pair()
+    asked: dict[str, Any] = {"data": [rows], "batch_tokens": 64}
+    whole = sweep(pair, tmp_path / "whole", **asked).facts["most_cached_bytes"]
+    hidden = plain(pair.ft).config.hidden_size
+    assert whole <= 4 * hidden * POSITIONS * len(ROWS)
+    limit = whole * 2 // 3
+    less = sweep(pair, tmp_path / "less", cache_gb=limit / 1e9, **asked)
+    assert 0 < less.facts["most_cached_bytes"] <= limit
+    assert "ran in full" in less.facts["notes"][0]
+    assert table(tmp_path / "less") == table(tmp_path / "whole")
+
+
+def test_model_whose_replay_differs_is_evaluated_in_full_with_a_note(
+    deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block that hands something on beside its output: what runs later misses it."""
+    layer = transformers.models.llama.modeling_llama.LlamaDecoderLayer
+    forward, handed_on = layer.forward, [0.0]
+
+    def leaking(self: nn.Module, hidden: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        out = forward(self, hidden, **kwargs)
+        index = self.self_attn.layer_idx
+        handed_on[0] = float(out.mean()) if index == 0 else handed_on[0] + 1e-3 * index
+        return out + handed_on[0]
+
+    monkeypatch.setattr(layer, "forward", leaking)
+    cached = sweep(deep_pair(), tmp_path / "cached", data=[rows], batch_tokens=128)
+    sweep(deep_pair(), tmp_path / "full", data=[rows], batch_tokens=128, cache_gb=0)
+    assert "other logits" in cached.facts["notes"][0]
+    assert table(tmp_path / "cached") == table(tmp_path / "full")
+
+
+def test_encoder_is_swept_with_its_prefix_cached(pair_of: PairOf, tmp_path: Path) -> None:
+    pair = pair_of(family="bert", tied=True)
+    cached = sweep(pair, tmp_path / "cached")
+    sweep(pair, tmp_path / "full", cache_gb=0)
+    assert cached.facts["most_cached_bytes"] > 0
+    assert table(tmp_path / "cached") == table(tmp_path / "full")
+
+
+def test_blocks_that_share_weights_are_not_passed_over() -> None:
+    model = initialised(lambda: deep("llama"), seed=1)
+    blocks = model.model.layers
+    assert find_blocks(model, ["model.layers"]) is blocks
+    blocks[3].mlp.up_proj.weight = blocks[1].mlp.up_proj.weight
+    with pytest.raises(DeltaLensError, match="share weights"):
+        find_blocks(model, ["model.layers"])
+
+
+def test_several_lists_of_blocks_are_not_passed_over() -> None:
+    model = initialised(lambda: deep("llama"), seed=1)
+    with pytest.raises(DeltaLensError, match=r"several lists.*encoder\.block"):
+        find_blocks(model, {"encoder.block", "decoder.block"})
+    with pytest.raises(DeltaLensError, match=r"no one list of blocks 'model\.stages'"):
+        find_blocks(model, {"model.stages"})
+
+
+def test_blocks_are_in_place_again_after_a_forward_that_raises() -> None:
+    model = initialised(lambda: deep("llama"), seed=1)
+    own = list(model.model.layers)
+    prefix = Prefix(model, model.model.layers, 1 << 30)
+    inputs = {"input_ids": torch.ones(2, 7, dtype=torch.int64), "use_cache": False}
+    with prefix.evaluating(0, print), torch.inference_mode():
+        wanted = model(**inputs).logits
+    prefix.advance(3)
+    with prefix.evaluating(3, print), torch.inference_mode():
+        assert torch.equal(model(**inputs).logits, wanted)
+    assert prefix.refused is None
+
+    def stop(*given: Any) -> None:
+        assert model.model.layers[0] is not own[0], "nothing stands in for a block"
+        assert model.model.layers[0].self_attn is own[0].self_attn
+        raise KeyboardInterrupt
+
+    hook = own[4].register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt), prefix.evaluating(3, print), torch.inference_mode():
+        model(**inputs)
+    hook.remove()
+    assert all(a is b for a, b in zip(model.model.layers, own, strict=True))
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+def test_answers_that_are_generated_are_evaluated_in_full(
+    deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"data": [rows], "limit": 4, "groups": (5,), "answer_pattern": r"\d+"}
+    record = sweep(deep_pair(), tmp_path / "s", **asked)
+    assert record.facts["notes"] == [
+        "unchanged blocks ran again in every cell: the model generates"
+    ]
+
+
+# ------------------------------------------------------------------------------- resume and restore
+
+
+@pytest.mark.parametrize(
+    "cells", [4, 7, *(pytest.param(cells, marks=pytest.mark.slow) for cells in (1, 6, 11, 12))]
+)
+def test_interrupted_and_resumed_equals_uninterrupted(
+    cells: int, deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path
+) -> None:
+    pair, asked = deep_pair(), {"data": [rows], "groups": (1,), "batch_tokens": 128}
+    sweep(pair, tmp_path / "whole", **asked)
+    stop = on_each_cell(StopAfter(cells, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        sweep(pair, tmp_path / "parts", watch=stop, **asked)
+    assert len(journal(tmp_path / "parts")) == cells
+    sweep(pair, tmp_path / "parts", **asked)
+    assert table(tmp_path / "parts") == table(tmp_path / "whole")
+    assert settings(tmp_path / "parts") == settings(tmp_path / "whole")
+
+
+def test_finished_study_is_not_computed_again(
+    deep_pair: Callable[..., Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep(deep_pair(), tmp_path / "s", groups=(5,))
+    before = table(tmp_path / "s")
+    monkeypatch.setattr(module, "load_model", None)
+    sweep(deep_pair(), tmp_path / "s", groups=(5,))
+    assert table(tmp_path / "s") == before
+    with pytest.raises(DeltaLensError, match=r"another study[\s\S]*groups: \[5\] there, \[1\] now"):
+        sweep(deep_pair(), tmp_path / "s", groups=(1,))
+
+
+@pytest.mark.parametrize("calls", [1, 8, 16])
+def test_model_has_its_bits_back_after_an_exception(
+    calls: int, deep_pair: Callable[..., Pair], tmp_path: Path
+) -> None:
+    pair, shown, stop = deep_pair(), Shown(), StopAfter(calls, RuntimeError("no more"))
+
+    def metric(model: nn.Module) -> dict[str, float]:
+        found = shown.metric(model)
+        stop()
+        return found
+
+    with pytest.raises(RuntimeError, match="no more"):
+        sweep(pair, tmp_path / "s", groups=(1, 2), metric=metric)
+    assert shown.model is not None
+    assert differing(state_of(shown.model), state_of(plain(pair.ft))) == []
+
+
+def test_model_and_its_blocks_are_back_after_an_exception_amid_a_replay(
+    deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, models = deep_pair(), []
+    measure, stop = Scoring.measure, StopAfter(4, KeyboardInterrupt())
+
+    def stopping(self: Scoring, model: Any) -> Any:
+        models.append(model)
+        hook = model.model.norm.register_forward_hook(lambda *given: stop())
+        try:
+            return measure(self, model)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(Scoring, "measure", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(pair, tmp_path / "s", data=[rows], batch_tokens=1 << 12)
+    assert len(journal(tmp_path / "s")) > 0
+    assert differing(state_of(models[0]), state_of(plain(pair.ft))) == []
+
+
+# ---------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"groups": (0,)}, r"group 0: from 1 to 5"),
+        ({"groups": (-3,)}, r"group -3: from 1 to 5"),
+        ({"groups": (1, 6)}, r"group 6: from 1 to 5, the number of blocks of .*ft"),
+        ({"groups": ()}, r"no group: give the number"),
+        ({"include": "embed_tokens"}, r"no block takes part[\s\S]*embed_tokens"),
+        ({"cache_gb": -1.0}, r"cache_gb -1\.0: 0 or more"),
+        ({"cache_gb": math.nan}, r"cache_gb nan"),
+        ({"limit": 0}, r"limit 0"),
+        ({"batch_tokens": 0}, r"batch_tokens 0"),
+        ({"metrics": ("bleu",)}, r"metric 'bleu' is not measured here"),
+    ],
+)
+def test_bad_input_is_refused_before_the_model_is_loaded(
+    asked: dict[str, Any],
+    message: str,
+    deep_pair: Callable[..., Pair],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "load_model", None)
+    with pytest.raises(DeltaLensError, match=message):
+        sweep(deep_pair(), tmp_path / "s", **asked)
+    assert not (tmp_path / "s").exists()
+
+
+def test_checkpoints_that_do_not_fit_are_refused(
+    deep_pair: Callable[..., Pair], pair_of: PairOf, tmp_path: Path
+) -> None:
+    other = pair_of(Kind("llama"))
+    with pytest.raises(DeltaLensError, match=r"does not fit[\s\S]*layers\.[234]"):
+        sweep_layers_drop(deep_pair().ft, other.base, tmp_path / "s")
+    with pytest.raises(DeltaLensError, match="given as both models"):
+        sweep_layers_drop(other.ft, other.ft, tmp_path / "s")
+
+
+def test_model_without_blocks_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    for name, value in (("ft", 1.0), ("base", 0.0)):
+        (tmp_path / name).mkdir()
+        save_file({"weight": torch.full((4,), value)}, tmp_path / name / "model.safetensors")
+    with pytest.raises(DeltaLensError, match=r"no blocks[\s\S]*--include RE[\s\S]*weight"):
+        sweep_layers_drop(tmp_path / "ft", tmp_path / "base", tmp_path / "s")
+
+
+# ------------------------------------------------------------------------------ summary and command
+
+
+def test_summary_ranks_the_groups(deep_pair: Callable[..., Pair], tmp_path: Path) -> None:
+    record = sweep(deep_pair(), tmp_path / "s", groups=(1, 2))
+    found = summarise_layers(record)
+    (leading,) = found.leading
+    assert leading.metric == "top1_agreement"
+    assert leading.ft == 1.0
+    values = {
+        (cell["setting"]["method"], cell["setting"]["group"]): cell["metrics"]["top1_agreement"][0]
+        for cell in journal(tmp_path / "s")
+    }
+    lost = leading.by_loss(1)
+    assert [one.group for one in lost] == sorted(
+        map(str, range(BLOCKS)), key=lambda group: values["drop", group]
+    )
+    assert all(one.lost == pytest.approx(1 - values["drop", one.group]) for one in lost)
+    recovered = leading.by_recovery(2)
+    best = max(("0-1", "2-3", "4"), key=lambda group: values["keep", group])
+    assert recovered[0].group == best
+    text = "\n".join(found.sentences())
+    assert f"dropping loses most in {lost[0].group} (" in text
+    assert f"alone, most is recovered by {best} (" in text
+    assert "in no block" in text
+    kl = next(metric for metric in found.metrics if metric.metric == "kl")
+    assert kl.gained > 0, "a lower divergence is better"
+    assert [len(made.rows) for made in found.tables()] == [BLOCKS, 3]
+    shares = sum(one.delta for one in leading.groups if one.size == 1)
+    assert shares + found.as_json()["outside_blocks"] == pytest.approx(1)
+
+
+def test_command_as_typed(deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path) -> None:
+    pair, out = deep_pair(), tmp_path / "study"
+    typed = ("sweep", "layers", "drop", pair.ft, pair.base, "--group", 2, "--group", 5)
+    typed += ("--data", rows, "--limit", 6, "-o", out)
+    found = json.loads(succeeds(*typed, "--json"))
+    assert found["leading"] == ["exact_match"]
+    groups = [one["group"] for one in found["metrics"]["loss"]["groups"]]
+    assert groups == ["0-1", "2-3", "4", "0-4"]
+    assert set(found["metrics"]["loss"]["most_lost"]["2"]) == {"0-1", "2-3", "4"}
+    assert load_study(out).asked["groups"] == [2, 5]
+    before = table(out)
+    assert succeeds(*typed, "--quiet") == ""
+    assert table(out) == before
+    refused = command(*typed[:5], "--group", 9, "-o", tmp_path / "other")
+    assert refused.exit_code == 2
+    assert "group 9: from 1 to 5" in refused.output
+
+
+def test_command_prints_the_tables_and_the_answer(
+    deep_pair: Callable[..., Pair],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("deltalens.figures.draw", lambda folder: [folder / "picture.png"])
+    typed = ("sweep", "layers", "drop", deep_pair().ft, deep_pair().base, "-o", tmp_path / "s")
+    text = succeeds(*typed, "--fidelity-tokens", 4, "--group", 5)
+    assert "top1_agreement, groups of 5" in text
+    assert "groups of 5: of what tuning gained, dropping loses most in 0-4 (" in text
+    assert "in no block" in text
+    assert "picture.png" in text
+
+
+def test_progress_is_told_within_a_cell(
+    deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path
+) -> None:
+    told: list[float] = []
+    sweep(
+        deep_pair(),
+        tmp_path / "s",
+        data=[rows],
+        batch_tokens=64,
+        watch=StudyWatch(within=told.append),
+    )
+    assert any(0 < part < 1 for part in told)
