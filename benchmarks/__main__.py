@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import drop, gmt, mft, probe, study, thresholds
+from benchmarks import drop, gmt, landscape, layers, mft, probe, study, thresholds
 
 BENCHMARKS = {
     "thresholds": thresholds.run,
@@ -12,7 +12,9 @@ BENCHMARKS = {
     "study": study.run,
     "probe": probe.run,
     "gmt": gmt.run,
+    "landscape": landscape.run,
     "mft": mft.run,
+    "layers": layers.run,
 }
 
 

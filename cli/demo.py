@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -13,12 +13,12 @@ from deltalens.cli.drop_study import drop_study
 from deltalens.cli.inspect import inspect
 from deltalens.cli.options import Debug, Quiet
 
-if TYPE_CHECKING:
-    from deltalens.demo import DemoPaths
-
 __all__ = ["DEFAULT_FOLDER", "Folder", "app", "interrupted", "made", "say"]
 
 DEFAULT_FOLDER = Path("deltalens-demo")
+
+Made = TypeVar("Made")
+"""Where the parts of a demo lie that were made."""
 
 Folder = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the demo is made.")]
 
@@ -69,9 +69,7 @@ _ASKED = (
 )
 
 
-def made(
-    build: Callable[..., DemoPaths], out: Path, quiet: bool, trained: Mapping[str, str]
-) -> DemoPaths:
+def made(build: Callable[..., Made], out: Path, quiet: bool, trained: Mapping[str, str]) -> Made:
     """Build a part of the demo, with progress; `trained` says in words what each stage trains."""
     console.quieten()
     with console.meter(quiet) as meter:

@@ -10,12 +10,14 @@ from deltalens.cli import (
     compare,
     demo,
     demo_gmt,
+    demo_landscape,
     demo_mft,
     demo_probe,
     drop,
     drop_study,
     efficiency,
     inspect,
+    landscape,
     monitor,
     plot,
     sweep,
@@ -44,10 +46,12 @@ app.command("train")(train.train)
 app.add_typer(sweep.app, name="sweep")
 app.command("compare")(compare.compare)
 app.command("efficiency")(efficiency.efficiency)
+app.command("landscape")(landscape.landscape)
 app.add_typer(demo.app, name="demo")
 demo.app.command("probe")(demo_probe.demo_probe)
 demo.app.command("gmt")(demo_gmt.demo_gmt)
 demo.app.command("mft")(demo_mft.demo_mft)
+demo.app.command("landscape")(demo_landscape.demo_landscape)
 
 
 def _version(wanted: bool) -> None:

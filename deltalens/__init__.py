@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deltalens.studies.drop import drop as drop
     from deltalens.studies.drop_study import drop_study as drop_study
     from deltalens.studies.inspect import inspect as inspect
+    from deltalens.studies.landscape.scan import scan_landscape as scan_landscape
 
 _HOME = {
     "DeltaLensError": "deltalens.errors",
@@ -40,6 +41,7 @@ _HOME = {
     "RandomMask": "deltalens.methods.baselines",
     "load_run": "deltalens.io.runs",
     "load_study": "deltalens.io.records",
+    "scan_landscape": "deltalens.studies.landscape.scan",
 }
 
 __all__ = list(_HOME)

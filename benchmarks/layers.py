@@ -1,0 +1,104 @@
+"""What the cached prefix spares `sweep layers drop`: the sweep over the sweep in full."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.measure import interleaved, report
+from deltalens.studies.layer_drop import sweep_layers_drop
+from deltalens.studies.study import StudyWatch
+
+HIDDEN, BLOCKS, VOCABULARY = 512, 8, 1024
+ROWS, LENGTH, BATCH_TOKENS = 16, 63, 128
+ROUNDS = 5
+
+
+def run() -> None:
+    """A Llama of hidden size 512 with 8 blocks, groups of 1, and of 1, 2 and 4: whole studies, from
+    the two folders to the table, in turns."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = _write(folder)
+        for groups in ((1,), (1, 2, 4)):
+            facts: dict[str, Any] = {}
+
+            def sweep(
+                cache_gb: float, groups: tuple[int, ...] = groups, facts: dict[str, Any] = facts
+            ) -> Callable[[], None]:
+                def once() -> None:
+                    with tempfile.TemporaryDirectory() as out:
+                        record = sweep_layers_drop(
+                            folder / "ft",
+                            folder / "base",
+                            Path(out) / "study",
+                            groups=groups,
+                            data=[data],
+                            batch_tokens=BATCH_TOKENS,
+                            device="cpu",
+                            cache_gb=cache_gb,
+                            watch=StudyWatch(),
+                        )
+                        assert not record.facts["notes"], record.facts["notes"]
+                        facts[f"table {cache_gb:g}"] = (Path(out) / "study/cells.csv").read_bytes()
+                        facts.setdefault("cached", record.facts.get("most_cached_bytes"))
+
+                return once
+
+            seconds = interleaved({"ours": sweep(4.0), "peer": sweep(0.0)}, ROUNDS)
+            ours, peer = seconds["ours"], seconds["peer"]
+            shares = sorted(mine / theirs for mine, theirs in zip(ours, peer, strict=True))
+            report(
+                f"sweep-layers-drop-groups-{'-'.join(map(str, groups))}",
+                ours,
+                peer,
+                time_over_full=round(shares[len(shares) // 2], 3),
+                time_over_full_range=[round(shares[0], 3), round(shares[-1], 3)],
+                same_table=facts["table 4"] == facts["table 0"],
+                cached_mb=round(facts["cached"] / 1e6, 1),
+            )
+
+
+def _write(folder: Path) -> Path:
+    """A base, its fine-tune, and rows; none of them has learned anything."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{n}": n for n in range(3, VOCABULARY)}}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=4 * HIDDEN,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=8,
+        max_position_embeddings=2 * LENGTH,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: nn.Module = transformers.LlamaForCausalLM(config)
+    for name in ("base", "ft"):
+        model.save_pretrained(folder / name)  # type: ignore[operator]
+        tokenizer.save_pretrained(folder / name)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
+    drawn = torch.randint(3, VOCABULARY, (ROWS, LENGTH), generator=generator)
+    lines = [json.dumps({"text": " ".join(f"w{n}" for n in row)}) for row in drawn.tolist()]
+    file = folder / "rows.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    return file

@@ -1,0 +1,1 @@
+"""Loss landscapes: planes, points, records, pictures."""
