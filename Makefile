@@ -35,8 +35,10 @@ setup: $(CORE)
 demo: $(CORE)
 	$(BIN)/deltalens demo
 
+# A process for each core, one thread each: torch's threads, where several processes have them, wait
+# for each other at every operation.
 test: $(DEV)
-	$(BIN)/pytest -m 'not slow and not gpu and not bench'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'not slow and not gpu and not bench'
 
 test-all: $(DEV)
 	$(BIN)/pytest -m 'not gpu'

@@ -17,7 +17,7 @@ _TRAINED = {
     "base": "base",
     "ft": "fine-tune",
     "continued": "continued fine-tune",
-    "masked": "masked model",
+    "masks": "masks",
 }
 
 

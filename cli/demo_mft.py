@@ -76,7 +76,7 @@ def demo_mft(out: Folder = DEFAULT_FOLDER, quiet: Quiet = False, debug: Debug = 
                 **shared,
             }
             say(quiet, _LAYERS.format(out / "mft-layers"))
-            layers_mft(methods="mft", group=[1], mask_ratio=_RATIO, out=out / "mft-layers", **code)
+            layers_mft(group=[1], mask_ratio=_RATIO, out=out / "mft-layers", **code)
             say(quiet, _RATIOS.format(out / "mft-mask-ratio"))
             mask_ratio(methods="mft", ratios="0.05,0.1,0.2,0.4", out=out / "mft-mask-ratio", **code)
             say(quiet, _PARTS.format(out / "mft-data-ratio"))

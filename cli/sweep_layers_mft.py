@@ -11,17 +11,14 @@ from deltalens.cli.sweeping import Sweep, split, takes_sweep
 
 @takes_sweep
 def layers_mft(
-    methods: Annotated[
-        str,
-        typer.Argument(
-            metavar="METHODS", help="Of mft, random-mask-weights, l1-mask and sft; with commas."
-        ),
-    ],
     sweep: Sweep,
     group: Annotated[
         list[int] | None,
         typer.Option(help="Blocks in a group; repeatable; 4 if not given."),
     ] = None,
+    also: Annotated[
+        str, typer.Option(help="Beside mft: random-mask-weights, l1-mask, sft; with commas.")
+    ] = "",
     data_ratio: Annotated[
         str, typer.Option(help="Train on this part of the rows, the first ones.")
     ] = "1",
@@ -39,7 +36,7 @@ def layers_mft(
 
     sweep.run(
         lambda source, asked, watch: sweep_layers(
-            split(methods),
+            ["mft", *split(also)],
             source,
             sweep.out,
             asked,

@@ -181,7 +181,7 @@ class Sweep:
 
 def split(text: str) -> list[str]:
     """Names with commas between them."""
-    return [name.strip() for name in text.split(",")]
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def takes_sweep(command: Callable[..., None]) -> Callable[..., None]:

@@ -47,14 +47,14 @@ def build_demo(
 
     Raises DeltaLensError if ``folder`` is a file, or has a ``base`` or ``ft`` that no demo wrote.
     """
-    paths, identity = _paths(folder), _identity(recipe)
+    paths, identity = demo_paths(folder), identity_of(recipe)
     if _is_finished(paths, identity):
         return paths
-    _refuse_to_replace(folder, [paths.base, paths.ft])
+    refuse_to_replace(folder, [paths.base, paths.ft])
 
     from deltalens.demo.stages import Making, train_stages
 
-    held_out = _held_out(paths, recipe)
+    held_out = write_held_out(paths, recipe)
     stages = train_stages(Making(paths, recipe, identity, held_out, report))
     write_json(folder / _RECORD, {**identity, "recipe": asdict(recipe), "stages": stages})
     return paths
@@ -72,14 +72,14 @@ def build_probe_run(
     Raises DeltaLensError if ``folder`` is a file, or has a ``base``, ``ft`` or ``probe-run`` that
     no demo wrote.
     """
-    paths, identity = _paths(folder), _identity(recipe)
+    paths, identity = demo_paths(folder), identity_of(recipe)
     if stage_record(paths.probe_run, identity) is not None:
         return paths
-    _refuse_to_replace(folder, [paths.base, paths.ft, paths.probe_run])
+    refuse_to_replace(folder, [paths.base, paths.ft, paths.probe_run])
 
     from deltalens.demo.stages import Making, train_with_probe
 
-    held_out = _held_out(paths, recipe)
+    held_out = write_held_out(paths, recipe)
     train_with_probe(Making(paths, recipe, identity, held_out, report))
     return paths
 
@@ -101,19 +101,19 @@ def build_base(
 
     Raises DeltaLensError if ``folder`` is a file, or has a ``base`` that no demo wrote.
     """
-    paths, identity = _paths(folder), _identity(recipe)
+    paths, identity = demo_paths(folder), identity_of(recipe)
     if stage_record(paths.base, identity) is not None and all(
         file.is_file() for file in paths.training.values()
     ):
         return paths
-    _refuse_to_replace(folder, [paths.base])
+    refuse_to_replace(folder, [paths.base])
 
     from random import Random
 
     from deltalens.demo.stages import Making, train_base
     from deltalens.demo.tasks import held_out_prompts, stream
 
-    held_out = _held_out(paths, recipe)
+    held_out = write_held_out(paths, recipe)
     train_base(Making(paths, recipe, identity, held_out, report))
     for name, file in paths.training.items():
         domain, _, few = name.partition("_")
@@ -128,7 +128,8 @@ def build_base(
     return paths
 
 
-def _paths(folder: Path) -> DemoPaths:
+def demo_paths(folder: Path) -> DemoPaths:
+    """Where the parts of a demo lie."""
     data = {
         domain: {split: folder / "data" / f"{domain}_{split}.jsonl" for split in SPLITS}
         for domain in DOMAINS
@@ -141,7 +142,8 @@ def _paths(folder: Path) -> DemoPaths:
     return DemoPaths(folder, folder / "base", folder / "ft", folder / "probe-run", data, training)
 
 
-def _identity(recipe: Recipe) -> dict[str, str]:
+def identity_of(recipe: Recipe) -> dict[str, str]:
+    """What a stage's record must say, to be of this recipe."""
     return {"fingerprint": recipe.fingerprint(), "version": version()}
 
 
@@ -153,7 +155,7 @@ def _is_finished(paths: DemoPaths, identity: Mapping[str, str]) -> bool:
     )
 
 
-def _refuse_to_replace(folder: Path, stages: Iterable[Path]) -> None:
+def refuse_to_replace(folder: Path, stages: Iterable[Path]) -> None:
     if folder.exists() and not folder.is_dir():
         raise DeltaLensError(f"{folder} is a file; name a folder for the demo")
     for path in stages:
@@ -164,7 +166,7 @@ def _refuse_to_replace(folder: Path, stages: Iterable[Path]) -> None:
             )
 
 
-def _held_out(paths: DemoPaths, recipe: Recipe) -> dict[str, HeldOut]:
+def write_held_out(paths: DemoPaths, recipe: Recipe) -> dict[str, HeldOut]:
     """The recipe's held-out rows, and their files."""
     held_out = hold_out(
         recipe.seed, validation_rows=recipe.validation_rows, test_rows=recipe.test_rows

@@ -44,7 +44,9 @@ class Making:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Stage:
+class Stage:
+    """One training."""
+
     name: str
     folder: Path
     start: Callable[[], LlamaForCausalLM]
@@ -63,18 +65,18 @@ class _Outcome(NamedTuple):
 def train_stages(making: Making) -> dict[str, dict[str, Any]]:
     """Train what is not there yet, and return each stage's record by its name."""
     stages = (_base(making), _finetune(making))
-    return {stage.name: _finished(stage, making) for stage in stages}
+    return {stage.name: finished(stage, making) for stage in stages}
 
 
 def train_base(making: Making) -> None:
     """Train the base, if it is not there yet."""
-    _finished(_base(making), making)
+    finished(_base(making), making)
 
 
 def train_with_probe(making: Making) -> None:
     """Fine-tune with a probe attached, on the base that is there or trained first, and keep the
     run; the model as well, if the fine-tune is not there yet."""
-    _finished(_base(making), making)
+    finished(_base(making), making)
     stage, run = _finetune(making), making.paths.probe_run
     with _replaced(run) as folder:
         outcome = _train(stage, making, lambda model: GradientProbe(model, folder, updates=True))
@@ -89,9 +91,9 @@ def train_with_probe(making: Making) -> None:
         _save(stage, making, outcome)
 
 
-def _base(making: Making) -> _Stage:
+def _base(making: Making) -> Stage:
     recipe = making.recipe
-    return _Stage(
+    return Stage(
         name="base",
         folder=making.paths.base,
         start=lambda: build_model(recipe, build_tokenizer(recipe)),
@@ -101,11 +103,11 @@ def _base(making: Making) -> _Stage:
     )
 
 
-def _finetune(making: Making) -> _Stage:
+def _finetune(making: Making) -> Stage:
     """Starts from the base's saved folder, so that a resumed demo and an uninterrupted one are the
     same."""
     recipe = making.recipe
-    return _Stage(
+    return Stage(
         name="ft",
         folder=making.paths.ft,
         start=lambda: LlamaForCausalLM.from_pretrained(making.paths.base),
@@ -115,18 +117,22 @@ def _finetune(making: Making) -> _Stage:
     )
 
 
-def _finished(stage: _Stage, making: Making) -> dict[str, Any]:
-    """The stage's record; it is trained first if it is not there yet."""
+def finished(
+    stage: Stage,
+    making: Making,
+    watch: Callable[[LlamaForCausalLM], AbstractContextManager[object]] = nullcontext,
+) -> dict[str, Any]:
+    """The stage's record; it is trained first if it is not there yet, within `watch`."""
     record = stage_record(stage.folder, making.identity)
     if record is None:
-        outcome = _train(stage, making)
+        outcome = _train(stage, making, watch)
         _save(stage, making, outcome)
         record = outcome.record
     return record
 
 
 def _train(
-    stage: _Stage,
+    stage: Stage,
     making: Making,
     watch: Callable[[LlamaForCausalLM], AbstractContextManager[object]] = nullcontext,
 ) -> _Outcome:
@@ -160,7 +166,7 @@ def _train(
     return _Outcome(model, record)
 
 
-def _save(stage: _Stage, making: Making, outcome: _Outcome) -> None:
+def _save(stage: Stage, making: Making, outcome: _Outcome) -> None:
     with _replaced(stage.folder) as folder:
         outcome.model.save_pretrained(folder)
         build_tokenizer(making.recipe).save_pretrained(folder)

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "integrations": BELOW_PROBES | {"probes", "methods"},
     "training": {"errors", "numerics", "io", "evaluate", "methods", "integrations"},
     "studies": {"errors", "numerics", "io", "evaluate", "training"},
-    "demo": {"errors", "numerics", "io", "probes"},
+    "demo": {"errors", "numerics", "io", "probes", "methods"},
 }
 RECORDS = ("deltalens.io.records", "deltalens.io.runs", "deltalens.io.papers")
 TORCH = {"torch", "transformers", "accelerate", "peft", "trl", "lm_eval"}
