@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -87,9 +88,11 @@ def print_json(value: Any) -> None:
 
 
 def quieten() -> None:
-    """Keep transformers' own bars and notices off the terminal: deltalens says what matters."""
+    """Keep transformers' own bars and notices off the terminal: deltalens says what matters. What
+    one library will rename in another is no news to a user."""
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -72,20 +72,25 @@ class SweepSummary:
 
     def tables(self) -> list[Table]:
         """One table per metric: settings down, methods across, mean ± deviation over seeds; of a
-        comparison one table, methods down, metrics across."""
+        comparison one table per data set, methods down, metrics across."""
         metrics = [
             metric
             for metric in dict.fromkeys(self.record.cells["metric"])
             if "@" not in metric and metric.rpartition("/")[2] not in _NOT_SHOWN
         ]
-        if not self.axis:
-            cells = self.record.cells
-            rows = tuple(
-                (str(method), *(_spread(self._of(metric), str(method)) for metric in metrics))
-                for method in dict.fromkeys(cells["method"])
-            )
-            return [Table("", ("method", *metrics), rows)]
-        return [self._table(metric) for metric in metrics]
+        if self.axis:
+            return [self._table(metric) for metric in metrics]
+        sets: dict[str, list[str]] = {}
+        for metric in metrics:
+            sets.setdefault(metric.rpartition("/")[0], []).append(metric)
+        return [self._comparison(name, held) for name, held in sets.items()]
+
+    def _comparison(self, name: str, metrics: list[str]) -> Table:
+        rows = tuple(
+            (str(method), *(_spread(self._of(metric), str(method)) for metric in metrics))
+            for method in dict.fromkeys(self.record.cells["method"])
+        )
+        return Table(name, ("method", *(metric.rpartition("/")[2] for metric in metrics)), rows)
 
     def _table(self, metric: str) -> Table:
         frame = self._of(metric)
