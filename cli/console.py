@@ -9,20 +9,23 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
 from deltalens.errors import DeltaLensError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table as RichTable
 
     from deltalens.io.pairing import Pairing
+    from deltalens.io.records import StudyRecord
     from deltalens.io.tables import Table
 
 __all__ = [
@@ -35,10 +38,27 @@ __all__ = [
     "notes",
     "print_json",
     "quieten",
+    "show",
 ]
 
 BAD_INPUT, INTERRUPTED = 2, 130
 _SECONDS_BETWEEN_LINES = 5.0
+
+
+class Summary(Protocol):
+    """The answer of a study."""
+
+    def tables(self) -> Iterable[Table]:
+        """For the terminal."""
+        ...
+
+    def sentences(self) -> Iterable[str]:
+        """As a person reads it."""
+        ...
+
+    def as_json(self) -> dict[str, Any]:
+        """For scripts."""
+        ...
 
 
 @contextmanager
@@ -192,6 +212,26 @@ def notes(pairing: Pairing) -> list[str]:
     for why in pairing.kept.values():
         reasons[why] = reasons.get(why, 0) + 1
     return [*pairing.notes, *(f"{n} tensors stay: {why}" for why, n in reasons.items())]
+
+
+def show(
+    summary: Summary, record: StudyRecord, pictures: list[Path], *, as_json: bool, quiet: bool
+) -> None:
+    """What a study found, as text with tables or as JSON, and where it lies."""
+    if as_json:
+        print_json({**summary.as_json(), "pictures": [str(path) for path in pictures]})
+        return
+    if quiet:
+        return
+    for table in summary.tables():
+        console().print(grid(table))
+    for sentence in summary.sentences():
+        typer.echo(sentence)
+    for note in record.facts.get("notes", []):
+        typer.echo(f"note: {note}")
+    typer.echo(f"table:   {record.path / 'cells.csv'}")
+    for picture in pictures:
+        typer.echo(f"picture: {picture}")
 
 
 def grid(table: Table) -> RichTable:

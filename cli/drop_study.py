@@ -94,6 +94,7 @@ def drop_study(
         from deltalens.studies.drop_asked import FidelityTexts
         from deltalens.studies.drop_study import drop_study as run
         from deltalens.studies.study import StudyWatch
+        from deltalens.studies.summary import summarise
 
         changed_only = console.changed_only(of)
         console.quieten()
@@ -131,32 +132,10 @@ def drop_study(
             )
             meter.stage("drawing", None)
             pictures = _draw(record)
-        show(record, pictures, as_json=as_json, quiet=quiet)
+        console.show(summarise(record), record, pictures, as_json=as_json, quiet=quiet)
 
 
 def _draw(record: StudyRecord) -> list[Path]:
     from deltalens.figures import draw
 
     return draw(record.path)
-
-
-def show(record: StudyRecord, pictures: list[Path], *, as_json: bool, quiet: bool) -> None:
-    """The summary, as text with a table or as JSON."""
-    from deltalens.studies.summary import summarise
-
-    summary = summarise(record)
-    if as_json:
-        console.print_json({**summary.as_json(), "pictures": [str(path) for path in pictures]})
-        return
-    if quiet:
-        return
-    terminal = console.console()
-    for table in summary.tables():
-        terminal.print(console.grid(table))
-    for sentence in summary.sentences():
-        typer.echo(sentence)
-    for note in record.facts.get("notes", []):
-        typer.echo(f"note: {note}")
-    typer.echo(f"table:   {record.path / 'cells.csv'}")
-    for picture in pictures:
-        typer.echo(f"picture: {picture}")

@@ -100,6 +100,8 @@ def landscape(
         from deltalens.studies.study import StudyWatch
 
         given = [*(others or ()), *([base] if base else ())]
+        from deltalens.studies.landscape.summary import summarise_landscape
+
         console.quieten()
         # Before anything is fetched:
         check_study_folder(out, [Path(model) for model in (origin, *given)])
@@ -135,7 +137,7 @@ def landscape(
             )
             meter.stage("drawing", None)
             pictures = _draw(record.path)
-        show(record, pictures, as_json=as_json, quiet=quiet)
+        console.show(summarise_landscape(record), record, pictures, as_json=as_json, quiet=quiet)
 
 
 class _Sketches:
@@ -178,25 +180,3 @@ def _draw(folder: Path) -> list[Path]:
     from deltalens.figures import draw
 
     return draw(folder)
-
-
-def show(record: StudyRecord, pictures: list[Path], *, as_json: bool, quiet: bool) -> None:
-    """The summary, as text with a table or as JSON."""
-    from deltalens.studies.landscape.summary import summarise_landscape
-
-    summary = summarise_landscape(record)
-    if as_json:
-        console.print_json({**summary.as_json(), "pictures": [str(path) for path in pictures]})
-        return
-    if quiet:
-        return
-    terminal = console.console()
-    for table in summary.tables():
-        terminal.print(console.grid(table))
-    for sentence in summary.sentences():
-        typer.echo(sentence)
-    for note in record.facts.get("notes", []):
-        typer.echo(f"note: {note}")
-    typer.echo(f"table:   {record.path / 'cells.csv'}")
-    for picture in pictures:
-        typer.echo(f"picture: {picture}")

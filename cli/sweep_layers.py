@@ -24,7 +24,7 @@ from deltalens.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from deltalens.io.records import StudyRecord
+    pass
 
 app = typer.Typer(help="Go through the blocks of a model, group by group: which ones matter?")
 
@@ -101,6 +101,7 @@ def layers_drop(
         from deltalens.io.records import check_study_folder
         from deltalens.studies.drop_asked import FidelityTexts
         from deltalens.studies.layer_drop import sweep_layers_drop
+        from deltalens.studies.layer_summary import summarise_layers
         from deltalens.studies.study import StudyWatch
 
         console.quieten()
@@ -134,26 +135,4 @@ def layers_drop(
             )
             meter.stage("drawing", None)
             pictures = draw(record.path)
-        show(record, pictures, as_json=as_json, quiet=quiet)
-
-
-def show(record: StudyRecord, pictures: list[Path], *, as_json: bool, quiet: bool) -> None:
-    """The summary, as text with tables or as JSON."""
-    from deltalens.studies.layer_summary import summarise_layers
-
-    summary = summarise_layers(record)
-    if as_json:
-        console.print_json({**summary.as_json(), "pictures": [str(path) for path in pictures]})
-        return
-    if quiet:
-        return
-    terminal = console.console()
-    for table in summary.tables():
-        terminal.print(console.grid(table))
-    for sentence in summary.sentences():
-        typer.echo(sentence)
-    for note in record.facts.get("notes", []):
-        typer.echo(f"note: {note}")
-    typer.echo(f"table:   {record.path / 'cells.csv'}")
-    for picture in pictures:
-        typer.echo(f"picture: {picture}")
+        console.show(summarise_layers(record), record, pictures, as_json=as_json, quiet=quiet)

@@ -97,13 +97,13 @@ class Sweep:
     def run(
         self,
         study: Callable[[TrainingData, TrainingAsked, StudyWatch], StudyRecord],
-        summarise: Callable[[StudyRecord], Any],
+        summarise: Callable[[StudyRecord], console.Summary],
     ) -> None:
         """The frame of such a command: progress, the study, its pictures, its summary.
 
         Args:
             study: makes it, of the source, the settings of a training, and who is told.
-            summarise: has `tables()`, `sentences()` and `as_json()`.
+            summarise: its answer.
         """
         kept = f"stopped; finished trainings are kept in {self.out}, the same command goes on"
         with console.command(self.debug, kept):
@@ -116,19 +116,8 @@ class Sweep:
                 record = study(self.source(), self.asked(), watch)
                 meter.stage("drawing", None)
                 pictures = draw(record.path)
-            summary = summarise(record)
-            if self.as_json:
-                shown = {**summary.as_json(), "pictures": [str(path) for path in pictures]}
-                console.print_json(shown)
-            elif not self.quiet:
-                for table in summary.tables():
-                    console.console().print(console.grid(table))
-                for sentence in summary.sentences():
-                    typer.echo(sentence)
-                typer.echo(f"table:   {record.path / 'cells.csv'}")
-                for picture in pictures:
-                    if picture.suffix in (".png", ".md"):
-                        typer.echo(f"picture: {picture}")
+            shown = [picture for picture in pictures if picture.suffix in (".png", ".md")]
+            console.show(summarise(record), record, shown, as_json=self.as_json, quiet=self.quiet)
 
     def source(self) -> TrainingData:
         """The model and the data."""
