@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,9 +22,6 @@ from deltalens.cli.options import (
     Quiet,
     Study,
 )
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(help="Go through the blocks of a model, group by group: which ones matter?")
 
