@@ -20,6 +20,10 @@ from deltalens.evaluate.scoring import can_generate
 __all__ = ["Prefix", "find_blocks"]
 
 
+_PROBE = 16
+"""Tokens on which a replay is tried."""
+
+
 class _CannotReplayError(Exception):
     """Why a model's blocks cannot be passed over."""
 
@@ -33,6 +37,8 @@ class _Call:
     """One forward of the evaluation: its inputs, and what its first blocks put out."""
 
     inputs: dict[str, Any]
+    place: int = 0
+    """Of the block that what is held enters."""
     held: Any = None
 
 
@@ -84,10 +90,13 @@ class Prefix:
     Args:
         model: with its blocks in place.
         blocks: as `find_blocks` finds them.
+        places: of the blocks that `advance` will be asked for.
         limit: bytes that may be held.
     """
 
-    def __init__(self, model: nn.Module, blocks: nn.ModuleList, limit: int) -> None:
+    def __init__(
+        self, model: nn.Module, blocks: nn.ModuleList, places: Iterable[int], limit: int
+    ) -> None:
         self.place = 0
         """Of the block whose inputs are held; 0: nothing is."""
         self.refused: str | None = None
@@ -97,33 +106,30 @@ class Prefix:
         self.too_many = 0
         """Forwards that run in full because their states would not fit."""
         self._model, self._blocks, self._limit = model, blocks, limit
-        self._own = list(blocks)
+        self._own, self._places = list(blocks), sorted({*places} - {0})
         self._calls: dict[Hashable, _Call] = {}
         self._learned = False
-        self._expected: Tensor | None = None
+        self._checked = False
 
     def forget(self) -> None:
         """The reference is another from now on."""
-        self._drop_states()
-        self._expected = None
-
-    def _drop_states(self) -> None:
         self.place = self.bytes = 0
         for call in self._calls.values():
-            call.held = None
+            call.place, call.held = 0, None
 
     def advance(self, place: int) -> None:
         """Hold what enters the block at this place; the model is the reference now."""
         if self.refused is not None or place == self.place or not self._calls:
             return
         if place < self.place:
-            self._drop_states()
+            self.forget()
         if place == 0:
             return
         try:
             with torch.inference_mode():
+                if not self._checked:
+                    self._check()
                 self._record(place)
-                self._check()
         except Exception as error:  # Of a model's code, which promises no kind.
             self.refused = str(error) or type(error).__name__
             self.forget()
@@ -137,7 +143,7 @@ class Prefix:
                 states = self._output_before(place, call)
                 size = sum(tensor.nbytes for tensor in _tensors(states))
                 full = self.bytes + size > self._limit
-            call.held = None if full else states
+            call.place, call.held = (0, None) if full else (place, states)
             self.bytes += 0 if full else size
             self.too_many += full
             self.most_bytes = max(self.most_bytes, self.bytes)
@@ -155,22 +161,25 @@ class Prefix:
         raise _CannotReplayError(f"a forward does not come to block {place - 1}")
 
     def _check(self) -> None:
-        """The shortest batch, replayed, gives the reference's logits to the last bit."""
-        held = [call for call in self._calls.values() if call.held is not None]
-        if not held:
-            return
-        call = min(self._calls.values(), key=_size)
-        if call.held is None:
-            call, self._expected = min(held, key=_size), None
-        if self._expected is None:
-            self._expected = _logits(self._model(**call.inputs))
-        with self._passing_over(call):
-            found = _logits(self._model(**call.inputs))
-        if not _same_bits(found, self._expected):
-            raise _CannotReplayError(
-                f"{type(self._model).__name__} gives other logits when its first {self.place} "
-                "blocks are passed over"
-            )
+        """A short text, replayed at every place, gives the model's logits to the last bit.
+
+        Another text goes through the whole model before each replay: what a block keeps for a
+        later one, beside its output, is that text's then.
+        """
+        shortest = min(self._calls.values(), key=_size).inputs
+        call, other = _Call(_probe(shortest)), _probe(shortest, backwards=True)
+        wanted = _logits(self._model(**call.inputs))
+        for place in self._places:
+            call.held, call.place = self._output_before(place, call), place
+            self._model(**other)
+            with self._passing_over(call):
+                found = _logits(self._model(**call.inputs))
+            if not _same_bits(found, wanted):
+                raise _CannotReplayError(
+                    f"{type(self._model).__name__} gives other logits when its first {place} "
+                    "blocks are passed over"
+                )
+        self._checked = True
 
     @contextmanager
     def evaluating(self, place: int, tell: Callable[[int, int], None]) -> Iterator[None]:
@@ -217,7 +226,7 @@ class Prefix:
     @contextmanager
     def _passing_over(self, call: _Call) -> Iterator[None]:
         try:
-            if self.place:
+            if call.place:
                 self._swap_in(call)
             yield
         finally:
@@ -227,7 +236,7 @@ class Prefix:
         # A copy: the next block may write into what it is given.
         device = next(self._model.parameters()).device
         states = _mapped(lambda tensor: tensor.to(device, copy=True), call.held)
-        for place in range(self.place):
+        for place in range(call.place):
             self._blocks[place] = _StandIn(self._own[place], states)
 
     def _swap_out(self) -> None:
@@ -277,6 +286,17 @@ def _key(model: nn.Module, kwargs: Mapping[str, Any]) -> Hashable:
         else:
             return None
     return tuple(parts)
+
+
+def _probe(inputs: Mapping[str, Any], backwards: bool = False) -> dict[str, Any]:
+    """The first tokens of a forward's first row; or the same tokens in the opposite order."""
+    made = {
+        name: value[:1, :_PROBE] if isinstance(value, Tensor) and value.dim() == 2 else value
+        for name, value in inputs.items()
+    }
+    if backwards:
+        made = {n: v.flip(-1) if n == "input_ids" else v for n, v in made.items()}
+    return made
 
 
 def _size(call: _Call) -> int:

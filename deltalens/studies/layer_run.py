@@ -136,7 +136,8 @@ class LayerRun(Evaluation):
         except DeltaLensError as error:
             self._note_full(str(error))
             return None
-        return Prefix(model, blocks, self.cache_bytes)
+        places = [group.blocks[0] for group in self.asked.groups]
+        return Prefix(model, blocks, places, self.cache_bytes)
 
     def measure(
         self,

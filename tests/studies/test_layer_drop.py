@@ -233,6 +233,21 @@ def test_cached_prefix_gives_the_table_of_evaluating_in_full(
     assert len(set(losses)) == len(losses) - 2 * (1 in asked["groups"])
 
 
+def test_states_of_one_model_are_not_taken_for_the_other_s(
+    deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {
+        "data": [rows],
+        "groups": (1, 2),
+        "batch_tokens": 128,
+        "exclude": r"layers\.[0134]\.",
+    }
+    record = sweep(deep_pair(), tmp_path / "cached", **asked)
+    sweep(deep_pair(), tmp_path / "full", cache_gb=0, **asked)
+    assert set(record.cells["group"]) == {"", "2", "2-3"}
+    assert table(tmp_path / "cached") == table(tmp_path / "full")
+
+
 def test_unchanged_blocks_are_passed_over(
     deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,9 +261,10 @@ def test_unchanged_blocks_are_passed_over(
     assert batches == int(batches) > 1
     # Each cell from its group on, and each model once ...
     least = 2 * (BLOCKS + sum(range(1, BLOCKS + 1)))
-    # ... and for each model one batch in full, and replayed at each place.
-    checks = 2 * (BLOCKS + sum(range(1, BLOCKS)))
-    assert counts["cached"] == least * batches + checks
+    # ... and a trial: a short text once, again and replayed at each place, another once at each.
+    places = BLOCKS - 1
+    trial = 2 * BLOCKS - 1 + sum(range(1, places + 1)) + places * BLOCKS
+    assert counts["cached"] == least * batches + trial
 
 
 def test_held_states_stay_within_the_limit_and_the_rest_runs_in_full(
@@ -266,18 +282,32 @@ def test_held_states_stay_within_the_limit_and_the_rest_runs_in_full(
     assert table(tmp_path / "less") == table(tmp_path / "whole")
 
 
+def _accumulating(index: int, out: torch.Tensor, kept: list[Any]) -> torch.Tensor:
+    """Every block adds to what is handed on."""
+    kept[0] = out.mean() if index == 0 else kept[0] + 1e-3 * index
+    return out + kept[0]
+
+
+def _stashing(index: int, out: torch.Tensor, kept: list[Any]) -> torch.Tensor:
+    """A later block uses what an early one has kept, as shared keys and values are."""
+    if index == 1:
+        kept[0] = out.mean()
+    return out + kept[0] if index == 3 else out
+
+
+@pytest.mark.parametrize("handing_on", [_accumulating, _stashing])
 def test_model_whose_replay_differs_is_evaluated_in_full_with_a_note(
-    deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    handing_on: Callable[..., torch.Tensor],
+    deep_pair: Callable[..., Pair],
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A block that hands something on beside its output: what runs later misses it."""
     layer = transformers.models.llama.modeling_llama.LlamaDecoderLayer
-    forward, handed_on = layer.forward, [0.0]
+    forward, kept = layer.forward, [0.0]
 
     def leaking(self: nn.Module, hidden: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        out = forward(self, hidden, **kwargs)
-        index = self.self_attn.layer_idx
-        handed_on[0] = float(out.mean()) if index == 0 else handed_on[0] + 1e-3 * index
-        return out + handed_on[0]
+        return handing_on(self.self_attn.layer_idx, forward(self, hidden, **kwargs), kept)
 
     monkeypatch.setattr(layer, "forward", leaking)
     cached = sweep(deep_pair(), tmp_path / "cached", data=[rows], batch_tokens=128)
@@ -314,7 +344,7 @@ def test_several_lists_of_blocks_are_not_passed_over() -> None:
 def test_blocks_are_in_place_again_after_a_forward_that_raises() -> None:
     model = initialised(lambda: deep("llama"), seed=1)
     own = list(model.model.layers)
-    prefix = Prefix(model, model.model.layers, 1 << 30)
+    prefix = Prefix(model, model.model.layers, [3], 1 << 30)
     inputs = {"input_ids": torch.ones(2, 7, dtype=torch.int64), "use_cache": False}
     with prefix.evaluating(0, print), torch.inference_mode():
         wanted = model(**inputs).logits

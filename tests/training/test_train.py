@@ -268,7 +268,7 @@ def test_a_recipe_passes_trls_options_on(base: Path, rows: Path, tmp_path: Path)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "method": ({"method": "lora"}, r"method 'lora': choose one of sft, gmt"),
+    "method": ({"method": "adapter"}, r"method 'adapter': choose one of sft, gmt"),
     "ratio": ({"mask_ratio": "1"}, r"mask ratio 1"),
     "outside": ({"mask_ratio": "1.5"}, r"1\.5 is outside"),
     "scope": ({"scope": "block"}, r"scope 'block'"),
