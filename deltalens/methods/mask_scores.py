@@ -8,7 +8,7 @@ transformers loads a checkpoint of any moment as the masked model; the scores st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,8 +24,16 @@ from deltalens.methods.weight_masks import of_shard, whole
 from deltalens.numerics import lowest, straight_through
 from deltalens.numerics.hashing import name_key
 from deltalens.numerics.overlap import PackedMask
+from deltalens.numerics.workers import over, workers
 
-__all__ = ["LayerScores", "Rule", "attach_scores", "check_init", "own_weight"]
+__all__ = [
+    "LayerScores",
+    "Rule",
+    "attach_scores",
+    "check_init",
+    "own_weight",
+    "select_together",
+]
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,18 @@ class LayerScores(nn.Module):
             shape=weight.shape,
             stride=weight.stride(),
         )
+
+
+def select_together(layers: Sequence[LayerScores]) -> None:
+    """Select the masks of layers whose scores have changed, side by side; sharded ones, and those
+    on an accelerator, wait until they are used."""
+    here = [
+        layer
+        for layer in layers
+        if not isinstance(layer.scores, DTensor) and layer.scores.device.type == "cpu"
+    ]
+    with workers() as each:
+        over(each, LayerScores.kept, here, lambda layer: layer.scores.numel())
 
 
 def _initial(weight: Tensor, name: str, std: float, seed: int) -> Tensor:

@@ -32,6 +32,7 @@ from deltalens.methods.mask_scores import (
     attach_scores,
     check_init,
     own_weight,
+    select_together,
 )
 from deltalens.methods.weight_masks import WeightMask, WeightMasks
 from deltalens.numerics import lowest, straight_through
@@ -233,16 +234,18 @@ def _about(
 
 def _watch(all_scores: list[LayerScores]) -> list[RemovableHandle]:
     """Notice every optimizer step over these scores: a sharded parameter, or one that is written
-    through `.data`, shows no other trace in the layer."""
+    through `.data`, shows no other trace in the layer. The new masks are selected at once, layers
+    side by side."""
     watched = weakref.WeakSet(all_scores)
 
     def stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         stepped_ = [p for group in optimizer.param_groups for p in group["params"]]
         ids = {id(parameter) for parameter in stepped_}
         sharded = any(isinstance(parameter, DTensor) for parameter in stepped_)
-        for scores in watched:
-            if sharded or id(scores.scores) in ids:
-                scores.stale = True
+        changed = [scores for scores in watched if sharded or id(scores.scores) in ids]
+        for scores in changed:
+            scores.stale = True
+        select_together(changed)
 
     return [register_optimizer_step_post_hook(stepped)]
 

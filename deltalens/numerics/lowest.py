@@ -23,6 +23,8 @@ from deltalens.numerics.workers import in_order, workers
 __all__ = ["PARTS", "array_of", "keep_above", "keep_highest", "prepare"]
 
 PARTS = 1 << 19
+_MANY = 1 << 24
+"""Entries from which on a pass over them is worth threads of its own."""
 """Entries given to one worker at a time; a multiple of 64."""
 
 _SAMPLE = 1 << 14
@@ -176,7 +178,7 @@ def _visit_here(values: Tensor, bracket: _Bracket, by_value: bool, name: str) ->
         return marked, found if fits else -1, broken, places[:found], keys[:found]
 
     starts = range(0, bits.size, PARTS)
-    if len(starts) < 2:
+    if bits.size < _MANY:
         parts = list(in_order(visit, starts))
     else:
         with workers() as each:
