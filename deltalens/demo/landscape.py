@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LandscapePaths", "build_landscape"]
 
-ROWS = 48
+ROWS = 32
 """Rows that a landscape is measured on, of either kind: enough to tell the models apart."""
 MASK_RATIO = 0.1
 """Share of the projections' weights that the third model lacks, as in MFT's local runs."""
-MORE_STEPS = 100
+MORE_STEPS = 150
 """Of the continued fine-tuning, and of the masks."""
 SCORE_LEARNING_RATE = 3e-3
 
