@@ -42,7 +42,8 @@ class Here(Generic[A, B]):
         return future
 
     def listen(self) -> None:
-        """Nothing is heard that was not told at once."""
+        """Whatever was started is done."""
+        self._within(0.0)
 
 
 class Processes(Generic[A, B]):
@@ -53,24 +54,22 @@ class Processes(Generic[A, B]):
     ) -> None:
         self._pool, self._inbox, self._within = pool, inbox, within
         self._shares: dict[int, float] = {}
-        self._started = 0
+        self._futures: dict[int, Future[tuple[B, float]]] = {}
 
     def start(self, item: A) -> Future[tuple[B, float]]:
         """The result of an item with the seconds it took, once it is there."""
-        number = self._started
-        self._started += 1
-        self._shares[number] = 0.0
+        number = len(self._futures)
         future: Future[tuple[B, float]] = self._pool.submit(_work, number, item)
-        future.add_done_callback(lambda _: self._shares.pop(number, None))
+        self._futures[number] = future
         return future
 
     def listen(self) -> None:
         """Pass on how far the running items are, all together, in items."""
         while not self._inbox.empty():
             number, share = self._inbox.get()
-            if number in self._shares:
-                self._shares[number] = share
-        self._within(sum(list(self._shares.values())))
+            self._shares[number] = share
+        running = (n for n, future in self._futures.items() if not future.done())
+        self._within(sum(self._shares.get(number, 0.0) for number in running))
 
 
 @contextmanager
