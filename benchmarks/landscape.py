@@ -22,7 +22,7 @@ from deltalens.studies.landscape.moving import MovedModel
 from deltalens.studies.landscape.slots import slots_of_checkpoint
 from deltalens.studies.landscape.weights import StoredWeights
 
-ROUNDS = 10
+ROUNDS = 15
 POINTS = 10
 PEER_STEPS = 3
 GRID = 25
@@ -31,7 +31,9 @@ GRID = 25
 def run() -> None:
     """A 38 M Llama in fp32, 512 tokens a forward: rounds of bare forwards, of points of a 25 x 25
     scan in its own order (origin re-read from its files, rows formed on the way), and of the peers'
-    points, in turn. A line each: a point's cost in forwards of the same round.
+    points, in turn. The rounds' points lie evenly over the whole scan: its coarse beginning forms a
+    row every few points, its end one in twenty-five. A line each: a point's cost in forwards of the
+    same round.
     """
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -68,7 +70,7 @@ def run() -> None:
             "loss-landscapes": lambda points: _loss_landscapes(model, loss),
         }
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
-        for turn, points in zip(range(ROUNDS + 1), _slices(order, POINTS), strict=False):
+        for turn, points in enumerate([order[:POINTS], *_spread(order)]):
             for name, contestant in contestants.items():
                 spent = contestant(points)
                 moved[True].restore()
@@ -85,8 +87,12 @@ def _next(batch: Tensor) -> Tensor:
     return batch[:, 1:].flatten()
 
 
-def _slices(points: Sequence[Point], size: int) -> Iterator[Sequence[Point]]:
-    return (points[start : start + size] for start in range(0, len(points), size))
+def _spread(order: Sequence[Point]) -> Iterator[Sequence[Point]]:
+    """A round's points each, from the middle of equal parts of the scan."""
+    part = len(order) / ROUNDS
+    for turn in range(ROUNDS):
+        start = int((turn + 0.5) * part - POINTS / 2)
+        yield order[start : start + POINTS]
 
 
 def _timed(

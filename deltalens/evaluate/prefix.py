@@ -163,20 +163,24 @@ class Prefix:
     def _check(self) -> None:
         """A short text, replayed at every place, gives the model's logits to the last bit.
 
-        Another text goes through the whole model before each replay: what a block keeps for a
-        later one, beside its output, is that text's then.
+        Another text is held along with it, and goes through the blocks last: what a block keeps for
+        a later one, beside its output, is that text's whenever the block is passed over.
         """
         shortest = min(self._calls.values(), key=_size).inputs
-        call, other = _Call(_probe(shortest)), _probe(shortest, backwards=True)
+        call, other = _Call(_probe(shortest)), _Call(_probe(shortest, backwards=True))
         wanted = _logits(self._model(**call.inputs))
+        held = []
         for place in self._places:
-            call.held, call.place = self._output_before(place, call), place
-            self._model(**other)
-            with self._passing_over(call):
-                found = _logits(self._model(**call.inputs))
+            for one in (call, other):
+                one.held, one.place = self._output_before(place, one), place
+            held.append(_Call(call.inputs, place, call.held))
+        # The last place first: a replay goes through the blocks that it does not pass over.
+        for one in reversed(held):
+            with self._passing_over(one):
+                found = _logits(self._model(**one.inputs))
             if not _same_bits(found, wanted):
                 raise _CannotReplayError(
-                    f"{type(self._model).__name__} gives other logits when its first {place} "
+                    f"{type(self._model).__name__} gives other logits when its first {one.place} "
                     "blocks are passed over"
                 )
         self._checked = True

@@ -15,6 +15,7 @@ from deltalens.errors import DeltaLensError, several
 from deltalens.io.checkpoint import TensorReader, torch_dtype
 from deltalens.io.header import TensorEntry
 from deltalens.io.pairing import Pairing
+from deltalens.numerics.bits import cast_once
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection import Selection, put_back
 from deltalens.numerics.workers import Each, in_order, workers
@@ -78,6 +79,9 @@ class LiveModel:
             name = span.pair.name
             selection = selection_of(name)
             for chunk in self._stream.chunks(span):
+                if selection.full and not rescale:
+                    self._write(name, chunk.start, cast_once(chunk.base, chunk.ft.dtype))
+                    continue
                 if not selection.empty or rescale:
                     mask = selection.mask(name, chunk.start, chunk.delta, self._scratch)
                     put_back(

@@ -261,9 +261,8 @@ def test_unchanged_blocks_are_passed_over(
     assert batches == int(batches) > 1
     # Each cell from its group on, and each model once ...
     least = 2 * (BLOCKS + sum(range(1, BLOCKS + 1)))
-    # ... and a trial: a short text once, again and replayed at each place, another once at each.
-    places = BLOCKS - 1
-    trial = 2 * BLOCKS - 1 + sum(range(1, places + 1)) + places * BLOCKS
+    # ... and a trial: a short text in full, on to the last place beside another, then replayed.
+    trial = BLOCKS + 2 * (BLOCKS - 1) + sum(range(1, BLOCKS))
     assert counts["cached"] == least * batches + trial
 
 
