@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,18 +23,20 @@ from deltalens.studies.landscape.moving import MovedModel
 from deltalens.studies.landscape.slots import slots_of_checkpoint
 from deltalens.studies.landscape.weights import StoredWeights
 
-ROUNDS = 15
-POINTS = 10
+TURNS = 150
+PEER_ROUNDS = 10
 PEER_STEPS = 3
 GRID = 25
 
 
 def run() -> None:
-    """A 38 M Llama in fp32, 512 tokens a forward: rounds of bare forwards, of points of a 25 x 25
-    scan in its own order (origin re-read from its files, rows formed on the way), and of the peers'
-    points, in turn. The rounds' points lie evenly over the whole scan: its coarse beginning forms a
-    row every few points, its end one in twenty-five. A line each: a point's cost in forwards of the
-    same round.
+    """A 38 M Llama in fp32, 512 tokens a forward: a bare forward, a point of a 25 x 25 scan in its
+    own order (origin re-read from its files, rows formed on the way) and a point of the plain loop
+    in turn, from all parts of the scan; every few turns, points of the other peer.
+
+    A line each: what a point costs in bare forwards, from the medians of its parts (on a busy
+    machine an outlier is as long as a hundred moves). A row counts as often as the whole scan forms
+    one.
     """
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -63,50 +66,39 @@ def run() -> None:
             directions = random_directions(origin, slots, 2, 0, "filter", each)
         moved = {keep: MovedModel(slots, origin, directions, keep=keep) for keep in (True, False)}
         order = list(itertools.chain(*coarse_to_fine([Axis(-1, 1, GRID)] * 2)))
-        contestants: dict[str, Callable[[Sequence[Point]], float]] = {
-            "forward": lambda points: _timed(points, lambda point: None, loss),
-            "deltalens": lambda points: _timed(points, moved[True].move, loss),
-            "foreach": _foreach(model, loss),
-            "loss-landscapes": lambda points: _loss_landscapes(model, loss),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in contestants}
-        for turn, points in enumerate([order[:POINTS], *_spread(order)]):
-            for name, contestant in contestants.items():
-                spent = contestant(points)
-                moved[True].restore()
-                if turn:
-                    seconds[name].append(spent)
-        low = _timed(order[:2], moved[False].move, loss)
+        foreach = _foreach(model)
+        spent: dict[str, list[float]] = {}
+
+        def timed(name: str, function: Callable[[], object]) -> None:
+            begun = time.perf_counter()
+            function()
+            spent.setdefault(name, []).append(time.perf_counter() - begun)
+
+        for turn, place in enumerate(range(1, len(order), len(order) // TURNS)):
+            moved[True].move(order[place - 1])
+            moves = "move" if order[place].a == order[place - 1].a else "row and move"
+            loss()
+            timed("forward", loss)
+            timed(moves, functools.partial(moved[True].move, order[place]))
+            timed("forward after", loss)
+            timed("foreach", lambda at=order[place]: (foreach(at), loss()))
+            if turn % (TURNS // PEER_ROUNDS) == 0:
+                spent.setdefault("loss-landscapes", []).extend(_loss_landscapes(model, loss))
+        timed("low-memory", lambda: (moved[False].move(order[0]), loss()))
         moved[False].restore()
-    for name in contestants:
-        report(name, seconds[name], seconds["forward"])
-    report("deltalens-low-memory", [low], [statistics.median(seconds["forward"])])
+    typical = {name: statistics.median(seconds) for name, seconds in spent.items()}
+    rows = sum(one.a != other.a for one, other in itertools.pairwise(order)) / len(order)
+    move = typical["move"] + rows * (typical["row and move"] - typical["move"])
+    report("deltalens", move + typical["forward after"], spent, rows=round(rows, 3), move=move)
+    for name in ("foreach", "loss-landscapes", "low-memory"):
+        report(name, typical[name], spent)
 
 
 def _next(batch: Tensor) -> Tensor:
     return batch[:, 1:].flatten()
 
 
-def _spread(order: Sequence[Point]) -> Iterator[Sequence[Point]]:
-    """A round's points each, from the middle of equal parts of the scan."""
-    part = len(order) / ROUNDS
-    for turn in range(ROUNDS):
-        start = int((turn + 0.5) * part - POINTS / 2)
-        yield order[start : start + POINTS]
-
-
-def _timed(
-    points: Sequence[Point], move: Callable[[Point], None], loss: Callable[[], float]
-) -> float:
-    """Seconds a point."""
-    begun = time.perf_counter()
-    for point in points:
-        move(point)
-        loss()
-    return (time.perf_counter() - begun) / len(points)
-
-
-def _foreach(model: nn.Module, loss: Callable[[], float]) -> Callable[[Sequence[Point]], float]:
+def _foreach(model: nn.Module) -> Callable[[Point], None]:
     """The plain way: every point from a copy of the origin, with torch's multi-tensor kernels."""
     live = list(model.parameters())
     origin = [parameter.detach().clone() for parameter in live]
@@ -118,12 +110,12 @@ def _foreach(model: nn.Module, loss: Callable[[], float]) -> Callable[[Sequence[
         torch._foreach_add_(live, first, alpha=1e-3 * point.a)
         torch._foreach_add_(live, second, alpha=1e-3 * point.b)
 
-    return lambda points: _timed(points, move, loss)
+    return move
 
 
-def _loss_landscapes(model: nn.Module, loss: Callable[[], float]) -> float:
-    """Seconds a point of `loss_landscapes.random_plane`, from its second point on: the making of
-    its directions does not count."""
+def _loss_landscapes(model: nn.Module, loss: Callable[[], float]) -> list[float]:
+    """Seconds of each point of `loss_landscapes.random_plane` but the first: the making of its
+    directions does not count."""
     import loss_landscapes
     from loss_landscapes.metrics import Metric
 
@@ -139,17 +131,20 @@ def _loss_landscapes(model: nn.Module, loss: Callable[[], float]) -> float:
     loss_landscapes.random_plane(model, Loss(), distance=1, steps=PEER_STEPS, normalization="layer")
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    return (ends[-1] - ends[0]) / (len(ends) - 1)
+    return [after - before for before, after in itertools.pairwise(ends)]
 
 
-def report(name: str, spent: Sequence[float], forward: Sequence[float]) -> None:
-    """Print one JSON line: a point's cost in forwards, round by round."""
-    shares = sorted(own / bare for own, bare in zip(spent, forward, strict=True))
+def report(name: str, point: float, spent: Mapping[str, Sequence[float]], **more: float) -> None:
+    """Print one JSON line: a point's cost in seconds and in bare forwards, and how far single
+    forwards spread (10th to 90th percentile)."""
+    forwards = sorted(spent["forward"])
     line = {
         "name": f"landscape-point-{name}",
-        "seconds": round(statistics.median(spent), 4),
-        "forward": round(statistics.median(forward), 4),
-        "forwards": round(statistics.median(shares), 3),
-        "forwards_p10_p90": [round(shares[int(q * (len(shares) - 1))], 3) for q in (0.1, 0.9)],
+        "forwards": round(point / statistics.median(forwards), 3),
+        "seconds": round(point, 4),
+        "forward": round(statistics.median(forwards), 4),
+        "forward_p10_p90": [round(forwards[int(q * (len(forwards) - 1))], 4) for q in (0.1, 0.9)],
+        "points": len(spent.get(name, spent["forward"])),
+        **{part: round(value, 4) for part, value in more.items()},
     }
     print(json.dumps(line), flush=True)

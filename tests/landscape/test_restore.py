@@ -3,6 +3,7 @@ points it is the checkpoint itself."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +107,17 @@ def test_model_has_its_bits_back_after_an_exception_in_the_middle(
 def test_model_has_its_bits_back_when_interrupted_amid_a_point(
     three: Three, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, write, left = Loaded(monkeypatch), MovedModel._write, [100]
+    loaded, plain_sums, left = Loaded(monkeypatch), MovedModel._plain_sums, [100]
 
-    def stopping(self: MovedModel, *given: Any) -> None:
-        write(self, *given)
-        left[0] -= 1
-        if not left[0]:
-            raise KeyboardInterrupt
+    class Stopping(list[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            for one in list.__iter__(self):
+                yield one
+                left[0] -= 1
+                if not left[0]:
+                    raise KeyboardInterrupt
 
-    monkeypatch.setattr(MovedModel, "_write", stopping)
+    monkeypatch.setattr(MovedModel, "_plain_sums", lambda self: Stopping(plain_sums(self)))
     with pytest.raises(KeyboardInterrupt):
         deltalens.scan_landscape(
             three.origin,

@@ -56,6 +56,7 @@ class MovedModel:
         self._kept: dict[int, dict[str, Tensor]] = {}
         for direction in directions if keep else ():
             self._kept[id(direction)] = self._held(direction)
+        self._plain = self._plain_sums()
 
     def move(self, point: Point) -> None:
         """Put the model on a point."""
@@ -66,10 +67,9 @@ class MovedModel:
             self._at = outer
         inner = point.b if self._outer is not None else point.a
         with torch.no_grad():
-            if id(self._inner) in self._kept and all(s.view.dtype == s.work for s in self._slots):
-                # One operation a tensor, which torch spreads over its own threads.
-                for slot in self._slots:
-                    self._write(slot, inner)
+            if self._plain:
+                for row, direction, live in self._plain:
+                    torch.add(row, direction, alpha=inner, out=live)
             else:
                 self._each(lambda slot: self._write(slot, inner))
 
@@ -88,6 +88,15 @@ class MovedModel:
         held = {slot.name: _like(slot) for slot in self._slots}
         self._each(lambda slot: direction.fill(slot, held[slot.name]))
         return held
+
+    def _plain_sums(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Row, direction and live memory of every tensor, where a point is no more than their sum:
+        one operation each, which torch spreads over its own threads. Empty where it is more."""
+        kept = self._kept.get(id(self._inner))
+        plain = all(one.view.dtype == one.work and one.view.is_contiguous() for one in self._slots)
+        if kept is None or not plain:
+            return []
+        return [(self._row[one.name], kept[one.name], one.view.view(-1)) for one in self._slots]
 
     def _form_row(self, slot: Slot, outer: float) -> None:
         row = self._row[slot.name]
