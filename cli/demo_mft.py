@@ -26,6 +26,8 @@ _GO_ON: dict[str, Any] = {
     "steps": 150,
     "seeds": 3,
 }
+_EVERY = 50
+"""Steps between measurements."""
 _RATIO = "0.2"
 _RIVALS = "mft,sft,random-mask-weights,l1-mask"
 
@@ -64,7 +66,7 @@ def demo_mft(out: Folder = DEFAULT_FOLDER, quiet: Quiet = False, debug: Debug = 
                     eval_data=tests,
                     choose_on=chosen,
                     mask_ratio=_RATIO,
-                    eval_every=50,
+                    eval_every=_EVERY,
                     out=study,
                     **shared,
                 )

@@ -25,6 +25,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "TRAINING_ROWS", 8)
     monkeypatch.setattr(build, "FEW_ROWS", 64)
     monkeypatch.setattr(demo_mft, "_MOST_JOBS", 1)
+    monkeypatch.setattr(demo_mft, "_EVERY", 1)
     monkeypatch.setitem(demo_mft._FINETUNE, "steps", 2)
     monkeypatch.setitem(demo_mft._GO_ON, "steps", 2)
     monkeypatch.setitem(demo_mft._GO_ON, "seeds", 1)
