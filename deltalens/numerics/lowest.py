@@ -23,9 +23,9 @@ from deltalens.numerics.workers import in_order, workers
 __all__ = ["PARTS", "array_of", "keep_above", "keep_highest", "prepare"]
 
 PARTS = 1 << 19
+"""Entries given to one worker at a time; a multiple of 64."""
 _MANY = 1 << 24
 """Entries from which on a pass over them is worth threads of its own."""
-"""Entries given to one worker at a time; a multiple of 64."""
 
 _SAMPLE = 1 << 14
 
