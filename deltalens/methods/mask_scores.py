@@ -55,12 +55,16 @@ class Rule:
         """Whether the gradient carries the scores' sign."""
         return self.removed is not None and not self.by_value
 
-    def select(self, scores: Tensor) -> PackedMask:
-        """The mask; scores are whole, of any shape."""
+    def select(
+        self, scores: Tensor, near: lowest.Bracket | None
+    ) -> tuple[PackedMask, lowest.Bracket | None]:
+        """The mask, and what to call with next time; scores are whole, of any shape."""
         flat, name = scores.detach().reshape(-1), f"scores of {self.name}"
         if self.removed is None:
-            return lowest.keep_above(flat, self.threshold, name=name)
-        return lowest.keep_highest(flat, self.removed, self.key, by_value=self.by_value, name=name)
+            return lowest.keep_above(flat, self.threshold, name=name), None
+        return lowest.keep_highest(
+            flat, self.removed, self.key, by_value=self.by_value, name=name, near=near
+        )
 
 
 class LayerScores(nn.Module):
@@ -86,6 +90,7 @@ class LayerScores(nn.Module):
         self._dtype = self.scores.dtype
         self._selected_from: tuple[Any, ...] | None = None
         self._kept: PackedMask | None = None
+        self._near: lowest.Bracket | None = None
         self._masked: Tensor | None = None
         self._masked_with: PackedMask | None = None
 
@@ -120,7 +125,7 @@ class LayerScores(nn.Module):
         same = state is None or self._selected_from in (state, None)
         if self._kept is None or self.stale or not same:
             with torch.inference_mode(False):
-                self._kept = self.rule.select(whole(self.scores))
+                self._kept, self._near = self.rule.select(whole(self.scores), self._near)
         self.stale, self._selected_from = False, state
         return self._kept
 

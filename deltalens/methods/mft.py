@@ -121,7 +121,7 @@ class MaskTuning:
             weight = layer.module.get_parameter("weight")
             if weight.device.type == "cpu":
                 lowest.prepare(scores.scores.dtype)
-                straight_through.prepare(weight.dtype, scores.scores.dtype)
+                straight_through.prepare(weight.dtype)
             self._detachers.append(attach_scores(layer, scores))
         self._handles = _watch([scores for _, scores in self._layers.values()])
         self._handles += _let_gradients_in(self._model)

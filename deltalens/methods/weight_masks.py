@@ -218,7 +218,7 @@ def l1_weight_mask(
 
     def kept_of(layer: Layer, weight: Tensor, removed: int) -> PackedMask:
         name = layer.weight_name
-        return keep_highest(weight.reshape(-1), removed, name_key(0, name), name=name)
+        return keep_highest(weight.reshape(-1), removed, name_key(0, name), name=name)[0]
 
     layers = choose_layers(model, blocks, modules, include)
     return _untrained(layers, mask_ratio, kept_of, {"method": "l1"})

@@ -9,7 +9,7 @@ from typing import Any
 
 from numba import int32, njit, uint32
 
-__all__ = ["copy_beside", "copy_changed", "mark_above", "times_weight", "times_weight_and_sign"]
+__all__ = ["copy_beside", "copy_changed", "mark_above"]
 
 _loop = njit(nogil=True, cache=True, boundscheck=False)
 
@@ -48,53 +48,41 @@ def mark_above(
 
     Returns:
         How many were marked; how many are inside (gathered only while there was room for one
-        more); how many are NaN.
+        more); whether there is a NaN.
     """
     clear, flag, infinity = rule[0], rule[1], rule[2]
     least, enough = low[0], high[0]
     marked: Any = 0
     found: Any = 0
-    broken: Any = 0
     end: Any = 0
+    top = bits.dtype.type(0)
     for word in range((bits.size + 31) // 32):
         start = word * 32
         part = bits[start : start + 32]
-        marks, near, over, bad = uint32(0), int32(0), int32(0), int32(0)
+        marks, near = uint32(0), uint32(0)
         if part.size == 32:
             # A length known beforehand, and narrow numbers: it becomes vector instructions.
             for place in range(32):
                 key = _key(part[place], clear, flag)
                 marks = uint32(marks | uint32(uint32(key >= enough) << uint32(place)))
-                over = int32(over + int32(key >= enough))
-                near = int32(near + int32((key >= least) & (key < enough)))
-                bad = int32(bad + int32((part[place] & clear) > infinity))
+                near = uint32(near | uint32(uint32(key >= least) << uint32(place)))
+                top = max(top, part[place] & clear)
         else:
             for place in range(part.size):
                 key = _key(part[place], clear, flag)
                 marks = uint32(marks | uint32(uint32(key >= enough) << uint32(place)))
-                over = int32(over + int32(key >= enough))
-                near = int32(near + int32((key >= least) & (key < enough)))
-                bad = int32(bad + int32((part[place] & clear) > infinity))
+                near = uint32(near | uint32(uint32(key >= least) << uint32(place)))
+                top = max(top, part[place] & clear)
         words[word] = marks
-        marked, found, broken = marked + over, found + near, broken + bad
-        if near and end + near < places.size:
-            hits = uint32(0)
-            if part.size == 32:
-                for place in range(32):
-                    hit = _key(part[place], clear, flag) >= least
-                    hits = uint32(hits | uint32(uint32(hit) << uint32(place)))
-            else:
-                for place in range(part.size):
-                    hit = _key(part[place], clear, flag) >= least
-                    hits = uint32(hits | uint32(uint32(hit) << uint32(place)))
-            hits = uint32(hits & ~marks)
-            while hits:
-                first = _ones(uint32(hits - uint32(1)) & ~hits)
-                places[end] = start + first
-                inside[end] = _key(part[first], clear, flag)
-                end += 1
-                hits = uint32(hits & uint32(hits - uint32(1)))
-    return marked, found, broken
+        near = uint32(near & ~marks)
+        marked, found = marked + _ones(marks), found + _ones(near)
+        while near and end + 1 < places.size:
+            first = _ones(uint32(near - uint32(1)) & ~near)
+            places[end] = start + first
+            inside[end] = _key(part[first], clear, flag)
+            end += 1
+            near = uint32(near & uint32(near - uint32(1)))
+    return marked, found, top > infinity
 
 
 @_loop
@@ -130,19 +118,3 @@ def copy_changed(bits: Any, before: Any, kept: Any, out: Any) -> None:
             inside = uint32(kept[word] >> uint32(first)) & uint32(1)
             out[place] = bits[place] if inside else 0
             changed = uint32(changed & uint32(changed - uint32(1)))
-
-
-@_loop
-def times_weight(gradient: Any, weight: Any) -> None:
-    """gradient * weight, in place; of one float dtype, (n,)."""
-    for place in range(gradient.size):
-        gradient[place] = gradient[place] * weight[place]
-
-
-@_loop
-def times_weight_and_sign(gradient: Any, weight: Any, scores: Any) -> None:
-    """gradient * weight * sign(score), in place; of one float dtype, (n,)."""
-    for place in range(gradient.size):
-        product, score = gradient[place] * weight[place], scores[place]
-        opposite = -product if score < 0 else product * 0
-        gradient[place] = product if score > 0 else opposite

@@ -1,12 +1,14 @@
 """Which entries of a tensor stay when its lowest are removed: exact in number, ties or not.
 
 Entries are ordered by the key (magnitude bits, or the value itself; then hash), and a prefix of
-exactly the asked size goes. A sample says about where the prefix ends; one pass marks what lies
-above, and gathers the few about there, which then settle it. A sample that misleads is noticed.
+exactly the asked size goes. Where it ended last time, or a sample, says about where it ends; one
+pass marks what lies above, and gathers the few about there, which then settle it. What misleads is
+noticed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +22,7 @@ from deltalens.numerics.hashing import index_hash
 from deltalens.numerics.overlap import PackedMask
 from deltalens.numerics.workers import in_order, workers
 
-__all__ = ["PARTS", "array_of", "keep_above", "keep_highest", "prepare"]
+__all__ = ["PARTS", "Bracket", "array_of", "keep_above", "keep_highest", "prepare"]
 
 PARTS = 1 << 19
 """Entries given to one worker at a time; a multiple of 64."""
@@ -28,9 +30,11 @@ _MANY = 1 << 24
 """Entries from which on a pass over them is worth threads of its own."""
 
 _SAMPLE = 1 << 14
+_CROWDED = 1 / 64
+"""Share of the entries from which on a bracket is worse than a sample's."""
 
 
-class _Bracket(NamedTuple):
+class Bracket(NamedTuple):
     """Keys between which the last removed entry is looked for: from `low`, below `high`."""
 
     low: int
@@ -50,8 +54,14 @@ class _Seen(NamedTuple):
 
 
 def keep_highest(
-    values: Tensor, removed: int, key: int, *, by_value: bool = False, name: str = "a tensor"
-) -> PackedMask:
+    values: Tensor,
+    removed: int,
+    key: int,
+    *,
+    by_value: bool = False,
+    name: str = "a tensor",
+    near: Bracket | None = None,
+) -> tuple[PackedMask, Bracket | None]:
     """All but the `removed` lowest entries.
 
     Args:
@@ -60,20 +70,23 @@ def keep_highest(
         key: of the hash (`hashing.name_key`).
         by_value: rank signed values (0 and -0 tie), not magnitudes.
         name: for the message.
+        near: what came back for values of this tensor a little earlier: it saves the sample, and
+            changes nothing else.
+
+    Returns:
+        The mask, and where to look first next time, if that is known.
 
     Raises:
         DeltaLensError: there is a NaN.
     """
     if not 0 <= removed <= values.numel():
         raise IndexError(f"{removed} of {values.numel()} entries")
-    bracket = _guess(values, removed, by_value)
-    seen = _visit(values, bracket, by_value, name)
-    if seen is None or not seen.below <= removed <= seen.below + seen.keys.size:
-        bracket = _exactly(values, removed, by_value)
+    for bracket in _brackets(values, removed, by_value, near):
         seen = _visit(values, bracket, by_value, name)
-        assert seen is not None
-    _settle(seen, removed - seen.below, key)
-    return seen.kept
+        if seen is not None and seen.below <= removed <= seen.below + seen.keys.size:
+            last = _settle(seen, removed - seen.below, key)
+            return seen.kept, _next(near, bracket, last, seen.keys, values.numel())
+    raise AssertionError("the last bracket is exact")
 
 
 def keep_above(values: Tensor, threshold: float, *, name: str = "a tensor") -> PackedMask:
@@ -87,7 +100,7 @@ def keep_above(values: Tensor, threshold: float, *, name: str = "a tensor") -> P
         DeltaLensError: there is a NaN.
     """
     end = int(_keys(torch.tensor([threshold], dtype=values.dtype), True)) + 1
-    seen = _visit(values, _Bracket(end, end, 0.0), True, name)
+    seen = _visit(values, Bracket(end, end, 0.0), True, name)
     assert seen is not None
     return seen.kept
 
@@ -112,38 +125,70 @@ def _keys(values: Tensor, by_value: bool) -> Tensor:
     return torch.where(values.view(sizes.dtype) < 0, -sizes, sizes) if by_value else sizes
 
 
-def _guess(values: Tensor, removed: int, by_value: bool) -> _Bracket:
+def _brackets(
+    values: Tensor, removed: int, by_value: bool, near: Bracket | None
+) -> Iterator[Bracket]:
+    """Where the last removed entry may be: one after the other, until one holds it."""
+    if near is not None and near.share < _CROWDED:
+        yield near
+    yield _guess(values, removed, by_value)
+    yield _exactly(values, removed, by_value)
+
+
+def _next(
+    near: Bracket | None, bracket: Bracket, last: int | None, keys: np.ndarray, size: int
+) -> Bracket | None:
+    """Around the last removed entry, four times as far as it came; far moves are forgotten slowly.
+
+    Args:
+        near: around where it was before, if that is known.
+        bracket: where it was found.
+        last: its key.
+        keys: all that lie in the bracket.
+        size: entries in all.
+    """
+    if last is None:
+        return None
+    half = (bracket.high - bracket.low) // 2
+    reach = half if near is None else max(4 * abs(last - sum(near[:2]) // 2), half // 2)
+    share = keys.size / size * (reach + 1) / (half + 1)
+    ends = np.iinfo(keys.dtype)
+    low, high = max(last - reach, int(ends.min)), min(last + reach + 1, int(ends.max))
+    return Bracket(low, high, share)
+
+
+def _guess(values: Tensor, removed: int, by_value: bool) -> Bracket:
     """From evenly spaced entries."""
     sample = values[:: max(1, values.numel() // _SAMPLE)].contiguous()
     keys = _keys(sample, by_value).cpu().numpy()
     ends = np.iinfo(keys.dtype)
     if not keys.size:
-        return _Bracket(0, 0, 0.0)
+        return Bracket(0, 0, 0.0)
     first, last = around(removed, values.numel(), keys.size)
     keys.partition([place for place in (first, last) if 0 <= place < keys.size] or [0])
     low = int(keys[first]) if first >= 0 else int(ends.min)
     high = int(keys[last]) + 1 if last < keys.size else int(ends.max)
     inside = np.count_nonzero((keys >= low) & (keys < high))
-    return _Bracket(low, high, inside / keys.size)
+    return Bracket(low, high, inside / keys.size)
 
 
-def _exactly(values: Tensor, removed: int, by_value: bool) -> _Bracket:
+def _exactly(values: Tensor, removed: int, by_value: bool) -> Bracket:
     """The key of the first entry that stays, or of the last, alone. Takes 8 bytes an entry."""
     keys = _keys(values, by_value).cpu().numpy().copy()
     place = min(removed, keys.size - 1)
     keys.partition(place)
     found = int(keys[place])
-    return _Bracket(found, found + 1, float(np.count_nonzero(keys == found) / keys.size))
+    return Bracket(found, found + 1, float(np.count_nonzero(keys == found) / keys.size))
 
 
-def _visit(values: Tensor, bracket: _Bracket, by_value: bool, name: str) -> _Seen | None:
+def _visit(values: Tensor, bracket: Bracket, by_value: bool, name: str) -> _Seen | None:
     """One pass; None if far more lies in the bracket than was thought."""
     if values.device.type == "cpu":
         return _visit_here(values, bracket, by_value, name)
     return _visit_there(values, bracket, by_value, name)
 
 
-def _visit_there(values: Tensor, bracket: _Bracket, by_value: bool, name: str) -> _Seen:
+def _visit_there(values: Tensor, bracket: Bracket, by_value: bool, name: str) -> _Seen:
     """In torch, where the values are."""
     if bool(values.isnan().any()):
         raise _broken(name)
@@ -156,7 +201,7 @@ def _visit_there(values: Tensor, bracket: _Bracket, by_value: bool, name: str) -
     return _Seen(kept, below, places.cpu().numpy(), keys[places].cpu().numpy())
 
 
-def _visit_here(values: Tensor, bracket: _Bracket, by_value: bool, name: str) -> _Seen | None:
+def _visit_here(values: Tensor, bracket: Bracket, by_value: bool, name: str) -> _Seen | None:
     from deltalens.numerics import compiled_masks
 
     bits = array_of(values.view(integer_of(values.dtype)))
@@ -196,20 +241,21 @@ def _broken(name: str) -> DeltaLensError:
     return DeltaLensError(f"{name}: NaN among what is to be ranked; has the training diverged?")
 
 
-def _settle(seen: _Seen, removed: int, key: int) -> None:
-    """Make true, of what lies in the bracket, all but the lowest `removed`."""
+def _settle(seen: _Seen, removed: int, key: int) -> int | None:
+    """Make true, of what lies in the bracket, all but the lowest `removed`. The key of the last of
+    these, if there is one."""
     places, keys = seen.places, seen.keys
-    if removed == places.size:
-        return
-    stays = np.ones(places.size, dtype=bool)
-    if removed:
-        last = np.partition(keys, removed - 1)[removed - 1]
-        stays = keys > last
-        tied = np.flatnonzero(keys == last)
-        more = removed - int(np.count_nonzero(keys < last))
-        hashes = index_hash(torch.from_numpy(places[tied].copy()), key).numpy()
-        stays[tied[hashes.argsort()[more:]]] = True
+    if not removed:
+        _include(seen.kept, places)
+        return None
+    last = np.partition(keys, removed - 1)[removed - 1]
+    stays = keys > last
+    tied = np.flatnonzero(keys == last)
+    more = removed - int(np.count_nonzero(keys < last))
+    hashes = index_hash(torch.from_numpy(places[tied].copy()), key).numpy()
+    stays[tied[hashes.argsort()[more:]]] = True
     _include(seen.kept, places[stays])
+    return int(last)
 
 
 def _include(kept: PackedMask, places: np.ndarray) -> None:

@@ -16,6 +16,9 @@ from deltalens.numerics.workers import workers
 
 __all__ = ["mask_into", "prepare", "straight_through"]
 
+_CACHED = 1 << 18
+"""Entries of a tensor that stay in a core's cache, with those of two more."""
+
 
 def straight_through(scores: Tensor, weight: Tensor, masked: Tensor, *, signed: bool) -> Tensor:
     """The masked weight, as a function of the scores (MFT, Eq. 4 and 5).
@@ -57,23 +60,15 @@ class _StraightThrough(torch.autograd.Function):
 
 def _to_scores(gradient: Tensor, weight: Tensor, signs: Tensor | None, like: Tensor) -> Tensor:
     gradient = gradient.to(like.dtype).contiguous()
-    here = gradient.device.type == "cpu" and weight.is_contiguous() and like.is_contiguous()
-    if not here or weight.dtype != gradient.dtype:
-        gradient.mul_(weight)
-        return gradient if signs is None else gradient.mul_(signs.sign())
-    from deltalens.numerics import compiled_masks
-
-    numbers, weights = gradient.view(-1).numpy(), array_of(weight.view(-1))
-    if signs is None:
-        _over(numbers.size, lambda span: compiled_masks.times_weight(numbers[span], weights[span]))
-    else:
-        scores = array_of(signs.view(-1))
-        _over(
-            numbers.size,
-            lambda span: compiled_masks.times_weight_and_sign(
-                numbers[span], weights[span], scores[span]
-            ),
-        )
+    # On the CPU in parts that stay in its caches. torch's own threads still spin from the product
+    # before; others would have to share the cores with them.
+    step = _CACHED if gradient.device.type == "cpu" else max(1, gradient.numel())
+    factors = [weight] if signs is None else [weight, signs]
+    parts = [some.reshape(-1).split(step) for some in (gradient, *factors)]
+    for part, of_weight, *of_signs in zip(*parts, strict=True):
+        part.mul_(of_weight)
+        for some in of_signs:
+            part.mul_(some.sign())
     return gradient
 
 
@@ -120,12 +115,9 @@ def _over(size: int, visit: Any) -> None:
             pass
 
 
-def prepare(weights: torch.dtype, scores: torch.dtype) -> None:
-    """Compile or load the loops for these dtypes now, so that no step has to wait for it."""
-    weight = torch.ones(64, dtype=weights)
+def prepare(dtype: torch.dtype) -> None:
+    """Compile or load the loops for weights of a dtype now, so that no step has to wait for it."""
+    weight = torch.ones(64, dtype=dtype)
     none_kept, masked = PackedMask(64), torch.empty_like(weight)
     for before in (None, none_kept):
         mask_into(weight, none_kept, masked, before)
-    ones = torch.ones(64, dtype=scores)
-    _to_scores(ones.clone(), weight, ones, ones)
-    _to_scores(ones.clone(), weight, None, ones)

@@ -72,7 +72,7 @@ def check_training(kind: str, rule: dict[str, Any]) -> None:
     optimizer = torch.optim.AdamW(named_scores(model).values(), lr=1e-2)
     plain, selected = net(), []
     select = Rule.select
-    Rule.select = lambda one, scores: (selected.append(one.name), select(one, scores))[1]  # type: ignore[method-assign]
+    Rule.select = lambda one, *args: (selected.append(one.name), select(one, *args))[1]  # type: ignore[method-assign]
     try:
         for step, batches in enumerate(data()):
             scores = scores_of(model)

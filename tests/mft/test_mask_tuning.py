@@ -141,9 +141,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     selected: list[str] = []
     select = Rule.select
 
-    def counting(rule: Rule, scores: torch.Tensor) -> Any:
+    def counting(rule: Rule, *args: Any) -> Any:
         selected.append(rule.name)
-        return select(rule, scores)
+        return select(rule, *args)
 
     monkeypatch.setattr(Rule, "select", counting)
     return selected

@@ -22,7 +22,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 def kept(values: torch.Tensor, ratio: str, rank_by: str, seed: int = 0) -> torch.Tensor:
     removed = count_for(ratio, values.numel())
     by_value = rank_by == "value"
-    found = lowest.keep_highest(values, removed, name_key(seed, "w"), by_value=by_value)
+    found, _ = lowest.keep_highest(values, removed, name_key(seed, "w"), by_value=by_value)
     assert int(found.count()) == values.numel() - removed
     return found.unpacked()
 
@@ -51,6 +51,47 @@ def test_the_lowest_go_as_a_stable_sort_says(
     values = make(kind, size, dtype, seed)
     wanted = mft.mask_of(values, "w", ratio=ratio, rank_by=rank_by, seed=seed)
     assert torch.equal(kept(values, ratio, rank_by, seed), wanted)
+
+
+@pytest.fixture
+def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the boundary was is looked at first, however much lies there."""
+    monkeypatch.setattr(lowest, "_CROWDED", math.inf)
+
+
+@pytest.mark.usefixtures("place", "trusting")
+@repeatable(100)
+@given(
+    kinds=st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
+    dtype=st.sampled_from(DTYPES),
+    size=st.integers(1, 700),
+    ratios=st.tuples(st.sampled_from(["0.1", "0.9"]), st.sampled_from(["0.1", "0.12", "0.5"])),
+    by_value=st.booleans(),
+)
+def test_where_to_look_first_changes_nothing(
+    kinds: tuple[str, str], dtype: torch.dtype, size: int, ratios: tuple[str, str], by_value: bool
+) -> None:
+    near = None
+    for kind, ratio in zip(kinds * 2, ratios * 2, strict=True):
+        values, removed = make(kind, size, dtype, 0), count_for(ratio, size)
+        found, near = lowest.keep_highest(values, removed, 5, by_value=by_value, near=near)
+        again, _ = lowest.keep_highest(values, removed, 5, by_value=by_value)
+        assert torch.equal(found.bytes, again.bytes)
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("by_value", [False, True])
+def test_values_that_hardly_change_are_sampled_once(
+    by_value: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = []
+    guess = lowest._guess
+    monkeypatch.setattr(lowest, "_guess", lambda *args: samples.append(args) or guess(*args))
+    values, near = make("normal", 1 << 16, torch.float32, 0), None
+    for _ in range(20):
+        _, near = lowest.keep_highest(values, 6000, 5, by_value=by_value, near=near)
+        values *= 1.0001
+    assert len(samples) == 1
 
 
 @pytest.mark.usefixtures("place")
