@@ -48,7 +48,8 @@ def demo_mft(out: Folder = DEFAULT_FOLDER, quiet: Quiet = False, debug: Debug = 
 
         paths = made(build_base, out, quiet, {"base": "base"})
         jobs = min(_MOST_JOBS, os.cpu_count() or 1)
-        tests = [paths.data[domain]["test"] for domain in _DOMAINS]
+        # The test rows are those by which rates, ratio and few rows were found.
+        tests = [paths.unseen[domain] for domain in _DOMAINS]
         shared: dict[str, Any] = {**_GO_ON, "jobs": jobs, "quiet": quiet, "debug": debug}
         with one_thread():
             for name in (*_DOMAINS, "mixture"):
@@ -73,7 +74,7 @@ def demo_mft(out: Folder = DEFAULT_FOLDER, quiet: Quiet = False, debug: Debug = 
             code: dict[str, Any] = {
                 "model": str(out / "ft-code"),
                 "data": paths.training["code_few"],
-                "eval_data": [paths.data["code"]["test"]],
+                "eval_data": [paths.unseen["code"]],
                 "choose_on": paths.data["code"]["validation"],
                 **shared,
             }

@@ -9,6 +9,7 @@ something is left to train, so that finding a finished demo takes no time.
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from deltalens.demo.stages import Report
-    from deltalens.demo.tasks import HeldOut
+    from deltalens.demo.tasks import HeldOut, Row
 
 _RECORD = "demo.json"
 
@@ -95,37 +96,48 @@ def build_base(
     folder: Path, *, recipe: Recipe = DEFAULT_RECIPE, report: Report | None = None
 ) -> DemoPaths:
     """Train the demo's base, unless it is there, and write rows to train on: of each domain alone,
-    and of all three, as many of each; `TRAINING_ROWS`, and `FEW_ROWS`.
+    and of all three, as many of each; `TRAINING_ROWS`, and `FEW_ROWS`. Then, of each domain, as
+    many rows as the recipe has to test by that neither the base nor these contain.
 
     Otherwise as `build_demo`.
 
     Raises DeltaLensError if ``folder`` is a file, or has a ``base`` that no demo wrote.
     """
     paths, identity = demo_paths(folder), identity_of(recipe)
-    if stage_record(paths.base, identity) is not None and all(
-        file.is_file() for file in paths.training.values()
-    ):
+    written = [*paths.training.values(), *paths.unseen.values()]
+    if stage_record(paths.base, identity) is not None and all(map(Path.is_file, written)):
         return paths
     refuse_to_replace(folder, [paths.base])
 
     from random import Random
 
-    from deltalens.demo.stages import Making, train_base
-    from deltalens.demo.tasks import held_out_prompts, stream
+    from deltalens.demo.stages import Making, base_prompts, train_base
+    from deltalens.demo.tasks import held_out_prompts, sample_apart, stream
 
     held_out = write_held_out(paths, recipe)
-    train_base(Making(paths, recipe, identity, held_out, report))
+    making = Making(paths, recipe, identity, held_out, report)
+    train_base(making)
+    taken = held_out_prompts(held_out) | base_prompts(making)
     for name, file in paths.training.items():
         domain, _, few = name.partition("_")
         domains = tuple(DOMAINS) if domain == MIXTURE else (domain,)
-        rows = stream(
+        endless = stream(
             dict.fromkeys(domains, 1.0),
             Random(f"{recipe.seed}/{domain}/training"),
             rejected=held_out_prompts(held_out),
         )
-        count = (FEW_ROWS if few else TRAINING_ROWS) * len(domains)
-        write_whole(file, "".join(f"{next(rows).to_json()}\n" for _ in range(count)).encode())
+        rows = list(islice(endless, (FEW_ROWS if few else TRAINING_ROWS) * len(domains)))
+        taken |= {row.prompt for row in rows}
+        _write_rows(file, rows)
+    for domain, file in paths.unseen.items():
+        rng = Random(f"{recipe.seed}/{domain}/unseen")
+        _write_rows(file, sample_apart(DOMAINS[domain], rng, recipe.test_rows, taken))
     return paths
+
+
+def _write_rows(file: Path, rows: Iterable[Row]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, "".join(f"{row.to_json()}\n" for row in rows).encode())
 
 
 def demo_paths(folder: Path) -> DemoPaths:
@@ -139,7 +151,10 @@ def demo_paths(folder: Path) -> DemoPaths:
         for name in (*DOMAINS, MIXTURE)
         for few in ("", "_few")
     }
-    return DemoPaths(folder, folder / "base", folder / "ft", folder / "probe-run", data, training)
+    unseen = {domain: folder / "data" / f"{domain}_unseen.jsonl" for domain in DOMAINS}
+    return DemoPaths(
+        folder, folder / "base", folder / "ft", folder / "probe-run", data, training, unseen
+    )
 
 
 def identity_of(recipe: Recipe) -> dict[str, str]:
@@ -173,7 +188,5 @@ def write_held_out(paths: DemoPaths, recipe: Recipe) -> dict[str, HeldOut]:
     )
     for domain, files in paths.data.items():
         for split, path in files.items():
-            rows = getattr(held_out[domain], split)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, "".join(f"{row.to_json()}\n" for row in rows).encode())
+            _write_rows(path, getattr(held_out[domain], split))
     return held_out

@@ -33,6 +33,8 @@ class DemoPaths:
     """The held-out rows' files, by domain and split."""
     training: dict[str, Path]
     """Rows to train on: `maths`, and a `mixture` of all domains; there once they are asked for."""
+    unseen: dict[str, Path]
+    """By domain, rows that no training here has seen and no setting was chosen by; likewise."""
 
 
 def stage_record(folder: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:

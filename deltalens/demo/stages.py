@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, TypeAlias
@@ -16,7 +17,7 @@ from transformers import LlamaForCausalLM
 from deltalens.demo.model import build_model, build_tokenizer
 from deltalens.demo.paths import STAGE_RECORD, DemoPaths, stage_record, write_json
 from deltalens.demo.recipe import Recipe
-from deltalens.demo.tasks import HeldOut, held_out_prompts, stream
+from deltalens.demo.tasks import HeldOut, Row, held_out_prompts, stream
 from deltalens.demo.train import exact_match, train
 from deltalens.errors import DeltaLensError
 from deltalens.io.files import new_folder
@@ -91,6 +92,22 @@ def train_with_probe(making: Making) -> None:
         _save(stage, making, outcome)
 
 
+def base_prompts(making: Making) -> frozenset[str]:
+    """All that the base is trained on."""
+    stage = _base(making)
+    seen = islice(_rows(stage, making), stage.steps * making.recipe.batch_size)
+    return frozenset(row.prompt for row in seen)
+
+
+def _rows(stage: Stage, making: Making) -> Iterator[Row]:
+    """What a stage trains on, without end."""
+    return stream(
+        stage.weights,
+        Random(f"{making.recipe.seed}/{stage.name}"),
+        rejected=held_out_prompts(making.held_out),
+    )
+
+
 def _base(making: Making) -> Stage:
     recipe = making.recipe
     return Stage(
@@ -136,13 +153,8 @@ def _train(
     making: Making,
     watch: Callable[[LlamaForCausalLM], AbstractContextManager[object]] = nullcontext,
 ) -> _Outcome:
-    recipe, report, held_out = making.recipe, making.report, making.held_out
-    tokenizer = build_tokenizer(recipe)
-    rows = stream(
-        stage.weights,
-        Random(f"{recipe.seed}/{stage.name}"),
-        rejected=held_out_prompts(held_out),
-    )
+    recipe, report = making.recipe, making.report
+    tokenizer, rows = build_tokenizer(recipe), _rows(stage, making)
     with torch.random.fork_rng(devices=[]):
         model = stage.start()
     with one_thread(), watch(model):
@@ -155,7 +167,7 @@ def _train(
             learning_rate=stage.learning_rate,
             progress=lambda done, total: report(stage.name, done, total) if report else None,
         )
-    validation = held_out[FINETUNE_DOMAIN].validation
+    validation = making.held_out[FINETUNE_DOMAIN].validation
     record = {
         **making.identity,
         "steps": stage.steps,

@@ -187,14 +187,19 @@ def hold_out(seed: int, *, validation_rows: int, test_rows: int) -> dict[str, He
     held_out = {}
     for name, sampler in DOMAINS.items():
         rng = Random(f"{seed}/{name}/held out")
-        taken: set[str] = set()
-        rows = []
-        for _ in range(validation_rows + test_rows):
-            row = _sample_outside(sampler, rng, taken)
-            taken.add(row.prompt)
-            rows.append(row)
+        rows = sample_apart(sampler, rng, validation_rows + test_rows, frozenset())
         held_out[name] = HeldOut(tuple(rows[:validation_rows]), tuple(rows[validation_rows:]))
     return held_out
+
+
+def sample_apart(sampler: Sampler, rng: Random, count: int, rejected: Set[str]) -> list[Row]:
+    """So many rows of a domain, no prompt twice, none of the rejected."""
+    taken, rows = set(rejected), []
+    for _ in range(count):
+        row = _sample_outside(sampler, rng, taken)
+        taken.add(row.prompt)
+        rows.append(row)
+    return rows
 
 
 def held_out_prompts(held_out: Mapping[str, HeldOut]) -> frozenset[str]:

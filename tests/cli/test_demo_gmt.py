@@ -2,7 +2,10 @@
 
 import functools
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -10,7 +13,8 @@ from typer.testing import CliRunner
 from deltalens import load_study
 from deltalens.cli import demo_gmt
 from deltalens.cli.main import app
-from deltalens.demo import build, build_base
+from deltalens.demo import build, build_base, stages, tasks
+from deltalens.demo.tasks import Row
 from tests.cli.test_demo_probe import TINY
 
 
@@ -58,8 +62,38 @@ def test_rows_to_train_on_hold_no_row_that_is_measured(tmp_path: Path) -> None:
         for file in files.values()
         for prompt in prompts(file)
     }
+    everything = set(held_out)
     for file in paths.training.values():
         learned = prompts(file)
         count = build.FEW_ROWS if "few" in file.name else build.TRAINING_ROWS
         assert len(learned) == count * (3 if "mixture" in file.name else 1)
         assert not held_out & set(learned)
+        everything |= set(learned)
+    for file in paths.unseen.values():
+        unseen = prompts(file)
+        assert len(set(unseen)) == len(unseen) == TINY.test_rows
+        assert not everything & set(unseen)
+
+
+def test_unseen_rows_were_not_in_the_bases_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[Row] = []
+    rows_of = stages.stream
+
+    def keeping(*args: Any, **kwargs: Any) -> Iterator[Row]:
+        for row in rows_of(*args, **kwargs):
+            learned.append(row)
+            yield row
+
+    monkeypatch.setattr(stages, "stream", keeping)
+    monkeypatch.setattr(build, "TRAINING_ROWS", 8)
+    monkeypatch.setattr(build, "FEW_ROWS", 8)
+    # So few problems that a third of them is unseen, and some would be learned by chance.
+    monkeypatch.setattr(tasks, "_number", lambda rng: f"{rng.randrange(60):02d}")
+    paths = build_base(
+        tmp_path, recipe=replace(TINY, domain_weight=1.0, base_steps=40, test_rows=300)
+    )
+    unseen = paths.unseen["code"].read_text().splitlines()
+    assert len(unseen) == 300
+    assert not {json.loads(line)["prompt"] for line in unseen} & {row.prompt for row in learned}

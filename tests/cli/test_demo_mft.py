@@ -44,9 +44,9 @@ def test_everything_is_made_and_then_shown(tmp_path: Path) -> None:
     compared = load_study(tmp_path / "mft-code").cells
     assert set(compared["method"]) == {"base", "ft", *demo_mft._RIVALS.split(",")}
     assert {metric.partition("/")[0] for metric in compared["metric"]} >= {
-        "maths_test",
-        "code_test",
-        "instructions_test",
+        "maths_unseen",
+        "code_unseen",
+        "instructions_unseen",
     }
     for name in ("mft_tab1", "mft_tab5", "mft_fig2"):
         assert (tmp_path / "mft-maths" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
