@@ -9,17 +9,28 @@ import typer
 
 from deltalens.cli import console
 from deltalens.cli.options import (
+    AnswerPattern,
     Base,
+    BatchTokens,
     Debug,
+    Device,
     Exclude,
+    FidelityTokens,
+    Fresh,
     Ft,
     Include,
     Json,
+    LimitEach,
+    Measured,
     Merge,
+    Metric,
     Of,
     Quiet,
     Rescale,
     Scope,
+    Study,
+    StudyDtype,
+    TrustFt,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +40,7 @@ if TYPE_CHECKING:
 def drop_study(
     ft: Ft,
     base: Base,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="STUDY", help="The study's folder.")],
+    out: Study,
     strategy: Annotated[
         list[str] | None,
         typer.Option(metavar="salient|trivial|random", help="Repeatable; all three if not given."),
@@ -41,36 +52,19 @@ def drop_study(
     seeds: Annotated[int, typer.Option(help="How many random orders.")] = 3,
     rescale: Rescale = False,
     of: Of = "all",
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(help="JSON lines with text, prompt/completion or messages; repeatable."),
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(help="Keep only this metric (exact_match, loss, kl, ...); repeatable."),
-    ] = None,
-    answer_pattern: Annotated[
-        str | None,
-        typer.Option(metavar="RE", help="Finds the answer in a longer text; the model generates."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows taken of each data file.")] = None,
-    fidelity_tokens: Annotated[
-        int, typer.Option(help="Without data: tokens sampled per text, in 64 texts.")
-    ] = 128,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto (the checkpoint's), float32, bfloat16, float16.")
-    ] = "auto",
-    batch_tokens: Annotated[int, typer.Option(help="Positions in a batch.")] = 4096,
+    data: Measured = None,
+    metric: Metric = None,
+    answer_pattern: AnswerPattern = None,
+    limit: LimitEach = None,
+    fidelity_tokens: FidelityTokens = 128,
+    device: Device = "auto",
+    dtype: StudyDtype = "auto",
+    batch_tokens: BatchTokens = 4096,
     include: Include = None,
     exclude: Exclude = None,
     merge_adapter: Merge = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Discard the study that the folder holds.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run model code that FT brings.")
-    ] = False,
+    fresh: Fresh = False,
+    trust_remote_code: TrustFt = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltalens.cli import console
-from deltalens.cli.options import Debug, Exclude, Include, Json, Quiet
+from deltalens.cli.options import (
+    AnswerPattern,
+    BatchTokens,
+    Debug,
+    Device,
+    Exclude,
+    Fresh,
+    Include,
+    Json,
+    LimitEach,
+    Measured,
+    Metric,
+    Quiet,
+    Study,
+)
 
 if TYPE_CHECKING:
     from deltalens.io.records import Cell, StudyRecord
@@ -18,7 +32,7 @@ def landscape(
     origin: Annotated[
         str, typer.Argument(metavar="ORIGIN", help="The model in question: a folder, or org/name.")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="STUDY", help="The study's folder.")],
+    out: Study,
     others: Annotated[
         list[str] | None,
         typer.Argument(
@@ -26,10 +40,7 @@ def landscape(
             help="Models that span the line or plane with it; for a trajectory the run's folder.",
         ),
     ] = None,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(help="JSON lines with text, prompt/completion or messages; repeatable."),
-    ] = None,
+    data: Measured = None,
     grid: Annotated[
         str | None, typer.Option(help="Points: 25x25 for a plane, 51 for a line.")
     ] = None,
@@ -51,28 +62,20 @@ def landscape(
         str, typer.Option(metavar="filter|layer|model", help="Of random directions.")
     ] = "filter",
     seed: Annotated[int, typer.Option(help="Of random directions, and of Lanczos.")] = 0,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(help="Keep only this metric (loss, exact_match, kl, ...); repeatable."),
-    ] = None,
-    answer_pattern: Annotated[
-        str | None,
-        typer.Option(metavar="RE", help="Finds the answer in a longer text; the model generates."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows taken of each data file.")] = None,
+    metric: Metric = None,
+    answer_pattern: AnswerPattern = None,
+    limit: LimitEach = None,
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Hold no direction; slower, the same numbers.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[
         str, typer.Option(help="auto (float32), bfloat16, float16, float64.")
     ] = "auto",
-    batch_tokens: Annotated[int, typer.Option(help="Positions in a batch.")] = 4096,
+    batch_tokens: BatchTokens = 4096,
     include: Include = None,
     exclude: Exclude = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Discard the study that the folder holds.")
-    ] = False,
+    fresh: Fresh = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run model code that ORIGIN brings.")
     ] = False,
@@ -97,11 +100,10 @@ def landscape(
         from deltalens.io.locate import locate
         from deltalens.io.records import check_study_folder
         from deltalens.studies.landscape.scan import scan_landscape
+        from deltalens.studies.landscape.summary import summarise_landscape
         from deltalens.studies.study import StudyWatch
 
         given = [*(others or ()), *([base] if base else ())]
-        from deltalens.studies.landscape.summary import summarise_landscape
-
         console.quieten()
         # Before anything is fetched:
         check_study_folder(out, [Path(model) for model in (origin, *given)])

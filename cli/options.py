@@ -9,8 +9,10 @@ import typer
 
 __all__ = [
     "Accumulate",
+    "AnswerPattern",
     "Base",
     "BatchSize",
+    "BatchTokens",
     "Blocks",
     "ChooseOn",
     "CompletionField",
@@ -22,6 +24,7 @@ __all__ = [
     "Epochs",
     "EvalData",
     "Exclude",
+    "FidelityTokens",
     "Fresh",
     "Ft",
     "Include",
@@ -30,8 +33,11 @@ __all__ = [
     "KeepCheckpoints",
     "LearningRate",
     "Limit",
+    "LimitEach",
     "MaxLength",
+    "Measured",
     "Merge",
+    "Metric",
     "Model",
     "Modules",
     "Objective",
@@ -46,7 +52,9 @@ __all__ = [
     "Seeds",
     "Steps",
     "Study",
+    "StudyDtype",
     "Threshold",
+    "TrustFt",
     "fields",
 ]
 
@@ -83,6 +91,30 @@ Merge = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts, no table.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no summary.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+Measured = Annotated[
+    list[Path] | None,
+    typer.Option(help="JSON lines with text, prompt/completion or messages; repeatable."),
+]
+LimitEach = Annotated[int | None, typer.Option(min=1, help="Rows taken of each data file.")]
+Metric = Annotated[
+    list[str] | None,
+    typer.Option(help="Keep only this metric (loss, exact_match, kl, ...); repeatable."),
+]
+AnswerPattern = Annotated[
+    str | None,
+    typer.Option(metavar="RE", help="Finds the answer in a longer text; the model generates."),
+]
+FidelityTokens = Annotated[
+    int, typer.Option(help="Without data: tokens sampled per text, in 64 texts.")
+]
+BatchTokens = Annotated[int, typer.Option(help="Positions in a batch.")]
+StudyDtype = Annotated[
+    str, typer.Option(help="auto (the checkpoint's), float32, bfloat16, float16.")
+]
+TrustFt = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run model code that FT brings.")
+]
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or org/name[@rev].")]
 Data = Annotated[

@@ -9,18 +9,25 @@ import typer
 
 from deltalens.cli import console
 from deltalens.cli.options import (
+    AnswerPattern,
     Base,
+    BatchTokens,
     Debug,
     Device,
     Exclude,
+    FidelityTokens,
     Fresh,
     Ft,
     Include,
     Json,
-    Limit,
+    LimitEach,
+    Measured,
     Merge,
+    Metric,
     Quiet,
     Study,
+    StudyDtype,
+    TrustFt,
 )
 
 app = typer.Typer(help="Go through the blocks of a model, group by group: which ones matter?")
@@ -40,27 +47,14 @@ def layers_drop(
         list[int] | None,
         typer.Option(help="Blocks in a group; repeatable; 1 if not given."),
     ] = None,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(help="JSON lines with text, prompt/completion or messages; repeatable."),
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(help="Keep only this metric (exact_match, loss, kl, ...); repeatable."),
-    ] = None,
-    answer_pattern: Annotated[
-        str | None,
-        typer.Option(metavar="RE", help="Finds the answer in a longer text; the model generates."),
-    ] = None,
-    limit: Limit = None,
-    fidelity_tokens: Annotated[
-        int, typer.Option(help="Without data: tokens sampled per text, in 64 texts.")
-    ] = 128,
+    data: Measured = None,
+    metric: Metric = None,
+    answer_pattern: AnswerPattern = None,
+    limit: LimitEach = None,
+    fidelity_tokens: FidelityTokens = 128,
     device: Device = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto (the checkpoint's), float32, bfloat16, float16.")
-    ] = "auto",
-    batch_tokens: Annotated[int, typer.Option(help="Positions in a batch.")] = 4096,
+    dtype: StudyDtype = "auto",
+    batch_tokens: BatchTokens = 4096,
     include: Include = None,
     exclude: Exclude = None,
     cache_gb: Annotated[
@@ -72,9 +66,7 @@ def layers_drop(
     ] = 4.0,
     merge_adapter: Merge = False,
     fresh: Fresh = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run model code that FT brings.")
-    ] = False,
+    trust_remote_code: TrustFt = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -171,6 +171,7 @@ def _is_finished(paths: DemoPaths, identity: Mapping[str, str]) -> bool:
 
 
 def refuse_to_replace(folder: Path, stages: Iterable[Path]) -> None:
+    """Raises DeltaLensError if the folder is a file, or has such a stage that no demo wrote."""
     if folder.exists() and not folder.is_dir():
         raise DeltaLensError(f"{folder} is a file; name a folder for the demo")
     for path in stages:
