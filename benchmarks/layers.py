@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import statistics
@@ -27,64 +26,110 @@ ROUNDS = 5
 
 def run() -> None:
     """A Llama of hidden size 512 with 8 blocks, single blocks, batches of 2 x 256 tokens: whole
-    studies, from the two folders to the table, in turns. `time_over_full` is the median of the
-    studies' ratios turn by turn, which are `pairs`. Beside it, as the machine disturbs studies of
-    half a minute: the ratio of sums of the cells' `medians`, and of their shortest times (`least`).
+    studies, from the two folders to the table. Ours and the full one are in processes of their own
+    and take turns cell by cell, as the machine's pace changes within one study.
+    `time_over_full` is the median of the studies' ratios, which are `pairs`.
     """
-    program = [sys.executable, "-c", "from benchmarks.layers import compare; compare()"]
-    subprocess.run(program, env=os.environ | KEPT, check=True)
-
-
-def compare() -> None:
-    """The benchmark itself, in a process that keeps its heap."""
-    facts: dict[str, Any] = {}
-    parts: dict[float, list[list[float]]] = {4.0: [], 0.0: []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = _write(folder)
-
-        def sweep(cache_gb: float) -> list[float]:
-            with tempfile.TemporaryDirectory() as out:
-                ends = [time.perf_counter()]
-                record = sweep_layers_drop(
-                    folder / "ft",
-                    folder / "base",
-                    Path(out) / "study",
-                    data=[data],
-                    batch_tokens=BATCH_TOKENS,
-                    device="cpu",
-                    cache_gb=cache_gb,
-                    watch=StudyWatch(on_cell=lambda path, cell: ends.append(time.perf_counter())),
-                )
-                ends.append(time.perf_counter())
-                assert not record.facts["notes"], record.facts["notes"]
-                facts[f"table {cache_gb:g}"] = (Path(out) / "study/cells.csv").read_bytes()
-                facts.setdefault("cached", record.facts.get("most_cached_bytes"))
-            return [end - begun for begun, end in itertools.pairwise(ends)]
-
-        for turn in range(ROUNDS + 1):
-            for cache_gb, of_each in parts.items():
-                spent = sweep(cache_gb)
-                if turn:
-                    of_each.append(spent)
-    (ours, least), (full, least_full) = (
-        [sum(map(of_part, zip(*of_each, strict=True))) for of_part in (statistics.median, min)]
-        for of_each in parts.values()
-    )
-    pairs = sorted(sum(mine) / sum(theirs) for mine, theirs in zip(*parts.values(), strict=True))
-    line = {
-        "name": "sweep-layers-drop-cached-prefix",
-        "ours": round(ours, 2),
-        "full": round(full, 2),
-        "time_over_full": round(statistics.median(pairs), 3),
-        "pairs": [round(pair, 3) for pair in pairs],
-        "medians": round(ours / full, 3),
-        "least": round(least / least_full, 3),
-        "same_table": facts["table 4"] == facts["table 0"],
-        "cached_mb": round(facts["cached"] / 1e6, 1),
-        "cores": os.cpu_count(),
-    }
+        sides = [_Side(folder, data, cache_gb) for cache_gb in (4.0, 0.0)]
+        rounds = [_by_turns(sides) for _ in range(ROUNDS + 1)][1:]
+        for side in sides:
+            side.end()
+        ours, full = zip(*rounds, strict=True)
+        pairs = sorted(mine["seconds"] / theirs["seconds"] for mine, theirs in rounds)
+        line = {
+            "name": "sweep-layers-drop-cached-prefix",
+            "ours": round(statistics.median(one["seconds"] for one in ours), 2),
+            "full": round(statistics.median(one["seconds"] for one in full), 2),
+            "time_over_full": round(statistics.median(pairs), 3),
+            "pairs": [round(pair, 3) for pair in pairs],
+            "same_table": len({one["table"] for one in (*ours, *full)}) == 1,
+            "cached_mb": round(ours[0]["cached"] / 1e6, 1),
+            "cores": os.cpu_count(),
+        }
     print(json.dumps(line), flush=True)
+
+
+class _Side:
+    """A process that sweeps again and again, a cell each time it is told to."""
+
+    def __init__(self, folder: Path, data: Path, cache_gb: float) -> None:
+        program = "import sys; from benchmarks.layers import sweeps; sweeps(*sys.argv[1:])"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program, str(folder), str(data), str(cache_gb)],
+            env=os.environ | KEPT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def part(self) -> dict[str, Any] | None:
+        """Have the next part done; at the end of a study what came of it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the sweep ended with {self._process.wait()}")
+        found: dict[str, Any] | None = json.loads(line)
+        return found
+
+    def end(self) -> None:
+        """No more studies."""
+        self._process.communicate()
+
+
+def _by_turns(sides: list[_Side]) -> list[dict[str, Any]]:
+    """A study of each side."""
+    while True:
+        parts = [side.part() for side in sides]
+        found = [part for part in parts if part is not None]
+        if found:
+            assert len(found) == len(sides), "the studies have different cells"
+            return found
+
+
+def sweeps(folder: str, data: str, cache_gb: str) -> None:
+    """What the processes run: each line in is a turn, each line out its end."""
+    parts: list[float] = []
+
+    def turn() -> float:
+        if not sys.stdin.readline():
+            raise SystemExit
+        return time.perf_counter()
+
+    def end_part() -> None:
+        nonlocal begun
+        parts.append(time.perf_counter() - begun)
+        print("null", flush=True)
+        begun = turn()
+
+    begun = turn()
+    while True:
+        with tempfile.TemporaryDirectory() as out:
+            record = sweep_layers_drop(
+                Path(folder) / "ft",
+                Path(folder) / "base",
+                Path(out) / "study",
+                data=[Path(data)],
+                batch_tokens=BATCH_TOKENS,
+                device="cpu",
+                cache_gb=float(cache_gb),
+                watch=StudyWatch(on_cell=lambda path, cell: end_part()),
+            )
+            parts.append(time.perf_counter() - begun)
+            assert not record.facts["notes"], record.facts["notes"]
+            found = {
+                "seconds": sum(parts),
+                "cached": record.facts.get("most_cached_bytes"),
+                "table": (Path(out) / "study/cells.csv").read_text(),
+            }
+        print(json.dumps(found), flush=True)
+        parts.clear()
+        begun = turn()
 
 
 def _write(folder: Path) -> Path:

@@ -62,12 +62,6 @@ class Selection:
         return self.boundary == (EVERYTHING if self.strategy == "salient" else NOTHING)
 
     @property
-    def full(self) -> bool:
-        """Whether every entry is selected."""
-        whole = NOTHING if self.strategy == "salient" else EVERYTHING
-        return self.boundary == whole and not self.changed_only
-
-    @property
     def ranks(self) -> bool:
         """Whether it needs to see the deltas; if not, any tensor tells it how many there are."""
         return self.strategy != "random" or self.changed_only

@@ -15,7 +15,6 @@ from deltalens.evaluate.scoring import Scoring, can_generate
 from deltalens.io.files import write_whole
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Measurement, Setting, StudyFolder
-from deltalens.numerics.order import EVERYTHING
 from deltalens.numerics.selection import Selection
 from deltalens.numerics.workers import workers
 from deltalens.studies.deltas import DeltaStream
@@ -188,8 +187,7 @@ class DropRun(Evaluation):
             names = self.selections[drop]
             live.edit(names.__getitem__, rate if self.asked.rescale else None)
         else:
-            everything = Selection("trivial", EVERYTHING, 0)
-            live.edit(lambda name: everything)
+            live.put_back_all()
 
 
 def _same_point(setting: Setting) -> str | None:

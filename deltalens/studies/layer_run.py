@@ -15,8 +15,6 @@ from deltalens.evaluate.loading import LoadedModel
 from deltalens.evaluate.prefix import Prefix, find_blocks
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Setting, StudyFolder
-from deltalens.numerics.order import EVERYTHING
-from deltalens.numerics.selection import Selection
 from deltalens.numerics.workers import workers
 from deltalens.studies.deltas import DeltaStream, Span
 from deltalens.studies.drop_asked import Metric
@@ -196,10 +194,9 @@ class _Parts:
 
     def put_back(self, wanted: frozenset[int | None]) -> None:
         """Make these parts the base's, and all others the fine-tune's."""
-        everything = Selection("trivial", EVERYTHING, 0)
         for number in wanted ^ self._put_back:
             if number in wanted:
-                self._live[number].edit(lambda name: everything)
+                self._live[number].put_back_all()
             else:
                 self._live[number].restore()
         self._put_back = wanted

@@ -55,8 +55,9 @@ class LiveModel:
         reader = TensorReader()
         wrong = []
         for name, view in self._views.items():
-            stored = _read(self.pairing.ft.tensors[name], reader)
-            if not _same_bits(stored.to(view.dtype), view.detach().cpu()):
+            entry = self.pairing.ft.tensors[name]
+            stored = _read(entry, entry.numel, reader).view(entry.shape)
+            if not _same_bits(stored.to(view.dtype), view.cpu()):
                 wrong.append(name)
         if wrong:
             raise DeltaLensError(
@@ -79,9 +80,6 @@ class LiveModel:
             name = span.pair.name
             selection = selection_of(name)
             for chunk in self._stream.chunks(span):
-                if selection.full and not rescale:
-                    self._write(name, chunk.start, cast_once(chunk.base, chunk.ft.dtype))
-                    continue
                 if not selection.empty or rescale:
                     mask = selection.mask(name, chunk.start, chunk.delta, self._scratch)
                     put_back(
@@ -99,32 +97,53 @@ class LiveModel:
         pool: AbstractContextManager[Each] = (
             nullcontext(in_order) if small else workers(self._stream.device)
         )
-        with torch.no_grad(), pool as each:
+        with pool as each:
             for _ in each(write, spans):
                 pass
-            for copy, first in self.pairing.copies.items():
-                self._views[copy].copy_(self._views[first])
+        self._write_copies()
 
-    def _write(self, name: str, start: int, values: Tensor) -> None:
-        view = self._views[name]
-        if view.is_contiguous():
-            view.view(-1)[start : start + values.numel()].copy_(values)
-            return
-        where = torch.arange(start, start + values.numel(), device=view.device)
-        view.index_put_(torch.unravel_index(where, view.shape), values.to(view.dtype))
+    def put_back_all(self) -> None:
+        """Make the model the base; rows that the base lacks stay the fine-tune's."""
+        reader = TensorReader()
+        for pair in self.pairing.pairs:
+            self._fill(pair.name, pair.base, pair.entries, reader)
+        self._write_copies()
 
     def restore(self) -> None:
         """Give the model the fine-tune's bits back."""
         reader = TensorReader()
-        with torch.no_grad():
-            for name, view in self._views.items():
-                view.copy_(_read(self.pairing.ft.tensors[name], reader))
+        for name in self._views:
+            entry = self.pairing.ft.tensors[name]
+            self._fill(name, entry, entry.numel, reader)
+
+    def _fill(self, name: str, entry: TensorEntry, count: int, reader: TensorReader) -> None:
+        """Write a stored tensor's first entries; where nothing has to be cast, the file is read
+        straight into the model."""
+        view, dtype = self._views[name], torch_dtype(self.pairing.ft.tensors[name])
+        if view.is_contiguous() and view.is_cpu and view.dtype == dtype == torch_dtype(entry):
+            reader.read(entry, 0, view.view(-1)[:count])
+        else:
+            self._write(name, 0, cast_once(_read(entry, count, reader), dtype))
+
+    def _write(self, name: str, start: int, values: Tensor) -> None:
+        view, count = self._views[name], values.numel()
+        if count == view.numel():
+            view.copy_(values.view(view.shape))
+        elif view.is_contiguous():
+            view.view(-1)[start : start + count].copy_(values)
+        else:
+            where = torch.arange(start, start + count, device=view.device)
+            view.index_put_(torch.unravel_index(where, view.shape), values.to(view.dtype))
+
+    def _write_copies(self) -> None:
+        for copy, first in self.pairing.copies.items():
+            self._views[copy].copy_(self._views[first])
 
 
-def _read(entry: TensorEntry, reader: TensorReader) -> Tensor:
-    out = torch.empty(entry.numel, dtype=torch_dtype(entry))
+def _read(entry: TensorEntry, count: int, reader: TensorReader) -> Tensor:
+    out = torch.empty(count, dtype=torch_dtype(entry))
     reader.read(entry, 0, out)
-    return out.view(entry.shape)
+    return out
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
