@@ -6,7 +6,7 @@ the reference's. It is kept for every batch, and the blocks before are passed ov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -140,7 +140,7 @@ class Prefix:
         for call in self._calls.values():
             full = full or (begun and call.held is None)
             if not full:
-                states = self._output_before(place, call)
+                (states,) = self._outputs_before([place], call)
                 size = sum(tensor.nbytes for tensor in _tensors(states))
                 full = self.bytes + size > self._limit
             call.place, call.held = (0, None) if full else (place, states)
@@ -149,16 +149,17 @@ class Prefix:
             self.most_bytes = max(self.most_bytes, self.bytes)
         self.place = place
 
-    def _output_before(self, place: int, call: _Call) -> Any:
-        """What the block before this place puts out, on the CPU."""
-        recorder = _Recorder(self._own[place - 1])
+    def _outputs_before(self, places: Sequence[int], call: _Call) -> list[Any]:
+        """What the blocks before these places, from low to high, put out, on the CPU."""
+        recorders = [_Recorder(self._own[place - 1], last=place == places[-1]) for place in places]
         with self._passing_over(call):
-            self._blocks[place - 1] = recorder
+            for place, recorder in zip(places, recorders, strict=True):
+                self._blocks[place - 1] = recorder
             try:
                 self._model(**call.inputs)
             except _EnoughError:
-                return _mapped(Tensor.cpu, recorder.output)
-        raise _CannotReplayError(f"a forward does not come to block {place - 1}")
+                return [recorder.output for recorder in recorders]
+        raise _CannotReplayError(f"a forward does not come to block {places[-1] - 1}")
 
     def _check(self) -> None:
         """A short text, replayed at every place, gives the model's logits to the last bit.
@@ -169,13 +170,11 @@ class Prefix:
         shortest = min(self._calls.values(), key=_size).inputs
         call, other = _Call(_probe(shortest)), _Call(_probe(shortest, backwards=True))
         wanted = _logits(self._model(**call.inputs))
-        held = []
-        for place in self._places:
-            for one in (call, other):
-                one.held, one.place = self._output_before(place, one), place
-            held.append(_Call(call.inputs, place, call.held))
+        held = self._outputs_before(self._places, call)
+        self._outputs_before(self._places, other)
         # The last place first: a replay goes through the blocks that it does not pass over.
-        for one in reversed(held):
+        for place, states in zip(self._places[::-1], held[::-1], strict=True):
+            one = _Call(call.inputs, place, states)
             with self._passing_over(one):
                 found = _logits(self._model(**one.inputs))
             if not _same_bits(found, wanted):
@@ -265,11 +264,20 @@ class _StandIn(nn.Module):
 
 
 class _Recorder(_StandIn):
-    """The block itself; its output is kept, and the forward ends."""
+    """The block itself; its output is kept, and the last one's ends the forward."""
+
+    def __init__(self, block: nn.Module, last: bool) -> None:
+        super().__init__(block)
+        self.__dict__["last"] = last
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.__dict__["output"] = self.stands_for(*args, **kwargs)
-        raise _EnoughError
+        output = self.stands_for(*args, **kwargs)
+        # A copy where the forward goes on: the next block may write into what it is given.
+        kept = _mapped(lambda tensor: tensor.to("cpu", copy=not self.last), output)
+        self.__dict__["output"] = kept
+        if self.last:
+            raise _EnoughError
+        return output
 
 
 def _key(model: nn.Module, kwargs: Mapping[str, Any]) -> Hashable:

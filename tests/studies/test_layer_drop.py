@@ -322,6 +322,23 @@ def test_model_whose_replay_differs_is_evaluated_in_full_with_a_note(
     assert table(tmp_path / "cached") == table(tmp_path / "full")
 
 
+def test_blocks_that_write_into_what_they_are_given_are_passed_over(
+    deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = transformers.models.llama.modeling_llama.LlamaDecoderLayer
+    forward = layer.forward
+
+    def writing(self: nn.Module, hidden: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        out: torch.Tensor = forward(self, hidden.mul_(1.25), **kwargs)
+        return out
+
+    monkeypatch.setattr(layer, "forward", writing)
+    cached = sweep(deep_pair(), tmp_path / "cached", data=[rows], batch_tokens=128)
+    full = sweep(deep_pair(), tmp_path / "full", data=[rows], batch_tokens=128, cache_gb=0)
+    assert cached.facts["notes"] == full.facts["notes"] == []
+    assert table(tmp_path / "cached") == table(tmp_path / "full")
+
+
 def test_encoder_is_swept_with_its_prefix_cached(pair_of: PairOf, tmp_path: Path) -> None:
     pair = pair_of(family="bert", tied=True)
     cached = sweep(pair, tmp_path / "cached")
