@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from deltalens.evaluate.scoring import Scoring, _score
+from deltalens.evaluate.scoring import Scoring, score
 from deltalens.evaluate.tokens import Batch
 
 __all__ = ["LossPart", "loss_parts"]
@@ -22,7 +22,7 @@ def loss_parts(scoring: Scoring) -> list[LossPart]:
     def part(batch: Batch) -> LossPart:
         def loss(model: nn.Module) -> Tensor:
             moved = batch.to(next(model.parameters()).device)
-            return _score(model, moved)[0].sum() / total
+            return score(model, moved, match=False)[0].sum() / total
 
         return loss
 

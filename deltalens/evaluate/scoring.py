@@ -16,7 +16,7 @@ from deltalens.evaluate.statistics import mean, ratio
 from deltalens.evaluate.tokens import Batch, Tokens, batches, encode_rows, longest_input
 from deltalens.io.records import Measurement
 
-__all__ = ["Scoring", "batch_positions"]
+__all__ = ["Scoring", "batch_positions", "can_generate", "score"]
 
 _LOGITS = 1 << 28
 """Bytes that a batch's logits may take in fp32."""
@@ -75,9 +75,11 @@ class Scoring:
         losses, targets = torch.zeros(count, dtype=torch.float64), torch.zeros(count)
         right = torch.zeros(count)
         for batch in self._batches:
-            scores = _score(model, batch.to(next(model.parameters()).device))
-            losses[batch.rows] = scores[0].double().cpu()
-            right[batch.rows] = scores[1].float().cpu()
+            moved = batch.to(next(model.parameters()).device)
+            summed, matched = score(model, moved, match=self._answered and self._pattern is None)
+            losses[batch.rows] = summed.double().cpu()
+            if matched is not None:
+                right[batch.rows] = matched.float().cpu()
             targets[batch.rows] = batch.targets.sum(1).float()
         loss = ratio(losses, targets)
         perplexity = _exp(loss.value)
@@ -116,18 +118,19 @@ def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
 
 
-def _score(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Per row: the summed loss of its targets, and whether every argmax is the target: (B,)."""
+def score(model: nn.Module, batch: Batch, *, match: bool) -> tuple[Tensor, Tensor | None]:
+    """Per row: the summed loss of its targets, and, if asked for, whether every argmax is the
+    target: (B,)."""
     logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
     wanted = batch.ids.roll(-1, dims=1)[batch.targets]
     chosen = logits[batch.targets].float()
-    loss = torch.nn.functional.cross_entropy(chosen, wanted, reduction="none")
     owner = batch.targets.nonzero()[:, 0]
-    rows = batch.ids.shape[0]
-    sums = torch.zeros(rows, dtype=loss.dtype, device=loss.device).index_add_(0, owner, loss)
-    wrong = (chosen.argmax(-1) != wanted).float()
-    misses = torch.zeros(rows, device=loss.device).index_add_(0, owner, wrong)
-    return sums, misses == 0
+
+    def by_row(of_targets: Tensor) -> Tensor:
+        return of_targets.new_zeros(batch.ids.shape[0]).index_add_(0, owner, of_targets)
+
+    loss = by_row(torch.nn.functional.cross_entropy(chosen, wanted, reduction="none"))
+    return loss, by_row((chosen.argmax(-1) != wanted).float()) == 0 if match else None
 
 
 # `generate` fills what is left None from the checkpoint's generation_config.json: a chat model's

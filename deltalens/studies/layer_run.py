@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -185,34 +184,23 @@ class _Parts:
     base's."""
 
     def __init__(self, model: nn.Module, pairing: Pairing) -> None:
-        self._live = {
-            number: LiveModel(model, _part(pairing, number))
-            for number in dict.fromkeys(block_number(one.name) for one in pairing.pairs)
-        }
-        self.names = frozenset(self._live)
+        self._live = LiveModel(model, pairing)
+        self._tensors: dict[int | None, set[str]] = {}
+        for pair in pairing.pairs:
+            self._tensors.setdefault(block_number(pair.name), set()).add(pair.name)
+        self.names = frozenset(self._tensors)
         self._put_back: frozenset[int | None] = frozenset()
 
     def put_back(self, wanted: frozenset[int | None]) -> None:
         """Make these parts the base's, and all others the fine-tune's."""
         for number in wanted ^ self._put_back:
-            if number in wanted:
-                self._live[number].put_back_all()
-            else:
-                self._live[number].restore()
+            change = self._live.put_back_all if number in wanted else self._live.restore
+            change(self._tensors[number])
         self._put_back = wanted
 
     def restore(self) -> None:
         """All of it is the fine-tune's, whatever happened before."""
-        for live in self._live.values():
-            live.restore()
-
-
-def _part(pairing: Pairing, number: int | None) -> Pairing:
-    """What takes part in one block, or in none."""
-    pairs = tuple(one for one in pairing.pairs if block_number(one.name) == number)
-    names = {one.name for one in pairs}
-    copies = {copy: first for copy, first in pairing.copies.items() if first in names}
-    return dataclasses.replace(pairing, pairs=pairs, copies=copies)
+        self._live.restore()
 
 
 def _in_blocks(group: Group | None, names: Iterable[int | None]) -> frozenset[int | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from typing import Any
@@ -102,19 +102,25 @@ class LiveModel:
                 pass
         self._write_copies()
 
-    def put_back_all(self) -> None:
-        """Make the model the base; rows that the base lacks stay the fine-tune's."""
+    def put_back_all(self, among: Container[str] | None = None) -> None:
+        """Make the model the base; rows that the base lacks stay the fine-tune's.
+
+        Args:
+            among: stored names; only these pairs, and what is stored as a copy of them. None: all.
+        """
         reader = TensorReader()
         for pair in self.pairing.pairs:
-            self._fill(pair.name, pair.base, pair.entries, reader)
-        self._write_copies()
+            if among is None or pair.name in among:
+                self._fill(pair.name, pair.base, pair.entries, reader)
+        self._write_copies(among)
 
-    def restore(self) -> None:
-        """Give the model the fine-tune's bits back."""
+    def restore(self, among: Container[str] | None = None) -> None:
+        """Give the model the fine-tune's bits back; `among` as in `put_back_all`."""
         reader = TensorReader()
         for name in self._views:
-            entry = self.pairing.ft.tensors[name]
-            self._fill(name, entry, entry.numel, reader)
+            if among is None or self.pairing.copies.get(name, name) in among:
+                entry = self.pairing.ft.tensors[name]
+                self._fill(name, entry, entry.numel, reader)
 
     def _fill(self, name: str, entry: TensorEntry, count: int, reader: TensorReader) -> None:
         """Write a stored tensor's first entries; where nothing has to be cast, the file is read
@@ -135,9 +141,10 @@ class LiveModel:
             where = torch.arange(start, start + count, device=view.device)
             view.index_put_(torch.unravel_index(where, view.shape), values.to(view.dtype))
 
-    def _write_copies(self) -> None:
+    def _write_copies(self, among: Container[str] | None = None) -> None:
         for copy, first in self.pairing.copies.items():
-            self._views[copy].copy_(self._views[first])
+            if among is None or first in among:
+                self._views[copy].copy_(self._views[first])
 
 
 def _read(entry: TensorEntry, count: int, reader: TensorReader) -> Tensor:
