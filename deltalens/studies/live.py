@@ -56,7 +56,7 @@ class LiveModel:
         wrong = []
         for name, view in self._views.items():
             entry = self.pairing.ft.tensors[name]
-            stored = _read(entry, entry.numel, reader).view(entry.shape)
+            stored = _read(entry, reader).view(entry.shape)
             if not _same_bits(stored.to(view.dtype), view.cpu()):
                 wrong.append(name)
         if wrong:
@@ -111,7 +111,7 @@ class LiveModel:
         reader = TensorReader()
         for pair in self.pairing.pairs:
             if among is None or pair.name in among:
-                self._fill(pair.name, pair.base, pair.entries, reader)
+                self._fill(pair.name, pair.base, reader)
         self._write_copies(among)
 
     def restore(self, among: Container[str] | None = None) -> None:
@@ -119,17 +119,16 @@ class LiveModel:
         reader = TensorReader()
         for name in self._views:
             if among is None or self.pairing.copies.get(name, name) in among:
-                entry = self.pairing.ft.tensors[name]
-                self._fill(name, entry, entry.numel, reader)
+                self._fill(name, self.pairing.ft.tensors[name], reader)
 
-    def _fill(self, name: str, entry: TensorEntry, count: int, reader: TensorReader) -> None:
-        """Write a stored tensor's first entries; where nothing has to be cast, the file is read
+    def _fill(self, name: str, entry: TensorEntry, reader: TensorReader) -> None:
+        """Write a stored tensor, or its first rows; where nothing has to be cast, the file is read
         straight into the model."""
         view, dtype = self._views[name], torch_dtype(self.pairing.ft.tensors[name])
         if view.is_contiguous() and view.is_cpu and view.dtype == dtype == torch_dtype(entry):
-            reader.read(entry, 0, view.view(-1)[:count])
+            reader.read(entry, 0, view.view(-1)[: entry.numel])
         else:
-            self._write(name, 0, cast_once(_read(entry, count, reader), dtype))
+            self._write(name, 0, cast_once(_read(entry, reader), dtype))
 
     def _write(self, name: str, start: int, values: Tensor) -> None:
         view, count = self._views[name], values.numel()
@@ -147,8 +146,8 @@ class LiveModel:
                 self._views[copy].copy_(self._views[first])
 
 
-def _read(entry: TensorEntry, count: int, reader: TensorReader) -> Tensor:
-    out = torch.empty(count, dtype=torch_dtype(entry))
+def _read(entry: TensorEntry, reader: TensorReader) -> Tensor:
+    out = torch.empty(entry.numel, dtype=torch_dtype(entry))
     reader.read(entry, 0, out)
     return out
 

@@ -13,6 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import deltalens
+from deltalens.io import pairing
+from deltalens.io.checkpoint import open_checkpoint
+from deltalens.studies.live import LiveModel
 from tests.studies.conftest import PairOf
 from tests.studies.families import (
     FAMILIES,
@@ -174,6 +177,47 @@ def test_drop_and_study_agree_on_a_pair_stored_differently(name: str, tmp_path: 
     pair = odd_pair(tmp_path, name)
     live = captured(pair, tmp_path / "study", rates=["0.3", "0.7"], seeds=2)
     dropped_equals_live(pair, tmp_path, live)
+
+
+def test_base_is_rounded_to_the_fine_tune_s_dtype_in_a_wider_model(tmp_path: Path) -> None:
+    pair = odd_pair(tmp_path, "half the precision")
+    live = captured(pair, tmp_path / "study", rates=["1"], seeds=1, dtype="float32")
+    deltalens.drop(pair.ft, pair.base, tmp_path / "out", strategy="salient", rate="1")
+    wide = state_of(plain(tmp_path / "out", torch.float32))
+    assert differing(live.states["salient", 1.0, 0], wide) == []
+    assert differing(wide, state_of(plain(pair.base, torch.float32))), "nothing was rounded"
+
+
+def test_copy_that_the_model_does_not_share_is_written_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = odd_pair(tmp_path, "tied and stored twice")
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "_tied_weights_keys", {})
+    live = captured(pair, tmp_path / "study", rates=["0.5", "1"], seeds=1)
+    assert live.model is not None
+    assert live.model.lm_head.weight is not live.model.model.embed_tokens.weight
+    for state in live.states.values():
+        assert torch.equal(state["lm_head.weight"], state["model.embed_tokens.weight"])
+    assert differing(state_of(live.model), state_of(plain(pair.ft))) == []
+
+
+def test_some_tensors_are_put_back_and_restored_along_with_their_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = odd_pair(tmp_path, "tied and stored twice")
+    base = state_of(plain(pair.base))
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "_tied_weights_keys", {})
+    model = plain(pair.ft)
+    ft = state_of(model)
+    live = LiveModel(model, pairing.pair(open_checkpoint(pair.ft), open_checkpoint(pair.base)))
+    embedding, up = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
+    for among, changed in (({embedding}, {embedding, "lm_head.weight"}), ({up}, {up})):
+        live.put_back_all(among)
+        state = state_of(model)
+        assert set(differing(state, ft)) == changed
+        assert all(torch.equal(state[name], base[name]) for name in among)
+        live.restore(among)
+        assert differing(state_of(model), ft) == []
 
 
 def test_study_takes_the_class_that_the_configuration_names(tmp_path: Path) -> None:
