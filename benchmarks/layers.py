@@ -21,7 +21,7 @@ from deltalens.studies.study import StudyWatch
 
 HIDDEN, BLOCKS, VOCABULARY = 512, 8, 1024
 ROWS, LENGTH, BATCH_TOKENS = 16, 255, 512
-ROUNDS = 5
+ROUNDS = 9
 
 
 def run() -> None:
