@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from types import TracebackType
 
 __all__ = [
     "CheckpointError",
@@ -11,6 +12,8 @@ __all__ = [
     "DeltaLensError",
     "PairingError",
     "RecordError",
+    "reason",
+    "said_by",
     "several",
 ]
 
@@ -46,3 +49,70 @@ def several(headline: str, faults: Sequence[str]) -> str:
     if len(faults) > SHOWN:
         lines.append(f"  ... and {len(faults) - SHOWN} more")
     return "\n".join(lines)
+
+
+def reason(error: BaseException) -> str:
+    """A foreign exception as text on one line, whole, with its kind in front."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
+class said_by:
+    """Around a call of another library's: what it raises becomes one `DeltaLensError`.
+
+    An exception that passed through a module of ours on its way (a hook, a callback) may be our own
+    bug, and stays as it is; only running out of memory never is one.
+
+    Args:
+        library: whose call it is.
+        failed: what did not work, with the case in it.
+        hint: what to do, if there is something to say.
+
+    Example:
+        >>> with said_by("peft", "LlamaForCausalLM takes no LoRA"):
+        ...     raise ValueError("no targets")
+        Traceback (most recent call last):
+        deltalens.errors.DeltaLensError: LlamaForCausalLM takes no LoRA: peft says: ValueError: ...
+    """
+
+    def __init__(self, library: str, failed: str, hint: str = "") -> None:
+        self._library, self._failed, self._hint = library, failed, hint
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not isinstance(error, Exception) or isinstance(error, DeltaLensError):
+            return
+        if _out_of_memory(error):
+            raise DeltaLensError(
+                f"{self._failed}: out of memory ({reason(error)}); take smaller batches, a smaller "
+                "dtype or a larger device"
+            ) from error
+        if _passed_through_ours(trace):
+            return
+        hint = f"; {self._hint}" if self._hint else ""
+        raise DeltaLensError(
+            f"{self._failed}: {self._library} says: {reason(error)}{hint}"
+        ) from error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _passed_through_ours(trace: TracebackType | None) -> bool:
+    """Whether a module of ours was called by the other library, or it was never called at all."""
+    ours = []
+    while trace is not None:
+        name = str(trace.tb_frame.f_globals.get("__name__", ""))
+        ours.append(name.split(".")[0] == "deltalens")
+        trace = trace.tb_next
+    if all(ours):
+        # A single frame is the call itself, of code that has no frames of Python's.
+        return len(ours) > 1
+    return any(ours[ours.index(False) :])

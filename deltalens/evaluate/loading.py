@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltalens.errors import DeltaLensError
+from deltalens.errors import DeltaLensError, reason
 from deltalens.evaluate.scoring import batch_positions
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.header import FLOATS
@@ -186,7 +186,7 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "ignore_mismatched_sizes" in text:
         return "its config.json asks for other shapes than its weights have"
-    return f"{type(error).__name__}: {textwrap.shorten(text, 300, placeholder=' ...')}"
+    return reason(error)
 
 
 def _loader(transformers: Any, checkpoint: Checkpoint, trust_remote_code: bool) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltalens.errors import DeltaLensError
+from deltalens.errors import DeltaLensError, said_by
 from deltalens.evaluate.rows import DataFile
 from deltalens.evaluate.statistics import mean, ratio
 from deltalens.evaluate.tokens import Batch, Tokens, batches, encode_rows, longest_input
@@ -121,7 +121,8 @@ def _exp(value: float) -> float:
 def score(model: nn.Module, batch: Batch, *, match: bool) -> tuple[Tensor, Tensor | None]:
     """Per row: the summed loss of its targets, and, if asked for, whether every argmax is the
     target: (B,)."""
-    logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+    with said_by("transformers", f"{type(model).__name__}: cannot be evaluated on these rows"):
+        logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
     wanted = batch.ids.roll(-1, dims=1)[batch.targets]
     chosen = logits[batch.targets].float()
     owner = batch.targets.nonzero()[:, 0]
@@ -170,9 +171,10 @@ def _generate(
         pad_token_id=pad,
         eos_token_id=tokenizer.eos_token_id,
     )
-    out = model.generate(
-        input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
-    )
+    with said_by("transformers", f"{type(model).__name__}: cannot generate from these rows"):
+        out = model.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
+        )
     texts: list[str] = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
     return texts
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deltalens.errors import DeltaLensError
+from deltalens.errors import DeltaLensError, said_by
 from deltalens.evaluate.loading import load_model, pick_device
 from deltalens.evaluate.rows import DataFile, read_rows
 from deltalens.evaluate.tokens import Batch, batches, encode_rows, longest_input
@@ -30,7 +30,7 @@ from deltalens.io.records import (
 from deltalens.studies.study import Metrics, StudyWatch, run_cells
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.methods import method_callbacks
-from deltalens.training.run import training_dtype
+from deltalens.training.run import check_trainable, training_dtype
 
 __all__ = ["COLUMNS", "KIND", "efficiency"]
 
@@ -99,7 +99,7 @@ def efficiency(
     try:
         watch.stage("loading the model", None)
         loaded = load_model(checkpoint, kind, where)
-        bench = _Bench(loaded.model, rows, loaded.tokenizer, asked, steps, where)
+        bench = _Bench(loaded.model, rows, loaded.tokenizer, asked, steps, where, checkpoint.path)
         study.facts |= {"model": str(checkpoint.path), **bench.facts()}
         study.write_manifest()
         # One block for nothing: caches, compiled loops, the optimizer's state.
@@ -127,7 +127,9 @@ class _Bench:
         asked: TrainingAsked,
         steps: int,
         device: torch.device,
+        where: Path,
     ) -> None:
+        check_trainable(model, tokenizer, where)
         self.model, self.asked, self.steps, self.device = model.train(), asked, steps, device
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=asked.learning_rate, weight_decay=asked.weight_decay
@@ -183,8 +185,11 @@ class _Bench:
         batch: Batch = next(self._next)
         labels = batch.ids.masked_fill(~_is_target(batch), -100)
         model: Callable[..., Any] = self.model
-        out = model(input_ids=batch.ids, attention_mask=batch.mask, labels=labels, use_cache=False)
-        (out.loss / self.asked.accumulate).backward()
+        with said_by("transformers", f"{type(model).__name__}: cannot be trained on these rows"):
+            out = model(
+                input_ids=batch.ids, attention_mask=batch.mask, labels=labels, use_cache=False
+            )
+            (out.loss / self.asked.accumulate).backward()
 
     def _update(self) -> None:
         self.optimizer.step()

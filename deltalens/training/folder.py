@@ -47,6 +47,7 @@ class TrainingFolder:
     ) -> None:
         self.path, self.asked = path, dict(asked)
         self.facts: dict[str, Any] = {}
+        self._made: list[Path] = []
         if resume:
             self._check_same()
         else:
@@ -85,11 +86,23 @@ class TrainingFolder:
 
     def begin(self) -> None:
         """Make the folder, and write what was asked."""
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecordError(f"{self.path}: cannot be made: {error.strerror}") from error
         self.write_record()
+
+    def abandon(self) -> None:
+        """A training came to nothing: take away what it wrote, and the folders made for it."""
+        for found in self.path.iterdir():
+            if found.is_dir():
+                shutil.rmtree(found, ignore_errors=True)
+            else:
+                found.unlink(missing_ok=True)
+        for folder in self._made:
+            with suppress(OSError):
+                folder.rmdir()
 
     def write_record(self) -> None:
         """Write `train.json`."""
@@ -150,8 +163,8 @@ class TrainingFolder:
 
     def finish(self, made: Path, source: Path) -> None:
         """Move a written model into the folder, its configuration last, with the tokenizer of its
-        source; the checkpoints go."""
-        for pattern in _TOKENIZER:
+        source and how that one generates; the checkpoints go."""
+        for pattern in (*_TOKENIZER, "generation_config.json"):
             for file in source.glob(pattern):
                 shutil.copyfile(file, made / file.name)
         for file in made.iterdir():

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from deltalens.errors import DeltaLensError
+from deltalens.errors import said_by
 from deltalens.integrations.transformers import (
     Attaching,
     GradientMaskCallback,
@@ -18,6 +18,7 @@ from deltalens.integrations.transformers import (
 from deltalens.methods.mft import MaskTuning
 from deltalens.methods.weight_masks import WeightMasks, l1_weight_mask, random_weight_mask
 from deltalens.training.asked import TrainingAsked
+from deltalens.training.lora import adapted
 
 __all__ = ["Ready", "method_callbacks", "prepare"]
 
@@ -37,10 +38,12 @@ class Ready:
     """Whether there are steps to take."""
     watched: Mapping[str, Any] = field(default_factory=dict)
     """What a probe is told beside its options."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about how the method took this model."""
 
 
 def prepare(asked: TrainingAsked, model: nn.Module) -> Ready:
-    """Make a model ready for a method.
+    """Make a model ready for a method; what is warned of on the way is among the notes.
 
     Raises:
         DeltaLensError: the method's settings do not fit the model, or peft is not installed.
@@ -72,8 +75,14 @@ def prepare(asked: TrainingAsked, model: nn.Module) -> Ready:
 
         return Ready(model, masks=lambda: masks, plain=merged, trains=False)
     if asked.method == "lora":
-        adapted = _lora(asked, model)
-        return Ready(adapted, plain=adapted.merge_and_unload)
+        made, notes = adapted(model, asked.lora_rank, asked.lora_alpha, asked.lora_dropout)
+
+        def whole() -> nn.Module:
+            with said_by("peft", "the adapters cannot be merged"):
+                merged: nn.Module = made.merge_and_unload()
+            return merged
+
+        return Ready(made, plain=whole, notes=notes)
     return Ready(model, tuple(method_callbacks(asked)), plain=lambda: model)
 
 
@@ -102,18 +111,3 @@ def _ratio(asked: TrainingAsked) -> dict[str, Any]:
         return {"threshold": asked.threshold}
     ratios = asked.ratios
     return {"mask_ratio": ratios.get("", ratios)}
-
-
-def _lora(asked: TrainingAsked, model: nn.Module) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise DeltaLensError("LoRA needs peft: pip install 'deltalens[train]'") from error
-    config = LoraConfig(
-        r=asked.lora_rank,
-        lora_alpha=asked.lora_alpha,
-        lora_dropout=asked.lora_dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)

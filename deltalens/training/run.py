@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,12 +17,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import TrainerCallback
 
-from deltalens.errors import DeltaLensError, RecordError
+from deltalens.errors import DeltaLensError, RecordError, reason, said_by
 from deltalens.evaluate.loading import LoadedModel, load_model, pick_device, pick_dtype
 from deltalens.evaluate.rows import DataFile, read_rows
-from deltalens.evaluate.scoring import Scoring
+from deltalens.evaluate.scoring import Scoring, can_generate
 from deltalens.evaluate.tokens import longest_input
 from deltalens.integrations.transformers import GradientProbeCallback
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
@@ -32,7 +34,7 @@ from deltalens.training.folder import MASKS, TrainingFolder
 from deltalens.training.methods import Ready, prepare
 from deltalens.training.rows import preferences, tokenised
 
-__all__ = ["Trained", "TrainingWatch", "train", "training_dtype"]
+__all__ = ["Trained", "TrainingWatch", "check_trainable", "train", "training_dtype"]
 
 
 @dataclass
@@ -139,7 +141,12 @@ def train(
     sitting = _Sitting(asked, folder, checkpoint, loaded, watch, eval_every)
     sitting.prepare(rows, others, choosing)
     folder.begin()
-    return sitting.run(configure, checkpoint_every, probe, resume)
+    try:
+        return sitting.run(configure, checkpoint_every, probe, resume)
+    except Exception:
+        if not resume and not sitting.taken:
+            folder.abandon()
+        raise
 
 
 def training_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
@@ -147,6 +154,25 @@ def training_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> 
     if dtype == "auto" and device.type == "cpu":
         return torch.float32
     return pick_dtype(dtype, checkpoint)
+
+
+def check_trainable(model: nn.Module, tokenizer: Any | None, where: Path) -> None:
+    """Refuse what cannot be trained here.
+
+    Args:
+        model, tokenizer: as they were loaded.
+        where: from.
+
+    Raises:
+        DeltaLensError: the model has no tokenizer, or is no causal language model.
+    """
+    if tokenizer is None:
+        raise DeltaLensError(f"{where}: has no tokenizer; put one beside the model")
+    if not can_generate(model):
+        raise DeltaLensError(
+            f"{where}: {type(model).__name__} is no causal language model, and only those are "
+            "trained here"
+        )
 
 
 class _Sitting:
@@ -168,8 +194,9 @@ class _Sitting:
         self.scorings: list[Scoring] = []
         self.chooser: Chooser | None = None
         self.rows: Any = None
-        if loaded.tokenizer is None:
-            raise DeltaLensError(f"{checkpoint.path}: has no tokenizer; put one beside the model")
+        self.taken = 0
+        """Steps of this sitting."""
+        check_trainable(self.model, loaded.tokenizer, checkpoint.path)
 
     def prepare(
         self, rows: DataFile, others: Sequence[DataFile], choosing: DataFile | None
@@ -196,7 +223,12 @@ class _Sitting:
         micro = asked.batch_size * asked.accumulate
         self.steps = asked.steps or max(1, int(asked.epochs * -(-len(self.rows) // micro)))
         torch.manual_seed(asked.seed)
-        self.ready: Ready = prepare(asked, self.model)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.filterwarnings("always", category=UserWarning)
+            self.ready: Ready = prepare(asked, self.model)
+        self.notes += [str(one.message) for one in told if issubclass(one.category, UserWarning)]
+        self.notes += self.ready.notes
+        _make_savable(self.model)
 
     def run(
         self,
@@ -223,7 +255,8 @@ class _Sitting:
         if self.ready.trains:
             trainer = self._trainer(configure, checkpoint_every, [*callbacks, following])
             self.watch.stage("training", None)
-            with following.interruptible(), self._room():
+            failed = f"{self.checkpoint.path}: the training failed"
+            with following.interruptible(), said_by("trl", failed), self._room():
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
             steps = int(trainer.state.global_step)
         seconds = time.perf_counter() - begun
@@ -310,17 +343,16 @@ class _Sitting:
         else:
             made = trl.SFTTrainer
             options["dataset_kwargs"] = {"skip_prepare_dataset": True}
-        try:
+        with said_by("trl", "the settings cannot be used"):
             config = configure(**options)
-        except (TypeError, ValueError) as error:
-            raise DeltaLensError(f"trl refuses the settings: {error}") from error
-        trainer = made(
-            model=self.ready.model,
-            args=config,
-            train_dataset=self.rows,
-            processing_class=self.loaded.tokenizer,
-            callbacks=callbacks,
-        )
+        with said_by("trl", f"{self.checkpoint.path}: cannot be trained so"):
+            trainer = made(
+                model=self.ready.model,
+                args=config,
+                train_dataset=self.rows,
+                processing_class=self.loaded.tokenizer,
+                callbacks=callbacks,
+            )
         for spoken in ("PrinterCallback", "ProgressCallback"):
             _silence(trainer, spoken)
         return trainer
@@ -351,9 +383,11 @@ class _Sitting:
         self.watch.stage("writing the model", None)
         self.model.config.use_cache = bool(self.checkpoint.config.get("use_cache", True))
         try:
-            self.model.save_pretrained(made)
-        except OSError as error:
-            raise RecordError(f"{made}: cannot be written: {error.strerror}") from error
+            with said_by("transformers", f"{made}: cannot be written"):
+                self.model.save_pretrained(made)
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or reason(error)
+            raise RecordError(f"{made}: cannot be written: {why}") from error
         names = ("torch", "transformers", "trl", "accelerate", "datasets")
         self.folder.facts |= {
             "steps": steps,
@@ -373,6 +407,17 @@ def _checkpointing_option(configure: Any) -> str:
         if "activation_checkpointing" in {one.name for one in dataclasses.fields(configure)}
         else "gradient_checkpointing"
     )
+
+
+def _make_savable(model: Any) -> None:
+    """transformers does not write a generation configuration that contradicts itself once trl has
+    set its padding token; the checkpoint's own file comes with the result as it is."""
+    config = model.generation_config
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        model.generation_config = type(config)(**{one: getattr(config, one) for one in names})
 
 
 def _silence(trainer: Any, name: str) -> None:
@@ -419,6 +464,7 @@ class _Following(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Progress, and the evaluation if it is due."""
+        self.sitting.taken += 1
         self.sitting.watch.at(state.global_step, state.max_steps)
         last = state.global_step >= state.max_steps
         if self.interrupted and not last:
