@@ -24,7 +24,7 @@ __all__ = [
     "Checkpoint",
     "TensorReader",
     "open_checkpoint",
-    "same_data",
+    "same_values",
     "torch_dtype",
 ]
 
@@ -32,7 +32,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_BLOCK = 1 << 22
+_BLOCK = 1 << 20
 _TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
@@ -198,20 +198,19 @@ class TensorReader:
         self.close()
 
 
-def same_data(one: TensorEntry, other: TensorEntry) -> bool:
-    """Whether two stored tensors hold the same bytes; read block by block until they differ."""
-    if one.end - one.begin != other.end - other.begin:
+def same_values(one: TensorEntry, other: TensorEntry) -> bool:
+    """Whether two stored tensors of one dtype hold equal numbers, as `torch.equal` has it: 0 is -0,
+    and a NaN equals nothing. Read block by block until they differ."""
+    if one.numel != other.numel:
         return False
-    try:
-        with one.file.open("rb") as first, other.file.open("rb") as second:
-            first.seek(one.begin)
-            second.seek(other.begin)
-            for at in range(one.begin, one.end, _BLOCK):
-                size = min(_BLOCK, one.end - at)
-                if first.read(size) != second.read(size):
-                    return False
-    except OSError as error:
-        raise CheckpointError(f"{one.file}: cannot be read: {error.strerror}") from error
+    first, second = TensorReader(), TensorReader()
+    here, there = (torch.empty(min(_BLOCK, one.numel), dtype=torch_dtype(e)) for e in (one, other))
+    for start in range(0, one.numel, _BLOCK):
+        count = min(_BLOCK, one.numel - start)
+        first.read(one, start, here[:count])
+        second.read(other, start, there[:count])
+        if not torch.equal(here[:count], there[:count]):
+            return False
     return True
 
 

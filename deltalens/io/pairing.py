@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import re
 from collections import Counter
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from deltalens.errors import SHOWN, DeltaLensError, PairingError, several
-from deltalens.io.checkpoint import Checkpoint, open_checkpoint, same_data
+from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.header import FLOATS, TensorEntry
+from deltalens.io.tying import Tying, may_tie, stored_copies, tying_of
 
 __all__ = [
     "SCOPES",
@@ -32,13 +34,11 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 _BUFFER = re.compile(
     r"(^|\.)(rotary_emb\.(inv|cos|sin).*|(attn|attention|self_attn)\.(masked_)?bias"
     r"|(attn|attention|self_attn)\.rotary_emb\..*|position_ids|token_type_ids"
-    r"|num_batches_tracked|running_(mean|var))$"
+    r"|num_batches_tracked|running_(mean|var)|final_logits_bias)$"
 )
 _QUANTISATION = re.compile(
     r"(scales?|scale_inv|weight_scale\w*|absmax|quant_map|quant_state.*|zeros)$"
 )
-_INPUT = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|shared)\.weight$")
-_OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out|predictions\.decoder|output_projection)\.weight$")
 _NEAR = 300
 """Names that a missing one is likened to: difflib would take minutes over thousands."""
 _GROWS = re.compile(r"(embed|wte|shared|lm_head|predictions|output_projection|decoder\.bias|score)")
@@ -181,8 +181,9 @@ class _Matcher:
         self.notes: list[str] = []
         self.faults: list[str] = []
         self.shapes = 0
-        self.copies: dict[str, str] = {}
         self.used: set[str] = set()
+        found = stored_copies(ft)
+        self.copies, self.apart = dict(found.equal), found.apart
         self.prefix = _Prefix(ft.tensors, base.tensors)
         self.quantised = "quantization_config" in ft.config or "quantization_config" in base.config
         if self.prefix.note:
@@ -192,8 +193,8 @@ class _Matcher:
         """Sort one tensor of the fine-tune."""
         name = self.prefix.in_base(entry.name)
         other = self.base.tensors.get(name)
-        if other is None and _OUTPUT.search(entry.name) and _ties(self.base):
-            other = self._input_embedding()
+        if other is None and entry.name not in self.copies and entry.dtype in FLOATS:
+            other = self._tied_in_base(name)
             if other is not None:
                 self.notes.append(f"{entry.name}: tied in the base, compared with {other.name}")
         if other is not None:
@@ -204,14 +205,20 @@ class _Matcher:
             self.kept[entry.name] = "belongs to a quantised weight"
         elif _BUFFER.search(entry.name):
             self.kept[entry.name] = "a buffer"
+        elif entry.name in self.copies:
+            first = self.copies[entry.name]
+            self.notes.append(f"{entry.name}: tied to {first} and stored twice; counts once")
         elif other is None:
             self.faults.append(f"{entry} is not in the base{self._nearest(name)}")
         elif other.dtype not in FLOATS:
             self.kept[entry.name] = f"the base has it as {other.dtype}"
-        elif _is_copy(self.ft, entry):
-            self._copy(entry)
         else:
             self._compare(entry, other)
+        if entry.name in self.apart:
+            self.notes.append(
+                f"{entry.name}: the configuration ties it to {self.apart[entry.name]}, but its "
+                "values are others: transformers loads both, and both count"
+            )
 
     def _compare(self, entry: TensorEntry, other: TensorEntry) -> None:
         if entry.shape == other.shape:
@@ -227,14 +234,20 @@ class _Matcher:
                 "in the base"
             )
 
-    def _copy(self, entry: TensorEntry) -> None:
-        first = next(name for name in self.ft.tensors if _INPUT.search(name))
-        self.copies[entry.name] = first
-        self.notes.append(f"{entry.name}: tied to {first} and stored twice; counts once")
+    @functools.cached_property
+    def ft_tying(self) -> Tying:
+        return tying_of(self.ft, self.base) if may_tie(self.ft.config) else Tying(())
 
-    def _input_embedding(self) -> TensorEntry | None:
-        found = [entry for name, entry in self.base.tensors.items() if _INPUT.search(name)]
-        return found[0] if len(found) == 1 else None
+    @functools.cached_property
+    def base_tying(self) -> Tying:
+        return tying_of(self.base, self.ft) if may_tie(self.base.config) else Tying(())
+
+    def _tied_in_base(self, name: str) -> TensorEntry | None:
+        """What the base fills a tensor with that it does not store itself."""
+        for mate in self.base_tying.mates(name):
+            if self.base.tensors[mate].dtype in FLOATS:
+                return self.base.tensors[mate]
+        return None
 
     def _nearest(self, name: str) -> str:
         if len(self.faults) >= SHOWN:
@@ -253,7 +266,7 @@ class _Matcher:
                 f"{_first(self.ft)} against {_first(self.base)}. Are they the same architecture?"
             )
         for entry in extra:
-            if _BUFFER.search(entry.name) or (_OUTPUT.search(entry.name) and _ties(self.ft)):
+            if _BUFFER.search(entry.name) or self.ft_tying.mates(entry.name):
                 self.notes.append(f"{entry.name}: in the base only, ignored")
             elif entry.dtype in FLOATS:
                 self.faults.append(f"{entry} is in the base only")
@@ -278,20 +291,6 @@ class _Matcher:
             f"{self.ft.path} does not fit {self.base.path}.{every} Leave tensors out with "
             "--exclude (exclude=...), or give the base that the fine-tune started from:"
         )
-
-
-def _ties(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint that lacks an output embedding may have tied it to the input's."""
-    return checkpoint.config.get("tie_word_embeddings") is not False
-
-
-def _is_copy(ft: Checkpoint, entry: TensorEntry) -> bool:
-    """Whether a tied output embedding is stored beside the input embedding it shares."""
-    if not (_OUTPUT.search(entry.name) and ft.config.get("tie_word_embeddings") is True):
-        return False
-    inputs = [other for name, other in ft.tensors.items() if _INPUT.search(name)]
-    alike = len(inputs) == 1 and (inputs[0].shape, inputs[0].dtype) == (entry.shape, entry.dtype)
-    return alike and same_data(inputs[0], entry)
 
 
 def _enlarged(entry: TensorEntry, other: TensorEntry) -> bool:

@@ -48,14 +48,30 @@ class LiveModel:
         device = next(model.parameters()).device
         self._stream, self._scratch = DeltaStream(device), Scratch()
         self._views = _views(model, pairing)
+        self._check_apart()
         self._check()
+
+    def _check_apart(self) -> None:
+        """What counts as two tensors is two in the model: loaded in a narrower dtype, a stored copy
+        of a tied tensor can become equal to it, and transformers then ties them."""
+        places: dict[tuple[int, torch.Size], str] = {}
+        for pair in self.pairing.pairs:
+            view = self._views[pair.name]
+            other = places.setdefault((view.data_ptr(), view.shape), pair.name)
+            if other != pair.name and view.numel():
+                raise DeltaLensError(
+                    f"{other!r} and {pair.name!r} are stored with different values, and in "
+                    f"{str(view.dtype).removeprefix('torch.')} transformers ties them: load in the "
+                    "dtype they are stored in (--dtype), or leave one out with --exclude"
+                )
 
     def _check(self) -> None:
         """Every mapped tensor is the fine-tune's, bit for bit after the cast."""
         reader = TensorReader()
         wrong = []
         for name, view in self._views.items():
-            entry = self.pairing.ft.tensors[name]
+            # A copy that the model does not share can differ from it in the sign of a zero.
+            entry = self.pairing.ft.tensors[self.pairing.copies.get(name, name)]
             stored = _read(entry, reader).view(entry.shape)
             if not _same_bits(stored.to(view.dtype), view.cpu()):
                 wrong.append(name)

@@ -1,0 +1,244 @@
+"""Which tensors of a checkpoint share their values once transformers has loaded it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from deltalens.io.checkpoint import Checkpoint, TensorReader, same_values, torch_dtype
+from deltalens.io.header import FLOATS, TensorEntry
+
+__all__ = ["Copies", "Tying", "may_tie", "stored_copies", "tying_of"]
+
+_INPUT = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|shared)\.weight$")
+_OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out|predictions\.decoder|output_projection)\.weight$")
+_HEAD = re.compile(
+    r"(head|embed_out|predictions|projection|proj_out|projector|decoder|output)(\.\w+)?\.weight$"
+)
+"""Names of what may be an output embedding, generously: transformers is asked only then."""
+_LAYERS = re.compile(r"(^|_)(n_?layers?|num_\w*layers)$")
+_LOOK = 32
+"""Entries by which a tensor is told from the others of its shape before it is read."""
+
+
+@dataclass(frozen=True)
+class Tying:
+    """Groups of a checkpoint's tensors that transformers fills with one set of values.
+
+    Made by `tying_of`. Names are those that the checkpoint stores.
+    """
+
+    groups: tuple[tuple[str, ...], ...]
+    """The members of each group that are stored; the one whose values count comes first."""
+    _members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Live name -> the stored members of its group."""
+    live: Mapping[str, str] = field(default_factory=dict)
+    """Stored name -> the name in the loaded model, as far as transformers was asked."""
+    known: bool = True
+    """Whether the architecture is one of transformers'; else names and values have to tell."""
+
+    def mates(self, name: str) -> tuple[str, ...]:
+        """The stored tensors that a tensor of this name shares its values with; `name` need not be
+        stored itself."""
+        if self.known:
+            return self._members.get(self.live.get(name, name), ())
+        return self.groups[0] if self.groups and _OUTPUT.search(name) else ()
+
+
+def tying_of(checkpoint: Checkpoint, like: Checkpoint | None = None) -> Tying:
+    """What transformers would tie when it loads a checkpoint: by the class that the configuration
+    names, that class's own rules and defaults, those of the models inside it (a text model, an
+    encoder, a decoder). No weights are made. An architecture that transformers does not know (code
+    of the checkpoint's own is not run) ties its output to its only input embedding, unless the
+    configuration says that it does not.
+
+    Args:
+        checkpoint: what would be loaded.
+        like: loaded with the class of this one, where both are of one model type.
+    """
+    config = dict(checkpoint.config)
+    if like is not None and like.config.get("model_type") == config.get("model_type"):
+        config |= {key: like.config[key] for key in ("architectures",) if key in like.config}
+    names = tuple(checkpoint.tensors)
+    try:
+        found = _ask(json.dumps(config, sort_keys=True), names)
+    except (TypeError, ValueError, RecursionError):
+        found = None
+    if found is None and config.get("tie_word_embeddings") is not False:
+        found = _by_name(names)
+    return found or Tying(())
+
+
+def may_tie(config: Mapping[str, Any]) -> bool:
+    """Whether it is worth asking. A plain `false` says no, but for models that have others inside,
+    and for encoder-decoders: the T5 family ties whatever its configuration says."""
+    inner = any(key.endswith("_config") and isinstance(config[key], dict) for key in config)
+    return (
+        config.get("tie_word_embeddings") is not False
+        or inner
+        or bool(config.get("is_encoder_decoder"))
+    )
+
+
+def _by_name(names: tuple[str, ...]) -> Tying:
+    inputs = [name for name in names if _INPUT.search(name)]
+    outputs = [name for name in names if _OUTPUT.search(name)]
+    groups = ((inputs[0], *outputs),) if len(inputs) == 1 else ()
+    return Tying(groups, known=False)
+
+
+@functools.lru_cache(maxsize=8)
+def _ask(config: str, names: tuple[str, ...]) -> Tying | None:
+    """What transformers says; None where it does not know the architecture."""
+    settings: dict[str, Any] = json.loads(config)
+    deepest = [n for key, n in _numbers(settings) if _LAYERS.search(key)]
+    if max(deepest, default=0) > len(names):
+        return None  # More blocks than tensors: not this checkpoint's configuration.
+    model = _skeleton(settings)
+    if model is None:
+        return None
+    live = _live_names(model, names)
+    stored: dict[str, str] = {}
+    for name, place in live.items():
+        stored.setdefault(place, name)
+    members: dict[str, tuple[str, ...]] = {}
+    groups = []
+    for group in _tied(model):
+        there = tuple(stored[place] for place in group if place in stored)
+        members |= dict.fromkeys(group, there)
+        if len(there) > 1:
+            groups.append(there)
+    return Tying(tuple(groups), members, live)
+
+
+def _numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _numbers(value)
+        elif isinstance(value, int):
+            yield str(key), value
+
+
+def _skeleton(settings: dict[str, Any]) -> Any | None:
+    """The model without memory for its weights; None where transformers cannot make it."""
+    import transformers
+
+    architectures = settings.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    loader = getattr(transformers, name, None) if isinstance(name, str) else None
+    if loader is None and "auto_map" in settings:
+        return None
+    noise = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        if loader is not None:
+            known = loader.config_class
+        else:
+            known = type(transformers.AutoConfig.for_model(str(settings.get("model_type"))))
+        config = known.from_dict(settings)
+        with torch.device("meta"):
+            if loader is not None:
+                return loader(config)
+            return transformers.AutoModelForCausalLM.from_config(config)
+    except Exception:  # Of transformers on a configuration of any kind, which promises no kind.
+        return None
+    finally:
+        transformers.logging.set_verbosity(noise)
+
+
+def _tied(model: Any) -> list[tuple[str, ...]]:
+    """Groups of live names with one set of values; whose values count, first. Where that one is not
+    in a checkpoint, the next takes its place."""
+    groups: dict[str, list[str]] = {}
+    for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        groups.setdefault(source, [source]).append(target)
+    same: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        same.setdefault(id(parameter), []).append(name)
+    grouped = {name for group in groups.values() for name in group}
+    for names in same.values():
+        if len(names) > 1 and not grouped & set(names):
+            groups[names[0]] = names
+    return [tuple(dict.fromkeys(group)) for group in groups.values()]
+
+
+def _live_names(model: Any, names: tuple[str, ...]) -> dict[str, str]:
+    """What each stored name becomes on load, by transformers' own renaming."""
+    from transformers import core_model_loading as loading
+
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        changes = get_model_conversion_mapping(model)
+        renamings = [one for one in changes if isinstance(one, loading.WeightRenaming)]
+        converters = [one for one in changes if isinstance(one, loading.WeightConverter)]
+        there = model.state_dict()
+        return {
+            name: loading.rename_source_key(
+                name, renamings, converters, model.base_model_prefix, there
+            )[0]
+            for name in sorted(names, key=loading.dot_natural_key)
+        }
+    except (ImportError, AttributeError, TypeError, ValueError, KeyError, IndexError):
+        return {name: name for name in names}
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Tensors that a checkpoint stores beside the one that it ties them to."""
+
+    equal: Mapping[str, str]
+    """With the same values: name -> the name that counts. Loaded, they are one tensor."""
+    apart: Mapping[str, str]
+    """With other values: name -> what the configuration ties it to. transformers then does not tie
+    them: it loads both."""
+
+
+def stored_copies(checkpoint: Checkpoint) -> Copies:
+    """The tied tensors that a checkpoint stores more than once.
+
+    transformers is asked (which takes seconds to import) only where two stored tensors look alike,
+    or the configuration may tie an output embedding that is stored.
+    """
+    floats = {n: entry for n, entry in checkpoint.tensors.items() if entry.dtype in FLOATS}
+    heads = any(_HEAD.search(name) for name in floats)
+    asked = heads and may_tie(checkpoint.config)
+    if not asked and not _any_alike(floats.values()):
+        return Copies({}, {})
+    equal: dict[str, str] = {}
+    apart: dict[str, str] = {}
+    for first, *others in tying_of(checkpoint).groups:
+        for name in others:
+            if first in floats and name in floats:
+                one, other = floats[first], floats[name]
+                same = one.shape == other.shape and one.dtype == other.dtype
+                (equal if same and same_values(one, other) else apart)[name] = first
+    return Copies(equal, apart)
+
+
+def _any_alike(entries: Iterable[TensorEntry]) -> bool:
+    """Whether two tensors have the same shape, dtype, and entries in the middle."""
+    seen: set[tuple[object, ...]] = set()
+    reader = TensorReader()
+    for entry in entries:
+        look = _look(entry, reader)
+        # Norms and biases that have not been trained are all alike.
+        if len(entry.shape) > 1 or len(set(look)) > 1:
+            key = (entry.shape, entry.dtype, look)
+            if key in seen:
+                return True
+            seen.add(key)
+    return False
+
+
+def _look(entry: TensorEntry, reader: TensorReader) -> tuple[float, ...]:
+    count = min(_LOOK, entry.numel)
+    out = torch.empty(count, dtype=torch_dtype(entry))
+    reader.read(entry, (entry.numel - count) // 2, out)
+    return tuple(out.tolist())
