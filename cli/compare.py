@@ -39,6 +39,7 @@ def compare(
 
     names = [*(["base"] if base else []), *split(methods)]
     sweep.run(
+        names,
         lambda source, asked, watch: run(
             list(dict.fromkeys(names)),
             source,

@@ -22,9 +22,10 @@ from deltalens.cli.options import (
     Model,
     PromptField,
     Quiet,
-    Scope,
+    ScopeOfMethod,
     Study,
     fields,
+    given_to,
 )
 
 
@@ -35,8 +36,10 @@ def efficiency(
     methods: Annotated[
         str, typer.Option(help="Of sft, random-mask, gmt and hft.")
     ] = "sft,random-mask,gmt",
-    mask_ratio: Annotated[str, typer.Option(help="The fraction masked out.")] = "0.2",
-    scope: Scope = "tensor",
+    mask_ratio: Annotated[
+        str | None, typer.Option(help="The fraction masked out; 0.2 by default.")
+    ] = None,
+    scope: ScopeOfMethod = None,
     batch_size: BatchSize = 8,
     accumulate: Accumulate = 1,
     repeats: Annotated[int, typer.Option(help="Blocks of each method; they take turns.")] = 7,
@@ -67,9 +70,9 @@ def efficiency(
         from deltalens.training.asked import TrainingAsked
 
         console.quieten()
+        names = [name.strip() for name in methods.split(",")]
         asked = TrainingAsked(
-            mask_ratio=mask_ratio,
-            scope=scope,
+            **given_to(names, {"mask_ratio": mask_ratio, "scope": scope}),
             batch_size=batch_size,
             accumulate=accumulate,
             max_length=max_length,
@@ -80,7 +83,7 @@ def efficiency(
                 data,
                 out,
                 asked,
-                methods=[name.strip() for name in methods.split(",")],
+                methods=names,
                 repeats=repeats,
                 steps=steps,
                 fields=fields(prompt_field, completion_field),

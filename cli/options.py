@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 __all__ = [
     "Accumulate",
     "AnswerPattern",
+    "ApplyTo",
     "Base",
     "BatchSize",
     "BatchTokens",
@@ -47,6 +49,7 @@ __all__ = [
     "Quiet",
     "Rescale",
     "Scope",
+    "ScopeOfMethod",
     "ScoreRate",
     "Seed",
     "Seeds",
@@ -56,6 +59,7 @@ __all__ = [
     "Threshold",
     "TrustFt",
     "fields",
+    "given_to",
 ]
 
 Ft = Annotated[
@@ -66,6 +70,20 @@ Out = Annotated[
     Path, typer.Option("-o", "--out", metavar="OUT", help="The folder to write; it must be new.")
 ]
 Scope = Annotated[str, typer.Option(metavar="tensor|layer|global", help="What is ranked together.")]
+ScopeOfMethod = Annotated[
+    str | None,
+    typer.Option(
+        metavar="tensor|layer|global", help="gmt: what is ranked together; tensor by default."
+    ),
+]
+ApplyTo = Annotated[
+    str | None,
+    typer.Option(
+        metavar="gradient|update",
+        help="gmt, random-mask: what is masked; gradient by default. update: masked weights stay "
+        "as they are.",
+    ),
+]
 Include = Annotated[
     str | None, typer.Option(metavar="RE", help="Only tensors whose name this finds.")
 ]
@@ -140,11 +158,17 @@ ScoreRate = Annotated[
     float | None, typer.Option("--score-lr", help="Peak, of mft's scores; the same by default.")
 ]
 Blocks = Annotated[
-    str,
-    typer.Option(metavar="all|4-7,12", help="Whose weights are masked (mft and its baselines)."),
+    str | None,
+    typer.Option(
+        metavar="all|4-7,12",
+        help="Whose weights are masked (mft and its baselines); all by default.",
+    ),
 ]
 Modules = Annotated[
-    str, typer.Option(metavar="attention,mlp", help="Which of a block's layers are masked.")
+    str | None,
+    typer.Option(
+        metavar="attention,mlp", help="Which of a block's layers are masked; both by default."
+    ),
 ]
 Threshold = Annotated[
     float | None,
@@ -179,3 +203,27 @@ def fields(prompt: str | None, completion: str | None) -> dict[str, str]:
     return {
         ours: there for ours, there in (("prompt", prompt), ("completion", completion)) if there
     }
+
+
+def given_to(
+    methods: Sequence[str], own: dict[str, Any], swept: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """The options that only some training methods have, after a look whether these have them.
+
+    Args:
+        methods: that are asked for.
+        own: the options of the command; None: not given.
+        swept: what a study goes through, and the option that says so.
+
+    Raises:
+        DeltaLensError: names the options that no method has, and those that they have.
+    """
+    from deltalens.training.asked import check_own
+
+    given = [name for name, value in own.items() if value is not None]
+    check_own(methods, given, swept=swept, show=_flag, offered=own)
+    return own
+
+
+def _flag(option: str) -> str:
+    return "--score-lr" if option == "score_learning_rate" else f"--{option.replace('_', '-')}"

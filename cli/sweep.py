@@ -49,14 +49,17 @@ def mask_ratio(
     deltalens sweep mask-ratio gmt base/ --data train.jsonl --eval-data test.jsonl -o study/
     deltalens sweep mask-ratio mft ft/ --data train.jsonl --eval-data test.jsonl -o study/
     """
-    from deltalens.studies.mask_ratio import sweep_mask_ratio
+    from deltalens.studies.mask_ratio import SWEPT, sweep_mask_ratio
     from deltalens.studies.sweep_summary import summarise_sweep
 
+    names = split(methods)
     sweep.run(
+        names,
         lambda source, asked, watch: sweep_mask_ratio(
-            split(methods), source, sweep.out, asked, ratios=ratios, watch=watch, **sweep.how
+            names, source, sweep.out, asked, ratios=ratios, watch=watch, **sweep.how
         ),
         summarise_sweep,
+        dict.fromkeys(SWEPT, "--ratios"),
     )
 
 
@@ -64,25 +67,34 @@ def mask_ratio(
 @takes_sweep
 def data_ratio(
     methods: Annotated[
-        str, typer.Argument(metavar="METHODS", help="Of mft, sft and lora; with commas.")
+        str,
+        typer.Argument(
+            metavar="METHODS",
+            help="Of mft, sft and lora, or of gmt, random-mask and hft, beside which sft stands; "
+            "with commas.",
+        ),
     ],
     sweep: Sweep,
     ratios: Annotated[
         str, typer.Option(help="Parts of the rows: start:stop:step and single ones.")
     ] = "0.1,0.2,0.5,1",
 ) -> None:
-    """Train on growing parts of the data, and draw MFT's Figure 5.
+    """Train on growing parts of the data, and draw MFT's Figure 5; or masked gradients beside plain
+    fine-tuning, which GMT's authors leave open.
 
     \b
-    Example:
+    Examples:
+    deltalens sweep data-ratio gmt base/ --data train.jsonl --eval-data test.jsonl -o study/
     deltalens sweep data-ratio mft ft/ --data train.jsonl --eval-data test.jsonl -o study/
     """
     from deltalens.studies.mft_sweeps import sweep_data_ratio
     from deltalens.studies.sweep_summary import summarise_sweep
 
+    names = split(methods)
     sweep.run(
+        names,
         lambda source, asked, watch: sweep_data_ratio(
-            split(methods), source, sweep.out, asked, ratios=ratios, watch=watch, **sweep.how
+            names, source, sweep.out, asked, ratios=ratios, watch=watch, **sweep.how
         ),
         summarise_sweep,
     )

@@ -34,9 +34,11 @@ def layers_mft(
     from deltalens.studies.mft_sweeps import sweep_layers
     from deltalens.studies.sweep_summary import summarise_sweep
 
+    names = ["mft", *split(also)]
     sweep.run(
+        names,
         lambda source, asked, watch: sweep_layers(
-            ["mft", *split(also)],
+            names,
             source,
             sweep.out,
             asked,
@@ -46,4 +48,5 @@ def layers_mft(
             **sweep.how,
         ),
         summarise_sweep,
+        {"blocks": "--group"},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -13,6 +13,7 @@ import typer
 from deltalens.cli import console, options
 from deltalens.cli.options import (
     Accumulate,
+    ApplyTo,
     BatchSize,
     Blocks,
     ChooseOn,
@@ -36,7 +37,7 @@ from deltalens.cli.options import (
     Objective,
     PromptField,
     Quiet,
-    Scope,
+    ScopeOfMethod,
     ScoreRate,
     Seeds,
     Steps,
@@ -65,9 +66,10 @@ class Sweep:
     mask_ratio: Annotated[
         str | None, typer.Option(help="The fraction masked out, where it is not swept.")
     ] = None
-    scope: Scope = "tensor"
-    blocks: Blocks = "all"
-    modules: Modules = "attention,mlp"
+    scope: ScopeOfMethod = None
+    apply_to: ApplyTo = None
+    blocks: Blocks = None
+    modules: Modules = None
     threshold: Threshold = None
     objective: Objective = "sft"
     epochs: Epochs = 1.0
@@ -96,14 +98,18 @@ class Sweep:
 
     def run(
         self,
+        methods: Sequence[str],
         study: Callable[[TrainingData, TrainingAsked, StudyWatch], StudyRecord],
         summarise: Callable[[StudyRecord], console.Summary],
+        swept: dict[str, str] | None = None,
     ) -> None:
         """The frame of such a command: progress, the study, its pictures, its summary.
 
         Args:
+            methods: whose options are looked for.
             study: makes it, of the source, the settings of a training, and who is told.
             summarise: its answer.
+            swept: settings that the study goes through, and the option that says so.
         """
         kept = f"stopped; finished trainings are kept in {self.out}, the same command goes on"
         with console.command(self.debug, kept):
@@ -113,7 +119,7 @@ class Sweep:
             console.quieten()
             with console.meter(self.quiet or self.as_json) as meter:
                 watch = StudyWatch(stage=meter.stage, advance=meter.advance, within=meter.within)
-                record = study(self.source(), self.asked(), watch)
+                record = study(self.source(), self.asked(methods, swept), watch)
                 meter.stage("drawing", None)
                 pictures = draw(record.path)
             shown = [picture for picture in pictures if picture.suffix in (".png", ".md")]
@@ -136,23 +142,27 @@ class Sweep:
             dtype=self.dtype,
         )
 
-    def asked(self) -> TrainingAsked:
+    def asked(self, methods: Sequence[str], swept: dict[str, str] | None = None) -> TrainingAsked:
         """The settings of a training; what is swept is each cell's own."""
         from deltalens.training.asked import TrainingAsked, read_recipe
 
+        own = {
+            "mask_ratio": self.mask_ratio,
+            "scope": self.scope,
+            "apply_to": self.apply_to,
+            "blocks": self.blocks,
+            "modules": self.modules,
+            "threshold": self.threshold,
+            "score_learning_rate": self.score_learning_rate,
+        }
         return TrainingAsked(
+            **options.given_to(methods, own, swept),
             objective=self.objective,
-            mask_ratio=self.mask_ratio,
-            scope=self.scope,
-            blocks=self.blocks,
-            modules=self.modules,
-            threshold=self.threshold,
             epochs=self.epochs,
             steps=self.steps,
             batch_size=self.batch_size,
             accumulate=self.accumulate,
             learning_rate=self.learning_rate,
-            score_learning_rate=self.score_learning_rate,
             max_length=self.max_length,
             recipe=read_recipe(self.config, self.objective),
         )

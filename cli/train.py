@@ -10,6 +10,7 @@ import typer
 from deltalens.cli import console
 from deltalens.cli.options import (
     Accumulate,
+    ApplyTo,
     BatchSize,
     Blocks,
     ChooseOn,
@@ -32,10 +33,11 @@ from deltalens.cli.options import (
     Out,
     PromptField,
     Quiet,
-    Scope,
+    ScopeOfMethod,
     Steps,
     Threshold,
     fields,
+    given_to,
 )
 
 if TYPE_CHECKING:
@@ -64,21 +66,29 @@ def train(
             "the weights (mft and its baselines; 0.1, also attention=0.1,mlp=0.05)."
         ),
     ] = None,
-    scope: Scope = "tensor",
-    apply_to: Annotated[
-        str, typer.Option(metavar="gradient|update", help="update: masked weights stay as is.")
-    ] = "gradient",
+    scope: ScopeOfMethod = None,
+    apply_to: ApplyTo = None,
     include: Include = None,
     exclude: Exclude = None,
-    blocks: Blocks = "all",
-    modules: Modules = "attention,mlp",
+    blocks: Blocks = None,
+    modules: Modules = None,
     threshold: Threshold = None,
     rank_by: Annotated[
-        str, typer.Option(metavar="magnitude|value", help="mft: what of the scores is ranked.")
-    ] = "magnitude",
-    init_std: Annotated[float, typer.Option(help="mft: the scores begin as N(0, this).")] = 0.02,
-    lora_rank: Annotated[int, typer.Option(help="lora: of every linear layer.")] = 64,
-    lora_alpha: Annotated[int, typer.Option(help="lora: its scale, times the rank.")] = 16,
+        str | None,
+        typer.Option(
+            metavar="magnitude|value",
+            help="mft: what of the scores is ranked; magnitude by default.",
+        ),
+    ] = None,
+    init_std: Annotated[
+        float | None, typer.Option(help="mft: the scores begin as N(0, this); 0.02 by default.")
+    ] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(help="lora: of every linear layer; 64 by default.")
+    ] = None,
+    lora_alpha: Annotated[
+        int | None, typer.Option(help="lora: its scale, times the rank; 16 by default.")
+    ] = None,
     epochs: Epochs = 1.0,
     steps: Steps = None,
     batch_size: BatchSize = 8,
@@ -140,21 +150,24 @@ def train(
         from deltalens.training.run import train as run
 
         console.quieten()
+        own = {
+            "mask_ratio": mask_ratio,
+            "scope": scope,
+            "apply_to": apply_to,
+            "include": include,
+            "exclude": exclude,
+            "blocks": blocks,
+            "modules": modules,
+            "threshold": threshold,
+            "rank_by": rank_by,
+            "init_std": init_std,
+            "lora_rank": lora_rank,
+            "lora_alpha": lora_alpha,
+        }
         asked = TrainingAsked(
             method=method,
             objective=objective,
-            mask_ratio=mask_ratio,
-            scope=scope,
-            apply_to=apply_to,
-            include=include,
-            exclude=exclude,
-            blocks=blocks,
-            modules=modules,
-            threshold=threshold,
-            rank_by=rank_by,
-            init_std=init_std,
-            lora_rank=lora_rank,
-            lora_alpha=lora_alpha,
+            **given_to([method], own),
             epochs=epochs,
             steps=steps,
             batch_size=batch_size,

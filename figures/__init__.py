@@ -67,7 +67,7 @@ def _draw_comparison(folder: str | Path) -> list[Path]:
     study = load(folder, "comparison")
     drawn = {
         mft_fig2.draw: study.frame["step"].notna().any(),
-        mft_tab3.draw: study.record.asked.get("threshold") is not None,
+        mft_tab3.draw: study.record.setting("threshold", "mft") is not None,
         mft_tab5.draw: len(study.sets) > 1,
     }
     drawers = [mft_tab1.draw, *(one for one, there in drawn.items() if there)]

@@ -36,7 +36,7 @@ def draw(folder: str | Path, *more: str | Path) -> list[Path]:
             domain and kind.
     """
     studies, paper = load_all([folder, *more], "comparison"), paper_table("mft_tab3")
-    glob = [study for study in studies if study.record.asked.get("threshold") is not None]
+    glob = [study for study in studies if study.record.setting("threshold", "mft") is not None]
     local = [study for study in studies if study not in glob]
     if not glob:
         raise RecordError(f"{studies[0].path}: no comparison with a threshold: train it with one")

@@ -26,6 +26,8 @@ __all__ = [
 ]
 
 _TRAINED = ("sft", "lora", "mft")
+_EARLIER = "0.2"
+"""What the first version recorded as the mask ratio, given or not."""
 
 
 class Column(NamedTuple):
@@ -130,8 +132,8 @@ def study_notes(studies: Sequence[MftStudy]) -> tuple[str, ...]:
         asked = study.record.asked
         rows = asked.get("data") or []
         said = [f"trained on {study.trained_on}" + (f" ({rows[1]} rows)" if len(rows) > 1 else "")]
-        if asked.get("blocks") is not None:
-            said.append(f"masked blocks: {asked['blocks']}")
+        if (blocks := study.record.setting("blocks", "mft")) is not None:
+            said.append(f"masked blocks: {blocks}")
         said.append(masked(study))
         notes.append(f"{study.domain}: {', '.join(one for one in said if one)}.")
         missing = _missing(study)
@@ -142,10 +144,16 @@ def study_notes(studies: Sequence[MftStudy]) -> tuple[str, ...]:
 
 def masked(study: MftStudy) -> str:
     """The rule by which weights were removed, in words; nothing where the study does not say."""
-    asked = study.record.asked
-    if asked.get("threshold") is not None:
-        return f"threshold {asked['threshold']:g}"
-    ratio = asked.get("mask_ratio")
+    threshold = study.record.setting("threshold", "mft")
+    if threshold is not None:
+        return f"threshold {threshold:g}"
+    ratio = study.record.setting("mask_ratio", "mft")
+    if "settings" not in study.record.asked and ratio == _EARLIER:
+        return (
+            "mask ratio 0.2, or 0.1 if none was given: the study's version did not tell them apart"
+        )
+    if isinstance(ratio, str) and "=" in ratio:
+        ratio = dict(part.split("=") for part in ratio.split(","))
     if isinstance(ratio, dict):
         return "mask ratio " + " and ".join(f"{one} ({kind})" for kind, one in ratio.items())
     return "" if ratio is None else f"mask ratio {ratio}"

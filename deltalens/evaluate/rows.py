@@ -43,7 +43,12 @@ class DataFile:
     path: Path
     rows: tuple[Row, ...]
     digest: str
-    """SHA-256 of the file."""
+    """SHA-256 of the file, and of what it calls its fields where they were named."""
+
+    @property
+    def identity(self) -> list[Any]:
+        """Which rows these are, as JSON values: name, number, digest."""
+        return [self.name, len(self.rows), self.digest]
 
 
 def read_rows(
@@ -84,7 +89,10 @@ def read_rows(
         raise DataError(f"{path}: some rows have a completion and some only a text; split the file")
     if len({row.rejected is None for row in rows}) > 1:
         raise DataError(f"{path}: some rows are preferences and some are not; split the file")
-    return DataFile(path.stem, path, tuple(rows), hashlib.sha256(raw).hexdigest())
+    digest = hashlib.sha256(raw)
+    if fields:
+        digest.update(json.dumps(sorted(fields.items())).encode())
+    return DataFile(path.stem, path, tuple(rows), digest.hexdigest())
 
 
 def _records(path: Path, raw: bytes) -> Iterator[tuple[int, Callable[[], Any]]]:

@@ -13,16 +13,17 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from deltalens.errors import RecordError, several
+from deltalens.errors import RecordError
 from deltalens.io.files import check_new_folder, write_whole
+from deltalens.io.identity import Union, check_version, united
 from deltalens.io.manifest import read_manifest
-from deltalens.io.version import FORMAT, version
+from deltalens.io.version import FORMAT, IDENTITY, version
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,8 +109,10 @@ class StudyFolder:
         asked: Setting,
         columns: Sequence[str],
         fresh: bool = False,
+        axes: Mapping[str, Union] | None = None,
+        once: str | None = None,
     ) -> StudyFolder:
-        """Begin a study, or go on with the same one.
+        """Begin a study, or go on with the same one, or with a smaller or larger one of its kind.
 
         Args:
             path: the folder; made if missing.
@@ -117,13 +120,17 @@ class StudyFolder:
             asked: everything that decides the numbers, as JSON values; the study's identity.
             columns: the names of a cell's setting, in the order of the table's columns.
             fresh: begin anew, whatever study the folder holds.
+            axes: what of it may differ from what the folder holds, and how the two become one:
+                then `asked` of the result is that of a single call for both.
+            once: why nobody can know whether a later call asks for the same, if so.
 
         Raises:
             RecordError: the folder holds something else or another study (the fields that differ
-                are named), or another process is writing to it.
+                are named), or one that nobody can go on with (and why), or another process is
+                writing to it.
         """
         path = Path(path)
-        asked = {"kind": kind, **asked}
+        asked = json.loads(json.dumps({"kind": kind, **asked}))
         made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
         begun = False
         try:
@@ -147,7 +154,7 @@ class StudyFolder:
             if begun:
                 study.write_manifest()
             else:
-                study._resume()
+                study._resume(axes, once)
         except BaseException:
             if begun:
                 study._remove()
@@ -155,22 +162,13 @@ class StudyFolder:
             raise
         return study
 
-    def _resume(self) -> None:
+    def _resume(self, axes: Mapping[str, Union] | None, once: str | None) -> None:
         manifest = _read_manifest(self.path)
-        before = manifest["asked"]
-        differing = sorted(
-            name
-            for name in before.keys() | self.asked.keys()
-            if before.get(name) != self.asked.get(name)
-        )
-        if differing:
-            faults = [f"{n}: {before.get(n)!r} there, {self.asked.get(n)!r} now" for n in differing]
-            raise RecordError(
-                several(
-                    f"{self.path} holds another study (use another folder, or --fresh):",
-                    faults,
-                )
-            )
+        check_version(self.path, manifest)
+        headline = f"{self.path} holds another study (use another folder, or --fresh):"
+        self.asked = united(headline, manifest["asked"], self.asked, axes)
+        if once is not None:
+            raise RecordError(f"{self.path} cannot be gone on with: {once}")
         self.facts = manifest["facts"]
         self.cells = _read_journal(self.path, repair=True)
 
@@ -179,6 +177,7 @@ class StudyFolder:
         manifest = {
             "format": FORMAT,
             "deltalens": version(),
+            "identity": IDENTITY,
             "asked": self.asked,
             "columns": list(self.columns),
             "facts": self.facts,
@@ -257,6 +256,11 @@ class StudyRecord:
     """What was found out on the way: entries, unchanged share, notes."""
     cells: pd.DataFrame
     """The setting's columns, then metric, value, stderr, n; one row per cell and metric."""
+
+    def setting(self, name: str, method: str) -> Any:
+        """A setting of a method's trainings; None where there is none."""
+        own = self.asked.get("settings", {}).get(method, {})
+        return own[name] if name in own else self.asked.get(name)
 
 
 def load_study(folder: str | Path) -> StudyRecord:

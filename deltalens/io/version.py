@@ -6,10 +6,14 @@ import functools
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 
-__all__ = ["FORMAT", "version"]
+__all__ = ["FORMAT", "IDENTITY", "version"]
 
 FORMAT = 1
 """The format of study and run folders; a reader refuses any other."""
+
+IDENTITY = 2
+"""Of what the identity of a study or a training consists: a folder with another one is read and
+drawn, but nobody can know whether the numbers that it lacks would be of the same kind."""
 
 
 @functools.cache

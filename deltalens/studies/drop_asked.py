@@ -148,7 +148,7 @@ def measuring_identity(
 ) -> dict[str, Any]:
     """The part of a study's identity that says what is measured, and how."""
     return {
-        "data": [[file.name, len(file.rows), file.digest] for file in asked.files],
+        "data": [file.identity for file in asked.files],
         "metrics": list(asked.metrics),
         "metric": asked.custom,
         "answer_pattern": asked.answer_pattern.pattern if asked.answer_pattern else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -27,8 +26,10 @@ from deltalens.io.records import (
     check_study_folder,
     load_study,
 )
+from deltalens.studies import axes
 from deltalens.studies.study import Metrics, StudyWatch, run_cells
-from deltalens.training.asked import TrainingAsked
+from deltalens.studies.trainings import cells_own
+from deltalens.training.asked import TrainingAsked, check_own
 from deltalens.training.methods import method_callbacks
 from deltalens.training.run import check_trainable, training_dtype
 
@@ -78,6 +79,7 @@ def efficiency(
     unknown = [method for method in methods if method not in _METHODS]
     if unknown:
         raise DeltaLensError(f"method {unknown[0]!r}: choose from {', '.join(_METHODS)}")
+    check_own(methods, asked.given)
     if repeats < 1 or steps < 1:
         raise DeltaLensError(f"repeats {repeats}, steps {steps}: at least 1")
     rows = read_rows(data, limit, fields)
@@ -86,16 +88,18 @@ def efficiency(
     kind = training_dtype(dtype, checkpoint, where)
     check_study_folder(out, [checkpoint.path])
     identity: dict[str, Any] = {
-        **{name: value for name, value in asked.identity().items() if name != "method"},
+        **asked.shared(),
+        "seed": asked.seed,
         "methods": list(methods),
+        "settings": cells_own(asked, methods),
         "repeats": repeats,
         "steps_in_block": steps,
         "model": checkpoint.fingerprint,
-        "data": [rows.name, len(rows.rows), rows.digest],
+        "data": rows.identity,
         "device": where.type,
         "dtype": str(kind).removeprefix("torch."),
     }
-    study = StudyFolder.open(out, KIND, identity, COLUMNS, fresh)
+    study = StudyFolder.open(out, KIND, identity, COLUMNS, fresh, {"repeats": axes.largest})
     try:
         watch.stage("loading the model", None)
         loaded = load_model(checkpoint, kind, where)
@@ -107,7 +111,7 @@ def efficiency(
             bench.block(method)
         cells: list[Setting] = [
             {"method": methods[(place + repeat) % len(methods)], "repeat": repeat}
-            for repeat in range(repeats)
+            for repeat in range(study.asked["repeats"])
             for place in range(len(methods))
         ]
         run_cells(study, cells, lambda setting, tell: bench.block(setting["method"]), watch)
@@ -155,7 +159,7 @@ class _Bench:
 
     def block(self, method: str) -> Metrics:
         """Some steps under a method."""
-        own = dataclasses.replace(self.asked, method=method)
+        own = self.asked.of(method)
         with ExitStack() as stack:
             attached = [
                 stack.enter_context(callback.made(self.model)) for callback in method_callbacks(own)

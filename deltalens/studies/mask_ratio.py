@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,27 @@ from typing import Any
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Setting, StudyRecord
 from deltalens.numerics.rates import Rate, exact_rates, show_rate
+from deltalens.studies import axes
 from deltalens.studies.study import StudyWatch
-from deltalens.studies.trainings import Plan, TrainingData, run_trainings
+from deltalens.studies.trainings import (
+    Plan,
+    TrainingData,
+    cells_own,
+    check_trainings,
+    run_trainings,
+)
 from deltalens.training.asked import WEIGHT_MASKS, TrainingAsked
 
 __all__ = ["COLUMNS", "KIND", "sweep_mask_ratio"]
 
 KIND = "mask-ratio-sweep"
 COLUMNS = ("method", "mask_ratio", "seed")
-_WITH_RATIO = ("gmt", "random-mask", "one-off-drop", *WEIGHT_MASKS)
+SWEPT = ("mask_ratio", "threshold")
+"""Options of a method that the study goes through."""
+_METHODS = ("ft", *WEIGHT_MASKS, "sft", "gmt", "random-mask", "one-off-drop", "hft")
+"""In the order of the table."""
 _WITHOUT = ("ft", "sft", "hft")
+"""They know no ratio."""
 _GRADIENTS, _WEIGHTS = "0:0.9:0.1,0.95,0.99", "0.02,0.05,0.1,0.2,0.3,0.4"
 """What is asked for by default: of masked gradients (GMT, Figure 2), and of removed weights (MFT,
 Figure 4)."""
@@ -44,7 +54,8 @@ def sweep_mask_ratio(
     A cell is a training; of `one-off-drop` it is a drop of the smallest deltas of the plain
     fine-tune (at the mask ratio as drop rate). Ratio 0 is plain fine-tuning to the last bit, and is
     trained once. Of methods that remove weights of a finished model, ratio 0 is that model as it
-    is (`ft`). The same call again goes on where this one stopped.
+    is (`ft`). The same call again goes on where this one stopped; one with more methods, ratios or
+    seeds measures what is missing.
 
     Args:
         methods: `gmt`, `random-mask`, `one-off-drop`; and `hft`, which knows no ratio; or `mft`,
@@ -70,52 +81,31 @@ def sweep_mask_ratio(
     exact = sorted({Fraction(0), *exact_rates(ratios)})
     if exact[-1] >= 1:
         raise DeltaLensError(f"mask ratio {show_rate(exact[-1])}: in [0, 1)")
-    methods = tuple(dict.fromkeys(("ft" if removing else "sft", *methods)))
-    known = (*_WITHOUT, *_WITH_RATIO)
-    unknown = [method for method in methods if method not in known]
-    if unknown:
-        raise DeltaLensError(f"method {unknown[0]!r}: choose from {', '.join(known)}")
+    with_reference = ("ft" if removing else "sft", *methods)
+    methods = check_trainings(
+        asked, with_reference, _METHODS, seeds, dict.fromkeys(SWEPT, "ratios")
+    )
     if "one-off-drop" in methods and asked.objective != "sft":
         raise DeltaLensError("one-off-drop drops deltas of plain fine-tuning: --objective sft")
-    if seeds < 1:
-        raise DeltaLensError(f"seeds {seeds}: at least 1")
-    settings = asked.identity()
-    for cells_own in ("method", "mask_ratio", "seed"):
-        del settings[cells_own]
-    identity: dict[str, Any] = {
-        **settings,
-        "methods": list(methods),
-        "ratios": [show_rate(ratio) for ratio in exact],
-        "seeds": seeds,
-    }
-
-    def plan(method: str, ratio: Fraction, seed: int) -> Plan:
-        if method == "ft" or (method in WEIGHT_MASKS and not ratio):
-            return Plan(asked=asked, still=source.model)
-        if method == "one-off-drop":
-            return Plan(
-                asked=dataclasses.replace(asked, method="sft", mask_ratio="0", seed=seed),
-                drop=show_rate(ratio),
-            )
-        own = dataclasses.replace(asked, method=method, mask_ratio=show_rate(ratio), seed=seed)
-        return Plan(asked=own)
-
-    plans: list[tuple[Setting, Plan]] = [
-        (
-            {"method": method, "mask_ratio": float(ratio), "seed": seed},
-            plan(method, ratio, seed),
-        )
-        for method in methods
-        for ratio in (exact if method in _WITH_RATIO else [Fraction(0)])
-        for seed in range(1 if method == "ft" else seeds)
-    ]
     return run_trainings(
         KIND,
         COLUMNS,
-        plans,
+        lambda wanted: _plans(wanted, asked, source),
         source,
         out,
-        identity,
+        {
+            **asked.shared(),
+            "methods": methods,
+            "ratios": [show_rate(ratio) for ratio in exact],
+            "seeds": seeds,
+            "settings": cells_own(asked, methods, SWEPT),
+        },
+        {
+            "methods": axes.named(_METHODS),
+            "ratios": axes.rates,
+            "seeds": axes.largest,
+            "settings": axes.settings(_METHODS),
+        },
         same=_same_point,
         after=_ground,
         keep_checkpoints=keep_checkpoints,
@@ -123,6 +113,33 @@ def sweep_mask_ratio(
         fresh=fresh,
         watch=watch,
     )
+
+
+def _plans(
+    wanted: Mapping[str, Any], asked: TrainingAsked, source: TrainingData
+) -> list[tuple[Setting, Plan]]:
+    """The cells of what was asked: methods, their settings, ratios and seeds."""
+
+    def plan(method: str, ratio: Fraction, seed: int) -> Plan:
+        if method == "ft" or (method in WEIGHT_MASKS and not ratio):
+            return Plan(asked=asked, still=source.model)
+        own = wanted["settings"][method]
+        if method == "one-off-drop":
+            return Plan(asked=asked.of("sft", seed=seed), drop=show_rate(ratio), **own)
+        if method not in _WITHOUT:
+            own = {**own, "mask_ratio": show_rate(ratio)}
+        return Plan(asked=asked.of(method, seed=seed, **own))
+
+    ratios = [Fraction(ratio) for ratio in wanted["ratios"]]
+    return [
+        (
+            {"method": method, "mask_ratio": float(ratio), "seed": seed},
+            plan(method, ratio, seed),
+        )
+        for method in wanted["methods"]
+        for ratio in (ratios if method not in _WITHOUT else [Fraction(0)])
+        for seed in range(1 if method == "ft" else wanted["seeds"])
+    ]
 
 
 def _same_point(setting: Setting) -> str | None:

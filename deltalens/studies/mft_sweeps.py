@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from deltalens.errors import DeltaLensError
+from deltalens.evaluate.loading import pick_device
 from deltalens.evaluate.rows import read_rows
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.pairing import block_of
 from deltalens.io.records import Setting, StudyRecord
 from deltalens.numerics.rates import Rate, exact_rate, exact_rates, show_rate
+from deltalens.studies import axes
 from deltalens.studies.study import StudyWatch
-from deltalens.studies.trainings import Plan, TrainingData, run_trainings
+from deltalens.studies.trainings import (
+    Plan,
+    TrainingData,
+    cells_own,
+    check_trainings,
+    run_trainings,
+)
 from deltalens.training.asked import WEIGHT_MASKS, TrainingAsked
+from deltalens.training.run import training_dtype
 
 __all__ = ["COMPARED", "compare", "groups_of", "sweep_data_ratio", "sweep_layers"]
 
 COMPARED = ("base", "ft", "sft", "lora", *WEIGHT_MASKS)
-"""What a comparison knows."""
+"""What a comparison knows, in the order of its table, as below."""
+_MASKED = ("sft", *WEIGHT_MASKS)
+_GRADIENTS = ("gmt", "random-mask", "hft")
+_LEARNING = ("sft", *_GRADIENTS, "lora", "mft")
+_OF_GROUPS = ("blocks", "include")
+"""What says which layers are masked: a group of blocks does."""
+_ONE_SEED = ("base", "ft", "l1-mask")
+"""Nothing about them is random."""
+_NO_BASE = "the base is not measured yet: name its checkpoint again (--base)"
 
 
 def sweep_layers(
@@ -54,33 +70,43 @@ def sweep_layers(
     Raises:
         DeltaLensError: bad input, as far as it can be known before a model is loaded.
     """
-    _check(methods, ("sft", *WEIGHT_MASKS), seeds)
-    rows = _part(source, exact_rate(data_ratio))
-    blocks = blocks_of(source.model)
-    groups = [(size, group) for size in dict.fromkeys(sizes) for group in groups_of(blocks, size)]
-    plans: list[tuple[Setting, Plan]] = [
-        ({"method": "ft", "size": 0, "group": "", "seed": 0}, Plan(asked=asked, still=source.model))
-    ]
-    for method in methods:
-        for size, group in [(0, "")] if method == "sft" else groups:
-            for seed in range(seeds):
-                own = dataclasses.replace(asked, method=method, blocks=group or "all", seed=seed)
-                cell = {"method": method, "size": size, "group": group, "seed": seed}
-                plans.append((cell, Plan(asked=own, rows=rows)))
-    return _run(
+    methods = check_trainings(asked, methods, _MASKED, seeds, dict.fromkeys(_OF_GROUPS, "sizes"))
+    part, blocks = exact_rate(data_ratio), blocks_of(source.model)
+    rows = _part(part, _rows(source))
+
+    def plans(wanted: Mapping[str, Any]) -> list[tuple[Setting, Plan]]:
+        groups = [(size, group) for size in wanted["sizes"] for group in groups_of(blocks, size)]
+        made = [({"method": "ft", "size": 0, "group": "", "seed": 0}, _as_it_is(asked, source))]
+        for method in wanted["methods"]:
+            for size, group in [(0, "")] if method == "sft" else groups:
+                for seed in range(wanted["seeds"]):
+                    named = {"blocks": group} if group else {}
+                    own = asked.of(method, seed=seed, **wanted["settings"][method], **named)
+                    cell = {"method": method, "size": size, "group": group, "seed": seed}
+                    made.append((cell, Plan(asked=own, rows=rows)))
+        return made
+
+    return run_trainings(
         "layer-sweep",
         ("method", "size", "group", "seed"),
         plans,
         source,
         out,
         {
-            **_settings(asked, "blocks"),
-            "methods": list(methods),
-            "sizes": list(sizes),
-            "data_ratio": show_rate(exact_rate(data_ratio)),
+            **asked.shared(),
+            "methods": methods,
+            "sizes": sorted({*sizes}),
+            "data_ratio": show_rate(part),
+            "seeds": seeds,
+            "settings": cells_own(asked, methods, _OF_GROUPS),
+        },
+        {
+            "methods": axes.named(_MASKED),
+            "sizes": axes.numbers,
+            "seeds": axes.largest,
+            "settings": axes.settings(_MASKED),
         },
         facts={"blocks": blocks},
-        seeds=seeds,
         keep_checkpoints=keep_checkpoints,
         jobs=jobs,
         fresh=fresh,
@@ -101,12 +127,13 @@ def sweep_data_ratio(
     fresh: bool = False,
     watch: StudyWatch | None = None,
 ) -> StudyRecord:
-    """Train on growing parts of the data, always its first rows (MFT, Figures 5 and 9).
+    """Train on growing parts of the data, always its first rows (MFT, Figures 5 and 9; of masked
+    gradients against plain fine-tuning, which GMT's limitations leave open).
 
     Args:
-        methods: of `COMPARED` those that train: `mft`, `sft`, `lora`. The model as it is (`ft`) is
-            always beside them, at ratio 0.
-        source: the finished model, the data, and what is measured.
+        methods: `mft`, `sft`, `lora` of a finished model; `gmt`, `random-mask`, `hft` of a base,
+            with `sft` always beside them. The model as it is (`ft`) stands at ratio 0.
+        source: the model, the data, and what is measured.
         out: the study's folder.
         asked: the training's settings; method and seed are the cell's.
         ratios: parts of the rows, in (0, 1].
@@ -115,30 +142,40 @@ def sweep_data_ratio(
     Raises:
         DeltaLensError: bad input, as far as it can be known before a model is loaded.
     """
-    _check(methods, ("mft", "sft", "lora"), seeds)
-    exact = exact_rates(ratios)
-    parts = {ratio: _part(source, ratio) for ratio in exact}
-    plans: list[tuple[Setting, Plan]] = [
-        ({"method": "ft", "data_ratio": 0.0, "seed": 0}, Plan(asked=asked, still=source.model))
-    ]
-    for method in methods:
-        for ratio in exact:
-            for seed in range(seeds):
-                own = dataclasses.replace(asked, method=method, seed=seed)
-                cell = {"method": method, "data_ratio": float(ratio), "seed": seed}
-                plans.append((cell, Plan(asked=own, rows=parts[ratio])))
-    return _run(
+    if {*_GRADIENTS} & {*methods}:
+        methods = ("sft", *methods)
+    methods = check_trainings(asked, methods, _LEARNING, seeds, {})
+    exact, count = exact_rates(ratios), _rows(source)
+
+    def plans(wanted: Mapping[str, Any]) -> list[tuple[Setting, Plan]]:
+        made = [({"method": "ft", "data_ratio": 0.0, "seed": 0}, _as_it_is(asked, source))]
+        for method in wanted["methods"]:
+            for ratio in map(Fraction, wanted["ratios"]):
+                for seed in range(wanted["seeds"]):
+                    own = asked.of(method, seed=seed, **wanted["settings"][method])
+                    cell = {"method": method, "data_ratio": float(ratio), "seed": seed}
+                    made.append((cell, Plan(asked=own, rows=_part(ratio, count))))
+        return made
+
+    return run_trainings(
         "data-ratio-sweep",
         ("method", "data_ratio", "seed"),
         plans,
         source,
         out,
         {
-            **_settings(asked),
-            "methods": list(methods),
+            **asked.shared(),
+            "methods": methods,
             "ratios": [show_rate(ratio) for ratio in exact],
+            "seeds": seeds,
+            "settings": cells_own(asked, methods),
         },
-        seeds=seeds,
+        {
+            "methods": axes.named(_LEARNING),
+            "ratios": axes.rates,
+            "seeds": axes.largest,
+            "settings": axes.settings(_LEARNING),
+        },
         keep_checkpoints=keep_checkpoints,
         jobs=jobs,
         fresh=fresh,
@@ -174,29 +211,42 @@ def compare(
     Raises:
         DeltaLensError: bad input, as far as it can be known before a model is loaded.
     """
-    methods = tuple(dict.fromkeys(("ft", *methods)))
-    _check(methods, COMPARED, seeds)
     if ("base" in methods) != (base is not None):
         raise DeltaLensError("the method base and the checkpoint of it (--base) go together")
-    still = {"base": base, "ft": source.model}
-    plans: list[tuple[Setting, Plan]] = []
-    for method in methods:
-        for seed in range(1 if method in still or method == "l1-mask" else seeds):
-            own = asked
-            if method not in still:
-                own = dataclasses.replace(asked, method=method, seed=seed)
-            plans.append(
-                ({"method": method, "seed": seed}, Plan(asked=own, still=still.get(method)))
-            )
-    of_base = {"base": open_checkpoint(base).fingerprint} if base is not None else {}
-    return _run(
+    methods = check_trainings(asked, ("ft", *methods), COMPARED, seeds, {})
+
+    def plan(method: str, seed: int, own: Mapping[str, Any]) -> Plan:
+        if method == "base":
+            return Plan(asked=asked, still=base, lacks=None if base else _NO_BASE)
+        if method == "ft":
+            return _as_it_is(asked, source)
+        return Plan(asked=asked.of(method, seed=seed, **own))
+
+    def plans(wanted: Mapping[str, Any]) -> list[tuple[Setting, Plan]]:
+        return [
+            ({"method": method, "seed": seed}, plan(method, seed, wanted["settings"][method]))
+            for method in wanted["methods"]
+            for seed in range(1 if method in _ONE_SEED else wanted["seeds"])
+        ]
+
+    settings = cells_own(asked, methods)
+    if base is not None:
+        checkpoint = open_checkpoint(base)
+        kind = training_dtype(source.dtype, checkpoint, pick_device(source.device))
+        dtype = str(kind).removeprefix("torch.")
+        settings["base"] = {"model": checkpoint.fingerprint, "dtype": dtype}
+    return run_trainings(
         "comparison",
         ("method", "seed"),
         plans,
         source,
         out,
-        {**_settings(asked), **of_base, "methods": list(methods)},
-        seeds=seeds,
+        {**asked.shared(), "methods": methods, "seeds": seeds, "settings": settings},
+        {
+            "methods": axes.named(COMPARED),
+            "seeds": axes.largest,
+            "settings": axes.settings(COMPARED),
+        },
         keep_checkpoints=keep_checkpoints,
         jobs=jobs,
         fresh=fresh,
@@ -230,41 +280,17 @@ def groups_of(blocks: int, size: int) -> list[str]:
     return [f"{first}-{last}" if last > first else str(first) for first, last in ends]
 
 
-def _check(methods: Sequence[str], known: Sequence[str], seeds: int) -> None:
-    unknown = [method for method in methods if method not in known]
-    if unknown or not methods:
-        raise DeltaLensError(
-            f"method {unknown[0] if unknown else ''!r}: choose from {', '.join(known)}"
-        )
-    if seeds < 1:
-        raise DeltaLensError(f"seeds {seeds}: at least 1")
+def _rows(source: TrainingData) -> int:
+    return len(read_rows(source.data, source.limit, source.fields).rows)
 
 
-def _part(source: TrainingData, ratio: Fraction) -> int:
+def _part(ratio: Fraction, rows: int) -> int:
     """So many of the rows."""
     if ratio <= 0:
         raise DeltaLensError(f"data ratio {show_rate(ratio)}: in (0, 1]")
-    return max(1, round(ratio * len(read_rows(source.data, source.limit, source.fields).rows)))
+    return max(1, round(ratio * rows))
 
 
-def _settings(asked: TrainingAsked, *cells_own: str) -> dict[str, Any]:
-    settings = asked.identity()
-    return {n: v for n, v in settings.items() if n not in ("method", "seed", *cells_own)}
-
-
-def _run(
-    kind: str,
-    columns: Sequence[str],
-    plans: Sequence[tuple[Setting, Plan]],
-    source: TrainingData,
-    out: str | Path,
-    identity: dict[str, Any],
-    *,
-    seeds: int,
-    **how: Any,
-) -> StudyRecord:
-    def alone(setting: Setting) -> None:
-        """No two cells are one point, and none builds on another."""
-
-    asked = {**identity, "seeds": seeds}
-    return run_trainings(kind, columns, plans, source, out, asked, same=alone, after=alone, **how)
+def _as_it_is(asked: TrainingAsked, source: TrainingData) -> Plan:
+    """The model that the trainings begin with."""
+    return Plan(asked=asked, still=source.model)

@@ -16,6 +16,7 @@ from deltalens.evaluate.loading import load_model, pick_device
 from deltalens.evaluate.rows import DataFile, read_rows
 from deltalens.evaluate.scoring import Scoring
 from deltalens.io.checkpoint import open_checkpoint
+from deltalens.io.identity import Union
 from deltalens.io.records import (
     Measurement,
     Setting,
@@ -24,14 +25,15 @@ from deltalens.io.records import (
     check_study_folder,
     load_study,
 )
+from deltalens.studies import axes
 from deltalens.studies.drop import drop
 from deltalens.studies.processes import Tell
 from deltalens.studies.study import Metrics, StudyWatch, run_cells
-from deltalens.training.asked import TrainingAsked
+from deltalens.training.asked import OWN, WEIGHT_MASKS, TrainingAsked, check_own
 from deltalens.training.folder import METRICS
 from deltalens.training.run import TrainingWatch, train, training_dtype
 
-__all__ = ["Plan", "TrainingData", "run_trainings"]
+__all__ = ["Plan", "TrainingData", "cells_own", "check_trainings", "run_trainings"]
 
 _KEPT, _CELL, _SFT = "checkpoints", ".cell", ".sft"
 
@@ -46,8 +48,12 @@ class Plan:
     """Only the first so many rows of the data."""
     drop: str | None = None
     """Instead: this share of the smallest deltas of that training is put back (One-off Drop)."""
+    scope: str = "tensor"
+    """What is ranked together for that."""
     still: str | Path | None = None
     """Instead: this checkpoint as it is."""
+    lacks: str | None = None
+    """Why it cannot come about now: a study that grows may have measured it before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +83,70 @@ class TrainingData:
             raise DeltaLensError("a sweep needs data to measure on: --eval-data")
 
 
+Plans = Callable[[Mapping[str, Any]], Sequence[tuple[Setting, Plan]]]
+"""From what a study was asked, axes and each method's settings among it, to its cells in the order
+of the table: each one's setting, and how its model comes about."""
+
+
+def check_trainings(
+    asked: TrainingAsked,
+    methods: Sequence[str],
+    known: Sequence[str],
+    seeds: int,
+    swept: Mapping[str, str],
+) -> list[str]:
+    """The methods of a study in the order of its table, after a look at what they are asked.
+
+    Args:
+        asked: the settings of a training.
+        methods: that were asked for.
+        known: to the study, in the order of its table.
+        seeds: how many trainings at each point.
+        swept: settings that the study goes through, and what to give it instead.
+
+    Raises:
+        DeltaLensError: an unknown method, none, an option that none of them has, or no seed.
+    """
+    unknown = [method for method in methods if method not in known]
+    if unknown or not methods:
+        name = unknown[0] if unknown else ""
+        raise DeltaLensError(f"method {name!r}: choose from {', '.join(known)}")
+    if seeds < 1:
+        raise DeltaLensError(f"seeds {seeds}: at least 1")
+    if asked.seed:
+        raise DeltaLensError(f"seed {asked.seed}: the trainings of a study have seeds from 0 on")
+    check_own(methods, asked.given, swept=swept)
+    removing = [m for m in methods if m in WEIGHT_MASKS and "threshold" not in OWN[m]]
+    if asked.threshold is not None and removing:
+        raise DeltaLensError(
+            f"threshold: {', '.join(removing)} would remove a ratio of their own; leave them out"
+        )
+    return axes.in_order(methods, known)
+
+
+def cells_own(
+    asked: TrainingAsked, methods: Sequence[str], swept: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Each method's own settings, as its trainings use them; but for those that a study goes
+    through, which its cells name."""
+    found = {}
+    for method in methods:
+        own = asked.of(method).settings() if method in OWN else {}
+        found[method] = {name: value for name, value in own.items() if name not in swept}
+    return found
+
+
 def run_trainings(
     kind: str,
     columns: Sequence[str],
-    plans: Sequence[tuple[Setting, Plan]],
+    plans: Plans,
     source: TrainingData,
     out: str | Path,
     identity: Mapping[str, Any],
+    grows: Mapping[str, Union],
     *,
-    same: Callable[[Setting], str | None],
-    after: Callable[[Setting], str | None],
+    same: Callable[[Setting], str | None] = lambda setting: None,
+    after: Callable[[Setting], str | None] = lambda setting: None,
     keep_checkpoints: bool,
     jobs: int,
     fresh: bool,
@@ -97,10 +157,11 @@ def run_trainings(
 
     Args:
         kind, columns: of the study, as its records name them.
-        plans: each cell's setting, and how its model comes about.
+        plans: the cells of what was asked.
         source: the model, and the data.
         out: the study's folder.
         identity: what decides the numbers, beside the source.
+        grows: the axes among it, and how they grow.
         same, after, jobs: as `run_cells` takes them.
         keep_checkpoints: keep every trained model in the study's `checkpoints`.
         fresh: discard what the folder holds of another study.
@@ -111,33 +172,40 @@ def run_trainings(
         DeltaLensError: bad input, as far as it can be known before a model is loaded.
     """
     out = Path(out)
+    plans(identity)
     rows = read_rows(source.data, source.limit, source.fields)
     files = [read_rows(path, None, source.fields) for path in source.eval_data]
     checkpoint = open_checkpoint(source.model)
+    where = pick_device(source.device)
     check_study_folder(out, [checkpoint.path])
     choosing = read_rows(source.choose_on, None, source.fields) if source.choose_on else None
     asked = {
         **identity,
         "model": checkpoint.fingerprint,
-        "data": [rows.name, len(rows.rows), rows.digest],
-        "eval_data": [[file.name, len(file.rows), file.digest] for file in files],
-        "choose_on": [choosing.name, len(choosing.rows), choosing.digest] if choosing else None,
+        "data": rows.identity,
+        "eval_data": [file.identity for file in files],
+        "choose_on": choosing.identity if choosing else None,
         "eval_every": source.eval_every,
-        "device": source.device,
-        "dtype": source.dtype,
+        "device": where.type,
+        "dtype": str(training_dtype(source.dtype, checkpoint, where)).removeprefix("torch."),
     }
-    making = _Making(
-        out=out,
-        source=source,
-        files=files,
-        plans={repr(setting): plan for setting, plan in plans},
-        keep=keep_checkpoints,
-    )
-    cells = [setting for setting, _ in plans]
-    study = StudyFolder.open(out, kind, asked, columns, fresh)
+    study = StudyFolder.open(out, kind, asked, columns, fresh, grows)
     try:
+        planned = plans(study.asked)
+        done = [cell.setting for cell in study.cells]
+        for setting, plan in planned:
+            if plan.lacks and setting not in done:
+                raise DeltaLensError(f"{out}: {plan.lacks}")
+        making = _Making(
+            out=out,
+            source=source,
+            files=files,
+            plans={repr(setting): plan for setting, plan in planned},
+            keep=keep_checkpoints,
+        )
         study.facts |= {"model": str(checkpoint.path), **(facts or {})}
         study.write_manifest()
+        cells = [setting for setting, _ in planned]
         run_cells(study, cells, making, watch or StudyWatch(), same, after, jobs)
         shutil.rmtree(out / _SFT, ignore_errors=True)
     finally:
@@ -208,7 +276,7 @@ class _Making:
             made,
             strategy="trivial",
             rate=plan.drop,
-            scope=plan.asked.scope,
+            scope=plan.scope,
         )
         return self._measure(made)
 

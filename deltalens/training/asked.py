@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -18,8 +18,10 @@ from deltalens.numerics.rates import exact_rate, show_rate
 __all__ = [
     "METHODS",
     "OBJECTIVES",
+    "OWN",
     "WEIGHT_MASKS",
     "TrainingAsked",
+    "check_own",
     "config_class",
     "read_recipe",
 ]
@@ -28,6 +30,33 @@ WEIGHT_MASKS = ("mft", "random-mask-weights", "l1-mask")
 """Methods that remove weights; only the first one trains."""
 METHODS = ("sft", "gmt", "random-mask", "hft", *WEIGHT_MASKS, "lora")
 OBJECTIVES = ("sft", "dpo")
+
+_OF_WEIGHTS = ("mask_ratio", "blocks", "modules", "include")
+OWN: dict[str, tuple[str, ...]] = {
+    "sft": (),
+    "gmt": ("mask_ratio", "scope", "apply_to", "include", "exclude"),
+    "random-mask": ("mask_ratio", "apply_to", "include", "exclude"),
+    "hft": ("include", "exclude"),
+    "one-off-drop": ("mask_ratio", "scope"),
+    "mft": (*_OF_WEIGHTS, "threshold", "rank_by", "init_std", "score_learning_rate"),
+    "random-mask-weights": _OF_WEIGHTS,
+    "l1-mask": _OF_WEIGHTS,
+    "lora": ("lora_rank", "lora_alpha", "lora_dropout"),
+}
+"""The options that a method has beside those of every training. One-off Drop is a drop of a
+training's result, which studies know."""
+_NOT_SHARED = {name for own in OWN.values() for name in own}
+_IF_NOT_GIVEN: dict[str, Any] = {
+    "scope": "tensor",
+    "apply_to": "gradient",
+    "blocks": "all",
+    "modules": "attention,mlp",
+    "rank_by": "magnitude",
+    "init_std": 0.02,
+    "lora_rank": 64,
+    "lora_alpha": 16,
+    "lora_dropout": 0.1,
+}
 
 _OURS = {
     "output_dir": "the output folder",
@@ -64,26 +93,36 @@ _OURS = {
 class TrainingAsked:
     """Everything that decides what a training leads to, but for the model and the rows."""
 
-    method: str = "sft"
+    method: str | None = None
+    """`sft` where nothing else says; in a study it is the cell's, and so are the options below."""
     objective: str = "sft"
     mask_ratio: str | None = None
     """As typed. Of gmt and random-mask the fraction masked out in every step, 0.2 if not given; of
     methods that remove weights the fraction removed, 0.1, also `attention=0.1,mlp=0.05`."""
-    scope: str = "tensor"
-    apply_to: str = "gradient"
+    scope: str | None = None
+    """What is ranked together: `tensor` if not given."""
+    apply_to: str | None = None
+    """`gradient` if not given, or `update`."""
     include: str | None = None
     exclude: str | None = None
-    blocks: str = "all"
-    """Whose weights are masked: `4-7,12`."""
-    modules: str = "attention,mlp"
+    blocks: str | None = None
+    """Whose weights are masked: `all` if not given, or `4-7,12`."""
+    modules: str | None = None
+    """`attention,mlp` if not given."""
     threshold: float | None = None
     """Scores at or below it lose their weights (mft), instead of a ratio."""
-    rank_by: str = "magnitude"
-    init_std: float = 0.02
-    """Of the scores."""
-    lora_rank: int = 64
-    lora_alpha: int = 16
-    lora_dropout: float = 0.1
+    rank_by: str | None = None
+    """`magnitude` if not given, or `value`."""
+    init_std: float | None = None
+    """Of the scores; 0.02 if not given."""
+    lora_rank: int | None = None
+    """64 if not given."""
+    lora_alpha: int | None = None
+    """16 if not given."""
+    lora_dropout: float | None = None
+    """0.1 if not given."""
+    score_learning_rate: float | None = None
+    """Of the scores (mft); the learning rate if not given."""
     epochs: float = 1.0
     steps: int | None = None
     """Optimizer steps, instead of epochs."""
@@ -92,8 +131,6 @@ class TrainingAsked:
     accumulate: int = 1
     """Micro-batches in a step."""
     learning_rate: float = 2e-5
-    score_learning_rate: float | None = None
-    """Of the scores (mft); the same if not given."""
     weight_decay: float = 0.0
     warmup: float = 0.03
     """The share of the steps over which the learning rate rises; it falls as a cosine (GMT)."""
@@ -107,17 +144,20 @@ class TrainingAsked:
     """Further options of trl's configuration."""
 
     def __post_init__(self) -> None:
+        if self.method is not None:
+            if self.method not in METHODS:
+                raise DeltaLensError(f"method {self.method!r}: choose one of {', '.join(METHODS)}")
+            check_own([self.method], self.given)
         for name, known in (
-            ("method", METHODS),
             ("objective", OBJECTIVES),
             ("loss_on", ("completion", "all")),
             ("apply_to", ("gradient", "update")),
         ):
-            if getattr(self, name) not in known:
+            if self.own(name) not in known:
                 raise DeltaLensError(
                     f"{name} {getattr(self, name)!r}: choose one of {', '.join(known)}"
                 )
-        check_scope(self.scope)
+        check_scope(self.own("scope"))
         for ratio in self.ratios.values():
             if ratio >= 1:
                 raise DeltaLensError(
@@ -138,6 +178,22 @@ class TrainingAsked:
             raise DeltaLensError(f"warmup {self.warmup}: a share of the steps, in [0, 1)")
 
     @property
+    def given(self) -> tuple[str, ...]:
+        """Of the options that only some methods have, those that were given."""
+        names = (one.name for one in dataclasses.fields(self))
+        return tuple(n for n in names if n in _NOT_SHARED and getattr(self, n) is not None)
+
+    def own(self, option: str) -> Any:
+        """An option as it was given, or what holds where it was not."""
+        value = getattr(self, option)
+        return _IF_NOT_GIVEN.get(option) if value is None else value
+
+    def of(self, method: str, **settings: Any) -> TrainingAsked:
+        """The same for a method: without what other methods' options were given, and with these."""
+        foreign = {name: None for name in self.given if name not in OWN[method]}
+        return dataclasses.replace(self, method=method, **{**foreign, **settings})
+
+    @property
     def ratios(self) -> dict[str, Fraction]:
         """The mask ratio of each kind of layer; a single one stands under ''."""
         default = "0.1" if self.method in WEIGHT_MASKS else "0.2"
@@ -150,11 +206,62 @@ class TrainingAsked:
         own = self.score_learning_rate if self.method == "mft" else None
         return own or self.learning_rate
 
+    def shared(self) -> dict[str, Any]:
+        """The settings that every method has, but for the seed, as JSON values."""
+        found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {n: v for n, v in found.items() if n not in {"method", "seed", *_NOT_SHARED}}
+
+    def settings(self) -> dict[str, Any]:
+        """The method's own settings as they are used, as JSON values; `of` takes them again."""
+        found = {name: self.own(name) for name in OWN[self.method or "sft"]}
+        if "mask_ratio" in found:
+            shown = ((kind, show_rate(ratio)) for kind, ratio in sorted(self.ratios.items()))
+            text = ",".join(f"{kind}={ratio}" if kind else ratio for kind, ratio in shown)
+            found["mask_ratio"] = text if self.threshold is None else None
+        if "score_learning_rate" in found:
+            found["score_learning_rate"] = self.peak_learning_rate
+        return found
+
     def identity(self) -> dict[str, Any]:
         """As JSON values: two trainings with the same lead to the same."""
-        found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        shown = {kind: show_rate(ratio) for kind, ratio in self.ratios.items()}
-        return found | {"mask_ratio": shown.get("", shown)}
+        alone = {"method": self.method or "sft", "seed": self.seed}
+        return {**alone, **self.settings(), **self.shared()}
+
+
+def check_own(
+    methods: Sequence[str],
+    given: Iterable[str],
+    *,
+    swept: Mapping[str, str] | None = None,
+    show: Callable[[str], str] = str,
+    offered: Iterable[str] = _NOT_SHARED,
+) -> None:
+    """Refuse options that none of the methods has: nobody would look at them.
+
+    Args:
+        methods: of a training or a study; unknown ones have no options.
+        given: names of options that were given, of those that only some methods have.
+        swept: options that a study goes through, and what to give it instead.
+        show: how an option is called where it was given.
+        offered: the options that can be given there.
+
+    Raises:
+        DeltaLensError: names the options, and those that the methods have.
+    """
+    given, swept = list(given), swept or {}
+    faults = [
+        f"{show(name)}: this study goes through several; give {swept[name]} instead"
+        for name in given
+        if name in swept
+    ]
+    foreign = [name for name in given if not any(name in OWN.get(m, ()) for m in methods)]
+    if foreign:
+        has = {*offered} - {*swept}
+        own = {m: [show(name) for name in OWN.get(m, ()) if name in has] for m in methods}
+        known = "; ".join(f"{m} has {', '.join(names) or 'none'}" for m, names in own.items())
+        faults.append(f"{', '.join(map(show, foreign))}: an option of other methods ({known})")
+    if faults:
+        raise DeltaLensError("; ".join(faults))
 
 
 def read_recipe(path: Path | None, objective: str) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from deltalens.errors import RecordError, several
+from deltalens.errors import RecordError
 from deltalens.io.files import check_new_folder, sync_folder, write_whole
-from deltalens.io.version import FORMAT, version
+from deltalens.io.identity import check_version, united
+from deltalens.io.version import FORMAT, IDENTITY, version
 
 __all__ = ["CHECKPOINTS", "MASKS", "METRICS", "RECORD", "RUN", "TrainingFolder"]
 
@@ -45,7 +46,7 @@ class TrainingFolder:
     def __init__(
         self, path: Path, asked: Mapping[str, Any], inputs: list[Path], resume: bool
     ) -> None:
-        self.path, self.asked = path, dict(asked)
+        self.path, self.asked = path, json.loads(json.dumps(dict(asked)))
         self.facts: dict[str, Any] = {}
         self._made: list[Path] = []
         if resume:
@@ -64,13 +65,8 @@ class TrainingFolder:
             raise RecordError(f"{self.path}: no training to go on with (no {RECORD})") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{file}: not a training's record: {error}") from error
-        differing = [
-            f"{name}: {before.get(name)!r} there, {self.asked.get(name)!r} now"
-            for name in sorted(before.keys() | self.asked.keys())
-            if before.get(name) != self.asked.get(name)
-        ]
-        if differing:
-            raise RecordError(several(f"{self.path} holds another training:", differing))
+        check_version(self.path, held)
+        united(f"{self.path} holds another training:", before, self.asked)
         if self.finished:
             raise RecordError(f"{self.path}: this training is finished")
 
@@ -109,6 +105,7 @@ class TrainingFolder:
         record = {
             "format": FORMAT,
             "deltalens": version(),
+            "identity": IDENTITY,
             "asked": self.asked,
             "facts": self.facts,
         }

@@ -53,8 +53,8 @@ def prepare(asked: TrainingAsked, model: nn.Module) -> Ready:
             model,
             **_layers(asked),
             **_ratio(asked),
-            rank_by=asked.rank_by,
-            init_std=asked.init_std,
+            rank_by=asked.own("rank_by"),
+            init_std=asked.own("init_std"),
             seed=asked.seed,
         )
         return Ready(
@@ -75,7 +75,8 @@ def prepare(asked: TrainingAsked, model: nn.Module) -> Ready:
 
         return Ready(model, masks=lambda: masks, plain=merged, trains=False)
     if asked.method == "lora":
-        made, notes = adapted(model, asked.lora_rank, asked.lora_alpha, asked.lora_dropout)
+        rank, alpha, dropout = map(asked.own, ("lora_rank", "lora_alpha", "lora_dropout"))
+        made, notes = adapted(model, rank, alpha, dropout)
 
         def whole() -> nn.Module:
             with said_by("peft", "the adapters cannot be merged"):
@@ -91,19 +92,19 @@ def method_callbacks(asked: TrainingAsked) -> Iterator[Attaching[Any]]:
     common: dict[str, Any] = {"include": asked.include, "exclude": asked.exclude}
     if asked.method == "gmt":
         yield GradientMaskCallback(
-            asked.ratios[""], scope=asked.scope, apply_to=asked.apply_to, **common
+            asked.ratios[""], scope=asked.own("scope"), apply_to=asked.own("apply_to"), **common
         )
     elif asked.method == "random-mask":
         yield RandomMaskCallback(
-            asked.ratios[""], apply_to=asked.apply_to, seed=asked.seed, **common
+            asked.ratios[""], apply_to=asked.own("apply_to"), seed=asked.seed, **common
         )
     elif asked.method == "hft":
         yield HalfFreezeCallback(seed=asked.seed, **common)
 
 
 def _layers(asked: TrainingAsked) -> dict[str, Any]:
-    kinds = [kind.strip() for kind in asked.modules.split(",")]
-    return {"blocks": asked.blocks, "modules": kinds, "include": asked.include}
+    kinds = [kind.strip() for kind in asked.own("modules").split(",")]
+    return {"blocks": asked.own("blocks"), "modules": kinds, "include": asked.include}
 
 
 def _ratio(asked: TrainingAsked) -> dict[str, Any]:

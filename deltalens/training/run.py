@@ -117,6 +117,7 @@ def train(
         DeltaLensError: bad input, as far as it can be known before the model is loaded.
     """
     watch = watch or TrainingWatch()
+    asked = dataclasses.replace(asked, method=asked.method or "sft")
     configure = config_class(asked.objective)
     rows = read_rows(data, limit, fields)
     others = [read_rows(path, None, fields) for path in eval_data]
@@ -127,13 +128,14 @@ def train(
     identity = {
         **asked.identity(),
         "model": checkpoint.fingerprint,
-        "data": [rows.name, len(rows.rows), rows.digest],
-        "eval_data": [[file.name, len(file.rows), file.digest] for file in others],
+        "data": rows.identity,
+        "eval_data": [file.identity for file in others],
         "eval_every": eval_every,
-        "choose_on": [choosing.name, len(choosing.rows), choosing.digest] if choosing else None,
+        "choose_on": choosing.identity if choosing else None,
         "device": where.type,
         "dtype": str(kind).removeprefix("torch."),
         "probe": dict(probe) if probe is not None else None,
+        "trust_remote_code": trust_remote_code,
     }
     folder = TrainingFolder(Path(out), identity, [checkpoint.path], resume)
     watch.stage("loading the model", None)

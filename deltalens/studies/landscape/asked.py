@@ -58,7 +58,7 @@ class Asked:
             "range": [list(ends) for ends in self.ranges] if self.ranges else None,
             "normalise": self.normalise if self.plane == "random" else None,
             "seed": self.seed,
-            "data": [[file.name, len(file.rows), file.digest] for file in self.files],
+            "data": [file.identity for file in self.files],
             "metrics": list(self.metrics),
             "metric": self.custom,
             "answer_pattern": self.answer_pattern.pattern if self.answer_pattern else None,

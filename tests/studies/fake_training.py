@@ -1,0 +1,69 @@
+"""Studies of trainings in which nothing is trained: what a training is given decides its number.
+
+So two trainings have the same number only if they were given the same; no model is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltalens.evaluate.rows import read_rows
+from deltalens.io.checkpoint import open_checkpoint
+from deltalens.io.records import Measurement
+from deltalens.studies import trainings
+from deltalens.training.asked import TrainingAsked
+from deltalens.training.run import Trained
+
+
+def given(asked: TrainingAsked) -> dict[str, Any]:
+    """All that a method can see of its settings: what was not given has its value."""
+    found = {one.name: asked.own(one.name) for one in dataclasses.fields(asked)}
+    removes = asked.threshold is None and asked.method not in ("sft", "lora", "hft")
+    ratio = {kind: str(rate) for kind, rate in asked.ratios.items()} if removes else None
+    return found | {"mask_ratio": ratio, "score_learning_rate": asked.peak_learning_rate}
+
+
+class FakeTraining:
+    """In place of `train`, and of what measures a checkpoint as it is; counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def train(
+        self, model: Path, data: Path, out: Path, asked: TrainingAsked, **how: Any
+    ) -> Trained:
+        """The number is that of everything that was given."""
+        self.calls += 1
+        rows = read_rows(data, how["limit"], how["fields"]).rows
+        seen = {n: how[n] for n in ("eval_data", "eval_every", "choose_on", "device", "dtype")}
+        found = number([open_checkpoint(model).fingerprint, rows, given(asked), seen])
+        out.mkdir(parents=True)
+        (out / "metrics.jsonl").write_text("")
+        return Trained(out, 1, 0.0, 0.5, True, {"loss": Measurement(found)})
+
+    def measure(self, making: Any, folder: str | Path) -> Mapping[str, Measurement]:
+        """The same of a checkpoint."""
+        self.calls += 1
+        source = making.source
+        seen = [open_checkpoint(folder).fingerprint, source.device, source.dtype]
+        return {"loss": Measurement(number(seen))}
+
+
+def number(things: object) -> float:
+    """Another one for other things."""
+    return int(hashlib.sha256(repr(things).encode()).hexdigest()[:12], 16) / 1e12
+
+
+def fake_trainings(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
+    """From here to the end of the test nothing is trained."""
+    fake = FakeTraining()
+    monkeypatch.setattr(trainings, "train", fake.train)
+    measure: Callable[..., Any] = lambda making, folder: fake.measure(making, folder)  # noqa: E731
+    monkeypatch.setattr(trainings._Making, "_measure", measure)
+    return fake
