@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
+from deltalens.evaluate.loading import pick_device
 from deltalens.evaluate.rows import read_rows
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.records import Measurement
 from deltalens.studies import trainings
 from deltalens.training.asked import TrainingAsked
-from deltalens.training.run import Trained
+from deltalens.training.run import Trained, training_dtype
 
 
 def given(asked: TrainingAsked) -> dict[str, Any]:
@@ -41,7 +42,8 @@ class FakeTraining:
         """The number is that of everything that was given."""
         self.calls += 1
         rows = read_rows(data, how["limit"], how["fields"]).rows
-        seen = {n: how[n] for n in ("eval_data", "eval_every", "choose_on", "device", "dtype")}
+        seen = {n: how[n] for n in ("eval_data", "eval_every", "choose_on")}
+        seen["computed"] = computed(model, how["device"], how["dtype"])
         found = number([open_checkpoint(model).fingerprint, rows, given(asked), seen])
         out.mkdir(parents=True)
         (out / "metrics.jsonl").write_text("")
@@ -51,8 +53,17 @@ class FakeTraining:
         """The same of a checkpoint."""
         self.calls += 1
         source = making.source
-        seen = [open_checkpoint(folder).fingerprint, source.device, source.dtype]
+        seen = [
+            open_checkpoint(folder).fingerprint,
+            computed(folder, source.device, source.dtype),
+        ]
         return {"loss": Measurement(number(seen))}
+
+
+def computed(model: str | Path, device: str, dtype: str) -> list[str]:
+    """Where and in which numbers."""
+    where = pick_device(device)
+    return [where.type, str(training_dtype(dtype, open_checkpoint(model), where))]
 
 
 def number(things: object) -> float:
