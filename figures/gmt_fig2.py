@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltalens.catalog import axis_label, is_shown, scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.style import METHOD, WIDTH, save, styled
 from deltalens.io.records import load_study
+from deltalens.io.tables import over_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["draw"]
-
-_LEFT_OUT = {"training_loss", "perplexity"}
-_PER_CENT = {"exact_match"}
-_LABELS = {"exact_match": "exact match (%)", "loss": "loss (nats per target token)"}
 
 
 def draw(folder: str | Path) -> list[Path]:
@@ -39,7 +37,7 @@ def draw(folder: str | Path) -> list[Path]:
     if record.kind != "mask-ratio-sweep" or record.cells.empty:
         raise RecordError(f"{record.path}: no mask-ratio sweep with finished cells")
     frame = record.cells
-    frame = frame[~frame["metric"].str.split("/").str[-1].isin(_LEFT_OUT)]
+    frame = frame[frame["metric"].map(is_shown)]
     sets: dict[str, list[str]] = {}
     for metric in dict.fromkeys(frame["metric"]):
         sets.setdefault(metric.rpartition("/")[0], []).append(metric)
@@ -80,9 +78,8 @@ def _panel(axis: Any, frame: pd.DataFrame, metrics: list[str]) -> None:
         if place:
             own.spines["right"].set_visible(True)
             own.grid(visible=False)
-        name = metric.rpartition("/")[2]
-        scale = 100 if name in _PER_CENT else 1
-        own.set_ylabel(_LABELS.get(name, name))
+        scale = scale_of(metric)
+        own.set_ylabel(axis_label(metric))
         part = frame[frame["metric"] == metric]
         for method in dict.fromkeys(part["method"]):
             _line(own, part[part["method"] == method], str(method), scale, dashed=bool(place))
@@ -93,7 +90,7 @@ def _line(axis: Any, frame: pd.DataFrame, method: str, scale: float, *, dashed: 
     color, marker = METHOD.get(method, ("0.2", "x"))
     label = None if dashed else method
     seeds = frame.groupby("mask_ratio")["value"]
-    mean = scale * seeds.mean()
+    mean = scale * over_seeds(seeds)
     if method in ("sft", "hft"):
         style = (0, (1, 1)) if dashed else ("--" if method == "sft" else "-.")
         axis.axhline(float(mean.iloc[0]), color=color, linestyle=style, linewidth=1, label=label)
@@ -110,5 +107,9 @@ def _line(axis: Any, frame: pd.DataFrame, method: str, scale: float, *, dashed: 
         label=label,
     )
     axis.fill_between(
-        mean.index, scale * seeds.min(), scale * seeds.max(), color=color, alpha=0.15, linewidth=0
+        mean.index,
+        *(scale * over_seeds(seeds, edge) for edge in ("min", "max")),
+        color=color,
+        alpha=0.15,
+        linewidth=0,
     )

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltalens.catalog import axis_label, better_of, scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.style import STRATEGY, WIDTH, save, styled
 from deltalens.io.records import StudyRecord, load_study
+from deltalens.io.tables import is_finite, over_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["draw"]
-
-_LABELS = {
-    "exact_match": "exact match",
-    "loss": "loss (nats per target token)",
-    "perplexity": "perplexity",
-    "kl": "KL(fine-tune ‖ dropped) (nats per token)",
-    "top1_agreement": "top-1 agreement with the fine-tune",
-}
-_PER_CENT = {"exact_match", "top1_agreement"}
 
 
 def draw(folder: str | Path) -> list[Path]:
@@ -60,38 +54,41 @@ def draw(folder: str | Path) -> list[Path]:
 
 def _panel(axis: Any, record: StudyRecord, metric: str) -> None:
     frame = record.cells[record.cells["metric"] == metric]
-    name = metric.split("/")[-1]
-    scale = 100 if name in _PER_CENT else 1
+    scale = scale_of(metric)
     for strategy in dict.fromkeys(frame["strategy"]):
         _line(axis, frame[frame["strategy"] == strategy], str(strategy), scale)
     for rate, label, style in ((0.0, "fine-tuned", ":"), (1.0, "base", "--")):
         ends = frame[frame["rate"] == rate]["value"]
-        if not ends.empty:
+        if not ends.empty and isfinite(ends.iloc[0]):
             level = scale * float(ends.iloc[0])
             axis.axhline(level, color="0.35", linestyle=style, linewidth=1, label=label)
     unchanged = record.facts["unchanged"] / record.facts["entries"]
     if unchanged >= 0.005 and not record.asked["changed_only"]:
         axis.axvline(unchanged, color="0.6", linewidth=1, label="exactly unchanged")
-    if name in ("loss", "perplexity", "kl") and _spans_decades(frame):
+    if better_of(metric) == "lower" and _spans_decades(frame):
         if float(frame["value"].min()) > 0:
             axis.set_yscale("log")
         else:
             axis.set_yscale("symlog", linthresh=_smallest(frame))
             axis.set_ylim(bottom=0)
-    label = _LABELS.get(name, name) + (" (%)" if scale == 100 else "")
-    axis.set(xlabel="drop rate", ylabel=label, xlim=(-0.02, 1.02))
+    axis.set(xlabel="drop rate", ylabel=axis_label(metric), xlim=(-0.02, 1.02))
     if "/" in metric:
         axis.set_title(metric.rsplit("/", 1)[0], fontsize=9)
 
 
 def _line(axis: Any, frame: pd.DataFrame, strategy: str, scale: float) -> None:
     seeds = frame.groupby("rate")["value"]
-    rates, mean = seeds.mean().index, scale * seeds.mean()
+    mean = scale * over_seeds(seeds)
+    rates = mean.index
     color, marker = STRATEGY.get(strategy, ("0.2", "x"))
     axis.plot(rates, mean, color=color, marker=marker, markersize=4, linewidth=1.4, label=strategy)
     if frame["seed"].nunique() > 1:
         axis.fill_between(
-            rates, scale * seeds.min(), scale * seeds.max(), color=color, alpha=0.2, linewidth=0
+            rates,
+            *(scale * over_seeds(seeds, edge) for edge in ("min", "max")),
+            color=color,
+            alpha=0.2,
+            linewidth=0,
         )
     else:
         spread = scale * frame.set_index("rate")["stderr"].reindex(rates).fillna(0.0)
@@ -100,7 +97,7 @@ def _line(axis: Any, frame: pd.DataFrame, strategy: str, scale: float) -> None:
 
 def _spans_decades(frame: pd.DataFrame) -> bool:
     values = frame["value"]
-    positive = values[values > 0]
+    positive = values[(values > 0) & is_finite(values)]
     return len(positive) > 1 and float(positive.max() / positive.min()) > 100
 
 

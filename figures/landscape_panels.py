@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deltalens.catalog import axis_label, scale_of
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord, load_study
 
@@ -35,12 +36,6 @@ MARKERS = {
     "c": ("^", "#D7301F", 10.0),
     "base": ("D", "0.35", 7.5),
     "step": ("o", "#1B9E3E", 4.5),
-}
-_LABELS = {
-    "loss": "loss (nats per target token)",
-    "exact_match": "exact match",
-    "top1_agreement": "top-1 agreement with the origin",
-    "kl": "KL(origin ‖ point) (nats per token)",
 }
 _DECADES = 10.0
 """Values that span more than this factor are shown on a logarithmic scale."""
@@ -88,6 +83,7 @@ def panels(record: StudyRecord, metric: str) -> list[Panel]:
     cells = record.cells[record.cells["metric"] == metric]
     made = []
     for data, frame in cells.groupby("data", sort=False):
+        frame = frame.assign(value=scale_of(metric) * frame["value"])
         at = dict(zip(frame["mark"], frame["value"], strict=True))
         marks = [{**mark, "value": at.get(mark["name"], math.nan)} for mark in plane["marks"]]
         grid = frame[frame["mark"] == "grid"][["a", "b", "value"]]
@@ -203,4 +199,4 @@ def columns_of(frame: pd.DataFrame) -> tuple[Any, Any, Any]:
 
 def label_of(metric: str) -> str:
     """An axis' label for a metric."""
-    return _LABELS.get(metric, metric)
+    return axis_label(metric, "the origin")

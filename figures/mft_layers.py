@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deltalens.catalog import scale_of
 from deltalens.errors import RecordError
-from deltalens.figures.mft_panels import Panel, draw_panels, level, scale_of, spread
+from deltalens.figures.mft_panels import Panel, draw_panels, level, spread
 from deltalens.figures.mft_studies import MftStudy, load_all
 
 if TYPE_CHECKING:

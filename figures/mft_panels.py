@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from deltalens.catalog import axis_label
 from deltalens.figures.mft_studies import LOOKS, Look, MftStudy
 from deltalens.figures.style import WIDTH, save, styled
+from deltalens.io.tables import over_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Panel", "axis_label", "curve", "draw_panels", "level", "scale_of", "spread"]
+__all__ = ["Panel", "curve", "draw_panels", "level", "spread"]
 
-_LABELS = {
-    "exact_match": "exact match (%)",
-    "loss": "loss (nats a target token)",
-    "kl": "KL(fine-tune ‖ this) (nats a token)",
-    "top1_agreement": "top-1 agreement with FFT (%)",
-}
-_PER_CENT = {"exact_match", "top1_agreement"}
 _BANDS = (
     "Lines: means over seeds. Bands: from the lowest seed to the highest; of a single seed, the "
     "measurement's standard error."
@@ -35,26 +31,16 @@ class Panel(NamedTuple):
     name: str
 
 
-def axis_label(name: str) -> str:
-    """A metric with its unit."""
-    return _LABELS.get(name, name.replace("_", " "))
-
-
-def scale_of(name: str) -> float:
-    """From a metric's records to its axis."""
-    return 100.0 if name in _PER_CENT else 1.0
-
-
 def spread(frame: pd.DataFrame, by: Sequence[str], scale: float) -> pd.DataFrame:
     """`mean`, `low` and `high` at each point: over seeds, from the lowest to the highest; of a
     single seed, a standard error to either side."""
     import pandas as pd
 
     points = frame.groupby(list(by))
-    mean, several = points["value"].mean(), points["value"].count() > 1
+    mean, several = over_seeds(points["value"]), points["value"].size() > 1
     error = points["stderr"].mean().fillna(0.0)
-    low = points["value"].min().where(several, mean - error)
-    high = points["value"].max().where(several, mean + error)
+    low = over_seeds(points["value"], "min").where(several, mean - error)
+    high = over_seeds(points["value"], "max").where(several, mean + error)
     return scale * pd.DataFrame({"mean": mean, "low": low, "high": high})
 
 
@@ -75,7 +61,10 @@ def level(axis: Any, frame: pd.DataFrame, method: str, scale: float) -> None:
         return
     look = LOOKS[method]
     style = {"color": look.color, "linestyle": look.line, "label": look.label}
-    axis.axhline(float(values.mean()), linewidth=1.2, **style)
+    mean = float(values.mean(skipna=False))
+    if not math.isfinite(mean):
+        return
+    axis.axhline(mean, linewidth=1.2, **style)
     if len(values) > 1:
         axis.axhspan(values.min(), values.max(), color=look.color, alpha=0.1, linewidth=0)
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deltalens.figures.mft_panels import Panel, curve, draw_panels, level, scale_of
+from deltalens.catalog import scale_of
+from deltalens.figures.mft_panels import Panel, curve, draw_panels, level
 from deltalens.figures.mft_studies import LOOKS, Look, in_order, load_all
 
 __all__ = ["draw_data_ratios", "draw_mask_ratios"]

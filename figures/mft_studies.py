@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from deltalens.catalog import is_shown
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord, load_study
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["LOOKS", "Look", "MftStudy", "in_order", "label", "load", "load_all"]
-
-_LEFT_OUT = {"training_loss", "perplexity"}
 
 
 class Look(NamedTuple):
@@ -123,7 +122,7 @@ def load(folder: str | Path, kind: str) -> MftStudy:
     parts = [_parts(metric, str(only)) for metric in cells["metric"]]
     data, names, steps = zip(*parts, strict=True)
     cells = cells.assign(data=data, name=names, step=steps)
-    frame = cells[~cells["name"].isin(_LEFT_OUT)]
+    frame = cells[cells["name"].map(is_shown)]
     if frame["step"].notna().all():
         raise RecordError(f"{record.path}: a {kind} without a metric of its evaluation data")
     return MftStudy(record, frame)

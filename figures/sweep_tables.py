@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltalens.catalog import axis_label, better_of, is_shown, scale_of, short_name
 from deltalens.errors import RecordError
 from deltalens.figures.tables import SPREAD, Block, Measure, measured
 from deltalens.io.records import StudyRecord, load_study
@@ -26,8 +28,6 @@ _ROWS = {
 }
 """Methods in the paper's order, by its names."""
 _WITHOUT_RATIO = ("sft", "hft")
-_LEFT_OUT = {"training_loss", "perplexity"}
-_LOW_IS_GOOD = {"loss", "perplexity"}
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def load_sweep(folder: str | Path) -> Sweep:
         raise RecordError(f"{record.path}: no mask-ratio sweep with finished cells")
     # The journal has the cells as they finished; means are to repeat byte for byte.
     cells = record.cells.sort_values(["method", "mask_ratio", "seed"], kind="stable")
-    frame = cells[~cells["metric"].str.rpartition("/")[2].isin(_LEFT_OUT)]
+    frame = cells[cells["metric"].map(is_shown)]
     if frame.empty:
         raise RecordError(f"{record.path}: a sweep without a metric of its evaluation data")
     found = dict.fromkeys([*record.asked.get("methods", ()), *frame["method"]])
@@ -165,29 +165,40 @@ def load_sweep(folder: str | Path) -> Sweep:
 
 
 def measure(metric: str, head: str = "") -> Measure:
-    """How a metric is shown: exact match in per cent, a loss with four digits."""
-    name = metric.rpartition("/")[2]
-    low = name in _LOW_IS_GOOD
-    if name == "exact_match":
-        return Measure(metric, head or "exact match (%)", scale=100)
-    named = "loss (nats a token)" if name == "loss" else name.replace("_", " ")
-    return Measure(metric, head or named, digits=4, low_is_good=low)
+    """How a metric is shown: a fraction in per cent, a loss with four digits."""
+    scale = scale_of(metric)
+    return Measure(
+        metric,
+        head or axis_label(metric),
+        scale=scale,
+        digits=1 if scale == 100 else 4,
+        better=better_of(metric),
+    )
 
 
 def in_words(metric: str) -> str:
     """A metric's name in a sentence."""
-    return metric.rpartition("/")[2].replace("_", " ")
+    return short_name(metric).replace("_", " ")
 
 
 def best_ratio(held: dict[float, list[float]], metric: str) -> float:
-    """The mask ratio of the best mean; the smaller of two that are equal."""
-    sign = 1 if metric.rpartition("/")[2] in _LOW_IS_GOOD else -1
+    """The mask ratio of the best mean; the smaller of two that are equal.
+
+    Raises:
+        RecordError: nobody has said which way the metric is better.
+    """
+    better = better_of(metric)
+    if better is None:
+        raise RecordError(
+            f"{metric}: which way is better is not known; name the ratio: draw(folder, ratio=R)"
+        )
+    sign = 1 if better == "lower" else -1
     return min(held, key=lambda ratio: (_rank(sign, held[ratio]), ratio))
 
 
 def _rank(sign: int, values: Sequence[float]) -> float:
     mean = sign * sum(values) / len(values)
-    return mean if mean == mean else float("inf")
+    return mean if isfinite(mean) else float("inf")
 
 
 def _ratio(ratio: float | None) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deltalens.catalog import Better
 from deltalens.figures.table_picture import draw_blocks
 from deltalens.io.files import write_whole
 from deltalens.io.papers import PaperTable, as_number
@@ -51,7 +52,8 @@ class Measure:
     scale: float = 1.0
     """From the frame's unit to the table's."""
     digits: int = 1
-    low_is_good: bool = False
+    better: Better | None = None
+    """Which way the numbers are better; without one, none is marked as the best."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,15 @@ def over_seeds(values: Iterable[float], measure: Measure) -> Entry:
     return Entry(text, mean, spread, held.size)
 
 
-def mark_best(column: Sequence[Entry], digits: int, low_is_good: bool = False) -> list[Entry]:
+def mark_best(
+    column: Sequence[Entry], digits: int, better: Better | None = "higher"
+) -> list[Entry]:
     """A column with its best values marked, equal ones (as shown) alike; of one value, nothing."""
     values = [round(entry.value, digits) for entry in column]
     finite = [value for value in values if math.isfinite(value)]
-    if len(finite) < 2:
+    if len(finite) < 2 or better is None:
         return list(column)
-    best = min(finite) if low_is_good else max(finite)
+    best = min(finite) if better == "lower" else max(finite)
     return [replace(e, best=value == best) for e, value in zip(column, values, strict=True)]
 
 
@@ -142,7 +146,7 @@ def measured(
         part = frame[frame["metric"] == measure.name]
         of_row = {key: own["value"] for key, own in part.groupby(list(labels), sort=False)}
         entries = [over_seeds(of_row.get(row, ()), measure) for row in rows]
-        columns.append(_marked(entries, groups, measure.digits, measure.low_is_good))
+        columns.append(_marked(entries, groups, measure.digits, measure.better))
     lines = tuple(
         (*map(Entry, row), *entries, _count([entry.seeds for entry in entries]))
         for row, entries in zip(rows, zip(*columns, strict=True), strict=True)
@@ -216,11 +220,14 @@ def _places(rows: Sequence[tuple[str, ...]], grouped: int) -> list[list[int]]:
 
 
 def _marked(
-    column: list[Entry], groups: list[list[int]], digits: int, low_is_good: bool = False
+    column: list[Entry],
+    groups: list[list[int]],
+    digits: int,
+    better: Better | None = "higher",
 ) -> list[Entry]:
     marked = list(column)
     for places in groups:
-        own = mark_best([column[place] for place in places], digits, low_is_good)
+        own = mark_best([column[place] for place in places], digits, better)
         for place, entry in zip(places, own, strict=True):
             marked[place] = entry
     return marked

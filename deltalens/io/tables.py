@@ -1,10 +1,15 @@
-"""A small table of text: what a summary hands to whoever prints it."""
+"""Small tables: of text, as a summary hands them to whoever prints it; and means over seeds."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-__all__ = ["Table"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Table", "is_finite", "over_seeds"]
 
 
 @dataclass(frozen=True)
@@ -14,3 +19,20 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+
+def is_finite(values: pd.Series[float]) -> pd.Series[bool]:
+    """Which values are finite numbers; also of none at all."""
+    # NaN is not between them either.
+    return values.astype(float).between(-math.inf, math.inf, inclusive="neither")
+
+
+def over_seeds(groups: Any, how: Literal["mean", "std", "min", "max"] = "mean") -> pd.Series[float]:
+    """One number for each group of a `groupby` of values. A value that is no number makes the
+    group's no number: pandas would leave it out, and pass the mean of the others off as the mean of
+    all."""
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):  # A deviation from infinity is no number.
+        found: pd.Series[float] = groups.agg(lambda values: getattr(values, how)(skipna=False))
+    return found

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from deltalens.catalog import check_better
 from deltalens.errors import DeltaLensError
 from deltalens.evaluate.loading import check_fits, load_model, pick_device, pick_dtype
 from deltalens.evaluate.rows import read_rows
@@ -23,7 +24,7 @@ from deltalens.studies.drop_asked import (
 )
 from deltalens.studies.drop_run import DropRun
 from deltalens.studies.selecting import check_strategy
-from deltalens.studies.study import StudyWatch
+from deltalens.studies.study import StudyWatch, keep_better
 
 __all__ = ["COLUMNS", "drop_study"]
 
@@ -44,6 +45,7 @@ def drop_study(
     data: Sequence[str | Path] = (),
     metrics: Sequence[str] = (),
     metric: Metric | None = None,
+    better: Mapping[str, str] | None = None,
     answer_pattern: str | None = None,
     limit: int | None = None,
     fidelity: FidelityTexts = FidelityTexts(),
@@ -75,6 +77,8 @@ def drop_study(
         data: JSON-lines files; without any, fidelity to the fine-tune is measured.
         metrics: keep only these of the metrics measured; empty: all.
         metric: a measurement of your own, instead of the built-in ones.
+        better: which way its metrics are better, as `{"score": "higher"}` or `"lower"`; of one that
+            is not named nothing is claimed that needs a direction. A later call may say it.
         answer_pattern: regular expression that finds the answer in a longer text; then the model
             generates.
         limit: rows taken of each data file.
@@ -91,6 +95,7 @@ def drop_study(
         DeltaLensError: bad input, as far as it can be known before the model is loaded.
     """
     watch = watch or StudyWatch()
+    directions = check_better(better, custom=metric is not None)
     if limit is not None and limit < 1:
         raise DeltaLensError(f"limit {limit}: at least 1 row")
     if seeds < 1:
@@ -128,6 +133,7 @@ def drop_study(
         out, "drop-study", identity_of(asked, pairing, where, kind), COLUMNS, fresh
     )
     try:
+        keep_better(folder, directions)
         cells = asked.cells()
         if len(folder.cells) < len(cells):
             DropRun(asked, pairing, folder, watch, metric).run(

@@ -4,9 +4,10 @@ masks)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from deltalens.catalog import check_better
 from deltalens.errors import DeltaLensError
 from deltalens.evaluate.loading import check_fits, load_model, pick_device, pick_dtype
 from deltalens.evaluate.rows import read_rows
@@ -15,7 +16,7 @@ from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, l
 from deltalens.studies.drop_asked import FidelityTexts, Metric, answer_regex, check_metrics
 from deltalens.studies.layer_asked import LayersAsked, groups_of
 from deltalens.studies.layer_run import LayerRun
-from deltalens.studies.study import StudyWatch
+from deltalens.studies.study import StudyWatch, keep_better
 
 __all__ = ["COLUMNS", "KIND", "sweep_layers_drop"]
 
@@ -32,6 +33,7 @@ def sweep_layers_drop(
     data: Sequence[str | Path] = (),
     metrics: Sequence[str] = (),
     metric: Metric | None = None,
+    better: Mapping[str, str] | None = None,
     answer_pattern: str | None = None,
     limit: int | None = None,
     fidelity: FidelityTexts = FidelityTexts(),
@@ -64,6 +66,7 @@ def sweep_layers_drop(
         data: JSON-lines files; without any, fidelity to the fine-tune is measured.
         metrics: keep only these of the metrics measured; empty: all.
         metric: a measurement of your own, instead of the built-in ones; nothing is held then.
+        better: which way its metrics are better, as in `drop_study`.
         answer_pattern: regular expression that finds the answer in a longer text; then the model
             generates, and nothing is held.
         limit: rows taken of each data file.
@@ -84,6 +87,7 @@ def sweep_layers_drop(
         DeltaLensError: bad input, as far as it can be known before the model is loaded.
     """
     watch = watch or StudyWatch()
+    directions = check_better(better, custom=metric is not None)
     _check_amounts(limit, batch_tokens, fidelity, cache_gb)
     files = tuple(read_rows(path, limit) for path in data)
     pairing = pair(ft, base, include, exclude)
@@ -107,6 +111,7 @@ def sweep_layers_drop(
     check_fits(pairing.ft, kind, where, batch_tokens)
     folder = StudyFolder.open(out, KIND, asked.identity(pairing, where, kind), COLUMNS, fresh)
     try:
+        keep_better(folder, directions)
         cells = asked.cells()
         if len(folder.cells) < len(cells):
             LayerRun(asked, pairing, folder, watch, metric, int(cache_gb * 1e9)).run(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from deltalens.catalog import Better, better_of, leading, no_direction
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import Table
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GroupEffect", "LayerSummary", "summarise_layers"]
 
-_LEADING = ("exact_match", "top1_agreement", "loss")
-_LOW_IS_GOOD = {"loss", "perplexity", "kl"}
 _NAMED = 3
 """Groups named in a sentence."""
 
@@ -35,7 +34,8 @@ class GroupEffect:
     kept: float | None
     """The metric with only this group's delta."""
     lost: float | None
-    """By how much the metric is worse than the fine-tune's when the group is dropped."""
+    """By how much the metric is worse than the fine-tune's when the group is dropped; None where
+    that cannot be said: not measured, not finite, or no direction."""
     recovered: float | None
     """By how much it is better than the base's when only the group is kept."""
 
@@ -45,27 +45,42 @@ class MetricSummary:
     """One metric of a sweep."""
 
     metric: str
+    better: Better | None
+    """Which way it is better; None where nobody has said so."""
     ft: float
     base: float
-    gained: float
-    """By how much the fine-tune is better than the base."""
+    gained: float | None
+    """By how much the fine-tune is better than the base; None where that cannot be said."""
     groups: tuple[GroupEffect, ...]
 
     def by_loss(self, size: int) -> list[GroupEffect]:
         """The groups of a size, the one first whose drop costs most."""
-        found = [one for one in self.groups if one.size == size and _known(one.lost)]
+        found = [one for one in self.groups if one.size == size and one.lost is not None]
         return sorted(found, key=lambda one: -(one.lost or 0.0))
 
     def by_recovery(self, size: int) -> list[GroupEffect]:
         """The groups of a size, the one first that alone recovers most."""
-        found = [one for one in self.groups if one.size == size and _known(one.recovered)]
+        found = [one for one in self.groups if one.size == size and one.recovered is not None]
         return sorted(found, key=lambda one: -(one.recovered or 0.0))
 
     def share(self, amount: float | None) -> str:
         """Of what tuning gained, in percent; nothing where it gained nothing."""
-        if amount is None or not math.isfinite(amount):
+        if amount is None:
             return "-"
-        return f"{100 * amount / self.gained:.0f} %" if self.gained > 0 else _number(amount)
+        gained = self.gained or 0.0
+        return f"{100 * amount / gained:.0f} %" if gained > 0 else _number(amount)
+
+    @property
+    def gaps(self) -> list[str]:
+        """What is not finite, by name: what was done to which blocks."""
+        done = {"dropped": "dropped", "kept": "kept alone"}
+        found = [
+            f"{one.group} {said}"
+            for one in self.groups
+            for name, said in done.items()
+            if not math.isfinite(getattr(one, name) or 0.0)
+        ]
+        return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -85,9 +100,18 @@ class LayerSummary:
     def sentences(self) -> Iterator[str]:
         """The summary as a person reads it."""
         for metric in self.leading:
-            yield f"{metric.metric}: {_number(metric.ft)} fine-tuned, {_number(metric.base)} base"
+            name = metric.metric
+            yield f"{name}: {_number(metric.ft)} fine-tuned, {_number(metric.base)} base"
+            if metric.better is None:
+                yield no_direction(name)
+                continue
+            for model, value in (("fine-tune", metric.ft), ("base", metric.base)):
+                if not math.isfinite(value):
+                    yield f"{name} of the {model} is not finite: nothing is compared with it"
             for size in self.sizes:
                 yield from _ranked(metric, size)
+            if metric.gaps:
+                yield f"{name} is not finite, and left out: {', '.join(metric.gaps)}"
         if self.record.facts["outside"]["entries"]:
             yield (
                 "what is in no block (embeddings, last norm, head) keeps its delta when a group is "
@@ -136,6 +160,7 @@ class LayerSummary:
 
     def _json_of(self, metric: MetricSummary) -> dict[str, Any]:
         return {
+            "better": metric.better,
             "fine_tuned": metric.ft,
             "base": metric.base,
             "groups": [vars(one) for one in metric.groups],
@@ -148,15 +173,19 @@ class LayerSummary:
 
 def _ranked(metric: MetricSummary, size: int) -> Iterator[str]:
     blocks = "single blocks" if size == 1 else f"groups of {size}"
-    if metric.gained <= 0:
-        yield f"{blocks}: tuning gained nothing on this metric; the figures are differences"
     lost, recovered = metric.by_loss(size), metric.by_recovery(size)
+    whole = "of what tuning gained, "
+    if metric.gained is None or metric.gained <= 0:
+        whole = ""
+        if metric.gained is not None:
+            yield f"{blocks}: tuning gained nothing on this metric; the figures are differences"
+        elif lost or recovered:
+            yield f"{blocks}: the figures are differences"
     if lost:
         named = ", ".join(f"{one.group} ({metric.share(one.lost)})" for one in lost[:_NAMED])
         least = f"; least: {lost[-1].group} ({metric.share(lost[-1].lost)})"
         yield (
-            f"{blocks}: of what tuning gained, dropping loses most in {named}"
-            f"{least if len(lost) > _NAMED else ''}"
+            f"{blocks}: {whole}dropping loses most in {named}{least if len(lost) > _NAMED else ''}"
         )
     if recovered:
         named = ", ".join(
@@ -177,20 +206,16 @@ def summarise_layers(record: StudyRecord) -> LayerSummary:
     metrics = tuple(found for name in names if (found := _of_metric(record, str(name))) is not None)
     if not metrics:
         raise RecordError(f"{record.path}: too few cells are finished for a summary")
-    return LayerSummary(record, _leading(metrics), metrics)
+    return LayerSummary(record, _leading(metrics, record.facts.get("better")), metrics)
 
 
-def _leading(metrics: Sequence[MetricSummary]) -> tuple[MetricSummary, ...]:
-    order = {name: place for place, name in enumerate(_LEADING)}
-    best: dict[str, MetricSummary] = {}
+def _leading(
+    metrics: Sequence[MetricSummary], own: Mapping[str, Better] | None
+) -> tuple[MetricSummary, ...]:
+    sets: dict[str, dict[str, MetricSummary]] = {}
     for metric in metrics:
-        data, _, name = metric.metric.rpartition("/")
-        before = best.get(data)
-        if before is None or order.get(name, len(order)) < order.get(
-            before.metric.rpartition("/")[2], len(order)
-        ):
-            best[data] = metric
-    return tuple(best.values())
+        sets.setdefault(metric.metric.rpartition("/")[0], {})[metric.metric] = metric
+    return tuple(held[name] for held in sets.values() if (name := leading(held, own)) is not None)
 
 
 def _of_metric(record: StudyRecord, name: str) -> MetricSummary | None:
@@ -204,9 +229,15 @@ def _of_metric(record: StudyRecord, name: str) -> MetricSummary | None:
     if ("ft", "") not in values or ("base", "") not in values:
         return None
     ft, base = values["ft", ""], values["base", ""]
-    last = name.rpartition("/")[2]
-    low = last in _LOW_IS_GOOD or (last not in _LEADING and ft < base)
-    sign = -1.0 if low else 1.0
+    better = better_of(name, record.facts.get("better"))
+
+    def gain(after: float | None, before: float | None) -> float | None:
+        """By how much one is better than the other."""
+        if better is None or after is None or before is None:
+            return None
+        by = after - before if better == "higher" else before - after
+        return by if math.isfinite(by) else None
+
     shares = _shares(record)
     groups = []
     for size, group in _groups(frame):
@@ -218,11 +249,11 @@ def _of_metric(record: StudyRecord, name: str) -> MetricSummary | None:
                 sum(shares.get(str(number), 0.0) for number in _numbers(group)),
                 dropped,
                 kept,
-                None if dropped is None else sign * (ft - dropped),
-                None if kept is None else sign * (kept - base),
+                gain(ft, dropped),
+                gain(kept, base),
             )
         )
-    return MetricSummary(name, ft, base, sign * (ft - base), tuple(groups))
+    return MetricSummary(name, better, ft, base, gain(ft, base), tuple(groups))
 
 
 def _groups(frame: pd.DataFrame) -> list[tuple[int, str]]:
@@ -244,10 +275,6 @@ def _shares(record: StudyRecord) -> dict[str, float]:
     parts = {**record.facts["blocks"], "": record.facts["outside"]}
     whole = sum(part["squares"] for part in parts.values())
     return {name: part["squares"] / whole for name, part in parts.items()}
-
-
-def _known(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def _number(value: float | None) -> str:

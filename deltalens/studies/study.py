@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deltalens.catalog import Better
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Cell, Measurement, Setting, StudyFolder
 from deltalens.studies.processes import Here, Processes, Tell, processes
 
-__all__ = ["Measure", "Metrics", "StudyWatch", "run_cells"]
+__all__ = ["Measure", "Metrics", "StudyWatch", "keep_better", "run_cells"]
 
 Metrics = dict[str, Measurement]
 Measure = Callable[[Setting, Tell], Metrics]
@@ -33,6 +34,14 @@ class StudyWatch:
     """How far the running cells are, all together, in cells."""
     on_cell: Callable[[Path, Cell], None] = field(default=lambda folder, cell: None)
     """A cell has been journalled: the study's folder and the cell."""
+
+
+def keep_better(folder: StudyFolder, better: Mapping[str, Better]) -> None:
+    """Write down which way the caller's metrics are better. It decides no number, so it is no part
+    of what was asked: a later call may say it for the first time, or say otherwise."""
+    if better:
+        folder.facts["better"] = dict(better)
+        folder.write_manifest()
 
 
 def run_cells(

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from deltalens.catalog import Better, better_of, is_worse, leading, no_direction
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
-from deltalens.io.tables import Table
+from deltalens.io.tables import Table, over_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["DropSummary", "StrategySummary", "summarise"]
 
-_LEADING = ("exact_match", "top1_agreement", "loss")
-_LOW_IS_GOOD = {"loss", "perplexity", "kl"}
 _NEAR = (0.01, 0.05)
 
 
@@ -27,12 +26,23 @@ class StrategySummary:
 
     strategy: str
     values: dict[float, float]
-    """Rate -> value, the mean over seeds."""
+    """Rate -> value, the mean over seeds; not finite where one seed's is not."""
     within: dict[float, float | None]
     """Tolerance (0.01, 0.05) -> the largest rate up to which every value is that near to the
-    fine-tune's; None if not even the first is."""
+    fine-tune's; None if not even the first is. Empty where nothing can be said."""
     broken: float | None
-    """The first rate at which more than half of what tuning gained is lost; None if never."""
+    """The first rate at which more than half of what tuning gained is lost; None if never, or if
+    nothing can be said."""
+
+    @property
+    def inner(self) -> dict[float, float]:
+        """The values between the fine-tune and the base."""
+        return {rate: value for rate, value in self.values.items() if 0 < rate < 1}
+
+    @property
+    def gaps(self) -> list[float]:
+        """The rates between them at which the value is not finite."""
+        return [rate for rate, value in self.inner.items() if not math.isfinite(value)]
 
 
 @dataclass(frozen=True)
@@ -42,55 +52,83 @@ class DropSummary:
     record: StudyRecord
     metric: str
     """The leading metric: exact match, else agreement, else loss, else the first."""
+    better: Better | None
+    """Which way it is better; None where nobody has said so."""
     ft: float
     base: float
     strategies: tuple[StrategySummary, ...]
     unchanged: float
     """Share of entries whose delta is exactly 0."""
 
+    @property
+    def gained(self) -> bool:
+        """Whether the fine-tune is better than the base; False where that is not known."""
+        if self.better is None or not (math.isfinite(self.ft) and math.isfinite(self.base)):
+            return False
+        return is_worse(self.base, self.ft, self.better)
+
     def sentences(self) -> Iterator[str]:
         """The summary as a person reads it."""
         name = self.metric
         yield f"{name}: {_number(self.ft)} fine-tuned, {_number(self.base)} base"
-        for found in self.strategies:
-            if found.strategy == "trivial":
-                yield self._holds(found)
-        for found in self.strategies:
-            if found.strategy != "trivial":
-                yield self._breaks(found)
+        if self.better is None:
+            yield no_direction(name)
+        elif not math.isfinite(self.ft):
+            yield f"{name} of the fine-tune is not finite: nothing is compared with it"
+        else:
+            order = sorted(self.strategies, key=lambda found: found.strategy != "trivial")
+            yield from (self._of(found) for found in order)
+            if not math.isfinite(self.base):
+                yield f"{name} of the base is not finite: nothing is said of what tuning gained"
+            elif not self.gained:
+                yield f"tuning gained nothing on {name}"
+        gaps = [
+            f"{found.strategy} at {', '.join(f'{rate:g}' for rate in found.gaps)}"
+            for found in self.strategies
+            if found.gaps
+        ]
+        if gaps:
+            yield f"{name} is not finite, and left out: {'; '.join(gaps)}"
         yield f"{100 * self.unchanged:.2f} % of the entries are exactly unchanged" + (
             ": below that rate a trivial drop changes nothing (--of changed leaves them out)"
             if self.unchanged >= 0.005 and not self.record.asked["changed_only"]
             else ""
         )
 
-    def _holds(self, found: StrategySummary) -> str:
-        limits = [
-            f"within {100 * near:.0f} % up to {rate:g}"
-            if rate is not None
-            else f"not within {100 * near:.0f} % at any rate"
-            for near, rate in found.within.items()
-        ]
-        return f"trivial: {', '.join(limits)}{self._break(found)}"
-
-    def _breaks(self, found: StrategySummary) -> str:
+    def _of(self, found: StrategySummary) -> str:
+        if found.strategy == "trivial":
+            limits = [
+                f"within {100 * near:.0f} % up to {rate:g}"
+                if rate is not None
+                else f"not within {100 * near:.0f} % at any rate"
+                for near, rate in found.within.items()
+            ]
+            return f"trivial: {', '.join(limits)}{self._break(found)}"
         near = found.within[_NEAR[-1]]
-        holds = f"within 5 % up to {near:g}" if near else "outside 5 % from the first rate on"
+        first = min(found.inner, default=None)
+        if near is not None:
+            holds = f"within 5 % up to {near:g}"
+        elif first is None or first in found.gaps:
+            holds = "not within 5 % at any rate"
+        else:
+            holds = f"already more than 5 % worse than the fine-tune at rate {first:g}"
         return f"{found.strategy}: {holds}{self._break(found)}"
 
-    @staticmethod
-    def _break(found: StrategySummary) -> str:
-        if found.broken is None:
-            return "; never loses half of what tuning gained before the base"
-        return f"; half of what tuning gained is lost by {found.broken:g}"
+    def _break(self, found: StrategySummary) -> str:
+        if found.broken is not None:
+            return f"; half of what tuning gained is lost by {found.broken:g}"
+        if not self.gained:
+            return ""
+        finite = " that is finite" if found.gaps else ""
+        return f"; keeps over half of the gain at every rate below 1{finite}"
 
     def tables(self) -> list[Table]:
         """One table per metric: rates down, strategies across; random as mean ± deviation over
         seeds."""
         made = []
         for metric, frame in self.record.cells.groupby("metric", sort=False):
-            means = _over_seeds(frame, "mean")
-            spread = _over_seeds(frame, "std")
+            groups = frame.groupby(["strategy", "rate"])["value"]
+            means, spread = (over_seeds(groups, how).to_dict() for how in ("mean", "std"))
             names = list(dict.fromkeys(frame["strategy"]))
             rows = tuple(
                 (f"{rate:g}", *(_cell(means, spread, name, rate) for name in names))
@@ -104,6 +142,7 @@ class DropSummary:
         return {
             "study": str(self.record.path),
             "metric": self.metric,
+            "better": self.better,
             "fine_tuned": self.ft,
             "base": self.base,
             "unchanged": self.unchanged,
@@ -120,14 +159,9 @@ class DropSummary:
         }
 
 
-def _over_seeds(frame: pd.DataFrame, how: str) -> dict[tuple[str, float], float]:
-    grouped = frame.groupby(["strategy", "rate"])["value"].agg(how)
-    return {(str(key[0]), float(key[1])): float(value) for key, value in grouped.items()}  # type: ignore[index]
-
-
 def _cell(
-    means: dict[tuple[str, float], float],
-    spread: dict[tuple[str, float], float],
+    means: Mapping[Any, float],
+    spread: Mapping[Any, float],
     strategy: str,
     rate: float,
 ) -> str:
@@ -150,39 +184,47 @@ def summarise(record: StudyRecord) -> DropSummary:
     """
     if record.kind != "drop-study":
         raise RecordError(f"{record.path}: a {record.kind}, not a drop study")
-    metrics = list(dict.fromkeys(record.cells["metric"]))
-    leading = [m for name in _LEADING for m in metrics if m.split("/")[-1] == name] or metrics
-    frame = record.cells[record.cells["metric"] == leading[0]] if leading else record.cells
+    own = record.facts.get("better")
+    metric = leading(dict.fromkeys(record.cells["metric"]), own)
+    frame = record.cells[record.cells["metric"] == metric]
     ends = {rate: frame[frame["rate"] == rate]["value"] for rate in (0.0, 1.0)}
-    if any(end.empty for end in ends.values()):
+    if metric is None or any(end.empty for end in ends.values()):
         raise RecordError(f"{record.path}: too few cells are finished for a summary")
     ft, base = (float(ends[rate].iloc[0]) for rate in (0.0, 1.0))
-    low = leading[0].split("/")[-1] in _LOW_IS_GOOD or (
-        leading[0].split("/")[-1] not in _LEADING and ft < base
-    )
+    better = better_of(metric, own)
     found = tuple(
-        _of_strategy(str(name), part, ft, base, low)
+        _of_strategy(str(name), part, ft, base, better)
         for name, part in frame.groupby("strategy", sort=False)
     )
     facts = record.facts
-    return DropSummary(record, leading[0], ft, base, found, facts["unchanged"] / facts["entries"])
+    unchanged = facts["unchanged"] / facts["entries"]
+    return DropSummary(record, metric, better, ft, base, found, unchanged)
 
 
 def _of_strategy(
-    name: str, frame: pd.DataFrame, ft: float, base: float, low: bool
+    name: str, frame: pd.DataFrame, ft: float, base: float, better: Better | None
 ) -> StrategySummary:
-    means = frame.groupby("rate")["value"].mean()
+    means = over_seeds(frame.groupby("rate")["value"])
     values = {float(rate): float(value) for rate, value in sorted(means.items())}  # type: ignore[arg-type]
-    inner = {rate: value for rate, value in values.items() if 0 < rate < 1}
+    found = StrategySummary(name, values, {}, None)
+    if better is None or not math.isfinite(ft):
+        return found
 
     def loss(value: float) -> float:
-        return value - ft if low else ft - value
+        return ft - value if better == "higher" else value - ft
 
     within: dict[float, float | None] = {}
     for near in _NEAR:
-        far = [rate for rate, value in inner.items() if not loss(value) <= near * abs(ft)]
-        held = [rate for rate in inner if not far or rate < far[0]]
+        far = [
+            rate
+            for rate, value in found.inner.items()
+            if not (math.isfinite(value) and loss(value) <= near * abs(ft))
+        ]
+        held = [rate for rate in found.inner if not far or rate < far[0]]
         within[near] = max(held, default=None)
-    half = abs(ft - base) / 2
-    broken = next((rate for rate, value in inner.items() if not loss(value) <= half), None)
+    half = loss(base) / 2
+    lost = (
+        rate for rate, value in found.inner.items() if math.isfinite(value) and loss(value) > half
+    )
+    broken = next(lost, None) if math.isfinite(base) and half > 0 else None
     return StrategySummary(name, values, within, broken)

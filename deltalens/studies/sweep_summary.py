@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from deltalens.catalog import Better, better_of, is_shown, is_worse
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
-from deltalens.io.tables import Table
+from deltalens.io.tables import Table, is_finite, over_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,9 +24,6 @@ _AXES = {
     "comparison": "",
 }
 """Kind of study -> what its trainings differ in, beside the method."""
-_LOW_IS_GOOD = {"loss", "perplexity", "training_loss"}
-_NOT_SHOWN = {"perplexity", "training_loss"}
-"""In the table file and in JSON; beside the loss they say nothing more."""
 _REFERENCES = ("base", "ft", "sft", "hft")
 """Methods that know no such setting."""
 _NEAR = 0.05
@@ -44,31 +43,53 @@ class SweepSummary:
     def sentences(self) -> Iterator[str]:
         """The summary as a person reads it: for every data set, its first metric."""
         for metric in self._leading():
-            frame = self._of(metric)
-            low = metric.rpartition("/")[2] in _LOW_IS_GOOD
-            references = [name for name in dict.fromkeys(frame["method"]) if name in _REFERENCES]
-            if not self.axis:
-                yield self._ranked(metric, frame, low)
+            frame, better = self._of(metric), better_of(metric)
+            if better is None:
+                yield f"{metric}: which way is better is not known"
                 continue
-            shown = (f"{name} {_spread(frame, name)}" for name in references)
-            yield f"{metric}: {'; '.join(shown)}"
-            against = "sft" if "sft" in references else references[-1] if references else None
-            for method, part in frame[~frame["method"].isin(_REFERENCES)].groupby(
-                "method", sort=False
-            ):
-                means = part.groupby(self.axis, sort=False)["value"].mean()
-                best = means.idxmin() if low else means.idxmax()
-                at_best = part[part[self.axis] == best]
-                text = f"{method}: best {_spread(at_best)} at {_shown(best)}"
-                if self.axis == "mask_ratio" and against is not None:
-                    level = float(frame[frame["method"] == against]["value"].mean())
-                    text += f"; {_flat(means, level, against, low)}"
-                yield text
+            yield from (
+                self._found(metric, frame, better)
+                if self.axis
+                else [self._ranked(metric, frame, better)]
+            )
+            gaps = self._gaps(frame)
+            if gaps:
+                yield f"{metric} is not finite, and left out: {', '.join(gaps)}"
 
-    def _ranked(self, metric: str, frame: pd.DataFrame, low: bool) -> str:
-        means = frame.groupby("method", sort=False)["value"].mean().sort_values(ascending=low)
-        shown = (f"{method} {_spread(frame, str(method))}" for method in means.index)
-        return f"{metric}, best first: {', '.join(shown)}"
+    def _found(self, metric: str, frame: pd.DataFrame, better: Better) -> Iterator[str]:
+        references = [name for name in dict.fromkeys(frame["method"]) if name in _REFERENCES]
+        shown = (f"{name} {_spread(frame, name)}" for name in references)
+        yield f"{metric}: {'; '.join(shown)}"
+        against = "sft" if "sft" in references else references[-1] if references else None
+        for method, part in frame[~frame["method"].isin(_REFERENCES)].groupby("method", sort=False):
+            means = over_seeds(part.groupby(self.axis, sort=False)["value"])
+            finite = means[is_finite(means)]
+            if finite.empty:
+                continue
+            best = finite.idxmax() if better == "higher" else finite.idxmin()
+            at_best = part[part[self.axis] == best]
+            text = f"{method}: best {_spread(at_best)} at {_shown(best)}"
+            if self.axis == "mask_ratio" and against is not None:
+                level = _mean(frame[frame["method"] == against])
+                if math.isfinite(level):
+                    text += f"; {_flat(means, level, against, better)}"
+            yield text
+
+    def _ranked(self, metric: str, frame: pd.DataFrame, better: Better) -> str:
+        means = over_seeds(frame.groupby("method", sort=False)["value"])
+        finite = means[is_finite(means)].sort_values(ascending=better == "lower")
+        shown = (f"{method} {_spread(frame, str(method))}" for method in finite.index)
+        return f"{metric}, best first: {', '.join(shown) or 'none is finite'}"
+
+    def _gaps(self, frame: pd.DataFrame) -> list[str]:
+        """What is not finite, by name: method, setting and seed."""
+        columns = ["method", *([self.axis] if self.axis else []), "seed"]
+        rows = frame[~is_finite(frame["value"])][columns]
+        return [
+            " ".join([str(method), *(f"at {_shown(one)}" for one in setting if one != "")])
+            + f" (seed {seed})"
+            for method, *setting, seed in rows.itertuples(index=False)
+        ]
 
     def tables(self) -> list[Table]:
         """One table per metric: settings down, methods across, mean ± deviation over seeds; of a
@@ -76,7 +97,7 @@ class SweepSummary:
         metrics = [
             metric
             for metric in dict.fromkeys(self.record.cells["metric"])
-            if "@" not in metric and metric.rpartition("/")[2] not in _NOT_SHOWN
+            if "@" not in metric and is_shown(metric)
         ]
         if self.axis:
             return [self._table(metric) for metric in metrics]
@@ -114,7 +135,7 @@ class SweepSummary:
         columns = ["metric", "method", *([self.axis] if self.axis else [])]
         for (metric, method, *setting), part in self.record.cells.groupby(columns, sort=False):
             of_metric = found.setdefault(str(metric), {})
-            mean = float(part["value"].mean())
+            mean = _mean(part)
             if setting:
                 of_metric.setdefault(str(method), {})[_shown(setting[0])] = mean
             else:
@@ -133,15 +154,16 @@ class SweepSummary:
         return list(first.values())
 
 
-def _flat(means: pd.Series[float], level: float, against: str, low: bool) -> str:
+def _flat(means: pd.Series[float], level: float, against: str, better: Better) -> str:
     """Up to where a curve stays near a level."""
     held = []
     for setting, value in means.sort_index().items():
-        if (value - level if low else level - value) > _NEAR * abs(level):
+        far = abs(value - level) > _NEAR * abs(level) and is_worse(value, level, better)
+        if far or not math.isfinite(value):
             break
         held.append(setting)
     if not held:
-        return f"outside 5 % of {against} from the first one on"
+        return f"not within 5 % of {against} at the first one"
     return f"within 5 % of {against} up to {_shown(held[-1])}"
 
 
@@ -153,8 +175,12 @@ def _spread(frame: pd.DataFrame, method: str | None = None) -> str:
     values = (frame if method is None else frame[frame["method"] == method])["value"]
     if values.empty:
         return "-"
-    text = f"{values.mean():.4f}"
-    return f"{text} ± {values.std():.4f}" if len(values) > 1 else text
+    mean, spread = values.mean(skipna=False), values.std(skipna=False)
+    return f"{mean:.4f} ± {spread:.4f}" if math.isfinite(spread) else f"{mean:.4f}"
+
+
+def _mean(frame: pd.DataFrame) -> float:
+    return float(frame["value"].mean(skipna=False))
 
 
 def summarise_sweep(record: StudyRecord) -> SweepSummary:

@@ -21,6 +21,7 @@ from tests.architecture.import_graph import (
 BELOW_PROBES = {"errors", "numerics", "io", "gradients", "ranking"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "catalog": {"errors"},
     "numerics": {"errors"},
     "io": {"errors"},
     "evaluate": {"errors", "numerics", "io"},
@@ -30,10 +31,15 @@ ALLOWED: dict[str, set[str]] = {
     "methods": BELOW_PROBES,
     "integrations": BELOW_PROBES | {"probes", "methods"},
     "training": {"errors", "numerics", "io", "evaluate", "methods", "integrations"},
-    "studies": {"errors", "numerics", "io", "evaluate", "training"},
+    "studies": {"errors", "catalog", "numerics", "io", "evaluate", "training"},
     "demo": {"errors", "numerics", "io", "probes", "methods"},
 }
-RECORDS = ("deltalens.io.records", "deltalens.io.runs", "deltalens.io.papers")
+RECORDS = (
+    "deltalens.io.records",
+    "deltalens.io.runs",
+    "deltalens.io.papers",
+    "deltalens.io.tables",
+)
 TORCH = {"torch", "transformers", "accelerate", "peft", "trl", "lm_eval"}
 
 
@@ -66,7 +72,7 @@ def may_import(module: str, item: Import, record_helpers: set[str]) -> bool:
     if not there:
         return item.names == ("__version__",)
     if here == "figures":
-        return there == "errors" or item.target in {*RECORDS, *record_helpers}
+        return there in ("errors", "catalog") or item.target in {*RECORDS, *record_helpers}
     return there in ALLOWED.get(here, set())
 
 
@@ -84,7 +90,9 @@ def torch_users(modules: dict[str, Module]) -> list[str]:
     figures = [name for name in modules if unit_of(name) == "figures"]
     return [
         f"{name}:{item.line} imports {item.target}"
-        for name in sorted(reached(modules, "deltalens.errors", *RECORDS, *figures))
+        for name in sorted(
+            reached(modules, "deltalens.errors", "deltalens.catalog", *RECORDS, *figures)
+        )
         for item in running(modules[name])
         if item.target.split(".")[0] in TORCH
     ]

@@ -50,7 +50,7 @@ def test_a_cell_is_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
     assert loss["text"] == "0.3000 ± 0.1556"
     assert {row["column"] for row in rows} == {
         "exact match (%), n = 100",
-        "loss (nats a token), n = 100",
+        "loss (nats per target token), n = 100",
         "seeds",
     }
 

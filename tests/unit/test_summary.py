@@ -67,9 +67,10 @@ def write(folder: Path, values: Values, rates: tuple[float, ...], facts: dict[st
 def test_sentences_say_what_holds_and_what_breaks(summary_of: Make) -> None:
     assert list(summary_of(MATHS).sentences()) == [
         "exact_match: 0.8000 fine-tuned, 0 base",
-        "trivial: within 1 % up to 0.3, within 5 % up to 0.6; never loses half of what tuning "
-        "gained before the base",
-        "salient: outside 5 % from the first rate on; half of what tuning gained is lost by 0.3",
+        "trivial: within 1 % up to 0.3, within 5 % up to 0.6; keeps over half of the gain at every "
+        "rate below 1",
+        "salient: already more than 5 % worse than the fine-tune at rate 0.3; half of what tuning "
+        "gained is lost by 0.3",
         "random: within 5 % up to 0.3; half of what tuning gained is lost by 0.9",
         "25.00 % of the entries are exactly unchanged: below that rate a trivial drop changes "
         "nothing (--of changed leaves them out)",
@@ -115,21 +116,72 @@ def test_leading_metric(summary_of: Make, names: list[str], leading: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("values", "broken"),
-    [((1.0, 1.1, 1.6, 1.9, 2.0), 0.6), ((2.0, 1.9, 1.4, 1.1, 1.0), 0.6)],
-    ids=["low is good", "high is good"],
+    ("better", "values"),
+    [("lower", (1.0, 1.1, 1.6, 1.9, 2.0)), ("higher", (2.0, 1.9, 1.4, 1.1, 1.0))],
 )
-def test_metric_of_one_s_own_is_good_where_the_fine_tune_is(
-    summary_of: Make, values: tuple[float, ...], broken: float
+def test_metric_of_one_s_own_is_better_the_way_that_was_said(
+    summary_of: Make, better: str, values: tuple[float, ...]
 ) -> None:
-    assert summary_of({"my own": {("trivial", 0): values}}).strategies[0].broken == broken
+    line: Values = {"my own": {("trivial", 0): values}}
+    assert summary_of(line, better={"my own": better}).strategies[0].broken == 0.6
 
 
-def test_metric_that_is_no_number_counts_as_lost(summary_of: Make) -> None:
-    values: Values = {"loss": {("trivial", 0): (0.2, 0.2, math.nan, 0.2, 2.0)}}
-    found = summary_of(values).strategies[0]
-    assert found.within == {0.01: 0.3, 0.05: 0.3}
-    assert found.broken == 0.6
+def test_fine_tune_that_is_worse_than_its_base_is_not_taken_for_better(summary_of: Make) -> None:
+    line: Values = {"my own": {("trivial", 0): (2.0, 1.9, 1.4, 1.1, 1.0)}}
+    said = list(summary_of(line, better={"my own": "lower"}).sentences())
+    assert "tuning gained nothing on my own" in said
+    assert not any("half" in sentence for sentence in said)
+
+
+def test_without_a_direction_nothing_is_claimed_that_needs_one(summary_of: Make) -> None:
+    found = summary_of({"my own": {("trivial", 0): (1.0, 1.1, 1.6, 1.9, 2.0)}})
+    said = list(found.sentences())
+    assert said[0] == "my own: 1.0000 fine-tuned, 2.0000 base"
+    assert said[1].startswith("my own: which way is better is not known")
+    assert "better={'my own': 'higher'}" in said[1]
+    assert not any(word in " ".join(said[2:]) for word in ("within", "half", "gain"))
+    assert found.as_json()["strategies"]["trivial"]["within"] == {}
+
+
+def test_metric_with_a_direction_leads_before_one_without(summary_of: Make) -> None:
+    line = {("trivial", 0): (1.0, 0.9, 0.8, 0.7, 0.5)}
+    found = summary_of(dict.fromkeys(["a", "b"], line), better={"b": "higher"})
+    assert found.metric == "b"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_cell_that_is_not_finite_is_named_and_is_in_no_claim(summary_of: Make, bad: float) -> None:
+    values: Values = {
+        "loss": {
+            ("trivial", 0): (0.2, 0.2, bad, 0.2, 2.0),
+            ("random", 0): (0.2, 0.2, 0.2, bad, 2.0),
+            ("random", 1): (0.2, 0.2, 0.2, 0.2, 2.0),
+        }
+    }
+    found = summary_of(values)
+    trivial = found.strategies[0]
+    assert trivial.within == {0.01: 0.3, 0.05: 0.3}
+    assert trivial.broken is None
+    said = list(found.sentences())
+    assert "loss is not finite, and left out: trivial at 0.6; random at 0.9" in said
+    assert "keeps over half of the gain at every rate below 1 that is finite" in said[1]
+    # The mean over seeds is not that of the seeds that are finite.
+    assert found.tables()[0].rows[3][2] in ("nan", "inf", "-inf")
+
+
+def test_nothing_is_compared_with_a_fine_tune_that_is_not_finite(summary_of: Make) -> None:
+    found = summary_of({"loss": {("trivial", 0): (math.nan, 0.2, 0.2, 0.2, 2.0)}})
+    said = list(found.sentences())
+    assert said[1] == "loss of the fine-tune is not finite: nothing is compared with it"
+    assert len(said) == 3
+    assert found.strategies[0].within == {}
+
+
+def test_base_that_is_not_finite_leaves_the_fine_tune_to_compare_with(summary_of: Make) -> None:
+    found = summary_of({"loss": {("trivial", 0): (0.2, 0.2, 0.2, 9.0, math.inf)}})
+    said = list(found.sentences())
+    assert said[1] == "trivial: within 1 % up to 0.6, within 5 % up to 0.6"
+    assert said[2] == "loss of the base is not finite: nothing is said of what tuning gained"
 
 
 def test_tables_show_rates_down_and_strategies_across(summary_of: Make) -> None:
@@ -170,7 +222,8 @@ def test_hint_about_unchanged_entries_is_given_where_it_matters(
 def test_json_holds_the_summary(summary_of: Make, tmp_path: Path) -> None:
     found = json.loads(json.dumps(encode_finite(summary_of(MATHS).as_json())))
     assert set(found) == {
-        *("study", "metric", "fine_tuned", "base", "unchanged", "entries", "strategies", "notes"),
+        *("study", "metric", "better", "fine_tuned", "base", "unchanged", "entries"),
+        *("strategies", "notes"),
     }
     assert (found["study"], found["metric"]) == (str(tmp_path), "exact_match")
     assert (found["fine_tuned"], found["base"]) == (0.8, 0.0)

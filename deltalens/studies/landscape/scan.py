@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
 
+from deltalens.catalog import check_better
 from deltalens.errors import DeltaLensError
 from deltalens.evaluate.differentiable import LossPart
 from deltalens.evaluate.loading import check_fits, pick_device
@@ -16,7 +17,7 @@ from deltalens.studies.drop_asked import FidelityTexts, Metric, answer_regex
 from deltalens.studies.landscape.asked import check, check_room, name_of, pick_plane
 from deltalens.studies.landscape.models import Given, HeldModels, StoredModels
 from deltalens.studies.landscape.sitting import COLUMNS, KIND, Sitting
-from deltalens.studies.study import StudyWatch
+from deltalens.studies.study import StudyWatch, keep_better
 
 __all__ = ["COLUMNS", "KIND", "scan_landscape"]
 
@@ -35,6 +36,7 @@ def scan_landscape(
     data: Sequence[str | Path] = (),
     metrics: Sequence[str] = (),
     metric: Metric | None = None,
+    better: Mapping[str, str] | None = None,
     loss: LossPart | None = None,
     answer_pattern: str | None = None,
     limit: int | None = None,
@@ -75,6 +77,7 @@ def scan_landscape(
         metrics: keep only these of the metrics measured (`loss`, `perplexity`, `exact_match`;
             `kl`, `top1_agreement`: of texts that the origin writes); empty: all that data has.
         metric: a measurement of your own, instead; what it calls `train/loss` is the loss on train.
+        better: which way its metrics are better, as in `drop_study`.
         loss: with it, for `hessian`: from the model to a scalar that can be differentiated twice.
         answer_pattern: regular expression that finds the answer in a longer text; then the model
             generates.
@@ -96,6 +99,7 @@ def scan_landscape(
         DeltaLensError: bad input, as far as it can be known before the model is loaded.
     """
     watch, out = watch or StudyWatch(), Path(out)
+    directions = check_better(better, custom=metric is not None)
     if limit is not None and limit < 1:
         raise DeltaLensError(f"limit {limit}: at least 1 row")
     if isinstance(origin, nn.Module) and metric is None:
@@ -132,7 +136,9 @@ def scan_landscape(
     check_study_folder(out, models.paths)
     folder = StudyFolder.open(out, KIND, {**models.identity(), **asked.identity()}, COLUMNS, fresh)
     try:
-        Sitting(asked, models, folder, watch, metric, loss, low_memory).run()
+        sitting = Sitting(asked, models, folder, watch, metric, loss, low_memory)
+        keep_better(folder, directions)
+        sitting.run()
     finally:
         folder.close()
     return load_study(out)
