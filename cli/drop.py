@@ -22,6 +22,7 @@ from deltalens.cli.options import (
     Rescale,
     Scope,
     Seed,
+    Strict,
 )
 
 
@@ -39,6 +40,7 @@ def drop(
     seed: Seed = 0,
     include: Include = None,
     exclude: Exclude = None,
+    strict: Strict = False,
     merge_adapter: Merge = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -78,6 +80,7 @@ def drop(
                 seed=seed,
                 include=include,
                 exclude=exclude,
+                strict=strict,
                 progress=meter.at,
             )
         if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from deltalens.cli import console
-from deltalens.cli.options import Base, Debug, Exclude, Ft, Include, Json, Merge, Quiet
+from deltalens.cli.options import Base, Debug, Exclude, Ft, Include, Json, Merge, Quiet, Strict
 
 
 def inspect(
@@ -23,6 +23,7 @@ def inspect(
     ] = False,
     include: Include = None,
     exclude: Exclude = None,
+    strict: Strict = False,
     merge_adapter: Merge = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -46,7 +47,13 @@ def inspect(
         ):
             meter.stage("inspecting", None)
             found = run(
-                ft_path, base_path, out, include=include, exclude=exclude, progress=meter.at
+                ft_path,
+                base_path,
+                out,
+                include=include,
+                exclude=exclude,
+                strict=strict,
+                progress=meter.at,
             )
         pictures: list[Path] = []
         if out is not None:

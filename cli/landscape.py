@@ -21,6 +21,7 @@ from deltalens.cli.options import (
     Measured,
     Metric,
     Quiet,
+    Strict,
     Study,
 )
 
@@ -75,6 +76,7 @@ def landscape(
     batch_tokens: BatchTokens = 4096,
     include: Include = None,
     exclude: Exclude = None,
+    strict: Strict = False,
     fresh: Fresh = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run model code that ORIGIN brings.")
@@ -131,6 +133,7 @@ def landscape(
                 batch_tokens=batch_tokens,
                 include=include,
                 exclude=exclude,
+                strict=strict,
                 fresh=fresh,
                 trust_remote_code=trust_remote_code,
                 watch=StudyWatch(

@@ -54,6 +54,7 @@ __all__ = [
     "Seed",
     "Seeds",
     "Steps",
+    "Strict",
     "Study",
     "StudyDtype",
     "Threshold",
@@ -89,6 +90,10 @@ Include = Annotated[
 ]
 Exclude = Annotated[
     str | None, typer.Option(metavar="RE", help="All tensors but those whose name this finds.")
+]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Refuse tensors that one checkpoint has and another lacks."),
 ]
 Rescale = Annotated[
     bool, typer.Option("--rescale", help="Divide what is kept by 1 - rate, as DARE does.")

@@ -25,6 +25,7 @@ from deltalens.cli.options import (
     Merge,
     Metric,
     Quiet,
+    Strict,
     Study,
     StudyDtype,
     TrustFt,
@@ -57,6 +58,7 @@ def layers_drop(
     batch_tokens: BatchTokens = 4096,
     include: Include = None,
     exclude: Exclude = None,
+    strict: Strict = False,
     cache_gb: Annotated[
         float,
         typer.Option(
@@ -117,6 +119,7 @@ def layers_drop(
                 batch_tokens=batch_tokens,
                 include=include,
                 exclude=exclude,
+                strict=strict,
                 cache_gb=cache_gb,
                 fresh=fresh,
                 trust_remote_code=trust_remote_code,

@@ -19,8 +19,8 @@ __all__ = ["draw"]
 
 
 def draw(folder: str | Path) -> list[Path]:
-    """Draw a drop study: one panel per metric, bands over seeds, the base's and the fine-tune's
-    level, and a line at the share of unchanged entries.
+    """Draw a drop study: one panel per metric, bands over seeds, the level of the base's own model
+    and of the fine-tune, and a line at the share of unchanged entries.
 
     Args:
         folder: of the study; also where `gmt_fig3.png` and `.svg` are written.
@@ -55,10 +55,12 @@ def draw(folder: str | Path) -> list[Path]:
 def _panel(axis: Any, record: StudyRecord, metric: str) -> None:
     frame = record.cells[record.cells["metric"] == metric]
     scale = scale_of(metric)
-    for strategy in dict.fromkeys(frame["strategy"]):
+    own_base = frame["strategy"] == "base"
+    for strategy in dict.fromkeys(frame[~own_base]["strategy"]):
         _line(axis, frame[frame["strategy"] == strategy], str(strategy), scale)
-    for rate, label, style in ((0.0, "fine-tuned", ":"), (1.0, "base", "--")):
-        ends = frame[frame["rate"] == rate]["value"]
+    at_base = own_base if record.facts.get("unpaired") else frame["rate"] == 1.0
+    for at, label, style in ((frame["rate"] == 0.0, "fine-tuned", ":"), (at_base, "base", "--")):
+        ends = frame[at]["value"]
         if not ends.empty and isfinite(ends.iloc[0]):
             level = scale * float(ends.iloc[0])
             axis.axhline(level, color="0.35", linestyle=style, linewidth=1, label=label)
@@ -71,9 +73,15 @@ def _panel(axis: Any, record: StudyRecord, metric: str) -> None:
         else:
             axis.set_yscale("symlog", linthresh=_smallest(frame))
             axis.set_ylim(bottom=0)
-    axis.set(xlabel="drop rate", ylabel=axis_label(metric), xlim=(-0.02, 1.02))
+    axis.set(xlabel=_rate_label(record), ylabel=axis_label(metric), xlim=(-0.02, 1.02))
     if "/" in metric:
         axis.set_title(metric.rsplit("/", 1)[0], fontsize=9)
+
+
+def _rate_label(record: StudyRecord) -> str:
+    if record.facts.get("unpaired"):
+        return "drop rate (of the tensors that both have)"
+    return "drop rate"
 
 
 def _line(axis: Any, frame: pd.DataFrame, strategy: str, scale: float) -> None:

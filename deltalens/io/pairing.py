@@ -7,14 +7,15 @@ import functools
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from deltalens.errors import SHOWN, DeltaLensError, PairingError, several
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.header import FLOATS, TensorEntry
+from deltalens.io.naming import Choice, Names
 from deltalens.io.tying import Tying, may_tie, stored_copies, tying_of
 
 __all__ = [
@@ -41,7 +42,16 @@ _QUANTISATION = re.compile(
 )
 _NEAR = 300
 """Names that a missing one is likened to: difflib would take minutes over thousands."""
-_GROWS = re.compile(r"(embed|wte|shared|lm_head|predictions|output_projection|decoder\.bias|score)")
+_GROWS = re.compile(
+    r"(embed|wte|wpe|shared|lm_head|predictions|output_projection|decoder\.bias|score)"
+)
+_HEAD = re.compile(
+    r"(^|\.|_)(\w*classifi\w*|\w*head|score|qa_outputs|predictions|pooler|summary)\."
+)
+"""What a task brings with it: of another shape, it is another tensor."""
+_LEFT_OUT = "left out by include/exclude"
+_NAMED = 4
+"""Tensors on one side only that a note names."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,8 @@ class TensorPair:
     base: TensorEntry
     entries: int
     """How many are compared and ranked: the flat prefix that both have. All of them, unless the
-    fine-tune's embedding was enlarged; the rows beyond stay as the fine-tune has them."""
+    embedding was resized: rows that only the fine-tune has stay, rows that only the base has are
+    not in `base`."""
 
     @property
     def name(self) -> str:
@@ -86,6 +97,16 @@ class Pairing:
     """What a reader of the result should know: enlarged, tied, ignored, renamed tensors."""
     copies: dict[str, str] = field(default_factory=dict)
     """Tied tensors that the fine-tune stores twice: name -> the name under which it counts."""
+    ft_only: tuple[TensorEntry, ...] = ()
+    """What has no counterpart in the base, chosen or not: it stays as the fine-tune has it."""
+    base_only: tuple[TensorEntry, ...] = ()
+    """What has no counterpart in the fine-tune, chosen or not."""
+
+    @property
+    def unpaired(self) -> str:
+        """What is on one side only, in words; empty where putting all of it back gives the base."""
+        sides = (("fine-tune", self.ft_only), ("base", self.base_only))
+        return " and ".join(_counted(held, side) for side, held in sides if held)
 
     @property
     def entries(self) -> int:
@@ -118,88 +139,75 @@ def pair(
     base: str | Path | Checkpoint,
     include: str | None = None,
     exclude: str | None = None,
+    strict: bool = False,
 ) -> Pairing:
-    """Match a fine-tuned checkpoint with its base by stored names; only headers are read.
+    """Match a fine-tuned checkpoint with its base by stored names; headers are read, and tensors
+    that may be copies of each other.
 
-    Every floating-point tensor takes part, embeddings and norms included. Handled: tied weights
-    stored on one side only, a `model.`-like prefix on one side, buffers on one side, different
-    dtypes, embeddings that the fine-tune enlarged. Integer and quantised tensors stay as the
-    fine-tune has them.
+    Every floating-point tensor that both have takes part, embeddings and norms included. Handled:
+    tied weights stored on one side only or twice, a `model.`-like prefix on one side, LayerNorms
+    called `gamma` and `beta`, names that transformers changes on load, buffers on one side,
+    different dtypes, embeddings that the fine-tune enlarged. Integer and quantised tensors stay as
+    the fine-tune has them, and so does what is in the fine-tune only: a classifier in place of a
+    head, say. Notes name what is on one side only.
 
     Args:
         ft, base: folders, files, or checkpoints already open.
-        include, exclude: regular expressions, searched in the fine-tune's stored names; a tensor
+        include, exclude: regular expressions, searched in the stored names of either; a tensor
             that does not take part stays as the fine-tune has it.
+        strict: refuse tensors that are on one side only, unless they are left out.
 
     Raises:
         CheckpointError: either cannot be read.
-        PairingError: they do not fit each other; all mismatches are listed at once.
+        PairingError: they do not fit each other: less than half of the entries pair, or a tensor
+            inside has another shape; all mismatches are listed at once.
     """
     ft = ft if isinstance(ft, Checkpoint) else open_checkpoint(ft)
     base = base if isinstance(base, Checkpoint) else open_checkpoint(base)
     if ft.path.resolve() == base.path.resolve():
         raise PairingError(f"{ft.path} is given as both models: there is no delta to study")
-    chosen = _filter(ft, include, exclude)
-    matcher = _Matcher(ft, base)
-    for name in chosen:
-        matcher.match(ft.tensors[name])
-    return matcher.result(set(ft.tensors) - set(chosen))
-
-
-def _filter(ft: Checkpoint, include: str | None, exclude: str | None) -> list[str]:
-    patterns = {}
-    for option, pattern in (("include", include), ("exclude", exclude)):
-        try:
-            patterns[option] = re.compile(pattern) if pattern is not None else None
-        except re.error as error:
-            raise PairingError(
-                f"{option}: {pattern!r} is no regular expression: {error}"
-            ) from error
-    want, refuse = patterns["include"], patterns["exclude"]
-    chosen = [
-        name
-        for name in ft.tensors
-        if (want is None or want.search(name)) and not (refuse and refuse.search(name))
-    ]
-    if not chosen:
-        near = difflib.get_close_matches(include or "", ft.tensors, n=3, cutoff=0.1)
-        near = near or list(ft.tensors)[:3]
-        raise PairingError(
-            f"include {include!r} and exclude {exclude!r} leave no tensor of {ft.path}; "
-            f"its names look like {', '.join(near)}"
-        )
-    return chosen
+    chosen = Choice(include, exclude)
+    matcher = _Matcher(ft, base, chosen)
+    chosen.check(ft.tensors, ft.path, matcher.names.in_base)
+    for entry in ft.tensors.values():
+        matcher.match(entry)
+    return matcher.result(strict)
 
 
 class _Matcher:
-    """Goes through the fine-tune's tensors and sorts each into a pair, a kept one, or a fault."""
+    """Goes through the fine-tune's tensors and sorts each into a pair, a kept one, one that the
+    base has nothing for, or a fault."""
 
-    def __init__(self, ft: Checkpoint, base: Checkpoint) -> None:
-        self.ft, self.base = ft, base
+    def __init__(self, ft: Checkpoint, base: Checkpoint, chosen: Choice) -> None:
+        self.ft, self.base, self.chosen = ft, base, chosen
         self.pairs: list[TensorPair] = []
         self.kept: dict[str, str] = {}
         self.notes: list[str] = []
         self.faults: list[str] = []
         self.shapes = 0
         self.used: set[str] = set()
+        self.ft_only: dict[str, TensorEntry] = {}
+        self.base_only: dict[str, TensorEntry] = {}
+        self.left_out: set[str] = set()
+        """Names that include and exclude leave out, of what is on one side only."""
         found = stored_copies(ft)
         self.copies, self.apart = dict(found.equal), found.apart
-        self.prefix = _Prefix(ft.tensors, base.tensors)
+        self.names = Names(ft.tensors, base.tensors)
         self.quantised = "quantization_config" in ft.config or "quantization_config" in base.config
-        if self.prefix.note:
-            self.notes.append(self.prefix.note)
+        if self.names.note:
+            self.notes.append(self.names.note)
 
     def match(self, entry: TensorEntry) -> None:
         """Sort one tensor of the fine-tune."""
-        name = self.prefix.in_base(entry.name)
-        other = self.base.tensors.get(name)
-        if other is None and entry.name not in self.copies and entry.dtype in FLOATS:
-            other = self._tied_in_base(name)
-            if other is not None:
-                self.notes.append(f"{entry.name}: tied in the base, compared with {other.name}")
+        other, tied = self._counterpart(entry)
         if other is not None:
             self.used.add(other.name)
-        if entry.dtype not in FLOATS:
+        if not self.chosen.takes(entry.name, other.name if other else entry.name):
+            self.kept[entry.name] = _LEFT_OUT
+            if other is None and self._counts(entry):
+                self.ft_only[entry.name] = entry
+                self.left_out.add(entry.name)
+        elif entry.dtype not in FLOATS:
             self.kept[entry.name] = f"{entry.dtype} is left as the fine-tune has it"
         elif self.quantised and _QUANTISATION.search(entry.name):
             self.kept[entry.name] = "belongs to a quantised weight"
@@ -209,10 +217,12 @@ class _Matcher:
             first = self.copies[entry.name]
             self.notes.append(f"{entry.name}: tied to {first} and stored twice; counts once")
         elif other is None:
-            self.faults.append(f"{entry} is not in the base{self._nearest(name)}")
+            self.ft_only[entry.name] = entry
         elif other.dtype not in FLOATS:
             self.kept[entry.name] = f"the base has it as {other.dtype}"
         else:
+            if tied:
+                self.notes.append(f"{entry.name}: tied in the base, compared with {other.name}")
             self._compare(entry, other)
         if entry.name in self.apart:
             self.notes.append(
@@ -220,19 +230,38 @@ class _Matcher:
                 "values are others: transformers loads both, and both count"
             )
 
+    def _counterpart(self, entry: TensorEntry) -> tuple[TensorEntry | None, bool]:
+        """What the base has for a tensor of the fine-tune; whether only because it ties it."""
+        other = self.base.tensors.get(self.names.in_base(entry.name))
+        if other is not None or entry.dtype not in FLOATS or entry.name in self.copies:
+            return other, False
+        live = self.ft_tying.live.get(entry.name, self.names.in_base(entry.name))
+        if live in self._base_by_live:
+            return self.base.tensors[self._base_by_live[live]], False
+        for mate in self.base_tying.mates(live):
+            if self.base.tensors[mate].dtype in FLOATS:
+                return self.base.tensors[mate], True
+        return None, False
+
     def _compare(self, entry: TensorEntry, other: TensorEntry) -> None:
         if entry.shape == other.shape:
             self.pairs.append(TensorPair(entry, other, entry.numel))
-        elif _enlarged(entry, other):
+        elif _other_rows(entry, other):
             rows = entry.shape[0] - other.shape[0]
-            self.notes.append(f"{entry.name}: {rows} rows more than in the base; they stay")
+            if rows > 0:
+                self.notes.append(f"{entry.name}: {rows} rows more than in the base; they stay")
+            else:
+                other, rest = _cut(other, entry.shape[0])
+                self.base_only[rest.name] = rest
             self.pairs.append(TensorPair(entry, other, other.numel))
         else:
-            self.shapes += 1
-            self.faults.append(
-                f"{entry.name!r} is {list(entry.shape)} in the fine-tune and {list(other.shape)} "
-                "in the base"
-            )
+            shapes = f"{list(entry.shape)} in the fine-tune and {list(other.shape)} in the base"
+            if _HEAD.search(entry.name):
+                self.notes.append(f"{entry.name}: {shapes}")
+                self.ft_only[entry.name], self.base_only[other.name] = entry, other
+            else:
+                self.shapes += 1
+                self.faults.append(f"{entry.name!r} is {shapes}")
 
     @functools.cached_property
     def ft_tying(self) -> Tying:
@@ -242,43 +271,91 @@ class _Matcher:
     def base_tying(self) -> Tying:
         return tying_of(self.base, self.ft) if may_tie(self.base.config) else Tying(())
 
-    def _tied_in_base(self, name: str) -> TensorEntry | None:
-        """What the base fills a tensor with that it does not store itself."""
-        for mate in self.base_tying.mates(name):
-            if self.base.tensors[mate].dtype in FLOATS:
-                return self.base.tensors[mate]
-        return None
+    @functools.cached_property
+    def _base_by_live(self) -> dict[str, str]:
+        """Names in a loaded model -> those in the base, where each is another in the fine-tune."""
+        matched = {self.names.in_base(name) for name in self.ft.tensors}
+        of_ft = Counter(self.ft_tying.live.values())
+        of_base = Counter(self.base_tying.live.values())
+        return {
+            live: name
+            for name, live in self.base_tying.live.items()
+            if name not in matched and of_ft[live] == of_base[live] == 1
+        }
 
-    def _nearest(self, name: str) -> str:
-        if len(self.faults) >= SHOWN:
-            return ""
-        free = (other for other in self.base.tensors if other not in self.ft.tensors)
-        near = difflib.get_close_matches(name, itertools.islice(free, _NEAR), n=1, cutoff=0.6)
-        return f" (nearest: {near[0]!r})" if near else ""
+    def _counts(self, entry: TensorEntry) -> bool:
+        """Whether a tensor is a weight of its own."""
+        return not (
+            entry.dtype not in FLOATS
+            or (self.quantised and _QUANTISATION.search(entry.name))
+            or _BUFFER.search(entry.name)
+            or entry.name in self.copies
+        )
 
-    def result(self, left_out: set[str]) -> Pairing:
+    def _sort_rest(self) -> None:
+        """What the base has beside the fine-tune's tensors."""
+        rest = [entry for name, entry in self.base.tensors.items() if name not in self.used]
+        copies = stored_copies(self.base).equal if rest else {}
+        for entry in rest:
+            if not self._counts(entry) or copies.get(entry.name) in self.used:
+                if self.chosen.takes(entry.name) and entry.dtype in FLOATS:
+                    self.notes.append(f"{entry.name}: in the base only, ignored")
+                continue
+            self.base_only[entry.name] = entry
+            if not self.chosen.takes(entry.name):
+                self.left_out.add(entry.name)
+
+    def _check_sides(self, strict: bool) -> None:
+        """What is on one side only is a fault if asked to be, or where it is most of it."""
+        ft_only = [e for e in self.ft_only.values() if e.name not in self.left_out]
+        base_only = [e for e in self.base_only.values() if e.name not in self.left_out]
+        beside = sum(entry.numel for entry in (*ft_only, *base_only))
+        paired = sum(one.entries for one in self.pairs)
+        if not strict and paired >= beside:
+            for side, entries in (
+                ("fine-tune only, left as it is", ft_only),
+                ("base only", base_only),
+            ):
+                if entries:
+                    total = sum(entry.numel for entry in entries)
+                    self.notes.append(f"in the {side}: {_named(entries)} ({total:,} entries)")
+            self.kept |= dict.fromkeys((e.name for e in ft_only), "in the fine-tune only")
+            return
+        free = [e.name for e in base_only if e.name not in self.ft.tensors][:_NEAR]
+        for place, entry in enumerate(ft_only):
+            known = free if place < SHOWN else []
+            near = difflib.get_close_matches(entry.name, known, n=1, cutoff=0.6)
+            nearest = f" (nearest: {near[0]!r})" if near else ""
+            self.faults.append(f"{entry} is not in the base{nearest}")
+        self.faults += [f"{entry} is in the base only" for entry in base_only]
+        if not strict and self.pairs:
+            share = 100 * paired / (paired + beside)
+            self.faults.insert(0, f"only {share:.0f} % of the entries are in both")
+
+    def result(self, strict: bool) -> Pairing:
         """All of it, or one error with all faults."""
-        out_of_scope = {self.prefix.in_base(name) for name in left_out}
-        extra = [e for n, e in self.base.tensors.items() if n not in self.used | out_of_scope]
         if not self.pairs and not self.used:
             raise PairingError(
                 f"{self.ft.path} and {self.base.path} have no tensor in common: "
                 f"{_first(self.ft)} against {_first(self.base)}. Are they the same architecture?"
             )
-        for entry in extra:
-            if _BUFFER.search(entry.name) or self.ft_tying.mates(entry.name):
-                self.notes.append(f"{entry.name}: in the base only, ignored")
-            elif entry.dtype in FLOATS:
-                self.faults.append(f"{entry} is in the base only")
+        self._sort_rest()
+        self._check_sides(strict)
         if self.faults:
             raise PairingError(several(self._headline(), self.faults))
         if not self.pairs:
             raise PairingError(
                 several("No floating-point tensor is left to compare:", _reasons(self.kept))
             )
-        self.kept |= dict.fromkeys(sorted(left_out), "left out by include/exclude")
         return Pairing(
-            self.ft, self.base, tuple(self.pairs), self.kept, tuple(self.notes), self.copies
+            self.ft,
+            self.base,
+            tuple(self.pairs),
+            self.kept,
+            tuple(self.notes),
+            self.copies,
+            tuple(self.ft_only.values()),
+            tuple(self.base_only.values()),
         )
 
     def _headline(self) -> str:
@@ -293,12 +370,22 @@ class _Matcher:
         )
 
 
-def _enlarged(entry: TensorEntry, other: TensorEntry) -> bool:
+def _other_rows(entry: TensorEntry, other: TensorEntry) -> bool:
+    """Whether one is the other with more rows: an embedding that was resized."""
     return (
         _GROWS.search(entry.name) is not None
         and 1 <= len(entry.shape) == len(other.shape)
         and entry.shape[1:] == other.shape[1:]
-        and entry.shape[0] > other.shape[0] > 0
+        and min(entry.shape[0], other.shape[0]) > 0
+    )
+
+
+def _cut(entry: TensorEntry, rows: int) -> tuple[TensorEntry, TensorEntry]:
+    """The first rows of a stored tensor, and the others."""
+    at = entry.begin + (entry.end - entry.begin) // entry.shape[0] * rows
+    return (
+        replace(entry, shape=(rows, *entry.shape[1:]), end=at),
+        replace(entry, shape=(entry.shape[0] - rows, *entry.shape[1:]), begin=at),
     )
 
 
@@ -306,53 +393,19 @@ def _first(checkpoint: Checkpoint) -> str:
     return ", ".join(repr(name) for name in list(checkpoint.tensors)[:2])
 
 
+def _counted(entries: Collection[TensorEntry], side: str) -> str:
+    total = sum(entry.numel for entry in entries)
+    what = "tensor is" if len(entries) == 1 else "tensors are"
+    return f"{len(entries)} {what} in the {side} only ({total:,} entries)"
+
+
+def _named(entries: Collection[TensorEntry]) -> str:
+    names = ", ".join(entry.name for entry in itertools.islice(entries, _NAMED))
+    return names + (f" and {len(entries) - _NAMED} more" if len(entries) > _NAMED else "")
+
+
 def _reasons(kept: dict[str, str]) -> list[str]:
     return [f"{name}: {why}" for name, why in kept.items()]
-
-
-class _Prefix:
-    """A prefix (`model.`, `transformer.`, ...) that the names have on one side only."""
-
-    def __init__(self, ft: Iterable[str], base: Iterable[str]) -> None:
-        ft, base = set(ft), set(base)
-        self._matched = ft & base
-        self._base = base
-        (on_ft, gain_ft), (on_base, gain_base) = _best_prefix(ft, base), _best_prefix(base, ft)
-        self._remove = on_ft if gain_ft > 0 and gain_ft >= gain_base else ""
-        self._add = on_base if gain_base > gain_ft else ""
-        self.note = ""
-        if self._remove or self._add:
-            where = "the fine-tune" if self._remove else "the base"
-            self.note = f"names differ by a prefix: {self._remove or self._add!r} in {where} only"
-
-    def in_base(self, name: str) -> str:
-        """What a tensor of the fine-tune is called in the base."""
-        if name in self._matched:
-            return name
-        if self._remove and name.startswith(self._remove):
-            return name[len(self._remove) :]
-        if self._add and self._add + name in self._base:
-            return self._add + name
-        return name
-
-
-def _prefixes(name: str) -> Iterator[str]:
-    parts = name.split(".")
-    for count in (1, 2):
-        if len(parts) > count:
-            yield ".".join(parts[:count]) + "."
-
-
-def _best_prefix(names: set[str], others: set[str]) -> tuple[str, int]:
-    """The prefix without which most names find their partner, and how many do only so."""
-    gains = Counter(
-        prefix
-        for name in names - others
-        for prefix in _prefixes(name)
-        if name[len(prefix) :] in others
-    )
-    best = min(gains, key=lambda prefix: (-gains[prefix], len(prefix), prefix), default="")
-    return best, gains[best]
 
 
 def check_scope(scope: str) -> Scope:

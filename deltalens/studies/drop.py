@@ -63,6 +63,7 @@ def drop(
     seed: int = 0,
     include: str | None = None,
     exclude: str | None = None,
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> DropResult:
     """Put part of a fine-tune's delta back to the base, and write the checkpoint (GMT's One-off
@@ -82,6 +83,7 @@ def drop(
         changed_only: count the rate over entries that differ from the base, and drop only those.
         seed: of the random order, and of the one that settles ties.
         include, exclude: regular expressions over tensor names.
+        strict: refuse tensors that only one of the two has; else notes name them.
         progress: called with (entries done, entries in all).
 
     Raises:
@@ -91,7 +93,7 @@ def drop(
     setting = DropSetting(check_strategy(strategy), exact, seed)
     scoped = check_scope(scope)
     out = Path(out)
-    pairing = pair(ft, base, include, exclude)
+    pairing = pair(ft, base, include, exclude, strict)
     check_new_folder(out, [pairing.ft.path, pairing.base.path])
     record = {
         "deltalens": version(),

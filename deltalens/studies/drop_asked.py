@@ -19,6 +19,7 @@ from deltalens.numerics.rates import show_rate
 from deltalens.studies.selecting import DropSetting, check_strategy
 
 __all__ = [
+    "BASE",
     "DropAsked",
     "FidelityTexts",
     "MeasureAsked",
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 FIDELITY = {"kl", "top1_agreement"}
+BASE = "base"
+"""The strategy of the cell that is the base's own model."""
 
 Metric = Callable[[nn.Module], dict[str, float]]
 """Any measurement of a model: name -> value."""
@@ -78,14 +81,18 @@ class DropAsked(MeasureAsked):
     include: str | None
     exclude: str | None
 
-    def cells(self) -> list[Setting]:
-        """All cells: the strategies in turn, rates ascending; seeds for the random one."""
+    def cells(self, unpaired: bool) -> list[Setting]:
+        """All cells: the strategies in turn, rates ascending; seeds for the random one.
+
+        Args:
+            unpaired: tensors are on one side only: rate 1 is not the base, which is a cell itself.
+        """
         return [
             {"strategy": strategy, "scope": self.scope, "rate": float(rate), "seed": seed}
             for strategy in self.strategies
             for seed in range(self.seeds if strategy == "random" else 1)
             for rate in self.rates
-        ]
+        ] + [{"strategy": BASE, "scope": self.scope, "rate": 1.0, "seed": 0}] * unpaired
 
     def drop_settings(self) -> list[DropSetting]:
         """What is selected for: every cell but the fine-tune and the base themselves."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import nn
 
+from deltalens.errors import DeltaLensError
 from deltalens.evaluate.fidelity import Fidelity, sample_texts
 from deltalens.evaluate.loading import LoadedModel
 from deltalens.evaluate.scoring import Scoring, can_generate
@@ -18,7 +21,7 @@ from deltalens.io.records import Measurement, Setting, StudyFolder
 from deltalens.numerics.selection import Selection
 from deltalens.numerics.workers import workers
 from deltalens.studies.deltas import DeltaStream
-from deltalens.studies.drop_asked import DropAsked, MeasureAsked, Metric
+from deltalens.studies.drop_asked import BASE, DropAsked, MeasureAsked, Metric
 from deltalens.studies.live import LiveModel
 from deltalens.studies.processes import Tell
 from deltalens.studies.selecting import DropSetting, no_delta, select_unit
@@ -124,7 +127,7 @@ class DropRun(Evaluation):
         self.selections: dict[DropSetting, dict[str, Selection]] = {}
         self.exact = {float(rate): rate for rate in asked.rates}
 
-    def run(self, load: Callable[[], LoadedModel]) -> None:
+    def run(self, load: Callable[[], LoadedModel], load_base: Callable[[], LoadedModel]) -> None:
         """Select, load, evaluate every cell that is left, and give the model its bits back."""
         self.select()
         self.watch.stage("loading the model", None)
@@ -135,10 +138,14 @@ class DropRun(Evaluation):
             self.folder.write_manifest()
 
             def cell(setting: Setting, tell: Tell) -> Metrics:
+                if setting["strategy"] == BASE:
+                    live.restore()
+                    return self.measure_base(loaded, load_base, measure)
                 self.edit(live, setting)
                 return measure(loaded.model)
 
-            run_cells(self.folder, self.asked.cells(), cell, self.watch, _same_point)
+            cells = self.asked.cells(bool(self.pairing.unpaired))
+            run_cells(self.folder, cells, cell, self.watch, _same_point)
         finally:
             live.restore()
 
@@ -173,8 +180,31 @@ class DropRun(Evaluation):
             "entries": self.pairing.entries,
             "unchanged": unchanged,
             "kept": len(self.pairing.kept),
+            "unpaired": self.pairing.unpaired,
             "notes": list(self.pairing.notes),
         }
+
+    def measure_base(
+        self,
+        ft: LoadedModel,
+        load: Callable[[], LoadedModel],
+        measure: Callable[[nn.Module], Metrics],
+    ) -> Metrics:
+        """The base's own model, where putting everything back does not make it. Where it cannot be
+        measured as the fine-tune is, its values are NaN, and a note says why."""
+        try:
+            base = load()
+            rows = [_vocabulary(loaded.model) for loaded in (ft, base)]
+            if rows[1] < rows[0]:
+                raise DeltaLensError(f"it knows {rows[1]:,} tokens of the fine-tune's {rows[0]:,}")
+            return measure(base.model)
+        except Exception as error:  # Another model than the metrics were made for: any kind.
+            reason = " ".join(str(error).split()) or type(error).__name__
+            note = f"the base's own model cannot be measured beside the fine-tune: {reason}"
+            self.folder.facts["notes"].append(note)
+            self.folder.write_manifest()
+            names = {name for done in self.folder.cells for name in done.metrics}
+            return {name: Measurement(math.nan) for name in sorted(names)}
 
     def edit(self, live: LiveModel, setting: Setting) -> None:
         """Make the live model the one of this cell."""
@@ -191,5 +221,12 @@ class DropRun(Evaluation):
 
 
 def _same_point(setting: Setting) -> str | None:
-    """Rate 0 is the fine-tune and rate 1 the base, whatever the strategy and the seed."""
-    return {0.0: "fine-tune", 1.0: "base"}.get(setting["rate"])
+    """Rate 0 is the fine-tune, and at rate 1 all is put back, whatever strategy and seed."""
+    if setting["strategy"] == BASE:
+        return "the base's own model"
+    return {0.0: "fine-tune", 1.0: "all put back"}.get(setting["rate"])
+
+
+def _vocabulary(model: nn.Module) -> int:
+    config: Any = model.config
+    return int(getattr(config.get_text_config(), "vocab_size", 0))

@@ -6,10 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+import torch
+
 from deltalens.catalog import check_better
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.loading import check_fits, load_model, pick_device, pick_dtype
+from deltalens.evaluate.loading import (
+    LoadedModel,
+    check_fits,
+    load_model,
+    pick_device,
+    pick_dtype,
+)
 from deltalens.evaluate.rows import read_rows
+from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.pairing import check_scope, pair
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
 from deltalens.numerics.rates import Rate, exact_rates
@@ -54,6 +63,7 @@ def drop_study(
     batch_tokens: int = 4096,
     include: str | None = None,
     exclude: str | None = None,
+    strict: bool = False,
     fresh: bool = False,
     trust_remote_code: bool = False,
     watch: StudyWatch | None = None,
@@ -87,6 +97,7 @@ def drop_study(
             checkpoint's dtype.
         batch_tokens: positions in a batch.
         include, exclude: regular expressions over tensor names.
+        strict: refuse tensors that only one of the two has; else notes name them.
         fresh: discard what the folder holds of another study.
         trust_remote_code: run model code that the checkpoint brings.
         watch: told of stages, progress and finished cells.
@@ -123,7 +134,7 @@ def drop_study(
     if not asked.strategies:
         raise DeltaLensError(f"no strategy: choose from {', '.join(STRATEGIES)}")
     check_metrics(asked)
-    pairing = pair(ft, base, include, exclude)
+    pairing = pair(ft, base, include, exclude, strict)
     where = pick_device(device)
     kind = pick_dtype(dtype, pairing.ft)
     out = Path(out)
@@ -134,13 +145,26 @@ def drop_study(
     )
     try:
         keep_better(folder, directions)
-        cells = asked.cells()
+        cells = asked.cells(bool(pairing.unpaired))
         if len(folder.cells) < len(cells):
             DropRun(asked, pairing, folder, watch, metric).run(
-                lambda: load_model(pairing.ft, kind, where, trust_remote_code)
+                lambda: load_model(pairing.ft, kind, where, trust_remote_code),
+                lambda: _load_base(pairing.base, kind, where, batch_tokens, trust_remote_code),
             )
         else:
             folder.write_table(cells)
     finally:
         folder.close()
     return load_study(out)
+
+
+def _load_base(
+    base: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch_tokens: int,
+    trust_remote_code: bool,
+) -> LoadedModel:
+    """The base as a model of its own, beside the fine-tune."""
+    check_fits(base, dtype, device, batch_tokens)
+    return load_model(base, dtype, device, trust_remote_code)

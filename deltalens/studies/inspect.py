@@ -157,6 +157,7 @@ def inspect(
     *,
     include: str | None = None,
     exclude: str | None = None,
+    strict: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Inspection:
     """Stream over a delta once, and describe it.
@@ -165,12 +166,13 @@ def inspect(
         ft, base: checkpoints, as folders or files.
         out: a folder for the records (`cells.csv` and what `deltalens plot` draws), if wanted.
         include, exclude: regular expressions over tensor names.
+        strict: refuse tensors that only one of the two has; else notes name them.
         progress: called with (entries done, entries in all).
 
     Raises:
         DeltaLensError: bad input; identical models; a NaN or an infinity (the tensor is named).
     """
-    pairing = pair(ft, base, include, exclude)
+    pairing = pair(ft, base, include, exclude, strict)
     if out is not None:
         check_study_folder(Path(out), [pairing.ft.path, pairing.base.path], "inspect")
     stream = DeltaStream()

@@ -42,6 +42,7 @@ def sweep_layers_drop(
     batch_tokens: int = 4096,
     include: str | None = None,
     exclude: str | None = None,
+    strict: bool = False,
     cache_gb: float = 4.0,
     fresh: bool = False,
     trust_remote_code: bool = False,
@@ -76,6 +77,7 @@ def sweep_layers_drop(
         batch_tokens: positions in a batch.
         include, exclude: regular expressions over tensor names; what does not take part is the
             fine-tune's in every cell.
+        strict: refuse tensors that only one of the two has; else notes name them.
         cache_gb: how much host memory, in 10^9 bytes, what enters a group may take: positions of
             the data, times the hidden size, times the bytes of a number, once. Batches beyond run
             in full; 0: all of them.
@@ -90,7 +92,7 @@ def sweep_layers_drop(
     directions = check_better(better, custom=metric is not None)
     _check_amounts(limit, batch_tokens, fidelity, cache_gb)
     files = tuple(read_rows(path, limit) for path in data)
-    pairing = pair(ft, base, include, exclude)
+    pairing = pair(ft, base, include, exclude, strict)
     asked = LayersAsked(
         sizes=tuple(dict.fromkeys(groups)),
         groups=groups_of(pairing, groups),

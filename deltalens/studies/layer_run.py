@@ -113,6 +113,7 @@ class LayerRun(Evaluation):
             "entries": self.pairing.entries,
             "unchanged": unchanged,
             "kept": len(self.pairing.kept),
+            "unpaired": self.pairing.unpaired,
             "blocks": {name: part for name, part in found.items() if name},
             "outside": found.get("", {"entries": 0, "squares": 0.0}),
             "notes": list(self.pairing.notes),

@@ -56,6 +56,8 @@ class DropSummary:
     """Which way it is better; None where nobody has said so."""
     ft: float
     base: float
+    all_back: float
+    """At rate 1: the base's value, unless tensors are on one side only."""
     strategies: tuple[StrategySummary, ...]
     unchanged: float
     """Share of entries whose delta is exactly 0."""
@@ -70,7 +72,11 @@ class DropSummary:
     def sentences(self) -> Iterator[str]:
         """The summary as a person reads it."""
         name = self.metric
-        yield f"{name}: {_number(self.ft)} fine-tuned, {_number(self.base)} base"
+        unpaired = self.record.facts.get("unpaired")
+        between = f"{_number(self.all_back)} with all put back, " if unpaired else ""
+        yield f"{name}: {_number(self.ft)} fine-tuned, {between}{_number(self.base)} base"
+        if unpaired:
+            yield f"rate 1 is not the base: {unpaired}"
         if self.better is None:
             yield no_direction(name)
         elif not math.isfinite(self.ft):
@@ -139,7 +145,9 @@ class DropSummary:
 
     def as_json(self) -> dict[str, Any]:
         """The summary for scripts."""
+        unpaired = self.record.facts.get("unpaired")
         return {
+            **({"all_put_back": self.all_back, "unpaired": unpaired} if unpaired else {}),
             "study": str(self.record.path),
             "metric": self.metric,
             "better": self.better,
@@ -187,10 +195,13 @@ def summarise(record: StudyRecord) -> DropSummary:
     own = record.facts.get("better")
     metric = leading(dict.fromkeys(record.cells["metric"]), own)
     frame = record.cells[record.cells["metric"] == metric]
+    own_base = frame[frame["strategy"] == "base"]["value"]
+    frame = frame[frame["strategy"] != "base"]
     ends = {rate: frame[frame["rate"] == rate]["value"] for rate in (0.0, 1.0)}
     if metric is None or any(end.empty for end in ends.values()):
         raise RecordError(f"{record.path}: too few cells are finished for a summary")
-    ft, base = (float(ends[rate].iloc[0]) for rate in (0.0, 1.0))
+    ft, all_back = (float(ends[rate].iloc[0]) for rate in (0.0, 1.0))
+    base = all_back if own_base.empty else float(own_base.iloc[0])
     better = better_of(metric, own)
     found = tuple(
         _of_strategy(str(name), part, ft, base, better)
@@ -198,7 +209,7 @@ def summarise(record: StudyRecord) -> DropSummary:
     )
     facts = record.facts
     unchanged = facts["unchanged"] / facts["entries"]
-    return DropSummary(record, metric, better, ft, base, found, unchanged)
+    return DropSummary(record, metric, better, ft, base, all_back, found, unchanged)
 
 
 def _of_strategy(

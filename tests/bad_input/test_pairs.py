@@ -78,12 +78,23 @@ def test_one_shape_different_is_named_with_both_shapes(tmp_path: Path) -> None:
     assert message.endswith("'model.norm.weight' is [4] in the fine-tune and [5] in the base")
 
 
-def test_a_tensor_of_one_side_only_is_named_with_its_nearest(tmp_path: Path) -> None:
+def test_a_tensor_of_one_side_only_is_named_with_its_nearest_when_strict(tmp_path: Path) -> None:
     base = renamed(weights(), lambda name: name.replace("norm", "final_norm"))
-    message = refusal(*pair_of(tmp_path, weights(), base))
+    both = pair_of(tmp_path, weights(), base)
+    message = refusal(*both, lambda ft, base, out: deltalens.inspect(ft, base, strict=True))
     assert "'model.norm.weight' (F32 [4]) is not in the base" in message
     assert "(nearest: 'model.final_norm.weight')" in message
     assert "'model.final_norm.weight' (F32 [4]) is in the base only" in message
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_most_of_it_on_one_side_only_is_refused_with_the_share(tmp_path: Path, run: Run) -> None:
+    rename = {"model.layers.0.mlp.weight": "a", "model.embed_tokens.weight": "b"}
+    base = renamed(weights(), lambda name: rename.get(name, name))
+    message = refusal(*pair_of(tmp_path, tuned(weights()), base), run)
+    assert "  - only 20 % of the entries are in both" in message
+    assert "'model.layers.0.mlp.weight' (F32 [4, 4]) is not in the base" in message
+    assert "'a' (F32 [4, 4]) is in the base only" in message
 
 
 def test_integer_weights_stay_as_the_fine_tune_has_them_and_it_is_said(tmp_path: Path) -> None:

@@ -219,7 +219,11 @@ def steps_of(others: Sequence[str | Path]) -> list[Path]:
 
 
 def pairings(
-    origin: Checkpoint, others: Sequence[Path], include: str | None, exclude: str | None
+    origin: Checkpoint,
+    others: Sequence[Path],
+    include: str | None,
+    exclude: str | None,
+    strict: bool = False,
 ) -> list[Pairing]:
     """The origin matched with every other checkpoint.
 
@@ -229,7 +233,7 @@ def pairings(
     found, faults = [], []
     for other in [open_checkpoint(path) for path in others]:
         try:
-            found.append(pair(origin, other, include, exclude))
+            found.append(pair(origin, other, include, exclude, strict))
         except PairingError as error:
             faults.append(str(error))
     if faults:

@@ -44,6 +44,7 @@ class StoredModels:
         device: torch.device,
         dtype: str,
         trust_remote_code: bool = False,
+        strict: bool = False,
     ) -> None:
         every = [origin, *others, *([] if base is None else [base])]
         folders = [given for given in every if isinstance(given, (str, Path))]
@@ -64,7 +65,7 @@ class StoredModels:
         self.has_base = base is not None
         self.paths = [self.origin.path, *more]
         self.names = _names(self.paths)
-        self._pairings = pairings(self.origin, more, asked.include, asked.exclude)
+        self._pairings = pairings(self.origin, more, asked.include, asked.exclude, strict)
         self._include, self._exclude = asked.include, asked.exclude
 
     @property

@@ -47,6 +47,7 @@ def scan_landscape(
     batch_tokens: int = 4096,
     include: str | None = None,
     exclude: str | None = None,
+    strict: bool = False,
     fresh: bool = False,
     trust_remote_code: bool = False,
     watch: StudyWatch | None = None,
@@ -91,6 +92,8 @@ def scan_landscape(
         batch_tokens: positions in a batch.
         include, exclude: regular expressions over tensor names: what moves. All else stays as the
             origin has it; buffers always do.
+        strict: refuse tensors that a checkpoint has and another lacks; else they are left as they
+            are and said.
         fresh: discard what the folder holds of another study.
         trust_remote_code: run model code that the checkpoint brings.
         watch: told of stages, progress and finished cells.
@@ -127,7 +130,7 @@ def scan_landscape(
         models = HeldModels(origin, others, base, asked)
     else:
         models = StoredModels(
-            origin, others, base, asked, pick_device(device), dtype, trust_remote_code
+            origin, others, base, asked, pick_device(device), dtype, trust_remote_code, strict
         )
         check_fits(models.origin, models.kind, models.device, batch_tokens)
         held = 1 if low_memory else 1 + len(asked.counts)
