@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deltalens.errors import DeltaLensError
+from deltalens.evaluate.finite import are_numbers, no_numbers
 from deltalens.evaluate.scoring import can_generate
 from deltalens.evaluate.statistics import ratio
 from deltalens.evaluate.tokens import longest_input
@@ -90,6 +91,8 @@ def _continue(
     for _ in range(steps):
         out = model(input_ids=ids, past_key_values=cache, use_cache=True)
         cache = getattr(out, "past_key_values", None)
+        if not bool(are_numbers(out.logits[:, -1]).all()):
+            raise no_numbers(model, _folder(model))
         chances = out.logits[:, -1].float().softmax(-1).cpu()
         drawn = torch.multinomial(chances, 1, generator=generator)
         for place, token in enumerate(drawn[:, 0].tolist()):
@@ -181,9 +184,11 @@ class Fidelity:
         kept = min(KEPT, logits.shape[-1])
         classes, top, logs = [], [], []
         for piece in logits[compared].split(self._slice):
+            if not bool(are_numbers(piece).all()):
+                raise no_numbers(model, _folder(model))
             best = piece.float().topk(kept, dim=-1).indices
             classes.append(best.to(torch.int32))
-            top.append(piece.float().argmax(-1))
+            top.append(piece.float().max(-1).indices)
             logs.append(_classes(piece, best))
         return _Reference(
             ids, mask, compared, torch.cat(classes), torch.cat(top), torch.cat(logs), owner
@@ -206,7 +211,7 @@ class Fidelity:
     @torch.inference_mode()
     def measure(self, model: nn.Module) -> dict[str, Measurement]:
         """`top1_agreement` (share of positions) and `kl` (nats per token); standard errors over
-        texts."""
+        texts. NaN where the model computes no numbers."""
         divergence = torch.zeros(self._texts, dtype=torch.float64)
         agreed, count = torch.zeros_like(divergence), torch.zeros_like(divergence)
         for reference in self._batches:
@@ -224,14 +229,20 @@ class Fidelity:
                 owner = owner.cpu()
                 found = _classes(piece, classes.long())
                 divergence.index_add_(0, owner, _divergence(logs, found).cpu())
-                same = piece.float().argmax(-1) == top
-                agreed.index_add_(0, owner, same.double().cpu())
+                highest, likeliest = piece.float().max(-1)
+                same = (likeliest == top).double().masked_fill(~highest.isfinite(), math.nan)
+                agreed.index_add_(0, owner, same.cpu())
                 count.index_add_(0, owner, torch.ones(len(owner), dtype=torch.float64))
         seen = count > 0
         return {
             "top1_agreement": ratio(agreed[seen], count[seen]),
             "kl": ratio(divergence[seen], count[seen]),
         }
+
+
+def _folder(model: nn.Module) -> str:
+    config: Any = model.config
+    return str(config.name_or_path) or type(model).__name__
 
 
 def _padded(texts: list[list[int]], positions: int) -> list[tuple[int, list[list[int]]]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deltalens.errors import DeltaLensError, said_by
+from deltalens.evaluate.finite import check_model
 from deltalens.evaluate.rows import DataFile
 from deltalens.evaluate.statistics import mean, ratio
 from deltalens.evaluate.tokens import Batch, Tokens, batches, encode_rows, longest_input
@@ -67,10 +69,22 @@ class Scoring:
         self._pad = pad
         self._batches = batches(self._sequences, positions, pad)
 
+    def check(self, model: nn.Module, where: str | Path) -> None:
+        """Refuse a model that computes no numbers, by its longest row.
+
+        Args:
+            model: that the study is about.
+            where: its folder.
+
+        Raises:
+            DeltaLensError: with the dtype, and what to do.
+        """
+        check_model(model, max(self._sequences, key=lambda one: len(one.ids)).ids, where)
+
     @torch.inference_mode()
     def measure(self, model: nn.Module) -> dict[str, Measurement]:
         """`loss` (nats per target token), `perplexity`, and `exact_match` where rows have a target
-        of their own; standard errors over examples."""
+        of their own; standard errors over examples. NaN where the model computes no numbers."""
         count = len(self._sequences)
         losses, targets = torch.zeros(count, dtype=torch.float64), torch.zeros(count)
         right = torch.zeros(count)
@@ -79,7 +93,7 @@ class Scoring:
             summed, matched = score(model, moved, match=self._answered and self._pattern is None)
             losses[batch.rows] = summed.double().cpu()
             if matched is not None:
-                right[batch.rows] = matched.float().cpu()
+                right[batch.rows] = matched.cpu()
             targets[batch.rows] = batch.targets.sum(1).float()
         loss = ratio(losses, targets)
         perplexity = _exp(loss.value)
@@ -88,7 +102,7 @@ class Scoring:
             "perplexity": Measurement(perplexity, perplexity * loss.stderr, loss.n),
         }
         if self._pattern is not None:
-            right = self._generated_right(model)
+            right = self._generated_right(model).masked_fill(losses.isnan(), math.nan)
         return {"exact_match": mean(right), **found} if self._answered else found
 
     def _generated_right(self, model: nn.Module) -> Tensor:
@@ -115,12 +129,15 @@ def can_generate(model: nn.Module) -> bool:
 
 
 def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def score(model: nn.Module, batch: Batch, *, match: bool) -> tuple[Tensor, Tensor | None]:
     """Per row: the summed loss of its targets, and, if asked for, whether every argmax is the
-    target: (B,)."""
+    target, 1 or 0, and NaN where the logits are no numbers: (B,)."""
     with said_by("transformers", f"{type(model).__name__}: cannot be evaluated on these rows"):
         logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
     wanted = batch.ids.roll(-1, dims=1)[batch.targets]
@@ -131,7 +148,12 @@ def score(model: nn.Module, batch: Batch, *, match: bool) -> tuple[Tensor, Tenso
         return of_targets.new_zeros(batch.ids.shape[0]).index_add_(0, owner, of_targets)
 
     loss = by_row(torch.nn.functional.cross_entropy(chosen, wanted, reduction="none"))
-    return loss, by_row((chosen.argmax(-1) != wanted).float()) == 0 if match else None
+    if not match:
+        return loss, None
+    highest, likeliest = chosen.max(-1)
+    missed = (likeliest != wanted).float().masked_fill(~highest.isfinite(), math.nan)
+    summed = by_row(missed)
+    return loss, (summed == 0).float().masked_fill(summed.isnan(), math.nan)
 
 
 # `generate` fills what is left None from the checkpoint's generation_config.json: a chat model's

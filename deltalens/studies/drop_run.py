@@ -13,6 +13,7 @@ from torch import nn
 
 from deltalens.errors import DeltaLensError
 from deltalens.evaluate.fidelity import Fidelity, sample_texts
+from deltalens.evaluate.finite import check_measured
 from deltalens.evaluate.loading import LoadedModel
 from deltalens.evaluate.scoring import Scoring, can_generate
 from deltalens.io.files import write_whole
@@ -61,6 +62,7 @@ class Evaluation:
                 self.measured.batch_tokens,
                 self.measured.answer_pattern,
             )
+            scoring.check(loaded.model, self.pairing.ft.path)
             if scoring.left_out:
                 notes.append(
                     f"{file.path.name}: {scoring.left_out} rows left out: too long, or "
@@ -142,7 +144,10 @@ class DropRun(Evaluation):
                     live.restore()
                     return self.measure_base(loaded, load_base, measure)
                 self.edit(live, setting)
-                return measure(loaded.model)
+                found = measure(loaded.model)
+                if setting["rate"] == 0 and self.metric is None:
+                    check_measured(found, loaded.model, self.pairing.ft.path)
+                return found
 
             cells = self.asked.cells(bool(self.pairing.unpaired))
             run_cells(self.folder, cells, cell, self.watch, _same_point)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deltalens.errors import DeltaLensError, said_by
+from deltalens.evaluate.finite import check_model
 from deltalens.evaluate.loading import load_model, pick_device
 from deltalens.evaluate.rows import DataFile, read_rows
 from deltalens.evaluate.tokens import Batch, batches, encode_rows, longest_input
@@ -134,7 +135,7 @@ class _Bench:
         where: Path,
     ) -> None:
         check_trainable(model, tokenizer, where)
-        self.model, self.asked, self.steps, self.device = model.train(), asked, steps, device
+        self.model, self.asked, self.steps, self.device = model, asked, steps, device
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=asked.learning_rate, weight_decay=asked.weight_decay
         )
@@ -142,6 +143,8 @@ class _Bench:
         sequences = sequences[: len(sequences) // asked.batch_size * asked.batch_size]
         if not sequences:
             raise DeltaLensError(f"{rows.path}: fewer rows than a batch of {asked.batch_size}")
+        check_model(model, sequences[0].ids, where)
+        model.train()
         pad = tokenizer.pad_token_id or 0
         longest = max(len(one.ids) for one in sequences)
         found = batches(sequences, asked.batch_size * longest, pad)

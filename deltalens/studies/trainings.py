@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -229,7 +228,7 @@ class _Making:
         plan = self.plans[repr(setting)]
         made = self.out / f"{_CELL}-{os.getpid()}"
         if plan.still is not None:
-            return self._measure(plan.still)
+            return self._measure(plan.still, check=plan.still == self.source.model)
         found = (self._train if plan.drop is None else self._drop)(plan, made, tell)
         if self.keep:
             named = [f"{x:g}" if isinstance(x, float) else str(x) for x in setting.values()]
@@ -260,7 +259,7 @@ class _Making:
         if plan.asked.method == "sft" and any(one.drop for one in self.plans.values()):
             _copy(made, self._sft(plan.asked.seed))
         found = {**trained.metrics, **_on_the_way(made, trained.steps)}
-        if math.isfinite(trained.loss):
+        if trained.steps:
             found["training_loss"] = Measurement(trained.loss)
         return found
 
@@ -280,8 +279,9 @@ class _Making:
         )
         return self._measure(made)
 
-    def _measure(self, folder: str | Path) -> Metrics:
-        """A checkpoint as it is, in the dtype in which it would be trained."""
+    def _measure(self, folder: str | Path, check: bool = False) -> Metrics:
+        """A checkpoint as it is, in the dtype in which it would be trained; refused, if wanted,
+        where it computes no numbers."""
         checkpoint, device = open_checkpoint(folder), pick_device(self.source.device)
         kind = training_dtype(self.source.dtype, checkpoint, device)
         loaded = load_model(checkpoint, kind, device)
@@ -289,6 +289,8 @@ class _Making:
         for file in self.files:
             prefix = f"{file.name}/" if len(self.files) > 1 else ""
             scoring = Scoring(file, loaded.model, loaded.tokenizer, 4096)
+            if check:
+                scoring.check(loaded.model, checkpoint.path)
             found |= {prefix + name: m for name, m in scoring.measure(loaded.model).items()}
         return found
 

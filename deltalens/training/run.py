@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import os
 import signal
 import threading
@@ -21,6 +22,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from deltalens.errors import DeltaLensError, RecordError, reason, said_by
+from deltalens.evaluate.finite import check_model
 from deltalens.evaluate.loading import LoadedModel, load_model, pick_device, pick_dtype
 from deltalens.evaluate.rows import DataFile, read_rows
 from deltalens.evaluate.scoring import Scoring, can_generate
@@ -204,18 +206,22 @@ class _Sitting:
         self, rows: DataFile, others: Sequence[DataFile], choosing: DataFile | None
     ) -> None:
         """Tokenise what is trained on and what is measured; make the model ready."""
-        tokenizer, asked = self.loaded.tokenizer, self.asked
+        tokenizer: Any = self.loaded.tokenizer
+        asked = self.asked
         self.watch.stage("tokenising", None)
         longest = longest_input(self.model.config)
         if asked.max_length is not None:
             longest = min(asked.max_length, longest or asked.max_length)
         if asked.objective == "dpo":
             self.rows = preferences(rows)
+            text = tokenizer(str(rows.rows[0].completion))["input_ids"]
         else:
             whole = asked.loss_on == "all"
             self.rows, left_out = tokenised(rows, tokenizer, longest, whole)
             if left_out:
                 self.notes.append(f"{left_out:,} of {len(rows.rows):,} rows left out: too long")
+            text = self.rows[0]["input_ids"]
+        check_model(self.model, text[:longest], self.checkpoint.path)
         for file in others:
             self.scorings.append(Scoring(file, self.model, tokenizer, 4096))
         if choosing is not None:
@@ -272,6 +278,11 @@ class _Sitting:
                 self.ready.masks().save(made / MASKS)
             self.model = self.ready.plain()
             metrics = self.evaluate(steps)
+            if gaps := [name for name, m in metrics.items() if not math.isfinite(m.value)]:
+                self.notes.append(
+                    f"not finite at the end: {', '.join(gaps)}. The training diverged (try a lower "
+                    "--lr), or the dtype is too narrow (--dtype)"
+                )
             self._finish(made, steps, seconds)
         losses = [line["loss"] for line in self.folder.metrics() if "loss" in line]
         tail = losses[-max(1, len(losses) // 10) :]

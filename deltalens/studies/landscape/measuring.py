@@ -54,6 +54,7 @@ class Measuring:
             scoring = Scoring(
                 file, loaded.model, loaded.tokenizer, asked.batch_tokens, asked.answer_pattern
             )
+            scoring.check(loaded.model, folder.facts["models"][0])
             if scoring.left_out:
                 notes.append(
                     f"{file.path.name}: {scoring.left_out} rows left out: too long, or no token "

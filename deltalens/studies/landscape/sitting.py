@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deltalens.errors import DeltaLensError
 from deltalens.evaluate.differentiable import LossPart, loss_parts
+from deltalens.evaluate.finite import check_measured
 from deltalens.evaluate.loading import LoadedModel
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.records import Cell, Setting, StudyFolder
@@ -36,7 +37,7 @@ from deltalens.studies.landscape.planes import (
 )
 from deltalens.studies.landscape.slots import Slot
 from deltalens.studies.landscape.weights import StoredWeights
-from deltalens.studies.study import StudyWatch
+from deltalens.studies.study import Metrics, StudyWatch
 
 __all__ = ["COLUMNS", "KIND", "Sitting", "write_table"]
 
@@ -135,7 +136,10 @@ class Sitting:
             if left or not known:
                 begun = time.perf_counter()
                 moved.move(stop.point)
-                found = finite(measure(loaded.model))
+                measured = measure(loaded.model)
+                if stop == stops[0] and self.metric is None:
+                    self._check_origin(measured, loaded)
+                found = finite(measured)
                 if not known:
                     known = list(found)
                     self.folder.facts["data"] = known
@@ -155,6 +159,10 @@ class Sitting:
                 for cell in cells:
                     self.watch.on_cell(self.folder.path, cell)
             self.watch.advance(1)
+
+    def _check_origin(self, measured: Mapping[str, Metrics], loaded: LoadedModel) -> None:
+        named = {f"{data} {n}": m for data, found in measured.items() for n, m in found.items()}
+        check_measured(named, loaded.model, self.folder.facts["models"][0])
 
     def _measures(self, loaded: LoadedModel) -> tuple[Measure, list[LossPart]]:
         """What is measured at every point; and the loss, in parts that can be differentiated."""
