@@ -19,8 +19,9 @@ __all__ = ["draw"]
 
 
 def draw(folder: str | Path) -> list[Path]:
-    """Draw a drop study: one panel per metric, bands over seeds, the level of the base's own model
-    and of the fine-tune, and a line at the share of unchanged entries.
+    """Draw a drop study: one panel per metric, the level of the base's own model and of the
+    fine-tune, and a line at the share of unchanged entries. Bands: from the lowest random order to
+    the highest; none of a single one; of what is not random the measurement's standard error.
 
     Args:
         folder: of the study; also where `gmt_fig3.png` and `.svg` are written.
@@ -89,8 +90,11 @@ def _line(axis: Any, frame: pd.DataFrame, strategy: str, scale: float) -> None:
     mean = scale * over_seeds(seeds)
     rates = mean.index
     color, marker = STRATEGY.get(strategy, ("0.2", "x"))
-    axis.plot(rates, mean, color=color, marker=marker, markersize=4, linewidth=1.4, label=strategy)
-    if frame["seed"].nunique() > 1:
+    orders, label = frame["seed"].nunique(), strategy
+    if strategy == "random":
+        label = f"random ({'1 order' if orders == 1 else f'mean of {orders} orders'})"
+    axis.plot(rates, mean, color=color, marker=marker, markersize=4, linewidth=1.4, label=label)
+    if orders > 1:
         axis.fill_between(
             rates,
             *(scale * over_seeds(seeds, edge) for edge in ("min", "max")),
@@ -98,7 +102,7 @@ def _line(axis: Any, frame: pd.DataFrame, strategy: str, scale: float) -> None:
             alpha=0.2,
             linewidth=0,
         )
-    else:
+    elif strategy != "random":  # How far orders lie apart is not known from one of them.
         spread = scale * frame.set_index("rate")["stderr"].reindex(rates).fillna(0.0)
         axis.fill_between(rates, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
 

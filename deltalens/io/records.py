@@ -100,6 +100,7 @@ class StudyFolder:
         self.cells: list[Cell] = []
         self._lock = lock
         self._made: list[Path] = []
+        self._grown = False
 
     @classmethod
     def open(
@@ -167,6 +168,7 @@ class StudyFolder:
         check_version(self.path, manifest)
         headline = f"{self.path} holds another study (use another folder, or --fresh):"
         self.asked = united(headline, manifest["asked"], self.asked, axes)
+        self._grown = self.asked != manifest["asked"]
         if once is not None:
             raise RecordError(f"{self.path} cannot be gone on with: {once}")
         self.facts = manifest["facts"]
@@ -224,6 +226,13 @@ class StudyFolder:
                 setting_values = [setting[column] for column in self.columns]
                 rows.writerow([*setting_values, name, repr(m.value), repr(m.stderr), m.n])
         write_whole(self.path / TABLE, text.getvalue().encode())
+
+    def write_finished(self, order: Sequence[Setting]) -> None:
+        """Write the table of a study of which nothing is left to measure; and the manifest, if it
+        was asked for more that makes no cell (seeds, and nothing is random)."""
+        if self._grown:
+            self.write_manifest()
+        self.write_table(order)
 
     def close(self) -> None:
         """Let another process have the folder. Without a finished cell nothing stays of it."""

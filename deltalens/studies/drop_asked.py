@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -13,13 +14,18 @@ from torch import nn
 
 from deltalens.errors import DeltaLensError
 from deltalens.evaluate.rows import DataFile
+from deltalens.io.identity import Union
 from deltalens.io.pairing import Pairing, Scope
 from deltalens.io.records import Setting
 from deltalens.numerics.rates import show_rate
+from deltalens.numerics.selection import STRATEGIES
+from deltalens.studies import axes
+from deltalens.studies.code import KnownFunction, identify
 from deltalens.studies.selecting import DropSetting, check_strategy
 
 __all__ = [
     "BASE",
+    "GROWS",
     "DropAsked",
     "FidelityTexts",
     "MeasureAsked",
@@ -27,12 +33,20 @@ __all__ = [
     "answer_regex",
     "check_metrics",
     "identity_of",
+    "known_metric",
+    "measured_by",
     "measuring_identity",
 ]
 
 FIDELITY = {"kl", "top1_agreement"}
 BASE = "base"
 """The strategy of the cell that is the base's own model."""
+GROWS: dict[str, Union] = {
+    "strategies": axes.named(STRATEGIES),
+    "rates": axes.rates,
+    "seeds": axes.largest,
+}
+"""The axes of a drop study."""
 
 Metric = Callable[[nn.Module], dict[str, float]]
 """Any measurement of a model: name -> value."""
@@ -59,7 +73,8 @@ class MeasureAsked:
     answer_pattern: re.Pattern[str] | None
     fidelity: FidelityTexts
     files: tuple[DataFile, ...]
-    custom: str | None = field(default=None)
+    custom: dict[str, Any] | None = field(default=None)
+    """What is known of a metric of the caller's."""
 
     @property
     def wants_fidelity(self) -> bool:
@@ -80,6 +95,15 @@ class DropAsked(MeasureAsked):
     changed_only: bool
     include: str | None
     exclude: str | None
+
+    def grown(self, asked: Mapping[str, Any]) -> DropAsked:
+        """The same with all of the axes of the study that it becomes a part of."""
+        return replace(
+            self,
+            strategies=tuple(asked["strategies"]),
+            rates=tuple(map(Fraction, asked["rates"])),
+            seeds=asked["seeds"],
+        )
 
     def cells(self, unpaired: bool) -> list[Setting]:
         """All cells: the strategies in turn, rates ascending; seeds for the random one.
@@ -103,6 +127,38 @@ class DropAsked(MeasureAsked):
             for rate in self.rates
             if 0 < rate < 1 or (rate == 1 and self.changed_only)
         ]
+
+
+def known_metric(metric: Metric | None, version: str | int | None) -> KnownFunction:
+    """What a study records of a metric of the caller's.
+
+    Raises:
+        DeltaLensError: a version of nothing.
+    """
+    if metric is None and version is not None:
+        raise DeltaLensError(f"version {version!r}: of a metric of your own, and none is given")
+    return identify(metric, version)
+
+
+def measured_by(metric: Metric, model: nn.Module) -> dict[str, float]:
+    """What a metric of the caller's measures.
+
+    Raises:
+        DeltaLensError: it gives something else than numbers by name.
+    """
+    with torch.inference_mode():
+        found: Any = metric(model)
+    try:
+        named = {str(name): float(value) for name, value in found.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        shown = textwrap.shorten(repr(found), 100, placeholder=" ...")
+        raise DeltaLensError(
+            f"the metric gives {shown} ({type(found).__name__}): it has to return a number for "
+            "each name, as {'accuracy': 0.5}"
+        ) from error
+    if not named:
+        raise DeltaLensError("the metric measured nothing: it has to return {name: value}")
+    return named
 
 
 def answer_regex(text: str | None) -> re.Pattern[str] | None:

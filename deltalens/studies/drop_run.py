@@ -8,7 +8,6 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-import torch
 from torch import nn
 
 from deltalens.errors import DeltaLensError
@@ -22,7 +21,7 @@ from deltalens.io.records import Measurement, Setting, StudyFolder
 from deltalens.numerics.selection import Selection
 from deltalens.numerics.workers import workers
 from deltalens.studies.deltas import DeltaStream
-from deltalens.studies.drop_asked import BASE, DropAsked, MeasureAsked, Metric
+from deltalens.studies.drop_asked import BASE, DropAsked, MeasureAsked, Metric, measured_by
 from deltalens.studies.live import LiveModel
 from deltalens.studies.processes import Tell
 from deltalens.studies.selecting import DropSetting, no_delta, select_unit
@@ -88,9 +87,7 @@ class Evaluation:
 
     def _custom(self, model: nn.Module) -> Metrics:
         assert self.metric is not None
-        with torch.inference_mode():
-            found = self.metric(model)
-        return {str(name): Measurement(float(value)) for name, value in found.items()}
+        return {name: Measurement(value) for name, value in measured_by(self.metric, model).items()}
 
     def _fidelity(self, loaded: LoadedModel) -> Fidelity:
         """On texts sampled from the fine-tune, kept in the study and used again on resume."""

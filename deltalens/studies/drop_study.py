@@ -23,13 +23,16 @@ from deltalens.io.pairing import check_scope, pair
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
 from deltalens.numerics.rates import Rate, exact_rates
 from deltalens.numerics.selection import STRATEGIES
+from deltalens.studies.axes import in_order
 from deltalens.studies.drop_asked import (
+    GROWS,
     DropAsked,
     FidelityTexts,
     Metric,
     answer_regex,
     check_metrics,
     identity_of,
+    known_metric,
 )
 from deltalens.studies.drop_run import DropRun
 from deltalens.studies.selecting import check_strategy
@@ -55,6 +58,7 @@ def drop_study(
     metrics: Sequence[str] = (),
     metric: Metric | None = None,
     better: Mapping[str, str] | None = None,
+    version: str | int | None = None,
     answer_pattern: str | None = None,
     limit: int | None = None,
     fidelity: FidelityTexts = FidelityTexts(),
@@ -72,7 +76,8 @@ def drop_study(
 
     One model is loaded and edited in place for every cell, straight from the two checkpoints; at
     the end, and on any error, it has the fine-tune's bits back. Every finished cell is journalled:
-    the same call again goes on where this one stopped.
+    the same call again goes on where this one stopped, and one with more strategies, rates or seeds
+    measures what is missing.
 
     Args:
         ft, base: checkpoint folders.
@@ -89,6 +94,10 @@ def drop_study(
         metric: a measurement of your own, instead of the built-in ones.
         better: which way its metrics are better, as `{"score": "higher"}` or `"lower"`; of one that
             is not named nothing is claimed that needs a direction. A later call may say it.
+        version: what your metric is called; another one whenever it measures something else.
+            Without it the study knows the metric by its code and all that it refers to; where
+            something of that cannot be compared with a later call's, the study cannot be gone on
+            with.
         answer_pattern: regular expression that finds the answer in a longer text; then the model
             generates.
         limit: rows taken of each data file.
@@ -115,8 +124,9 @@ def drop_study(
         raise DeltaLensError(f"batch_tokens {batch_tokens}: at least 1")
     if fidelity.sequences < 1 or fidelity.new_tokens < 2:
         raise DeltaLensError(f"fidelity needs a text of at least 2 tokens: {fidelity}")
+    known = known_metric(metric, version)
     asked = DropAsked(
-        strategies=tuple(check_strategy(name) for name in dict.fromkeys(strategies)),
+        strategies=tuple(in_order([check_strategy(name) for name in strategies], STRATEGIES)),
         rates=tuple(sorted({Fraction(0), Fraction(1), *exact_rates(rates)})),
         scope=check_scope(scope),
         seeds=seeds,
@@ -129,7 +139,7 @@ def drop_study(
         answer_pattern=answer_regex(answer_pattern),
         fidelity=fidelity,
         files=tuple(read_rows(path, limit) for path in data),
-        custom=getattr(metric, "__qualname__", repr(metric)) if metric else None,
+        custom=known.asked,
     )
     if not asked.strategies:
         raise DeltaLensError(f"no strategy: choose from {', '.join(STRATEGIES)}")
@@ -140,11 +150,14 @@ def drop_study(
     out = Path(out)
     check_study_folder(out, [pairing.ft.path, pairing.base.path])
     check_fits(pairing.ft, kind, where, batch_tokens)
-    folder = StudyFolder.open(
-        out, "drop-study", identity_of(asked, pairing, where, kind), COLUMNS, fresh
-    )
+    identity = {
+        **identity_of(asked, pairing, where, kind),
+        "trust_remote_code": trust_remote_code,
+    }
+    folder = StudyFolder.open(out, "drop-study", identity, COLUMNS, fresh, GROWS, known.once)
     try:
         keep_better(folder, directions)
+        asked = asked.grown(folder.asked)
         cells = asked.cells(bool(pairing.unpaired))
         if len(folder.cells) < len(cells):
             DropRun(asked, pairing, folder, watch, metric).run(
@@ -152,7 +165,7 @@ def drop_study(
                 lambda: _load_base(pairing.base, kind, where, batch_tokens, trust_remote_code),
             )
         else:
-            folder.write_table(cells)
+            folder.write_finished(cells)
     finally:
         folder.close()
     return load_study(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from deltalens.catalog import check_better
@@ -13,7 +14,14 @@ from deltalens.evaluate.loading import check_fits, load_model, pick_device, pick
 from deltalens.evaluate.rows import read_rows
 from deltalens.io.pairing import pair
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
-from deltalens.studies.drop_asked import FidelityTexts, Metric, answer_regex, check_metrics
+from deltalens.studies import axes
+from deltalens.studies.drop_asked import (
+    FidelityTexts,
+    Metric,
+    answer_regex,
+    check_metrics,
+    known_metric,
+)
 from deltalens.studies.layer_asked import LayersAsked, groups_of
 from deltalens.studies.layer_run import LayerRun
 from deltalens.studies.study import StudyWatch, keep_better
@@ -34,6 +42,7 @@ def sweep_layers_drop(
     metrics: Sequence[str] = (),
     metric: Metric | None = None,
     better: Mapping[str, str] | None = None,
+    version: str | int | None = None,
     answer_pattern: str | None = None,
     limit: int | None = None,
     fidelity: FidelityTexts = FidelityTexts(),
@@ -54,7 +63,8 @@ def sweep_layers_drop(
     What is in no block (embeddings, the last norm, the head) has its delta in `drop` and is the
     base's in `keep`. One model is loaded and edited in place, block by block, straight from the two
     checkpoints; at the end, and on any error, it has the fine-tune's bits back. Every finished cell
-    is journalled: the same call again goes on where this one stopped.
+    is journalled: the same call again goes on where this one stopped, and one with other sizes of
+    groups measures those as well.
 
     What a group's cell has in common with the model beside it, all blocks before the group, is not
     computed again: what enters the group is held for every batch, and the numbers are the same to
@@ -68,6 +78,10 @@ def sweep_layers_drop(
         metrics: keep only these of the metrics measured; empty: all.
         metric: a measurement of your own, instead of the built-in ones; nothing is held then.
         better: which way its metrics are better, as in `drop_study`.
+        version: what your metric is called; another one whenever it measures something else.
+            Without it the study knows the metric by its code and all that it refers to; where
+            something of that cannot be compared with a later call's, the study cannot be gone on
+            with.
         answer_pattern: regular expression that finds the answer in a longer text; then the model
             generates, and nothing is held.
         limit: rows taken of each data file.
@@ -93,9 +107,10 @@ def sweep_layers_drop(
     _check_amounts(limit, batch_tokens, fidelity, cache_gb)
     files = tuple(read_rows(path, limit) for path in data)
     pairing = pair(ft, base, include, exclude, strict)
+    known = known_metric(metric, version)
     asked = LayersAsked(
-        sizes=tuple(dict.fromkeys(groups)),
-        groups=groups_of(pairing, groups),
+        sizes=tuple(sorted({*groups})),
+        groups=groups_of(pairing, sorted({*groups})),
         include=include,
         exclude=exclude,
         metrics=tuple(metrics),
@@ -103,7 +118,7 @@ def sweep_layers_drop(
         answer_pattern=answer_regex(answer_pattern),
         fidelity=fidelity,
         files=files,
-        custom=getattr(metric, "__qualname__", repr(metric)) if metric else None,
+        custom=known.asked,
     )
     check_metrics(asked)
     where = pick_device(device)
@@ -111,16 +126,23 @@ def sweep_layers_drop(
     out = Path(out)
     check_study_folder(out, [pairing.ft.path, pairing.base.path])
     check_fits(pairing.ft, kind, where, batch_tokens)
-    folder = StudyFolder.open(out, KIND, asked.identity(pairing, where, kind), COLUMNS, fresh)
+    identity = {
+        **asked.identity(pairing, where, kind),
+        "trust_remote_code": trust_remote_code,
+    }
+    grows = {"groups": axes.numbers}
+    folder = StudyFolder.open(out, KIND, identity, COLUMNS, fresh, grows, known.once)
     try:
         keep_better(folder, directions)
+        sizes = tuple(folder.asked["groups"])
+        asked = replace(asked, sizes=sizes, groups=groups_of(pairing, sizes))
         cells = asked.cells()
         if len(folder.cells) < len(cells):
             LayerRun(asked, pairing, folder, watch, metric, int(cache_gb * 1e9)).run(
                 lambda: load_model(pairing.ft, kind, where, trust_remote_code)
             )
         else:
-            folder.write_table(cells)
+            folder.write_finished(cells)
     finally:
         folder.close()
     return load_study(out)

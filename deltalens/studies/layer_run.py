@@ -166,7 +166,8 @@ class LayerRun(Evaluation):
     def _note(self, prefix: Prefix | None) -> None:
         if prefix is None:
             return
-        self.folder.facts["most_cached_bytes"] = prefix.most_bytes
+        before = self.folder.facts.get("most_cached_bytes", 0)
+        self.folder.facts["most_cached_bytes"] = max(before, prefix.most_bytes)
         if prefix.refused is not None:
             self._note_full(prefix.refused)
         elif prefix.too_many:

@@ -33,6 +33,8 @@ class StrategySummary:
     broken: float | None
     """The first rate at which more than half of what tuning gained is lost; None if never, or if
     nothing can be said."""
+    orders: tuple[int, int] | None = None
+    """Of `random`: on how many random orders a value rests, the fewest and the most."""
 
     @property
     def inner(self) -> dict[float, float]:
@@ -118,7 +120,7 @@ class DropSummary:
             holds = "not within 5 % at any rate"
         else:
             holds = f"already more than 5 % worse than the fine-tune at rate {first:g}"
-        return f"{found.strategy}: {holds}{self._break(found)}"
+        return f"{found.strategy}: {holds}{self._break(found)}{_rests(found)}"
 
     def _break(self, found: StrategySummary) -> str:
         if found.broken is not None:
@@ -160,11 +162,21 @@ class DropSummary:
                     "values": {f"{rate:g}": value for rate, value in found.values.items()},
                     "within": {f"{near:g}": rate for near, rate in found.within.items()},
                     "half_lost_at": found.broken,
+                    **({"orders": found.orders[0]} if found.orders else {}),
                 }
                 for found in self.strategies
             },
             "notes": self.record.facts.get("notes", []),
         }
+
+
+def _rests(found: StrategySummary) -> str:
+    if found.orders is None:
+        return ""
+    few, many = found.orders
+    if many == 1:
+        return " (on one random order)"
+    return f" (on the mean of {many if few == many else f'{few} to {many}'} random orders)"
 
 
 def _cell(
@@ -217,7 +229,9 @@ def _of_strategy(
 ) -> StrategySummary:
     means = over_seeds(frame.groupby("rate")["value"])
     values = {float(rate): float(value) for rate, value in sorted(means.items())}  # type: ignore[arg-type]
-    found = StrategySummary(name, values, {}, None)
+    seeds = frame[frame["rate"].between(0, 1, "neither")].groupby("rate")["seed"].nunique()
+    orders = (int(seeds.min()), int(seeds.max())) if name == "random" and len(seeds) else None
+    found = StrategySummary(name, values, {}, None, orders)
     if better is None or not math.isfinite(ft):
         return found
 
@@ -238,4 +252,4 @@ def _of_strategy(
         rate for rate, value in found.inner.items() if math.isfinite(value) and loss(value) > half
     )
     broken = next(lost, None) if math.isfinite(base) and half > 0 else None
-    return StrategySummary(name, values, within, broken)
+    return StrategySummary(name, values, within, broken, orders)

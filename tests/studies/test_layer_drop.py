@@ -428,8 +428,8 @@ def test_finished_study_is_not_computed_again(
     monkeypatch.setattr(module, "load_model", None)
     sweep(deep_pair(), tmp_path / "s", groups=(5,))
     assert table(tmp_path / "s") == before
-    with pytest.raises(DeltaLensError, match=r"another study[\s\S]*groups: \[5\] there, \[1\] now"):
-        sweep(deep_pair(), tmp_path / "s", groups=(1,))
+    with pytest.raises(DeltaLensError, match=r"another study[\s\S]*include: None there, 'mlp' now"):
+        sweep(deep_pair(), tmp_path / "s", groups=(5,), include="mlp")
 
 
 @pytest.mark.parametrize("calls", [1, 8, 16])

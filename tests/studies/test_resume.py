@@ -237,10 +237,10 @@ def test_another_study_is_refused_and_every_differing_field_named(
     message = str(raised.value)
     assert "holds another study" in message
     assert "--fresh" in message
-    assert "seeds: 2 there, 1 now" in message
     assert "scope: 'tensor' there, 'global' now" in message
     assert "changed_only: False there, True now" in message
     assert "rates" not in message
+    assert "seeds" not in message, "a smaller study of the same kind is no other study"
     assert (tmp_path / "s" / "study.json").read_bytes() == before
 
 

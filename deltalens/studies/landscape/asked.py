@@ -21,7 +21,7 @@ from deltalens.studies.landscape.directions import NORMALISATIONS
 from deltalens.studies.landscape.grid import parse_grid, parse_range
 from deltalens.studies.landscape.planes import PLANES
 
-__all__ = ["Asked", "check", "check_room", "name_of", "pairings", "pick_plane", "steps_of"]
+__all__ = ["Asked", "check", "check_room", "pairings", "pick_plane", "steps_of"]
 
 _OTHERS = {"checkpoints": 2, "line": 1, "random": 0, "hessian": 0}
 _DEFAULT_GRID = {1: (51,), 2: (25, 25)}
@@ -40,7 +40,9 @@ class Asked:
     metrics: tuple[str, ...]
     answer_pattern: re.Pattern[str] | None
     fidelity: FidelityTexts
-    custom: str | None
+    custom: dict[str, Any] | None
+    loss: dict[str, Any] | None
+    """What is known of a metric and of a loss of the caller's."""
     batch_tokens: int
     include: str | None
     exclude: str | None
@@ -61,6 +63,7 @@ class Asked:
             "data": [file.identity for file in self.files],
             "metrics": list(self.metrics),
             "metric": self.custom,
+            "loss": self.loss,
             "answer_pattern": self.answer_pattern.pattern if self.answer_pattern else None,
             "fidelity": [self.fidelity.sequences, self.fidelity.new_tokens, self.fidelity.seed]
             if self.wants_fidelity
@@ -122,8 +125,8 @@ def check(
     seed: int,
     files: Sequence[DataFile],
     metrics: Sequence[str],
-    custom: str | None,
-    differentiable: bool,
+    custom: dict[str, Any] | None,
+    loss: dict[str, Any] | None,
     answer_pattern: re.Pattern[str] | None,
     fidelity: FidelityTexts,
     batch_tokens: int,
@@ -166,12 +169,13 @@ def check(
         answer_pattern=answer_pattern,
         fidelity=fidelity,
         custom=custom,
+        loss=loss,
         batch_tokens=batch_tokens,
         include=include,
         exclude=exclude,
     )
     _check_metrics(asked)
-    if plane == "hessian" and not (files or differentiable):
+    if plane == "hessian" and not (files or loss):
         raise DeltaLensError(
             "--plane hessian differentiates the loss of the first data file: give --data (in "
             "Python: loss=...)"
@@ -264,8 +268,3 @@ def check_room(
             f"and there is {there / 1e9:.2f} GB. Add --low-memory, take a larger device (--device) "
             "or a smaller dtype (--dtype bfloat16)"
         )
-
-
-def name_of(metric: Any) -> str | None:
-    """What identifies a measurement of the caller's."""
-    return getattr(metric, "__qualname__", repr(metric)) if metric else None

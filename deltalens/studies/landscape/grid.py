@@ -14,6 +14,7 @@ __all__ = [
     "Axis",
     "Point",
     "coarse_to_fine",
+    "common_grid",
     "grid_points",
     "levels",
     "parse_grid",
@@ -94,6 +95,19 @@ def parse_range(text: str | None) -> tuple[tuple[float, float], ...] | None:
     if len(ranges) not in (1, 2) or not fits:
         raise DeltaLensError(f"range {text!r}: write low:high, or low:high,low:high for a and b")
     return ranges
+
+
+def common_grid(held: Sequence[int], now: Sequence[int]) -> list[int] | None:
+    """The grid that has the points of both, to the last bit: along each axis one cuts the intervals
+    of the other in halves (or quarters, ...). None where neither does."""
+    if len(held) != len(now):
+        return None
+    pairs = [(min(pair), max(pair)) for pair in zip(held, now, strict=True)]
+    for few, many in pairs:
+        parts, rest = divmod(many - 1, few - 1)
+        if rest or parts & (parts - 1):
+            return None
+    return [many for _, many in pairs]
 
 
 def levels(counts: Sequence[int]) -> list[list[tuple[int, ...]]]:

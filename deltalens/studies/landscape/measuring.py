@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import torch
 from torch import nn
 
-from deltalens.errors import DeltaLensError
 from deltalens.evaluate.fidelity import Fidelity, sample_texts
 from deltalens.evaluate.loading import LoadedModel
 from deltalens.evaluate.scoring import Scoring
 from deltalens.io.files import write_whole
 from deltalens.io.records import Measurement, StudyFolder
-from deltalens.studies.drop_asked import FIDELITY, Metric
+from deltalens.studies.drop_asked import FIDELITY, Metric, measured_by
 from deltalens.studies.landscape.asked import Asked
 from deltalens.studies.study import Metrics, StudyWatch
 
@@ -98,14 +95,10 @@ def custom_measure(metric: Metric) -> Measure:
     """A measurement of the caller's. What is called `train/loss` is the loss on `train`."""
 
     def measure(model: nn.Module) -> Mapping[str, Metrics]:
-        with torch.inference_mode():
-            named: Mapping[str, Any] = metric(model)
         found: dict[str, Metrics] = {}
-        for name, value in named.items():
-            data, _, short = str(name).rpartition("/")
-            found.setdefault(data or CUSTOM, {})[short] = Measurement(float(value))
-        if not found:
-            raise DeltaLensError("the metric measured nothing: it has to return {name: value}")
+        for name, value in measured_by(metric, model).items():
+            data, _, short = name.rpartition("/")
+            found.setdefault(data or CUSTOM, {})[short] = Measurement(value)
         return found
 
     return measure

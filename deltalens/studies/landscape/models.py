@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deltalens.errors import DeltaLensError, PairingError, several
 from deltalens.evaluate.loading import LoadedModel, load_model, pick_dtype
 from deltalens.io.checkpoint import open_checkpoint
+from deltalens.studies.code import identify_module
 from deltalens.studies.landscape.asked import Asked, pairings, steps_of
 from deltalens.studies.landscape.grid import GRID
 from deltalens.studies.landscape.slots import (
@@ -68,6 +69,9 @@ class StoredModels:
         self._pairings = pairings(self.origin, more, asked.include, asked.exclude, strict)
         self._include, self._exclude = asked.include, asked.exclude
 
+    once: str | None = None
+    """Files can always be compared with those of a later call."""
+
     @property
     def weights(self) -> Weights:
         """The origin's, by stored name."""
@@ -122,7 +126,9 @@ class HeldModels:
     def __init__(
         self, origin: nn.Module, others: Sequence[Given], base: Given | None, asked: Asked
     ) -> None:
-        self._model = origin
+        self._model, self._known = origin, identify_module(origin)
+        self.once = self._known.once
+        """Why nobody can know whether a later call hands in the same model, if so."""
         self._slots = slots_of_module(origin, asked.include, asked.exclude)
         first = self._slots[0].view
         self.device, self.kind = first.device, first.dtype
@@ -158,6 +164,7 @@ class HeldModels:
         """Which models: by what is in them."""
         return {
             "origin": self.weights.fingerprint,
+            "module": self._known.asked,
             "models": [other.fingerprint for other in self.others],
             "base": self.has_base,
             "device": self.device.type,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -13,8 +14,10 @@ from deltalens.evaluate.differentiable import LossPart
 from deltalens.evaluate.loading import check_fits, pick_device
 from deltalens.evaluate.rows import read_rows
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
-from deltalens.studies.drop_asked import FidelityTexts, Metric, answer_regex
-from deltalens.studies.landscape.asked import check, check_room, name_of, pick_plane
+from deltalens.studies.code import identify
+from deltalens.studies.drop_asked import FidelityTexts, Metric, answer_regex, known_metric
+from deltalens.studies.landscape.asked import check, check_room, pick_plane
+from deltalens.studies.landscape.grid import common_grid
 from deltalens.studies.landscape.models import Given, HeldModels, StoredModels
 from deltalens.studies.landscape.sitting import COLUMNS, KIND, Sitting
 from deltalens.studies.study import StudyWatch, keep_better
@@ -38,6 +41,7 @@ def scan_landscape(
     metric: Metric | None = None,
     better: Mapping[str, str] | None = None,
     loss: LossPart | None = None,
+    version: str | int | None = None,
     answer_pattern: str | None = None,
     limit: int | None = None,
     fidelity: FidelityTexts | None = None,
@@ -57,7 +61,8 @@ def scan_landscape(
     One live model is put on each point, `origin + a d1 + b d2`, computed anew in fp32 and rounded
     once to the model's dtype; at the end, and on any error, it has the origin's bits back. Points
     are visited from a coarse grid to the full one, the marked checkpoints first. Every finished
-    point is journalled: the same call again goes on where this one stopped.
+    point is journalled: the same call again goes on where this one stopped, and one for a grid that
+    is twice as fine (or four times, ...) measures the points between.
 
     Args:
         origin: a checkpoint folder; or a model in memory, which then needs `metric`.
@@ -80,6 +85,10 @@ def scan_landscape(
         metric: a measurement of your own, instead; what it calls `train/loss` is the loss on train.
         better: which way its metrics are better, as in `drop_study`.
         loss: with it, for `hessian`: from the model to a scalar that can be differentiated twice.
+        version: what your metric and loss are called; another one whenever one of them is something
+            else. Without it the study knows them by their code and all that it refers to; where
+            something of that cannot be compared with a later call's, the study cannot be gone on
+            with.
         answer_pattern: regular expression that finds the answer in a longer text; then the model
             generates.
         limit: rows taken of each data file.
@@ -109,6 +118,8 @@ def scan_landscape(
         raise DeltaLensError("a model in memory is measured by a metric of your own: metric=...")
     if isinstance(origin, nn.Module) and plane == "hessian" and loss is None:
         raise DeltaLensError("the Hessian of a model in memory needs a loss of your own: loss=...")
+    known = known_metric(metric, version)
+    of_loss = identify(loss, version)
     asked = check(
         plane=pick_plane(plane, len(others), base is not None),
         grid=grid,
@@ -117,8 +128,8 @@ def scan_landscape(
         seed=seed,
         files=[read_rows(path, limit) for path in data],
         metrics=metrics,
-        custom=name_of(metric),
-        differentiable=loss is not None,
+        custom=known.asked,
+        loss=of_loss.asked,
         answer_pattern=answer_regex(answer_pattern),
         fidelity=fidelity or FidelityTexts(),
         batch_tokens=batch_tokens,
@@ -137,8 +148,15 @@ def scan_landscape(
         words = "a row" if low_memory else "a row and the directions in fp32"
         check_room(models.origin, models.kind, models.device, held, words)
     check_study_folder(out, models.paths)
-    folder = StudyFolder.open(out, KIND, {**models.identity(), **asked.identity()}, COLUMNS, fresh)
+    identity = {
+        **models.identity(),
+        **asked.identity(),
+        "trust_remote_code": trust_remote_code,
+    }
+    once = known.once or of_loss.once or (models.once if version is None else None)
+    folder = StudyFolder.open(out, KIND, identity, COLUMNS, fresh, {"grid": common_grid}, once)
     try:
+        asked = replace(asked, counts=tuple(folder.asked["grid"]))
         sitting = Sitting(asked, models, folder, watch, metric, loss, low_memory)
         keep_better(folder, directions)
         sitting.run()
