@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
+from deltalens.cli.fitting import FittingTable
 from deltalens.errors import DeltaLensError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from rich.console import Console
     from rich.progress import Progress
-    from rich.table import Table as RichTable
 
     from deltalens.io.pairing import Pairing
     from deltalens.io.records import StudyRecord
@@ -33,7 +33,6 @@ __all__ = [
     "changed_only",
     "command",
     "console",
-    "grid",
     "meter",
     "notes",
     "print_json",
@@ -224,7 +223,7 @@ def show(
     if quiet:
         return
     for table in summary.tables():
-        console().print(grid(table))
+        console().print(FittingTable(table))
     for sentence in summary.sentences():
         typer.echo(sentence)
     for note in record.facts.get("notes", []):
@@ -232,18 +231,3 @@ def show(
     typer.echo(f"table:   {record.path / 'cells.csv'}")
     for picture in pictures:
         typer.echo(f"picture: {picture}")
-
-
-def grid(table: Table) -> RichTable:
-    """A table for the terminal: the first column to the left, numbers to the right."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as RichTable
-
-    made = RichTable(
-        box=SIMPLE_HEAD, title=table.title or None, title_justify="left", pad_edge=False
-    )
-    for place, name in enumerate(table.columns):
-        made.add_column(name, justify="right" if place else "left", no_wrap=not place)
-    for row in table.rows:
-        made.add_row(*row)
-    return made

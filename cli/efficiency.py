@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from deltalens.cli import console
+from deltalens.cli.fitting import FittingTable
 from deltalens.cli.options import (
     Accumulate,
     BatchSize,
@@ -99,7 +100,7 @@ def efficiency(
         if as_json:
             console.print_json({**summary.as_json(), "pictures": [str(path) for path in pictures]})
         elif not quiet:
-            console.console().print(console.grid(summary.table()))
+            console.console().print(FittingTable(summary.table()))
             for sentence in summary.sentences():
                 typer.echo(sentence)
             typer.echo(f"table:   {record.path / 'cells.csv'}")

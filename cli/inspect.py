@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from deltalens.cli import console
+from deltalens.cli.fitting import FittingTable
 from deltalens.cli.options import Base, Debug, Exclude, Ft, Include, Json, Merge, Quiet, Strict
 
 
@@ -68,7 +69,7 @@ def inspect(
         terminal = console.console()
         levels = ("overall", "kind", "layer", *(("tensor",) if tensors else ()))
         for table in found.tables(levels):
-            terminal.print(console.grid(table))
+            terminal.print(FittingTable(table))
         for note in console.notes(found.pairing):
             typer.echo(f"note: {note}")
         if out is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltalens.cli import console
+from deltalens.cli.fitting import FittingTable
 from deltalens.cli.options import Debug, Json, Quiet
 from deltalens.errors import DeltaLensError, RecordError
 
@@ -73,7 +74,7 @@ def _shown(folder: Path, summary: RunSummary) -> Group:
     return Group(
         Text(str(folder), style="bold", overflow="fold"),
         *lines,
-        *(console.grid(table) for table in summary.tables()),
+        *(FittingTable(table) for table in summary.tables()),
     )
 
 

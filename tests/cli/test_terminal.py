@@ -1,0 +1,104 @@
+"""Every table that a command prints, on terminals of 80 and of 60 columns: no digit is cut."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import deltalens
+from deltalens.cli.main import app
+from tests.cli.terminal import on_terminal
+from tests.studies.runs import succeeds
+from tests.training.folders import write_model, write_rows
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two checkpoints, rows, and a run."""
+    from transformers import AutoModelForCausalLM
+
+    made = tmp_path_factory.mktemp("terminal")
+    write_rows(made / "rows.jsonl")
+    write_model(made / "base")
+    write_model(made / "ft")
+    model = AutoModelForCausalLM.from_pretrained(made / "ft")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with deltalens.GradientProbe(model, made / "run", every=1, updates=True):
+        for _ in range(2):
+            ids = torch.arange(1, 9).unsqueeze(0)
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    model.save_pretrained(made / "ft")
+    return made
+
+
+def lines(made: Path) -> dict[str, list[object]]:
+    """A command for every table."""
+    ft, base, rows = made / "ft", made / "base", made / "rows.jsonl"
+    data = ["--data", rows, "--limit", 8]
+    training = [ft, *data, "--eval-data", rows, "--steps", 1, "--seeds", 1]
+    given: dict[str, list[object]] = {
+        "inspect": [ft, base, "--tensors"],
+        "drop-study": [ft, base, *data, "--rates", "0.5", "--seeds", 2],
+        "landscape": [ft, base, *data, "--grid", 3],
+        "efficiency": [ft, *data, "--repeats", 1, "--steps", 1],
+        "compare": ["mft,random-mask-weights", *training],
+        "sweep layers drop": [ft, base, *data, "--group", 1],
+        "sweep layers mft": [*training, "--group", 1],
+        "sweep mask-ratio": ["gmt,random-mask,hft", *training, "--ratios", "0.5"],
+        "sweep data-ratio": ["mft,sft", *training, "--ratios", "0.5"],
+    }
+    found = {
+        name: [*name.split(), *line, "-o", made / "out" / name.replace(" ", "-")]
+        for name, line in given.items()
+    }
+    return {**found, "monitor": ["monitor", made / "run"]}
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> dict[str, list[object]]:
+    """The same, made once: afterwards a command only prints."""
+    found = lines(folder)
+    for line in found.values():
+        succeeds(*line, "-q")
+    return found
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_no_digit_is_cut(finished: dict[str, list[object]], folder: Path, width: int) -> None:
+    printed = on_terminal(width, folder / "tables.json", list(finished.values()))
+    tables = json.loads((folder / "tables.json").read_text())
+    assert len(tables) >= len(finished)
+    assert "…" not in printed
+    shown = [re.split(r"  +", line.strip()) for line in printed.splitlines()]
+    cells = [cell for row in shown for cell in row]
+    for table in tables:
+        for row in table["rows"]:
+            for cell in row[1:]:
+                assert cell in cells, (table["title"], table["columns"], row)
+    rules = [line for line in printed.splitlines() if "──" in line]
+    assert len(rules) >= len(tables)
+    assert max(map(len, rules)) <= width
+
+
+def test_a_pipe_has_120_columns(finished: dict[str, list[object]]) -> None:
+    printed = succeeds(*finished["inspect"])
+    rules = [len(line) for line in printed.splitlines() if "──" in line]
+    assert 80 < max(rules) <= 120
+
+
+def test_every_command_that_prints_a_table_is_tried(finished: dict[str, list[object]]) -> None:
+    """Of those left out: `drop` and `train` print lines, `plot` names of files, and the demos what
+    the other commands print."""
+    named = {command.name for command in app.registered_commands} | {
+        group.name for group in app.registered_groups
+    }
+    silent = {"drop", "train", "plot", "demo"}
+    assert {name.split()[0] for name in finished} == named - silent
