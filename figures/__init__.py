@@ -15,10 +15,11 @@ def draw(folder: str | Path) -> list[Path]:
         RecordError: no study there, or of a kind without pictures.
     """
     from deltalens.errors import RecordError
-    from deltalens.figures import anatomy, gmt_fig3, gmt_tab3, landscape, mft_fig5
+    from deltalens.figures import anatomy, gmt_data, gmt_fig3, gmt_tab3, landscape, mft_fig5
     from deltalens.io.records import load_study
 
     record = load_study(folder)
+    methods = record.asked.get("methods", ())
     drawers: dict[str, Callable[[str | Path], list[Path]]] = {
         "drop-study": gmt_fig3.draw,
         "inspect": anatomy.draw,
@@ -26,7 +27,7 @@ def draw(folder: str | Path) -> list[Path]:
         "efficiency": gmt_tab3.draw,
         "mask-ratio-sweep": _draw_sweep,
         "layer-sweep": _draw_layers,
-        "data-ratio-sweep": mft_fig5.draw,
+        "data-ratio-sweep": gmt_data.draw if {*methods} & {*gmt_data.METHODS} else mft_fig5.draw,
         "comparison": _draw_comparison,
     }
     if record.kind not in drawers:

@@ -49,7 +49,7 @@ def _panel(axis: Any, panel: Panel) -> None:
     scale = scale_of(panel.name)
     end = panel.study.of(panel.data, panel.name)
     for method in _LEVELS:
-        level(axis, end[end["method"] == method], method, scale)
+        level(axis, end[end["method"] == method], LOOKS[method], scale)
     way = _on_the_way(panel)
     for method in in_order([str(one) for one in way["method"]]):
         own = way[way["method"] == method]

@@ -12,7 +12,7 @@ import numpy as np
 from deltalens.catalog import scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.mft_panels import Panel, draw_panels, level, spread
-from deltalens.figures.mft_studies import MftStudy, load_all
+from deltalens.figures.mft_studies import LOOKS, MftStudy, load_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +71,7 @@ def draw_layers(folders: Sequence[str | Path], sizes: Sequence[int], name: str) 
     def draw(axis: Any, panel: Panel) -> None:
         frame, scale = panel.study.of(panel.data, panel.name), scale_of(panel.name)
         for method in ("base", "ft", "sft"):
-            level(axis, frame[frame["method"] == method], method, scale)
+            level(axis, frame[frame["method"] == method], LOOKS[method], scale)
         for size in [size for size in there if size in sizes]:
             for method in _SWEPT:
                 own = frame[(frame["method"] == method) & (frame["size"] == size)]

@@ -54,12 +54,11 @@ def curve(axis: Any, frame: pd.DataFrame, x: str, look: Look, scale: float) -> N
     )
 
 
-def level(axis: Any, frame: pd.DataFrame, method: str, scale: float) -> None:
+def level(axis: Any, frame: pd.DataFrame, look: Look, scale: float) -> None:
     """A method that knows no x: a line across, with a band if there are several seeds."""
     values = frame["value"] * scale
     if values.empty:
         return
-    look = LOOKS[method]
     style = {"color": look.color, "linestyle": look.line, "label": look.label}
     mean = float(values.mean(skipna=False))
     if not math.isfinite(mean):

@@ -3,7 +3,7 @@ Figures 4, 5, 8 and 9 are made."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,22 @@ def draw_mask_ratios(folders: Sequence[str | Path], name: str) -> list[Path]:
     )
 
 
-def draw_data_ratios(folders: Sequence[str | Path], name: str) -> list[Path]:
+def draw_data_ratios(
+    folders: Sequence[str | Path], name: str, looks: Mapping[str, Look] = LOOKS
+) -> list[Path]:
     """Draw sweeps over the share of the training rows; else as `draw_mask_ratios`."""
     xlabel = "data ratio (fraction of the training rows)"
-    return _draw(folders, "data-ratio-sweep", "data_ratio", name, xlabel, "")
+    return _draw(folders, "data-ratio-sweep", "data_ratio", name, xlabel, "", looks)
 
 
 def _draw(
-    folders: Sequence[str | Path], kind: str, column: str, name: str, xlabel: str, says: str
+    folders: Sequence[str | Path],
+    kind: str,
+    column: str,
+    name: str,
+    xlabel: str,
+    says: str,
+    looks: Mapping[str, Look] = LOOKS,
 ) -> list[Path]:
     studies = load_all(folders, kind)
     rows = [
@@ -59,9 +67,9 @@ def _draw(
             own = frame[frame["method"] == method]
             across = own[column].nunique() == 1 and float(own[column].iloc[0]) == 0
             if method in _LEVELS and across:
-                level(axis, own, method, scale)
+                level(axis, own, looks[method], scale)
             else:
-                curve(axis, own, column, LOOKS.get(method, Look(method, "0.2", "x", "-")), scale)
+                curve(axis, own, column, looks.get(method, Look(method, "0.2", "x", "-")), scale)
         axis.set_xlim(left=0)
 
     return draw_panels(rows, draw, studies[0].path, name, xlabel=xlabel, says=says)

@@ -57,11 +57,12 @@ class SweepSummary:
                 yield f"{metric} is not finite, and left out: {', '.join(gaps)}"
 
     def _found(self, metric: str, frame: pd.DataFrame, better: Better) -> Iterator[str]:
-        references = [name for name in dict.fromkeys(frame["method"]) if name in _REFERENCES]
+        without = frame.groupby("method", sort=False)[self.axis].agg(lambda at: not at.any())
+        references = [str(name) for name in without[without].index if name in _REFERENCES]
         shown = (f"{name} {_spread(frame, name)}" for name in references)
         yield f"{metric}: {'; '.join(shown)}"
         against = "sft" if "sft" in references else references[-1] if references else None
-        for method, part in frame[~frame["method"].isin(_REFERENCES)].groupby("method", sort=False):
+        for method, part in frame[~frame["method"].isin(references)].groupby("method", sort=False):
             means = over_seeds(part.groupby(self.axis, sort=False)["value"])
             finite = means[is_finite(means)]
             if finite.empty:
@@ -74,6 +75,8 @@ class SweepSummary:
                 if math.isfinite(level):
                     text += f"; {_flat(means, level, against, better)}"
             yield text
+        if self.axis == "data_ratio" and "sft" not in references:
+            yield from _beside_sft(frame, better)
 
     def _ranked(self, metric: str, frame: pd.DataFrame, better: Better) -> str:
         means = over_seeds(frame.groupby("method", sort=False)["value"])
@@ -152,6 +155,23 @@ class SweepSummary:
             if metric != "training_loss" and "@" not in metric:
                 first.setdefault(metric.rpartition("/")[0], metric)
         return list(first.values())
+
+
+def _beside_sft(frame: pd.DataFrame, better: Better) -> Iterator[str]:
+    """How far methods lie from plain fine-tuning on the same rows with the same seed."""
+    finite = frame[is_finite(frame["value"])]
+    by_method = {str(m): part for m, part in finite.groupby("method", sort=False)}
+    keys = ["data_ratio", "seed"]
+    sft = by_method.get("sft", finite[:0]).set_index(keys)["value"]
+    for method, part in by_method.items():
+        apart = (part.set_index(keys)["value"] - sft).dropna()
+        if method == "sft" or apart.empty:
+            continue
+        found = [
+            f"{own.mean():+.4f}{f' ± {own.std():.4f}' if len(own) > 1 else ''} at {_shown(ratio)}"
+            for ratio, own in apart.groupby(level=0)
+        ]
+        yield f"{method} - sft, seed by seed ({better} is better): {', '.join(found)}"
 
 
 def _flat(means: pd.Series[float], level: float, against: str, better: Better) -> str:

@@ -1,0 +1,35 @@
+"""Masked gradients against plain fine-tuning on less data: what GMT's limitations leave open
+(2406.15330v1, section 7). The paper has no such figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deltalens.figures.mft_ratios import draw_data_ratios
+from deltalens.figures.mft_studies import LOOKS, Look
+from deltalens.figures.style import METHOD
+
+__all__ = ["METHODS", "draw"]
+
+METHODS = ("gmt", "random-mask", "hft")
+"""A sweep over the share of the rows with one of these is drawn here."""
+_LABELS = {"gmt": "GMT", "random-mask": "random mask", "hft": "HFT"}
+_LOOKS = {
+    **LOOKS,
+    "ft": Look("before training", "black", "", "--"),
+    "sft": Look("SFT", METHOD["sft"][0], "x", "-"),
+    **{name: Look(label, *METHOD[name], "-") for name, label in _LABELS.items()},
+}
+
+
+def draw(folder: str | Path, *more: str | Path) -> list[Path]:
+    """Draw data-ratio sweeps of a base, each data set a panel for each metric.
+
+    Args:
+        folder: of a study; `gmt_data.png` and `.svg` are written there.
+        more: further ones, of other domains.
+
+    Raises:
+        RecordError: no such study, or no finished cell in it.
+    """
+    return draw_data_ratios([folder, *more], "gmt_data", _LOOKS)
