@@ -16,12 +16,12 @@ from deltalens.io.writer import CheckpointWriter, write_like
 from deltalens.numerics.kernels import largest_magnitude
 from deltalens.numerics.rates import Rate, exact_rate, show_rate
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection import Selection, put_back
 from deltalens.numerics.workers import Each, workers
 from deltalens.studies.deltas import DeltaChunk, DeltaStream, Span
 from deltalens.studies.selecting import (
     DropSetting,
     check_strategy,
+    edit_chunk,
     find_nonfinite,
     no_delta,
     select_unit,
@@ -164,20 +164,13 @@ class _Drop:
                 if blind:
                     self._look(chunk)
                 if not selection.empty or self.rescale:
-                    self._edit(chunk, selection)
+                    edit_chunk(chunk, selection, self.rescale, self.scratch)
                 writer.write(chunk.pair.ft, chunk.start, chunk.ft)
             return span.stop - span.start
 
         for done in each(edit, self.stream.parts(unit.pairs)):
             self.done += done
             self.progress(self.done, self.total)
-
-    def _edit(self, chunk: DeltaChunk, selection: Selection) -> None:
-        values = chunk.delta if selection.ranks else chunk.ft
-        mask = selection.mask(chunk.pair.name, chunk.start, values, self.scratch)
-        put_back(
-            chunk.ft, chunk.base, mask, rescale=self.rescale, out=chunk.ft, scratch=self.scratch
-        )
 
     def _look(self, chunk: DeltaChunk) -> None:
         """What ranking would have told: whether anything is not finite, or differs."""

@@ -48,7 +48,8 @@ class Group:
     energy: dict[float, float]
     """Fraction -> share of the delta's squared norm in its largest entries."""
     vanishing: float
-    """Share of the changes that disappear when both models are cast to bf16; NaN for bf16 pairs."""
+    """Share of the changes that disappear when both models are cast to bf16; NaN where both are
+    bf16."""
 
     def metrics(self) -> dict[str, float]:
         """All figures by name, as in the table of the records."""
@@ -215,7 +216,7 @@ def kind_of(one: TensorPair) -> str:
 
 def _tally(span: Span, stream: DeltaStream) -> _Tally:
     tally = _Tally()
-    castable = torch.bfloat16 not in (torch_dtype(span.pair.ft), torch_dtype(span.pair.base))
+    castable = {torch_dtype(span.pair.ft), torch_dtype(span.pair.base)} != {torch.bfloat16}
     for chunk in stream.chunks(span):
         tally.histogram.update(chunk.delta)
         tally.squares += _square_sum(chunk.delta)

@@ -17,9 +17,10 @@ from deltalens.io.header import TensorEntry
 from deltalens.io.pairing import Pairing
 from deltalens.numerics.bits import cast_once
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection import Selection, put_back
+from deltalens.numerics.selection import Selection
 from deltalens.numerics.workers import Each, in_order, workers
 from deltalens.studies.deltas import DeltaStream, Span
+from deltalens.studies.selecting import check_finite, edit_chunk
 
 __all__ = ["LiveModel"]
 
@@ -97,15 +98,7 @@ class LiveModel:
             selection = selection_of(name)
             for chunk in self._stream.chunks(span):
                 if not selection.empty or rescale:
-                    mask = selection.mask(name, chunk.start, chunk.delta, self._scratch)
-                    put_back(
-                        chunk.ft,
-                        chunk.base,
-                        mask,
-                        rescale=rescale,
-                        out=chunk.ft,
-                        scratch=self._scratch,
-                    )
+                    edit_chunk(chunk, selection, rescale, self._scratch, self._views[name].dtype)
                 self._write(name, chunk.start, chunk.ft)
 
         spans = self._stream.parts(self.pairing.pairs)
@@ -128,6 +121,8 @@ class LiveModel:
         for pair in self.pairing.pairs:
             if among is None or pair.name in among:
                 self._fill(pair.name, pair.base, reader)
+                if pair.ft.dtype != pair.base.dtype:
+                    check_finite(self._views[pair.name].reshape(-1), pair, 0)
         self._write_copies(among)
 
     def restore(self, among: Container[str] | None = None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+import torch
 from torch import Tensor
 
 from deltalens.errors import DeltaLensError
@@ -25,14 +26,24 @@ from deltalens.numerics.order import (
     histogram_of,
 )
 from deltalens.numerics.rates import show_rate
-from deltalens.numerics.selection import STRATEGIES, Selection, Strategy, count_at, prefix_size
+from deltalens.numerics.scratch import Scratch
+from deltalens.numerics.selection import (
+    STRATEGIES,
+    Selection,
+    Strategy,
+    count_at,
+    prefix_size,
+    put_back,
+)
 from deltalens.numerics.workers import Each, in_order
-from deltalens.studies.deltas import DeltaStream, Span
+from deltalens.studies.deltas import DeltaChunk, DeltaStream, Span
 
 __all__ = [
     "DropSetting",
     "UnitSelections",
+    "check_finite",
     "check_strategy",
+    "edit_chunk",
     "find_nonfinite",
     "no_delta",
     "select_unit",
@@ -186,6 +197,69 @@ def _changed_hashes(stream: DeltaStream, seed: int, span: Span) -> Iterator[tupl
     for chunk in stream.chunks(span):
         indices = where_true(chunk.delta != 0).add_(chunk.start)
         yield name, index_hash(indices, name_key(seed, name))
+
+
+def edit_chunk(
+    chunk: DeltaChunk,
+    selection: Selection,
+    rescale: Fraction | None,
+    scratch: Scratch,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Put the selected entries of a chunk back, in place in `chunk.ft`.
+
+    Args:
+        chunk: of the delta.
+        selection: of its tensor's unit.
+        rescale: the drop rate, if what is kept is to be divided by 1 - rate.
+        scratch: for what is made on the way.
+        dtype: what the result will be held in, if not in the fine-tune's stored dtype.
+
+    Raises:
+        DeltaLensError: an entry becomes infinite: rescaled or cast, it is beyond a dtype's numbers.
+    """
+    values = chunk.delta if selection.ranks else chunk.ft
+    mask = selection.mask(chunk.pair.name, chunk.start, values, scratch)
+    put_back(chunk.ft, chunk.base, mask, rescale=rescale, out=chunk.ft, scratch=scratch)
+    if rescale or chunk.base.dtype != chunk.ft.dtype:
+        check_finite(chunk.ft, chunk.pair, chunk.start, rescale, dtype)
+
+
+def check_finite(
+    values: Tensor,
+    pair: TensorPair,
+    start: int,
+    rescale: Fraction | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Refuse numbers that a dtype cannot hold.
+
+    Args:
+        values: entries of a tensor from `start` on, as they would be written.
+        pair: whose they are.
+        start: flat index of the first.
+        rescale: by which rate they were rescaled, if they were.
+        dtype: what they will be held in, if not in their own.
+
+    Raises:
+        DeltaLensError: one is not finite there.
+    """
+    held = values if dtype is None else values.to(dtype)
+    if bool(held.isfinite().all()):
+        return
+    name = str(held.dtype).removeprefix("torch.")
+    at = start + int(where_true(~held.isfinite())[0])
+    where = f"{pair.ft.file}: {pair.name!r}, flat index {at:,}"
+    largest = f"beyond {name}'s largest number, {torch.finfo(held.dtype).max:.4g}"
+    if rescale:
+        raise DeltaLensError(
+            f"{where}: rescaled at rate {show_rate(rescale)} it is {largest}; take smaller rates, "
+            "or leave --rescale (rescale=...) away"
+        )
+    raise DeltaLensError(
+        f"{where}: the base's number is {largest}; leave the tensor out with --exclude "
+        "(exclude=...), or store the fine-tune in a dtype that holds it"
+    )
 
 
 def find_nonfinite(pairs: Sequence[TensorPair], stream: DeltaStream) -> DeltaLensError:

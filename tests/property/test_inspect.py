@@ -86,7 +86,7 @@ def check_all(found: Inspection, ft: dict[str, Tensor], base: dict[str, Tensor])
     assert shown.keys() == groups.keys()
     for key, names in groups.items():
         one, other = all_of(ft, names), all_of(base, names)
-        bf16 = torch.bfloat16 in (one.dtype, other.dtype)
+        bf16 = one.dtype == other.dtype == torch.bfloat16
         check_group(shown[key], anatomy(one, other), bf16)
 
 
@@ -145,6 +145,17 @@ def test_changes_of_two_kinds_are_told_apart_by_the_cast_to_bf16() -> None:
     group = inspected(ft, base).groups[0]
     assert group.unchanged == 2 / 6
     assert group.vanishing == 2 / 4
+
+
+def test_fp32_fine_tune_of_a_bf16_base_shows_what_its_cast_to_bf16_loses() -> None:
+    base = {"w": make("normal", 400, torch.bfloat16, 0)}
+    ft = {"w": base["w"].float() * (1 + 2**-9 * make("normal", 400, torch.float32, 1))}
+    cast = ft["w"].to(torch.bfloat16)
+    lost = ((ft["w"] != base["w"]) & (cast == base["w"])).sum() / (ft["w"] != base["w"]).sum()
+    found = inspected(ft, base)
+    assert found.groups[0].vanishing == pytest.approx(float(lost), rel=1e-6)
+    assert 0.2 < float(lost) < 0.9
+    assert found.tables()[0].rows[0][-1] == f"{100 * float(lost):.1f} %"
 
 
 def test_what_becomes_zero_of_either_sign_in_bf16_vanishes() -> None:
