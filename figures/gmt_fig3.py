@@ -20,8 +20,8 @@ __all__ = ["draw"]
 
 def draw(folder: str | Path) -> list[Path]:
     """Draw a drop study: one panel per metric, the level of the base's own model and of the
-    fine-tune, and a line at the share of unchanged entries. Bands: from the lowest random order to
-    the highest; none of a single one; of what is not random the measurement's standard error.
+    fine-tune, and a shade over the share of unchanged entries. Bands: from the lowest random order
+    to the highest; none of a single one; of what is not random the measurement's standard error.
 
     Args:
         folder: of the study; also where `gmt_fig3.png` and `.svg` are written.
@@ -67,7 +67,9 @@ def _panel(axis: Any, record: StudyRecord, metric: str) -> None:
             axis.axhline(level, color="0.35", linestyle=style, linewidth=1, label=label)
     unchanged = record.facts["unchanged"] / record.facts["entries"]
     if unchanged >= 0.005 and not record.asked["changed_only"]:
-        axis.axvline(unchanged, color="0.6", linewidth=1, label="exactly unchanged")
+        axis.axvspan(
+            0, unchanged, facecolor="0.92", edgecolor="none", zorder=0, label="exactly unchanged"
+        )
     if better_of(metric) == "lower" and _spans_decades(frame):
         if float(frame["value"].min()) > 0:
             axis.set_yscale("log")

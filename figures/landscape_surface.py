@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from deltalens.figures.landscape_panels import (
     spans,
 )
 from deltalens.figures.style import WIDTH, save, styled
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["draw_lines", "draw_surfaces"]
 
@@ -44,24 +47,20 @@ def draw_surfaces(row: Sequence[Panel], folder: Path, name: str) -> list[Path]:
 
 
 def _surface(axis: Any, panel: Panel, scale: Scale) -> None:
-    from matplotlib import colormaps
-
     a, b, heights = heights_of(panel.frame)
     norm = scale.norm()
-    look = {"linewidth": 0.15, "edgecolor": (1, 1, 1, 0.35), "zorder": 1}
+    # With a colour map a face takes the mean of its corners; with colours of ours it would take the
+    # first one's.
+    look: dict[str, Any] = {"cmap": "viridis", "norm": norm, "shade": False, "zorder": 1}
+    look |= {"linewidth": 0.15, "edgecolor": (1, 1, 1, 0.35)}
     if heights is not None:
-        tall = scale.height(heights)
-        colors = colormaps["viridis"](norm(np.where(np.isfinite(tall), tall, norm.vmin)))
-        colors[~np.isfinite(tall), 3] = 0
         xs, ys = np.meshgrid(a, b)
-        axis.plot_surface(
-            xs, ys, tall, facecolors=colors, rstride=1, cstride=1, shade=False, **look
-        )
+        axis.plot_surface(xs, ys, scale.height(heights), rstride=1, cstride=1, **look)
     else:
         with_height = panel.frame.dropna(subset="value")
         if spans(with_height):
             xs, ys, zs = columns_of(with_height)
-            axis.plot_trisurf(xs, ys, scale.height(zs), cmap="viridis", **look)
+            axis.plot_trisurf(xs, ys, scale.height(zs), **look)
     low, high = float(norm.vmin), float(norm.vmax)
     for mark in panel.marks:
         value = mark["value"]
@@ -107,8 +106,18 @@ def _thinned(ticks: Sequence[float], most: int) -> list[float]:
     return list(ticks[::step])
 
 
+def _along(panel: Panel) -> pd.DataFrame:
+    """All that was measured on a line, in its order: the grid's points, and the marked models
+    between them."""
+    import pandas as pd
+
+    marked = pd.DataFrame([*panel.marks], columns=["a", "value"])
+    whole = pd.concat([marked, panel.frame[["a", "value"]]], ignore_index=True)
+    return whole.drop_duplicates("a").sort_values("a")
+
+
 def draw_lines(row: Sequence[Panel], folder: Path, name: str) -> list[Path]:
-    """One line per data set; the models marked on each."""
+    """One line per data set, through the models that are marked on it."""
     import matplotlib.pyplot as plt
 
     with styled():
@@ -116,7 +125,7 @@ def draw_lines(row: Sequence[Panel], folder: Path, name: str) -> list[Path]:
         scale = Scale.of(row)
         for place, panel in enumerate(row):
             color = _COLORS[place % len(_COLORS)]
-            frame = panel.frame.sort_values("a")
+            frame = _along(panel)
             axis.plot(frame["a"], frame["value"], color=color, linewidth=1.5, label=panel.title)
             for a in frame["a"][frame["value"].isna()]:
                 axis.axvline(a, color="0.85", linewidth=3, zorder=0)

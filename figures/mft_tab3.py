@@ -50,7 +50,7 @@ def draw(folder: str | Path, *more: str | Path) -> list[Path]:
     blocks = (
         block("This study", own_columns([*local, *glob]), lines, ["method"]),
         printed(
-            "The paper: maths (%)",
+            "The paper: maths (%; in brackets: the distance to FFT)",
             paper,
             ["model", "method"],
             paper.measures,

@@ -45,7 +45,7 @@ def draw_within(
     blocks = [_block(f"This study: {kind}", own) for kind, own in halves if own]
     blocks.append(
         printed(
-            "The paper (%)",
+            "The paper (%; in brackets: the distance to FFT)",
             paper,
             ["setting", "method"],
             paper.measures,

@@ -234,7 +234,7 @@ def _marked(
 
 
 def _airy(cell: str) -> str:
-    return "" if cell == "-" else cell.replace("(", " (").replace("±", " ± ")
+    return "" if cell == "-" else cell.replace("(", " (")
 
 
 def write(table: TableFigure, folder: Path) -> list[Path]:

@@ -3,8 +3,9 @@
 A table is one CSV file. Lines that begin with `#` come first: `# source: ...`, and a `# note: ...`
 for everything a reader should know about it. Then a header: the columns of `LABELS` name a row,
 `note` says what is special about it, and every other column is a measure. A cell is the text as
-printed (`69.5(+1.2)`: with the difference that the paper gives; `45.2±1.7`: with its deviation;
-`-`: the paper's own dash); an empty one lies outside the paper's table.
+printed (`69.5(+1.2)`: with the difference that the paper gives; `-`: the paper's own dash); an
+empty one lies outside the paper's table. No table of these papers prints a deviation: what stands
+beside MFT's scores is the distance to FFT.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = ["LABELS", "PaperTable", "as_number", "paper_table", "paper_tables"]
 LABELS = ("setting", "model", "domain", "method")
 """The columns that name a row, where a table has them."""
 
-_NUMBER = re.compile(r"(?P<value>-?\d+(\.\d+)?)(±\d+(\.\d+)?)?(\([+-]\d+(\.\d+)?\))?")
+_NUMBER = re.compile(r"(?P<value>-?\d+(\.\d+)?)(\([+-]\d+(\.\d+)?\))?")
 
 
 @dataclass(frozen=True)
