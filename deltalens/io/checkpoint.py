@@ -8,6 +8,7 @@ import hashlib
 import json
 import mmap
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ INDEX = "model.safetensors.index.json"
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _BLOCK = 1 << 20
+_SHOWN = 3
+"""Differences between an index and its shards that a note names."""
 _TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
@@ -48,12 +51,14 @@ class Checkpoint:
         path: the folder, or the one file.
         tensors: every stored tensor by name, shard by shard, in the order of the bytes.
         headers: the raw header of each shard file.
+        notes: what a reader should know of it.
     """
 
     def __init__(self, path: Path, files: list[Path]) -> None:
         self.path = path
         self.headers: dict[Path, bytes] = {}
         self.tensors: dict[str, TensorEntry] = {}
+        self.notes: list[str] = []
         for file in files:
             self.headers[file], entries = read_header(file)
             for entry in entries:
@@ -218,8 +223,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a checkpoint: a folder with `model.safetensors` or an index and shards, or one file.
 
     Raises:
-        CheckpointError: no such path, no safetensors in it, an index that does not fit its shards,
-            a file that is not what its header says, or no floating-point tensor at all.
+        CheckpointError: no such path, no safetensors in it, an index that names shards that are not
+            there, a file that is not what its header says, or no floating-point tensor at all.
     """
     path = Path(path)
     if os.path.isfile(path):
@@ -308,15 +313,23 @@ def _open_indexed(path: Path) -> Checkpoint:
             several(f"{file} names shards that are not there; is the download complete?", faults)
         )
     checkpoint = Checkpoint(path, [path / shard for shard in sorted(set(names.values()))])
-    lacking = [
+    differing = [
         f"{name!r} is not in {shard!r}"
         for name, shard in names.items()
         if name not in checkpoint.tensors or checkpoint.tensors[name].file.name != shard
     ]
-    lacking += [f"{name!r} is in a shard only" for name in checkpoint.tensors if name not in names]
-    if lacking:
-        raise CheckpointError(several(f"{file}: the index and the shards differ:", lacking))
+    differing += [f"{name!r} is in a shard only" for name in checkpoint.tensors.keys() - names]
+    if differing:
+        checkpoint.notes.append(
+            f"{file}: the index and the shards differ ({_few(sorted(differing))}): what the shards "
+            "hold counts, as for transformers"
+        )
     return checkpoint
+
+
+def _few(faults: list[str]) -> str:
+    more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    return ", ".join(textwrap.shorten(fault, 200) for fault in faults[:_SHOWN]) + more
 
 
 def _no_shard(folder: Path, shard: object) -> str | None:

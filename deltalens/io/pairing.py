@@ -182,7 +182,7 @@ class _Matcher:
         self.ft, self.base, self.chosen = ft, base, chosen
         self.pairs: list[TensorPair] = []
         self.kept: dict[str, str] = {}
-        self.notes: list[str] = []
+        self.notes: list[str] = [*ft.notes, *base.notes]
         self.faults: list[str] = []
         self.shapes = 0
         self.used: set[str] = set()

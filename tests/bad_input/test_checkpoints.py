@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
+import deltalens
 from deltalens import DeltaLensError, open_checkpoint
 from deltalens.io.locate import locate
 from tests.bad_input.files import (
@@ -18,6 +20,7 @@ from tests.bad_input.files import (
     f32,
     folder_with,
     save,
+    save_llama_pair,
     save_sharded,
     shard_bytes,
     weights,
@@ -150,27 +153,46 @@ def test_an_index_whose_shard_no_file_can_be_called_is_refused(tmp_path: Path, s
     assert "which is not in this folder" in refusal(folder)
 
 
-def test_an_index_that_names_a_tensor_its_shard_lacks_names_both(tmp_path: Path) -> None:
-    folder = save_sharded(tmp_path / "model", weights())
-    index = json.loads((folder / INDEX).read_text())["weight_map"]
-    write_index(folder, {**index, "model.norm.bias": SHARDS[0]})
-    message = refusal(folder)
-    assert message.startswith(f"{folder / INDEX}: the index and the shards differ:")
-    assert message.endswith(f"- 'model.norm.bias' is not in '{SHARDS[0]}'")
+DISAGREEING = {
+    "names a tensor that no shard holds": (
+        lambda index: {**index, "model.norm.bias": SHARDS[0]},
+        f"'model.norm.bias' is not in '{SHARDS[0]}'",
+    ),
+    "has a tensor in the wrong shard": (
+        lambda index: {**index, "model.norm.weight": SHARDS[0]},
+        f"'model.norm.weight' is not in '{SHARDS[0]}'",
+    ),
+    "leaves a stored tensor out": (
+        lambda index: {name: shard for name, shard in index.items() if "norm" not in name},
+        "'model.norm.weight' is in a shard only",
+    ),
+}
 
 
-def test_an_index_that_has_a_tensor_in_the_wrong_shard_is_refused(tmp_path: Path) -> None:
-    folder = save_sharded(tmp_path / "model", weights())
-    index = json.loads((folder / INDEX).read_text())["weight_map"]
-    write_index(folder, {**index, "model.norm.weight": SHARDS[0]})
-    assert f"'model.norm.weight' is not in '{SHARDS[0]}'" in refusal(folder)
-
-
-def test_an_index_that_leaves_a_stored_tensor_out_is_refused(tmp_path: Path) -> None:
-    folder = save_sharded(tmp_path / "model", weights())
-    index = json.loads((folder / INDEX).read_text())["weight_map"]
-    write_index(folder, {name: shard for name, shard in index.items() if "norm" not in name})
-    assert "'model.norm.weight' is in a shard only" in refusal(folder)
+@pytest.mark.parametrize("how", DISAGREEING)
+def test_an_index_that_disagrees_with_its_shards_is_read_as_transformers_does(
+    tmp_path: Path, how: str
+) -> None:
+    change, why = DISAGREEING[how]
+    ft, base = save_llama_pair(tmp_path)
+    model = LlamaForCausalLM.from_pretrained(ft)
+    model.save_pretrained(ft, max_shard_size="2KB")
+    (ft / "model.safetensors").unlink()
+    shards = sorted(file.name for file in ft.glob("model-*.safetensors"))
+    index = json.loads((ft / INDEX).read_text())["weight_map"]
+    named = {SHARDS[0]: next(s for s in shards if s != index["model.norm.weight"])}
+    index = {name: named.get(shard, shard) for name, shard in change(index).items()}
+    write_index(ft, index)
+    loaded = LlamaForCausalLM.from_pretrained(ft).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+    found = open_checkpoint(ft)
+    assert set(found.tensors) == set(loaded)
+    assert why.replace(SHARDS[0], named[SHARDS[0]]) in found.notes[0]
+    assert found.notes[0] in deltalens.pair(ft, base).notes
+    deltalens.drop(ft, base, tmp_path / "out", rate=1)
+    dropped = LlamaForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    wanted = LlamaForCausalLM.from_pretrained(base).state_dict()
+    assert all(torch.equal(dropped[name], tensor) for name, tensor in wanted.items())
 
 
 def test_all_faults_of_an_index_come_at_once(tmp_path: Path) -> None:
