@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from deltalens.errors import DeltaLensError
 from deltalens.evaluate.finite import are_numbers, no_numbers
+from deltalens.evaluate.positions import longest_input
 from deltalens.evaluate.scoring import can_generate
 from deltalens.evaluate.statistics import ratio
-from deltalens.evaluate.tokens import longest_input
 from deltalens.io.records import Measurement
 
 __all__ = ["KEPT", "Fidelity", "sample_texts"]
@@ -32,10 +32,11 @@ def sample_texts(
     new_tokens: int,
     seed: int,
     advance: Callable[[int], None] = lambda steps: None,
+    stops: Collection[int] = (),
 ) -> list[list[int]]:
     """Texts to compare on: sampled from the model itself at temperature 1, from the
     beginning-of-sequence token or else an ordinary token drawn at random, until the end-of-sequence
-    token or `new_tokens`. A model that cannot generate gets random tokens instead.
+    token, another stop, or `new_tokens`. A model that cannot generate gets random tokens instead.
 
     Args:
         model: the fine-tune.
@@ -43,11 +44,12 @@ def sample_texts(
         new_tokens: sampled per text; fewer where the model has fewer positions.
         seed: of all draws; the global generators are left alone.
         advance: told of every batch: how many texts are done.
+        stops: tokens at which generation stops (`ends_of`).
     """
     config: Any = model.config
     text_config = config.get_text_config()
     vocabulary = int(text_config.vocab_size)
-    positions = longest_input(config)
+    positions = longest_input(model)
     new_tokens = min(new_tokens, positions - 1) if positions else new_tokens
     generator = torch.Generator().manual_seed(seed)
     ordinary = _ordinary(text_config, vocabulary)
@@ -61,7 +63,7 @@ def sample_texts(
     if isinstance(bos, int) and 0 <= bos < vocabulary:
         first = torch.full((sequences,), bos)
     ends = getattr(text_config, "eos_token_id", None)
-    stops = set(ends) if isinstance(ends, list) else {ends}
+    stops = {*stops, *(ends if isinstance(ends, list) else [ends])}
     texts: list[list[int]] = []
     size = max(1, min(sequences, _MEMORY // (16 * vocabulary)))
     for start in range(0, sequences, size):

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from deltalens.errors import DeltaLensError, said_by
 from deltalens.evaluate.finite import check_model
+from deltalens.evaluate.positions import longest_input
 from deltalens.evaluate.rows import DataFile
 from deltalens.evaluate.statistics import mean, ratio
-from deltalens.evaluate.tokens import Batch, Tokens, batches, encode_rows, longest_input
+from deltalens.evaluate.tokens import Batch, Tokens, batches, encode_rows, padding_of
+from deltalens.evaluate.turns import ends_of
 from deltalens.io.records import Measurement
 
 __all__ = ["Scoring", "batch_positions", "can_generate", "score"]
@@ -33,8 +35,9 @@ class Scoring:
     """A data file, tokenised once, to be measured on a model again and again.
 
     Exact match under greedy decoding takes one forward: fed the target, every argmax has to be the
-    next target token. With `answer_pattern` the answer lies inside a longer text: then the model
-    generates, and what the pattern finds last is compared with what it finds in the target.
+    next target token. (A target that goes on behind a token at which generation stops is never
+    matched.) With `answer_pattern` the answer lies inside a longer text: then the model generates,
+    and what the pattern finds last is compared with what it finds in the target.
 
     Raises:
         DeltaLensError: the model is no causal language model, or has no tokenizer.
@@ -59,15 +62,16 @@ class Scoring:
                 "defined; leave --data out to measure fidelity"
             )
         self.name = data.name
-        self._sequences, self.left_out = encode_rows(data, tokenizer, longest_input(config))
+        self._longest = longest_input(model)
+        self._sequences, self.left_out = encode_rows(data, tokenizer, self._longest, model)
+        self._stops = ends_of(tokenizer, model).stops
         self._answered = data.rows[0].answered
         self._tokenizer = tokenizer
         self._pattern = answer_pattern if self._answered else None
         vocabulary = config.get_text_config().vocab_size
         positions = batch_positions(batch_tokens, vocabulary)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self._pad = pad
-        self._batches = batches(self._sequences, positions, pad)
+        self._pad = padding_of(tokenizer, model)
+        self._batches = batches(self._sequences, positions, self._pad)
 
     def check(self, model: nn.Module, where: str | Path) -> None:
         """Refuse a model that computes no numbers, by its longest row.
@@ -93,7 +97,7 @@ class Scoring:
             summed, matched = score(model, moved, match=self._answered and self._pattern is None)
             losses[batch.rows] = summed.double().cpu()
             if matched is not None:
-                right[batch.rows] = matched.cpu()
+                right[batch.rows] = matched.cpu() * self._reached(batch)
             targets[batch.rows] = batch.targets.sum(1).float()
         loss = ratio(losses, targets)
         perplexity = _exp(loss.value)
@@ -105,20 +109,61 @@ class Scoring:
             right = self._generated_right(model).masked_fill(losses.isnan(), math.nan)
         return {"exact_match": mean(right), **found} if self._answered else found
 
+    def _reached(self, batch: Batch) -> Tensor:
+        """Which targets generation can reach the end of: it stops at none of their earlier tokens.
+        (B,)."""
+        sequences = (self._sequences[row] for row in batch.rows.tolist())
+        return torch.tensor(
+            [float(self._stops.isdisjoint(s.ids[s.target : -1])) for s in sequences]
+        )
+
     def _generated_right(self, model: nn.Module) -> Tensor:
         assert self._pattern is not None
-        device = next(model.parameters()).device
         right = torch.zeros(len(self._sequences))
         for batch in self._batches:
             sequences = [self._sequences[row] for row in batch.rows.tolist()]
-            texts = _generate(model, self._tokenizer, sequences, self._pad, device)
-            for row, sequence, text in zip(batch.rows.tolist(), sequences, texts, strict=True):
-                target = self._tokenizer.decode(
-                    sequence.ids[sequence.target :], skip_special_tokens=True
+            answers = self._generate(model, sequences)
+            for row, sequence, answer in zip(batch.rows.tolist(), sequences, answers, strict=True):
+                target = sequence.ids[sequence.target :]
+                texts = (
+                    self._tokenizer.decode(list(ids), skip_special_tokens=True)
+                    for ids in (target, answer)
                 )
-                wanted, got = _answer(self._pattern, target), _answer(self._pattern, text)
+                wanted, got = (_answer(self._pattern, text) for text in texts)
                 right[row] = float(wanted is not None and wanted == got)
         return right
+
+    def _generate(self, model: Any, sequences: Sequence[Tokens]) -> list[list[int]]:
+        """Greedy continuations of the prompts up to where they stop, or half as long again as the
+        longest target."""
+        from transformers import GenerationConfig
+
+        prompts = [sequence.ids[: sequence.target] for sequence in sequences]
+        longest = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), longest), self._pad, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for place, prompt in enumerate(prompts):
+            ids[place, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[place, longest - len(prompt) :] = 1
+        room = (self._longest or 1 << 30) - longest
+        wanted = max(len(sequence.ids) - sequence.target for sequence in sequences)
+        settings = GenerationConfig(
+            **_PLAINLY_GREEDY,
+            max_new_tokens=max(1, min(room, wanted + wanted // 2)),
+            pad_token_id=self._pad,
+            eos_token_id=sorted(self._stops) or None,
+        )
+        device = next(model.parameters()).device
+        with said_by("transformers", f"{type(model).__name__}: cannot generate from these rows"):
+            out = model.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
+            )
+        return [self._until_stop(answer) for answer in out[:, longest:].tolist()]
+
+    def _until_stop(self, ids: list[int]) -> list[int]:
+        """Behind the first stop there is padding, which a tokenizer may take for text."""
+        end = next((n for n, token in enumerate(ids, 1) if token in self._stops), len(ids))
+        return ids[:end]
 
 
 def can_generate(model: nn.Module) -> bool:
@@ -170,35 +215,6 @@ _PLAINLY_GREEDY: dict[str, Any] = {
     "suppress_tokens": [],
     "begin_suppress_tokens": [],
 }
-
-
-def _generate(
-    model: Any, tokenizer: Any, sequences: Sequence[Tokens], pad: int, device: torch.device
-) -> list[str]:
-    """Greedy continuations of the prompts, up to half as long again as the longest target."""
-    from transformers import GenerationConfig
-
-    prompts = [sequence.ids[: sequence.target] for sequence in sequences]
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for place, prompt in enumerate(prompts):
-        ids[place, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[place, longest - len(prompt) :] = 1
-    room = (longest_input(model.config) or 1 << 30) - longest
-    wanted = max(len(sequence.ids) - sequence.target for sequence in sequences)
-    settings = GenerationConfig(
-        **_PLAINLY_GREEDY,
-        max_new_tokens=max(1, min(room, wanted + wanted // 2)),
-        pad_token_id=pad,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    with said_by("transformers", f"{type(model).__name__}: cannot generate from these rows"):
-        out = model.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
-        )
-    texts: list[str] = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
-    return texts
 
 
 def _answer(pattern: re.Pattern[str], text: str) -> str | None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from deltalens.errors import DataError
+from deltalens.errors import DataError, reason, said_by
 from deltalens.evaluate.rows import DataFile, Row
+from deltalens.evaluate.turns import check_template, ends_of, text_ends, written
 
-__all__ = ["Batch", "Tokens", "batches", "encode_rows", "longest_input"]
+__all__ = ["Batch", "Tokens", "batches", "encode_preferences", "encode_rows", "padding_of"]
 
 
 @dataclass(frozen=True)
@@ -42,72 +43,160 @@ class Batch:
         return Batch(*moved)
 
 
-def longest_input(config: Any) -> int | None:
-    """How many positions a model has; None if its configuration does not say."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
-        positions = getattr(text, name, None)
-        if isinstance(positions, int) and positions > 0:
-            return positions
-    return None
-
-
-def encode_rows(data: DataFile, tokenizer: Any, longest: int | None) -> tuple[list[Tokens], int]:
+def encode_rows(
+    data: DataFile, tokenizer: Any, longest: int | None, model: Any | None = None
+) -> tuple[list[Tokens], int]:
     """The rows as token sequences, and how many were left out: too long for the model, or
     without a token to predict.
 
-    A text's targets are all its tokens but the first. A completion's are its tokens and the
-    end-of-sequence token, as in training; a conversation's are its last message.
+    Ids and targets are those that trl's `SFTTrainer` trains on with `completion_only_loss`, up to
+    the end of the answer: prompt and completion are tokenised together, and the target begins where
+    the tokens of the prompt alone and those of the whole first differ. A text's targets are all its
+    tokens but the first. Texts and completions end with the end-of-sequence token; a conversation
+    ends as its template ends a turn. What a template or a tokenizer writes behind that is left out.
+
+    Args:
+        data: the rows.
+        tokenizer: the model's.
+        longest: tokens that a row may have; a text is cut there.
+        model: tells what else ends an answer: its generation configuration.
 
     Raises:
-        DataError: no row fits, or the tokenizer has no chat template for `messages`.
+        DataError: no row fits, the tokenizer has no chat template for conversations, or template or
+            tokenizer refuse a row.
     """
+    ends = ends_of(tokenizer, model)
+    ids, prompts = _tokenise(data, tokenizer, "completion")
     encoded = []
-    for row in data.rows:
-        sequence = _encode(row, tokenizer, data)
-        if row.text is not None and longest is not None:
-            sequence = Tokens(sequence.ids[:longest], sequence.target)
-        if 0 < sequence.target < len(sequence.ids) and len(sequence.ids) <= (longest or 1 << 62):
-            encoded.append(sequence)
+    for row, whole, prompt in zip(data.rows, ids, prompts, strict=True):
+        if row.text is not None:
+            length, target = text_ends(ends, tokenizer).length(whole, 1), 1
+            length = min(length, longest or length)
+        else:
+            # The first token of all is predicted from nothing.
+            target = max(1, _common_prefix(prompt, whole))
+            length = ends.length(whole, target)
+        if target < length <= (longest or length):
+            encoded.append(Tokens(tuple(whole[:length]), target))
     if not encoded:
-        raise DataError(f"{data.path}: no row has a target within the model's {longest} positions")
+        raise _none_fits(data, longest)
     return encoded, len(data.rows) - len(encoded)
 
 
-def _encode(row: Row, tokenizer: Any, data: DataFile) -> Tokens:
-    if row.text is not None:
-        return Tokens(tuple(tokenizer(row.text)["input_ids"]), 1)
-    if row.messages:
-        if not getattr(tokenizer, "chat_template", None):
-            raise DataError(
-                f"{data.path}: rows have 'messages' and the tokenizer has no chat template; give "
-                "'prompt' and 'completion' instead"
+def encode_preferences(
+    data: DataFile, tokenizer: Any, longest: int | None, model: Any | None = None
+) -> tuple[dict[int, tuple[Tokens, Tokens]], int]:
+    """Preferences as token sequences, and how many were left out: too long, or without a token to
+    predict.
+
+    Ids and targets are those that trl's `DPOTrainer` trains on, up to the end of each answer: the
+    targets of both begin where the tokens of the prompt alone first differ from one of the wholes.
+
+    Args:
+        data, tokenizer, longest, model: as of `encode_rows`; no sequence is cut.
+
+    Returns:
+        The place of each row in the data, with the chosen and the rejected sequence.
+
+    Raises:
+        DataError: as of `encode_rows`.
+    """
+    ends = ends_of(tokenizer, model)
+    chosen, prompts = _tokenise(data, tokenizer, "completion")
+    rejected, _ = _tokenise(data, tokenizer, "rejected")
+    encoded = {}
+    for place, (prompt, *pair) in enumerate(zip(prompts, chosen, rejected, strict=True)):
+        target = max(1, min(_common_prefix(prompt, whole) for whole in pair))
+        lengths = [ends.length(whole, target) for whole in pair]
+        if target < min(lengths) and max(lengths) <= (longest or max(lengths)):
+            first, second = (
+                Tokens(tuple(whole[:length]), target)
+                for whole, length in zip(pair, lengths, strict=True)
             )
-        turns = list(row.messages)
-        before = tokenizer.apply_chat_template(
-            turns[:-1], add_generation_prompt=True, tokenize=False
-        )
-        whole = tokenizer.apply_chat_template(turns, tokenize=False)
-        if not whole.startswith(before):
-            raise DataError(
-                f"{data.path}: the chat template writes a conversation differently once it is "
-                "answered; give 'prompt' and 'completion' instead"
-            )
-        prompt = tokenizer(before, add_special_tokens=False)["input_ids"]
-        answer = tokenizer(whole[len(before) :], add_special_tokens=False)["input_ids"]
-        return Tokens(tuple(prompt + answer), len(prompt))
-    prompt = _without_end(tokenizer(row.prompt)["input_ids"], tokenizer)
-    if not prompt and tokenizer.bos_token_id is not None:
-        prompt = [tokenizer.bos_token_id]
-    answer = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return Tokens(tuple(prompt + answer + end), len(prompt))
+            encoded[place] = first, second
+    if not encoded:
+        raise _none_fits(data, longest)
+    return encoded, len(data.rows) - len(encoded)
 
 
-def _without_end(ids: list[int], tokenizer: Any) -> list[int]:
-    """Some tokenizers end every text; a prompt goes on."""
-    ended = len(ids) > 1 and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id)
-    return ids[:-1] if ended else ids
+def padding_of(tokenizer: Any, model: Any) -> int:
+    """The token that sequences are padded with; attention masks hide it."""
+    text = model.config.get_text_config()
+    for found in (tokenizer.pad_token_id, getattr(text, "pad_token_id", None)):
+        if isinstance(found, int) and found >= 0:
+            return found
+    return 0
+
+
+def _tokenise(
+    data: DataFile, tokenizer: Any, answer: Literal["completion", "rejected"]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Of every row the ids of the whole, and those of its prompt alone; two calls of the tokenizer
+    for all rows of a kind."""
+    wholes: list[list[int]] = [[]] * len(data.rows)
+    prompts: list[list[int]] = [[]] * len(data.rows)
+    end = tokenizer.eos_token or ""
+    for conversation in (False, True):
+        places = [n for n, row in enumerate(data.rows) if row.conversation == conversation]
+        if not places:
+            continue
+        if conversation:
+            check_template(tokenizer, data)
+        pairs = [_texts(data.rows[n], tokenizer, data, answer, end) for n in places]
+        # A template writes special tokens itself.
+        calls = [
+            _ids(tokenizer, texts, data, places, special=not conversation)
+            for texts in zip(*pairs, strict=True)
+        ]
+        for n, prompt, whole in zip(places, *calls, strict=True):
+            prompts[n], wholes[n] = prompt, whole
+    return wholes, prompts
+
+
+def _texts(
+    row: Row, tokenizer: Any, data: DataFile, answer: Literal["completion", "rejected"], end: str
+) -> tuple[str, str]:
+    """A row's prompt, and the whole."""
+    found = row.text if row.text is not None else getattr(row, answer)
+    prompt = row.prompt if row.prompt is not None else ""
+    if isinstance(found, str) and isinstance(prompt, str):
+        return prompt, prompt + found + ("" if end and found.endswith(end) else end)
+    assert isinstance(found, tuple)
+    assert isinstance(prompt, tuple)
+    return (
+        written(tokenizer, row, prompt, data, prompting=True),
+        written(tokenizer, row, prompt + found, data),
+    )
+
+
+def _ids(
+    tokenizer: Any, texts: Sequence[str], data: DataFile, places: Sequence[int], *, special: bool
+) -> list[list[int]]:
+    def call(some: Sequence[str]) -> list[list[int]]:
+        found: list[list[int]] = tokenizer(
+            list(some), add_special_tokens=special, return_attention_mask=False
+        )["input_ids"]
+        return found
+
+    try:
+        return call(texts)
+    except Exception as error:  # Of the tokenizers' library, which raises no kind of its own.
+        for text, place in zip(texts, places, strict=True):
+            with said_by("the tokenizer", f"{data.path}: {data.rows[place].place}"):
+                call([text])
+        raise DataError(f"{data.path}: the tokenizer says: {reason(error)}") from error
+
+
+def _none_fits(data: DataFile, longest: int | None) -> DataError:
+    within = "" if longest is None else f" within {longest:,} tokens"
+    return DataError(f"{data.path}: no row has a target{within}")
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    shorter = min(len(one), len(other))
+    if one[:shorter] == other[:shorter]:
+        return shorter
+    return next(n for n in range(shorter) if one[n] != other[n])
 
 
 def batches(sequences: Sequence[Tokens], tokens: int, pad: int) -> list[Batch]:

@@ -15,6 +15,7 @@ from deltalens.evaluate.fidelity import Fidelity, sample_texts
 from deltalens.evaluate.finite import check_measured
 from deltalens.evaluate.loading import LoadedModel
 from deltalens.evaluate.scoring import Scoring, can_generate
+from deltalens.evaluate.turns import ends_of
 from deltalens.io.files import write_whole
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Measurement, Setting, StudyFolder
@@ -103,7 +104,12 @@ class Evaluation:
         else:
             self.watch.stage("sampling texts from the fine-tune", want.sequences)
             texts = sample_texts(
-                loaded.model, want.sequences, want.new_tokens, want.seed, self.watch.advance
+                loaded.model,
+                want.sequences,
+                want.new_tokens,
+                want.seed,
+                self.watch.advance,
+                ends_of(loaded.tokenizer, loaded.model).stops,
             )
             write_whole(file, (json.dumps(texts) + "\n").encode())
         self.watch.stage("the fine-tune's own answers", len(texts))

@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from deltalens.errors import DeltaLensError, said_by
 from deltalens.evaluate.finite import check_model
 from deltalens.evaluate.loading import load_model, pick_device
+from deltalens.evaluate.positions import longest_input
 from deltalens.evaluate.rows import DataFile, read_rows
-from deltalens.evaluate.tokens import Batch, batches, encode_rows, longest_input
+from deltalens.evaluate.tokens import Batch, batches, encode_rows, padding_of
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.records import (
     Measurement,
@@ -139,13 +140,13 @@ class _Bench:
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=asked.learning_rate, weight_decay=asked.weight_decay
         )
-        sequences, _ = encode_rows(rows, tokenizer, asked.max_length or longest_input(model.config))
+        sequences, _ = encode_rows(rows, tokenizer, asked.max_length or longest_input(model), model)
         sequences = sequences[: len(sequences) // asked.batch_size * asked.batch_size]
         if not sequences:
             raise DeltaLensError(f"{rows.path}: fewer rows than a batch of {asked.batch_size}")
         check_model(model, sequences[0].ids, where)
         model.train()
-        pad = tokenizer.pad_token_id or 0
+        pad = padding_of(tokenizer, model)
         longest = max(len(one.ids) for one in sequences)
         found = batches(sequences, asked.batch_size * longest, pad)
         self.batches = [one.to(device) for one in found if len(one.rows) == asked.batch_size]

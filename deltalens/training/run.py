@@ -24,9 +24,9 @@ from transformers import TrainerCallback
 from deltalens.errors import DeltaLensError, RecordError, reason, said_by
 from deltalens.evaluate.finite import check_model
 from deltalens.evaluate.loading import LoadedModel, load_model, pick_device, pick_dtype
+from deltalens.evaluate.positions import longest_input
 from deltalens.evaluate.rows import DataFile, read_rows
 from deltalens.evaluate.scoring import Scoring, can_generate
-from deltalens.evaluate.tokens import longest_input
 from deltalens.integrations.transformers import GradientProbeCallback
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.records import Measurement
@@ -34,7 +34,7 @@ from deltalens.training.asked import TrainingAsked, config_class
 from deltalens.training.choosing import Chooser
 from deltalens.training.folder import MASKS, TrainingFolder
 from deltalens.training.methods import Ready, prepare
-from deltalens.training.rows import preferences, tokenised
+from deltalens.training.rows import collator, preferences, tokenised
 
 __all__ = ["Trained", "TrainingWatch", "check_trainable", "train", "training_dtype"]
 
@@ -209,18 +209,18 @@ class _Sitting:
         tokenizer: Any = self.loaded.tokenizer
         asked = self.asked
         self.watch.stage("tokenising", None)
-        longest = longest_input(self.model.config)
+        longest = longest_input(self.model)
         if asked.max_length is not None:
             longest = min(asked.max_length, longest or asked.max_length)
         if asked.objective == "dpo":
-            self.rows = preferences(rows)
+            self.rows, left_out = preferences(rows, tokenizer, longest, self.model)
             text = tokenizer(str(rows.rows[0].completion))["input_ids"]
         else:
             whole = asked.loss_on == "all"
-            self.rows, left_out = tokenised(rows, tokenizer, longest, whole)
-            if left_out:
-                self.notes.append(f"{left_out:,} of {len(rows.rows):,} rows left out: too long")
+            self.rows, left_out = tokenised(rows, tokenizer, longest, whole, self.model)
             text = self.rows[0]["input_ids"]
+        if left_out:
+            self.notes.append(f"{left_out:,} of {len(rows.rows):,} rows left out: too long")
         check_model(self.model, text[:longest], self.checkpoint.path)
         for file in others:
             self.scorings.append(Scoring(file, self.model, tokenizer, 4096))
@@ -363,6 +363,7 @@ class _Sitting:
                 model=self.ready.model,
                 args=config,
                 train_dataset=self.rows,
+                data_collator=collator(config, self.loaded.tokenizer, self.model),
                 processing_class=self.loaded.tokenizer,
                 callbacks=callbacks,
             )

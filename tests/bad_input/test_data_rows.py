@@ -45,7 +45,9 @@ def test_a_file_that_is_not_there_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_file_of_rows(tmp_path: Path) -> None:
-    assert refusal(tmp_path) == "cannot be read: Is a directory"
+    assert refusal(tmp_path) == (
+        "a folder, and no data set that `save_to_disk` wrote (it has no state.json)"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b" \t\r\n"])

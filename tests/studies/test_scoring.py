@@ -165,13 +165,15 @@ def test_answer_pattern_compares_what_it_finds_last_in_a_greedy_text(
     assert found["exact_match"].value == pytest.approx(expected)
 
 
-def test_rows_of_text_are_scored_on_all_tokens_but_the_first(model: Any, tmp_path: Path) -> None:
+def test_rows_of_text_are_scored_on_all_tokens_and_the_end_but_the_first(
+    model: Any, tmp_path: Path
+) -> None:
     texts = ["ann gets 3", "bob 4", "eve 12+3=15 finds"]
     file = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
     found = Scoring(read_rows(file), model, tokenizer(), 4096).measure(model)
     total = count = 0.0
     for text in texts:
-        ids = tokenizer()(text, return_tensors="pt")["input_ids"]
+        ids = tokenizer()(text + tokenizer().eos_token, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             total += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
         count += ids.shape[1] - 1
@@ -246,7 +248,8 @@ def study(
 
     def counting(self: Any, *given: Any, **more: Any) -> Any:
         nonlocal calls
-        calls += 1
+        texts = given[0] if given else more["text"]
+        calls += len(texts) if isinstance(texts, list) else 1
         return original(self, *given, **more)
 
     from deltalens.studies.study import StudyWatch

@@ -11,6 +11,7 @@ from torch import nn
 from deltalens.evaluate.fidelity import Fidelity, sample_texts
 from deltalens.evaluate.loading import LoadedModel
 from deltalens.evaluate.scoring import Scoring
+from deltalens.evaluate.turns import ends_of
 from deltalens.io.files import write_whole
 from deltalens.io.records import Measurement, StudyFolder
 from deltalens.studies.drop_asked import FIDELITY, Metric, measured_by
@@ -70,7 +71,12 @@ class Measuring:
         else:
             watch.stage("sampling texts from the origin", want.sequences)
             texts = sample_texts(
-                loaded.model, want.sequences, want.new_tokens, want.seed, watch.advance
+                loaded.model,
+                want.sequences,
+                want.new_tokens,
+                want.seed,
+                watch.advance,
+                ends_of(loaded.tokenizer, loaded.model).stops,
             )
             write_whole(file, (json.dumps(texts) + "\n").encode())
         watch.stage("the origin's own answers", len(texts))
