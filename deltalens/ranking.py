@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor
 from torch import distributed as dist
 
-from deltalens.gradients import Gradient
+from deltalens.errors import DeltaLensError
+from deltalens.gradients import ChosenNames, Gradient, GradientStep
 from deltalens.io.pairing import block_of
 from deltalens.numerics import on_device
 
-__all__ = ["Unit", "by_place", "is_here", "rank_at", "reducer", "units_of"]
+__all__ = ["StepUnits", "Unit", "by_place", "is_here", "rank_at", "reducer", "units_of"]
 
 Unit = list[Gradient]
 """Gradients that are ranked together: of one dtype, device and sharding."""
@@ -26,10 +27,57 @@ def units_of(gradients: Sequence[Gradient], scope: str) -> list[Unit]:
     """
     units: dict[Any, Unit] = {}
     for gradient in gradients:
-        name = {"tensor": gradient.name, "layer": block_of(gradient.name)}.get(scope, "")
+        name = _unit_name(gradient.name, scope)
         local = gradient.local
         units.setdefault((name, local.dtype, local.device, gradient.groups), []).append(gradient)
     return list(units.values())
+
+
+def _unit_name(name: str, scope: str) -> str:
+    return {"tensor": name, "layer": block_of(name)}.get(scope, "")
+
+
+class StepUnits:
+    """Sees to it that what a scope ranks together is there together: where several optimizers take
+    a step, one after the other, the gradients of later ones are not final when the first steps.
+
+    Args:
+        scope: as in `units_of`.
+        names: of the parameters that are ranked.
+    """
+
+    def __init__(self, scope: str, names: ChosenNames) -> None:
+        self._scope, self._names = scope, names
+        self._whole: object = self
+        self._part_of: dict[str, int] = {}
+
+    def check(self, step: GradientStep, gradients: Sequence[Gradient]) -> None:
+        """One optimizer's part of a step is about to be ranked.
+
+        Raises:
+            DeltaLensError: some of what the scope ranks together is another optimizer's.
+        """
+        if self._scope == "tensor":
+            return
+        if step.whole is not self._whole:
+            self._whole, self._part_of = step.whole, {}
+        for one in gradients:
+            unit = _unit_name(one.name, self._scope)
+            if self._part_of.setdefault(unit, step.part) != step.part:
+                self._refuse(step, one.name)
+        for name in step.elsewhere:
+            if name in self._names and _unit_name(name, self._scope) in self._part_of:
+                self._refuse(step, name)
+
+    def _refuse(self, step: GradientStep, name: str) -> None:
+        together = "the gradients of a block" if self._scope == "layer" else "all gradients"
+        raise DeltaLensError(
+            f"scope={self._scope!r} ranks {together} of a step together, and several optimizers "
+            f"take this step one after the other, {type(step.optimizer).__name__} among them "
+            f"({name!r}): the first steps before the gradients of the others are final. Take "
+            "scope='tensor', or one optimizer with several parameter groups that steps after "
+            "backward()"
+        )
 
 
 def is_here(gradient: Gradient) -> bool:

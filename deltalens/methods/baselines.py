@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from deltalens.errors import DeltaLensError
-from deltalens.gradients import Gradient, GradientStep, parameter_names
+from deltalens.errors import DeltaLensError, several
+from deltalens.gradients import Gradient, GradientStep, every_parameter
 from deltalens.io.pairing import block_of
 from deltalens.methods.gmt import Ratio, mask_ratio_at
 from deltalens.methods.masking import StepMask
@@ -139,11 +139,16 @@ class HalfFreeze(StepMask):
     Of each transformer block, half of the attention projections, half of the feed-forward matrices
     (of three, one in one half of the blocks and two in the other) and half of the norms are frozen,
     with their biases; embeddings, head and whatever lies outside the blocks are trained. Frozen
-    parameters keep their bits.
+    parameters keep their bits. Of what is not trained when it is made, half is drawn apart, and
+    frozen should it be unfrozen later.
 
     Args:
         model, optimizer, include, exclude: as in `StepMask`; what these leave out is trained.
         seed: whose draw.
+
+    Raises:
+        DeltaLensError: bad arguments, before anything is hooked; in a step: a block has a parameter
+            that was not there when the half was drawn.
     """
 
     thins: ClassVar[bool] = False
@@ -158,19 +163,39 @@ class HalfFreeze(StepMask):
         seed: int = 0,
     ) -> None:
         super().__init__(model, optimizer=optimizer, include=include, exclude=exclude)
-        shapes = {name: parameter.dim() for name, parameter in parameter_names(model)}
-        self.frozen = frozen_half([n for n in shapes if n in self._names], shapes, seed)
+        there = [(name, one) for name, one in every_parameter(model) if name in self._names]
+        dims = {name: one.dim() for name, one in there}
+        self._drawn = dims.keys()
+        self.frozen: set[str] = set()
         """Names of the frozen parameters."""
+        for trained in (True, False):
+            some = [name for name, one in there if one.requires_grad == trained]
+            if any(map(_in_block, some)) or not any(map(_in_block, dims)):
+                self.frozen |= frozen_half(some, dims, seed)
 
     def mask(
         self, step: GradientStep, gradients: Sequence[Gradient], kept: Mapping[str, PackedMask]
     ) -> None:
         """Take the gradients of what is frozen away: optimizers pass over such parameters."""
+        if new := [
+            one.name for one in gradients if _in_block(one.name) and one.name not in self._drawn
+        ]:
+            raise DeltaLensError(
+                several(
+                    "these were not there when HalfFreeze drew its half: make it after the model "
+                    "has all its parameters, or leave them out with exclude=",
+                    new,
+                )
+            )
         for one in gradients:
             if one.name in self.frozen:
                 one.parameter.grad = None
             else:
                 kept[one.name].fill()
+
+
+def _in_block(name: str) -> bool:
+    return block_of(name) != name
 
 
 def frozen_half(names: Sequence[str], dims: Mapping[str, int], seed: int) -> set[str]:
@@ -186,7 +211,8 @@ def frozen_half(names: Sequence[str], dims: Mapping[str, int], seed: int) -> set
     """
     blocks: dict[str, dict[str, dict[str, list[str]]]] = {}
     for name in names:
-        if (block := block_of(name)) != name:
+        if _in_block(name):
+            block = block_of(name)
             layer = name.rpartition(".")[0]
             kinds = blocks.setdefault(block, {"attention": {}, "mlp": {}, "norm": {}})
             kinds[_kind(layer, block)].setdefault(layer, []).append(name)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deltalens.errors import DeltaLensError, several
-from deltalens.gradients import Gradient, GradientStep, parameter_names
+from deltalens.gradients import FLOATS, Gradient, GradientStep, every_parameter
 from deltalens.io.pairing import check_scope
 from deltalens.methods.masking import StepMask
 from deltalens.numerics import magnitudes, on_device
@@ -19,7 +19,7 @@ from deltalens.numerics.bits import magnitude_of_bits
 from deltalens.numerics.overlap import PackedMask
 from deltalens.numerics.rates import exact_rate
 from deltalens.numerics.workers import Each, over, workers
-from deltalens.ranking import Unit, by_place, rank_at, reducer, units_of
+from deltalens.ranking import StepUnits, Unit, by_place, rank_at, reducer, units_of
 
 __all__ = ["GradientMask", "mask_ratio_at"]
 
@@ -40,9 +40,16 @@ class GradientMask(StepMask):
         mask_ratio: the fraction masked out, in [0, 1); at 0 nothing is touched.
         scope: what is ranked together: `tensor`, `layer` (a transformer block) or `global`.
         schedule: mask ratio as a function of the step's number (0-based), instead of `mask_ratio`.
+            Optimizers that step one after the other, without a backward pass in between, take one
+            step together.
         first_step: the number of the first step, where a training goes on.
         on_nonfinite: what a NaN or an infinity in a gradient leads to: `raise` an error that names
             tensor and step, `skip` the optimizer's step, or `pass` the gradient on unmasked.
+
+    Raises:
+        DeltaLensError: bad arguments, before anything is hooked. In a step: a sparse gradient; a
+            scope that ranks together what several optimizers step one after the other; an optimizer
+            that evaluates its closure several times (LBFGS).
 
     Memory: one bit per entry (`coverage`), and up to 300 KB per ranked unit while it is worked on.
     """
@@ -64,16 +71,19 @@ class GradientMask(StepMask):
         super().__init__(
             model, optimizer=optimizer, apply_to=apply_to, include=include, exclude=exclude
         )
-        ratio = mask_ratio_at(mask_ratio)
+        self._ratio = ratio = mask_ratio_at(mask_ratio)
         self._ratio_at = (lambda number: ratio) if schedule is None else schedule
+        self._begun: object = self
         self.scope = check_scope(scope)
+        self._units = StepUnits(self.scope, self._names)
         if on_nonfinite not in get_args(OnNonfinite):
             raise DeltaLensError(
                 f"on_nonfinite={on_nonfinite!r}: choose one of {', '.join(get_args(OnNonfinite))}"
             )
         self._first_step, self._on_nonfinite = first_step, on_nonfinite
         self._thresholds: dict[str, tuple[int | Tensor, torch.dtype]] = {}
-        for dtype in {p.dtype for name, p in parameter_names(model) if p.device.type == "cpu"}:
+        here = {p.dtype for _, p in every_parameter(model) if p.device.type == "cpu"}
+        for dtype in here.intersection(FLOATS):
             magnitudes.prepare(dtype)
 
     def mask(
@@ -81,8 +91,12 @@ class GradientMask(StepMask):
     ) -> None:
         """Zero what is below the thresholds."""
         number = step.number + self._first_step
-        ratio = mask_ratio_at(self._ratio_at(number))
-        self._thresholds = {one.name: (0, one.local.dtype) for one in gradients}
+        self._units.check(step, gradients)
+        if step.whole is not self._begun:
+            self._ratio = mask_ratio_at(self._ratio_at(number))
+            self._begun, self._thresholds = step.whole, {}
+        ratio = self._ratio
+        self._thresholds |= {one.name: (0, one.local.dtype) for one in gradients}
         if not ratio:
             for one in gradients:
                 kept[one.name].fill()

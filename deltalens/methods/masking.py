@@ -17,12 +17,12 @@ from torch.optim import Optimizer
 
 from deltalens.errors import DeltaLensError
 from deltalens.gradients import (
+    ChosenNames,
     Gradient,
     GradientStep,
+    PassedOver,
     Subscriber,
-    chosen_names,
     local_part,
-    parameter_names,
 )
 from deltalens.numerics.magnitudes import restore_beside
 from deltalens.numerics.overlap import PackedMask
@@ -68,11 +68,13 @@ class StepMask(Subscriber):
         if apply_to not in APPLY_TO:
             raise DeltaLensError(f"apply_to={apply_to!r}: choose one of {', '.join(APPLY_TO)}")
         self.apply_to = apply_to
-        self._names = set(chosen_names([n for n, _ in parameter_names(model)], include, exclude))
+        self._names = ChosenNames(model, include, exclude, type(self).__name__)
+        self._passed_over = PassedOver(
+            f"{type(self).__name__} cannot mask these, and they train densely"
+        )
         self._scratch = Scratch()
         self._ever: dict[str, PackedMask] = {}
         self._before: dict[str, Tensor] = {}
-        self._kept: dict[str, PackedMask] = {}
 
     @abc.abstractmethod
     def mask(
@@ -87,43 +89,55 @@ class StepMask(Subscriber):
                 in it already is left so.
         """
 
-    def before_step(self, step: GradientStep) -> None:
-        """Mask the gradients."""
-        gradients = [
+    def open_step(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+        """Keep the weights, if they are to be put back."""
+        if self.apply_to == "update":
+            self._keep_parameters([(name, p) for name, p in parameters if name in self._names])
+
+    def before_step(self, step: GradientStep) -> Mapping[str, PackedMask]:
+        """Mask the gradients.
+
+        Returns:
+            For `update` what each tensor's mask keeps.
+        """
+        chosen = [
             one
             for one in step.gradients
             if one.name in self._names and one.entries and one.parameter.grad is not None
         ]
+        gradients = self._passed_over.sort_out(chosen) if self.thins else chosen
         if not gradients:
-            return
+            return {}
         begun = time.perf_counter()
         for one in gradients:
             if self.thins:
                 _refuse_sparse(one)
-            if one.name not in self._ever:
-                self._ever[one.name] = PackedMask(one.local.numel(), one.local.device)
-        kept: Mapping[str, PackedMask] = self._ever
+            ever = self._ever.get(one.name)
+            if ever is None or not _fits(ever, one):
+                self._ever[one.name] = _mask_of(one)
+        ever_kept = {one.name: self._ever[one.name] for one in gradients}
+        kept = ever_kept
         if self.apply_to == "update":
-            kept = self._kept = {
-                one.name: PackedMask(one.local.numel(), one.local.device) for one in gradients
-            }
-            self._keep_parameters(gradients)
+            kept = {one.name: _mask_of(one) for one in gradients}
+            if not step.opened:
+                self._keep_parameters([(one.name, one.parameter) for one in gradients])
         self.mask(step, gradients, kept)
         for one in gradients:
             if self.thins and one.parameter.grad is not None:
                 one.write_back()
-        for name, mask in self._kept.items():
-            self._ever[name].include(mask)
-        self.steps += 1
+        self.count(step)
+        if kept is not ever_kept:
+            for name, mask in kept.items():
+                ever_kept[name].include(mask)
         self.seconds += time.perf_counter() - begun
+        return kept if kept is not ever_kept else {}
 
-    def after_step(self, step: GradientStep) -> None:
+    def after_step(self, step: GradientStep, held: Mapping[str, PackedMask]) -> None:
         """Put back the weights that the mask leaves out, if that was asked for."""
         begun = time.perf_counter()
         for one in step.gradients:
-            kept = self._kept.pop(one.name, None)
-            if kept is not None:
-                _restore(local_part(one.parameter), self._before[one.name], kept)
+            if one.name in held:
+                _restore(local_part(one.parameter), self._before[one.name], held[one.name])
         self.seconds += time.perf_counter() - begun
 
     def coverage(self) -> float:
@@ -132,20 +146,33 @@ class StepMask(Subscriber):
         total = sum(mask.size for mask in self._ever.values())
         return sum(counts) / total if total else 0.0
 
-    def _keep_parameters(self, gradients: Sequence[Gradient]) -> None:
-        for one in gradients:
-            now = local_part(one.parameter)
-            before = self._before.get(one.name)
-            if before is None or before.shape != now.shape or before.dtype != now.dtype:
-                before = self._before[one.name] = torch.empty_like(
+    def _keep_parameters(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+        for name, parameter in parameters:
+            now = local_part(parameter)
+            before = self._before.get(name)
+            if before is None or not _alike(before, now):
+                before = self._before[name] = torch.empty_like(
                     now, memory_format=torch.contiguous_format
                 )
             before.copy_(now)
 
 
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Of one shape, dtype and device: a parameter may have been replaced, or moved."""
+    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+
+
+def _mask_of(one: Gradient) -> PackedMask:
+    return PackedMask(one.local.numel(), one.local.device)
+
+
+def _fits(mask: PackedMask, one: Gradient) -> bool:
+    return mask.size == one.local.numel() and mask.bytes.device == one.local.device
+
+
 def _refuse_sparse(one: Gradient) -> None:
     grad = one.parameter.grad
-    if grad is not None and grad.is_sparse:
+    if grad is not None and grad.layout != torch.strided:
         raise DeltaLensError(
             f"{one.name!r} has a sparse gradient, which no mask can thin: make its embedding with "
             "sparse=False, or leave it out with exclude="

@@ -9,15 +9,15 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from deltalens.errors import DeltaLensError, several
+from deltalens.gradients.hooks import Running, unwatch, watch
 from deltalens.methods.mask_layers import (
     MODULES,
     Blocks,
@@ -112,6 +112,7 @@ class MaskTuning:
             self._layers[layer.name] = layer, LayerScores(layer, rule, init_std, seed)
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._detachers: list[Callable[[], None]] = []
+        self._handles: list[_ChangedScores | RemovableHandle] = []
         self._attach()
 
     def _attach(self) -> None:
@@ -123,8 +124,10 @@ class MaskTuning:
                 lowest.prepare(scores.scores.dtype)
                 straight_through.prepare(weight.dtype)
             self._detachers.append(attach_scores(layer, scores))
-        self._handles = _watch([scores for _, scores in self._layers.values()])
-        self._handles += _let_gradients_in(self._model)
+        self._handles = [
+            _ChangedScores(scores for _, scores in self._layers.values()),
+            *_let_gradients_in(self._model),
+        ]
         for handle in self._handles:
             # Some hooks are in torch, not in the model: they go with it.
             weakref.finalize(self._model, handle.remove)
@@ -232,22 +235,36 @@ def _about(
     }
 
 
-def _watch(all_scores: list[LayerScores]) -> list[RemovableHandle]:
-    """Notice every optimizer step over these scores: a sharded parameter, or one that is written
+class _ChangedScores:
+    """Notices every optimizer step over some scores: a sharded parameter, or one that is written
     through `.data`, shows no other trace in the layer. The new masks are selected at once, layers
-    side by side."""
-    watched = weakref.WeakSet(all_scores)
+    side by side; from scores as they are once masks of the step have put theirs back."""
 
-    def stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        stepped_ = [p for group in optimizer.param_groups for p in group["params"]]
-        ids = {id(parameter) for parameter in stepped_}
-        sharded = any(isinstance(parameter, DTensor) for parameter in stepped_)
-        changed = [scores for scores in watched if sharded or id(scores.scores) in ids]
+    late: ClassVar[bool] = True
+
+    def __init__(self, scores: Iterable[LayerScores]) -> None:
+        self._watched = weakref.WeakSet(scores)
+        watch(self)
+
+    def begins(self, running: Running) -> None:
+        """Nothing has changed."""
+
+    def computed(self, running: Running) -> None:
+        """Nothing has changed."""
+
+    def ended(self, running: Running) -> None:
+        """Some may have changed."""
+        stepped = [p for group in running.optimizer.param_groups for p in group["params"]]
+        ids = {id(parameter) for parameter in stepped}
+        sharded = any(isinstance(parameter, DTensor) for parameter in stepped)
+        changed = [one for one in self._watched if sharded or id(one.scores) in ids]
         for scores in changed:
             scores.stale = True
         select_together(changed)
 
-    return [register_optimizer_step_post_hook(stepped)]
+    def remove(self) -> None:
+        """No longer."""
+        unwatch(self)
 
 
 def _let_gradients_in(model: nn.Module) -> list[RemovableHandle]:

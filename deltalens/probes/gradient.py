@@ -6,9 +6,10 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -18,11 +19,13 @@ from torch.optim import Optimizer
 
 from deltalens.errors import DeltaLensError
 from deltalens.gradients import (
+    FLOATS,
+    ChosenNames,
     Gradient,
     GradientStep,
+    PassedOver,
     Subscriber,
-    chosen_names,
-    parameter_names,
+    every_parameter,
 )
 from deltalens.io.pairing import check_scope
 from deltalens.io.runs import RunWriter
@@ -33,12 +36,23 @@ from deltalens.probes.history import History, LearnedMasks
 from deltalens.probes.sinks import Sink, sink_of
 from deltalens.probes.survey import QUANTILES, Survey, Top, fetch, survey
 from deltalens.probes.updates import Updates
-from deltalens.ranking import reducer
+from deltalens.ranking import StepUnits, reducer
 
 __all__ = ["GradientProbe"]
 
 _Key = tuple[str, float]
 """A tensor's name and a mask ratio."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured before an optimizer's part of a step."""
+
+    number: int
+    surveys: list[Survey]
+    learned: list[dict[str, float | str]]
+    """Rows of learned masks."""
 
 
 class GradientProbe(Subscriber):
@@ -54,7 +68,8 @@ class GradientProbe(Subscriber):
         optimizer: only steps of this one, or these; by default every optimizer that steps
             parameters of the model, whenever it is made.
         every: log every so many steps; or a function from the step's number (0-based) to whether
-            it is logged.
+            it is logged. Optimizers that step one after the other, without a backward pass in
+            between, take one step together.
         mask_ratios: fractions masked out, in [0, 1), at which thresholds and masks are taken
             (GMT, Eq. 3).
         scope: what is ranked together: `tensor`, `layer` (a transformer block) or `global`.
@@ -96,13 +111,14 @@ class GradientProbe(Subscriber):
         self._due = _schedule(every)
         self._ratios = _ratios(mask_ratios)
         self._scope = check_scope(scope)
-        self._names = set(chosen_names([n for n, _ in parameter_names(model)], include, exclude))
+        self._names = ChosenNames(model, include, exclude, "GradientProbe")
+        self._units = StepUnits(self._scope, self._names)
+        self._passed_over = PassedOver("GradientProbe cannot rank these, and passes them over")
         self._overlap, self._first_step = overlap, first_step
         self._sinks: list[Sink] = [sink_of(sink) for sink in sinks]
         self._reference = dict(reference or {})
         self._updates = Updates() if updates else None
         self._learned = LearnedMasks(learned) if learned is not None else None
-        self._learned_rows: list[dict[str, float | str]] = []
         self._asked = {
             "kind": "gradients",
             "every": every if isinstance(every, int) else getattr(every, "__name__", repr(every)),
@@ -116,7 +132,8 @@ class GradientProbe(Subscriber):
         }
         self._scratch = Scratch()
         self._history: dict[tuple[str, float], History] = {}
-        self._pending: tuple[int, list[Survey]] | None = None
+        self._begun: tuple[object, bool] = (self, False)
+        """The last step, and whether it is logged."""
         self._writer: RunWriter | None = None
         self._logging = False
         self._told_nan: set[str] = set()
@@ -139,62 +156,85 @@ class GradientProbe(Subscriber):
             if opened and self._writer is not None:
                 self._writer.discard()
             raise
-        watched = [p for name, p in parameter_names(self.model) if name in self._names]
-        for dtype in {p.dtype for p in watched if p.device.type == "cpu"}:
+        watched = [p for name, p in every_parameter(self.model) if name in self._names]
+        here = {p.dtype for p in watched if p.device.type == "cpu"}
+        for dtype in here.intersection(FLOATS):
             prepare(dtype)
         self._logging = True
         return self
 
-    def detach(self) -> None:
-        """Stop logging, remove the hooks, and close the run."""
-        attached = self._attached
-        super().detach()
-        if attached and self._writer is not None and self._logging:
+    def close(self) -> None:
+        """Close the run."""
+        if self._writer is not None and self._logging:
             self._guarded(self._writer.close)
+        self._logging = False
 
-    def before_step(self, step: GradientStep) -> None:
-        """Measure the gradients, if this step is logged."""
-        self._pending = None
+    def open_step(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+        """Keep the parameters, if what the step does to them is logged."""
+        if self._updates is not None and self._logging and _is_first():
+            self._guarded(lambda: self._keep(parameters))
+
+    def before_step(self, step: GradientStep) -> _Measured | None:
+        """Measure the gradients, if this step is logged.
+
+        Returns:
+            What was measured.
+        """
         number = step.number + self._first_step
-        if not self._logging or not self._due(number):
-            return
+        if not self._logging:
+            return None
+        begins = self._begun[0] is not step.whole
+        if begins:
+            self._begun = step.whole, self._due(number)
+        if not self._begun[1]:
+            return None
         begun = time.perf_counter()
-        self._guarded(lambda: self._measure(number, step))
+        measured = self._guarded(lambda: self._measure(number, step, begins))
         self.seconds += time.perf_counter() - begun
+        return measured
 
-    def after_step(self, step: GradientStep) -> None:
+    def after_step(self, step: GradientStep, held: _Measured | None) -> None:
         """Look at what the step did, and record it."""
-        if self._pending is None:
+        if held is None or not self._logging:
             return
         begun = time.perf_counter()
-        number, surveys = self._pending
-        self._pending = None
-        self._guarded(lambda: self._record(number, surveys))
-        self.steps += 1
+        self._guarded(lambda: self._record(held))
+        self.count(step)
         self.seconds += time.perf_counter() - begun
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _guarded(self, work: Callable[[], T]) -> T | None:
         """A fault in logging ends the logging, never the training."""
         try:
-            work()
+            return work()
         except Exception as error:
             self._logging = False
             warnings.warn(
                 f"GradientProbe stops logging to {self.log_dir}: {type(error).__name__}: {error}",
                 stacklevel=4,
             )
+            return None
 
-    def _measure(self, number: int, step: GradientStep) -> None:
-        watched = [g for g in step.gradients if g.name in self._names]
+    def _keep(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+        assert self._updates is not None
+        for name, parameter in parameters:
+            if name in self._names:
+                self._updates.keep(name, parameter)
+
+    def _measure(self, number: int, step: GradientStep, begins: bool) -> _Measured | None:
+        watched = self._passed_over.sort_out(
+            one for one in step.gradients if one.name in self._names
+        )
         sharded = any(gradient.groups for gradient in watched)
         if not watched or not (sharded or _is_first()):
-            return
+            return None
+        self._units.check(step, watched)
         surveys = survey(step, watched, self._scope, self._ratios, self._scratch)
         if self._updates is not None:
+            if not step.opened:
+                self._keep([(one.name, one.parameter) for one in watched])
             self._updates.before(watched)
-        if self._learned is not None:
-            self._learned_rows = self._learned.rows(number)
-        self._pending = (number, surveys)
+        learned = self._learned.rows(number) if self._learned is not None and begins else []
+        return _Measured(number, surveys, learned)
 
     def _warn_of_nans(self, number: int, surveys: Sequence[Survey]) -> None:
         for one in surveys:
@@ -206,7 +246,8 @@ class GradientProbe(Subscriber):
                     stacklevel=6,
                 )
 
-    def _record(self, number: int, surveys: list[Survey]) -> None:
+    def _record(self, measured: _Measured) -> None:
+        number, surveys = measured.number, measured.surveys
         changes = self._updates.after([one.gradient for one in surveys]) if self._updates else {}
         asked = self._comparisons(surveys)
         rows = fetch(surveys, self._compare(asked))
@@ -224,14 +265,22 @@ class GradientProbe(Subscriber):
         writer.add("tensors", _columns([_tensor_row(number, one, changes) for one in surveys]))
         if self._ratios:
             writer.add("masks", _mask_columns(number, surveys, self._ratios, compared))
-        if self._learned_rows:
-            writer.add("learned", _columns(self._learned_rows))
+        if measured.learned:
+            writer.add("learned", _columns(measured.learned))
         for sink in self._sinks:
             sink.log(number, surveys)
-        if not self.steps:
-            writer.facts["tensors"] = {one.gradient.name: one.gradient.entries for one in surveys}
-            writer.write_manifest()
+        self._write_facts(writer, surveys)
         writer.flush_if_due()
+
+    def _write_facts(self, writer: RunWriter, surveys: Sequence[Survey]) -> None:
+        known = writer.facts.setdefault("tensors", {})
+        new = {one.gradient.name: one.gradient.entries for one in surveys} | known
+        passed_over = dict(self._passed_over.reasons)
+        if len(new) > len(known) or passed_over != writer.facts.get("passed_over", {}):
+            writer.facts["tensors"] = known | new
+            if passed_over:
+                writer.facts["passed_over"] = passed_over
+            writer.write_manifest()
 
     def _comparisons(self, surveys: Sequence[Survey]) -> list[tuple[_Key, Gradient, Top]]:
         if not self._overlap:
@@ -246,7 +295,8 @@ class GradientProbe(Subscriber):
         """What each mask has in common with others, over all ranks: `compare`'s rows."""
         rows: list[Tensor] = []
         for key, gradient, top in asked:
-            if key not in self._history:
+            known = self._history.get(key)
+            if known is None or not known.fits(top.mask):
                 ever = PackedMask(top.mask.size, top.mask.bytes.device)
                 self._history[key] = History(ever, self._reference_of(gradient))
             history = self._history[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from deltalens.numerics.overlap import PackedMask, chance_of, compare, containment, jaccard
@@ -21,6 +22,10 @@ class History:
         """Entries in the previous and in the first mask."""
         self._masks: list[PackedMask | None] = [None, None, reference]
 
+    def fits(self, mask: PackedMask) -> bool:
+        """Whether a new mask can be compared with it: of a tensor of this size, on this device."""
+        return mask.size == self.ever.size and mask.bytes.device == self.ever.bytes.device
+
     def others(self) -> list[PackedMask | None]:
         """What a new mask is compared with: the previous, the first and the reference mask."""
         return list(self._masks)
@@ -28,7 +33,10 @@ class History:
     def take(self, entries: int, mask: PackedMask, row: Sequence[int]) -> dict[str, float]:
         """A logged step is over: the columns that tell how its mask compares with others."""
         kept, *common, ever, reference = row
-        columns: dict[str, float] = {"kept": kept, "coverage": ever / entries}
+        columns: dict[str, float] = {
+            "kept": kept,
+            "coverage": ever / entries if entries else math.nan,
+        }
         sizes = [*self.kept, reference]
         for against, other, size, both in zip(_AGAINST, self._masks, sizes, common, strict=True):
             if other is not None:

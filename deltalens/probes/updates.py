@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
-from deltalens.gradients import Gradient, local_part
+from deltalens.gradients import Gradient, dense, local_part
 from deltalens.numerics.bits import integer_of
 from deltalens.numerics.overlap import PackedMask
 
@@ -22,18 +23,25 @@ class Updates:
         self._before: dict[str, Tensor] = {}
         self._moving: dict[str, PackedMask] = {}
 
+    def keep(self, name: str, parameter: nn.Parameter) -> None:
+        """Keep the stored bits."""
+        now = local_part(parameter)
+        kept = self._before.get(name)
+        if kept is None or (kept.shape, kept.dtype, kept.device) != (
+            now.shape,
+            now.dtype,
+            now.device,
+        ):
+            kept = self._before[name] = torch.empty_like(now)
+        kept.copy_(now)
+
     def before(self, gradients: Sequence[Gradient]) -> None:
-        """Keep the stored bits, and which entries have a gradient at all."""
+        """Keep which entries have a gradient at all."""
         for one in gradients:
-            now = local_part(one.parameter)
-            kept = self._before.get(one.name)
-            if kept is None or kept.shape != now.shape:
-                kept = self._before[one.name] = torch.empty_like(now)
-            kept.copy_(now)
             # In the order of the parameter, not of the gradient's memory.
             grad = one.parameter.grad
             assert grad is not None
-            moving = (local_part(grad) != 0).reshape(-1)
+            moving = (dense(local_part(grad)) != 0).reshape(-1)
             self._moving[one.name] = PackedMask(moving.numel(), moving.device)
             self._moving[one.name].write(0, moving)
 
@@ -43,6 +51,8 @@ class Updates:
         stayed."""
         rows = {}
         for one in gradients:
+            # A tensor without entries has no shares.
+            entries = one.entries or math.nan
             old, new = self._before[one.name], local_part(one.parameter)
             integer = integer_of(new.dtype)
             same = (old.view(integer) == new.view(integer)).reshape(-1)
@@ -53,8 +63,8 @@ class Updates:
                 dist.all_reduce(counts, group=group)
             changed, narrow, stalled = counts.tolist()
             rows[one.name] = {
-                "bits_changed": changed / one.entries,
-                "bf16_changed": narrow / one.entries,
-                "stalled": stalled / one.entries,
+                "bits_changed": changed / entries,
+                "bf16_changed": narrow / entries,
+                "stalled": stalled / entries,
             }
         return rows

@@ -59,6 +59,25 @@ def quadratics(count: int) -> list[Quadratic]:
     return [Quadratic(normal(SIZE), curvature, slope) for _ in range(count)]
 
 
+class Odd(Quadratic):
+    """With parameters besides that no line leads through: complex, and without entries."""
+
+    def __init__(self, *given: Tensor) -> None:
+        super().__init__(*given)
+        self.phase = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+        self.scale = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+        self.empty = nn.Parameter(torch.zeros(0, 4, dtype=torch.float64))
+
+    def point(self) -> Tensor:
+        """The others, all of which move."""
+        parts = (self.matrix, self.bias, self.last.weight)
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def loss(self) -> Tensor:
+        """Of all parameters."""
+        return super().loss() * self.scale * self.phase.abs().sum() + self.empty.sum()
+
+
 def measured(model: Any) -> dict[str, float]:
     """The metric."""
     return {"loss": float(model.loss())}

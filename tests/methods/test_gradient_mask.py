@@ -227,23 +227,29 @@ def test_groups_and_several_optimizers() -> None:
         two.step()
         return given
 
-    def check(given: dict[str, Tensor], optimizer: torch.optim.Optimizer, ratio: float) -> None:
+    def check(
+        given: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        ratio: float,
+        scope: str = "global",
+    ) -> None:
         found = seen[optimizer][-1]
         some = {name: given[name] for name in found}
-        assert_same_bits(found, gmt.masked(some, gmt.masks(some, ratio, "global")))
+        assert_same_bits(found, gmt.masked(some, gmt.masks(some, ratio, scope)))
 
-    with GradientMask(model, 0.5, scope="global"):
+    with GradientMask(model, 0.5, scope="layer"):
         given = step()
-    check(given, one, 0.5)
-    check(given, two, 0.5)
+    check(given, one, 0.5, "layer")
+    check(given, two, 0.5, "layer")
     with GradientMask(model, 0.5, scope="global", optimizer=two):
         given = step()
     check(given, one, 0)
     check(given, two, 0.5)
-    with GradientMask(model, 0.5, scope="global", optimizer=[one, two]):
+    with GradientMask(model, 0.5, scope="tensor", optimizer=[one, two]) as mask:
         given = step()
-    check(given, one, 0.5)
-    check(given, two, 0.5)
+    check(given, one, 0.5, "tensor")
+    check(given, two, 0.5, "tensor")
+    assert mask.steps == 1
 
 
 def test_the_mask_ends_with_its_context() -> None:

@@ -115,6 +115,20 @@ def test_a_compiled_model(inner: bool) -> None:
         torch.testing.assert_close(bits_of(model)[name], value, msg=name)
 
 
+def watched_moves(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """The share of each tensor's entries that a step moved, as the training loop sees it."""
+    moves: list[dict[str, float]] = []
+    step = optimizer.step
+
+    def watching(*given: object) -> None:
+        before = bits_of(model)
+        step(*given)
+        moves.append({n: float((v != before[n]).float().mean()) for n, v in bits_of(model).items()})
+
+    optimizer.step = watching  # type: ignore[method-assign,assignment]
+    return moves
+
+
 @pytest.mark.parametrize("apply_to", ["gradient", "update"])
 def test_a_probe_sees_what_no_mask_has_touched(tmp_path: Path, apply_to: str) -> None:
     trained = []
@@ -123,7 +137,7 @@ def test_a_probe_sees_what_no_mask_has_touched(tmp_path: Path, apply_to: str) ->
         probe = GradientProbe(model, tmp_path / order, updates=True)
         mask = GradientMask(model, 0.35, apply_to=apply_to)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        seen = seen_by(optimizer, model)
+        seen, moved = seen_by(optimizer, model), watched_moves(model, optimizer)
         both = [probe, mask] if order == "probe" else [mask, probe]
         for one in both:
             one.attach()
@@ -133,6 +147,15 @@ def test_a_probe_sees_what_no_mask_has_touched(tmp_path: Path, apply_to: str) ->
         for found, some in zip(seen, given, strict=True):
             assert_same_bits(found, gmt.masked(some, gmt.masks(some, 0.35)))
         check(tmp_path / order, given)
+        rows = load_run(tmp_path / order).tensors
+        for row in rows.itertuples():
+            assert row.bits_changed == pytest.approx(moved[row.step][row.tensor])
+            still = given[row.step][row.tensor].ne(0).float().mean() - row.stalled
+            assert float(still) <= row.bits_changed + 1e-6
+        if apply_to == "update":
+            weights = rows[rows.tensor == "layers.0.weight"]
+            assert (weights.bits_changed <= 42 / 64).all()
+            assert (weights.stalled > 0).any()
         trained.append(bits_of(model))
     assert_same_bits(*trained)
     one, other = (load_run(tmp_path / order) for order in ("probe", "mask"))

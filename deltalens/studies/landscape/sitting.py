@@ -11,7 +11,7 @@ from typing import NamedTuple
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deltalens.errors import DeltaLensError
+from deltalens.errors import SHOWN, DeltaLensError
 from deltalens.evaluate.differentiable import LossPart, loss_parts
 from deltalens.evaluate.finite import check_measured
 from deltalens.evaluate.loading import LoadedModel
@@ -35,7 +35,7 @@ from deltalens.studies.landscape.planes import (
     plane_through,
     principal_plane,
 )
-from deltalens.studies.landscape.slots import Slot
+from deltalens.studies.landscape.slots import Slot, passed_over
 from deltalens.studies.landscape.weights import StoredWeights
 from deltalens.studies.study import Metrics, StudyWatch
 
@@ -101,6 +101,9 @@ class Sitting:
             if loaded.fresh:
                 names = ", ".join(loaded.fresh)
                 facts["notes"].append(f"initialised at random, not in the checkpoint: {names}")
+            if still := passed_over(loaded.model):
+                shown = ", ".join(still[:SHOWN]) + (", ..." if len(still) > SHOWN else "")
+                facts["notes"].append(f"these parameters do not move: {shown}")
         directions: Sequence[Direction]
         if shape is not None:
             directions = shape.directions(self.models.weights, self.models.others)

@@ -15,7 +15,7 @@ from deltalens.io.header import FLOATS
 from deltalens.studies.landscape.weights import Weights
 from deltalens.studies.live import _by_name, _same_bits, _stored_views
 
-__all__ = ["Slot", "check_holds", "slots_of_checkpoint", "slots_of_module"]
+__all__ = ["Slot", "check_holds", "passed_over", "slots_of_checkpoint", "slots_of_module"]
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,14 @@ class Slot:
 
 
 def slots_of_module(model: nn.Module, include: str | None, exclude: str | None) -> list[Slot]:
-    """Every floating-point parameter once, however many names it has; no buffer.
+    """Every floating-point parameter once, however many names it has; no buffer, and nothing that
+    `passed_over` names.
 
     Raises:
         DeltaLensError: none is left.
     """
     return _chosen(
-        [
-            Slot(name, parameter.detach(), parameter)
-            for name, parameter in _parameters(model)
-            if parameter.dtype.is_floating_point
-        ],
+        [Slot(name, parameter.detach(), parameter) for name, parameter in _parameters(model)],
         include,
         exclude,
     )
@@ -91,7 +88,7 @@ def slots_of_checkpoint(
     taken: set[tuple[int, int]] = set()
     for name, entry in checkpoint.tensors.items():
         view = _by_name(stored, name) if entry.dtype in FLOATS and name not in copies else None
-        if view is None or tuple(view.shape) != entry.shape:
+        if view is None or tuple(view.shape) != entry.shape or not entry.numel:
             continue
         parameter = memory.get(view.untyped_storage().data_ptr())
         place = view.untyped_storage().data_ptr(), int(view.storage_offset())
@@ -105,9 +102,7 @@ def slots_of_checkpoint(
     lost = [
         name
         for name, parameter in _parameters(model)
-        if parameter.dtype.is_floating_point
-        and filled.get(id(parameter), 0) != parameter.numel()
-        and name not in fresh
+        if filled.get(id(parameter), 0) != parameter.numel() and name not in fresh
     ]
     if lost:
         raise DeltaLensError(
@@ -138,10 +133,29 @@ def check_holds(slots: Sequence[Slot], origin: Weights) -> None:
         )
 
 
+def passed_over(model: nn.Module) -> list[str]:
+    """The parameters that no scan moves, each with the reason."""
+    return [
+        f"{name} ({reason})"
+        for name, parameter in model.named_parameters()
+        if (reason := _why_not(parameter))
+    ]
+
+
+def _why_not(parameter: nn.Parameter) -> str:
+    if parameter.layout != torch.strided:
+        return str(parameter.layout).removeprefix("torch.")
+    if not parameter.dtype.is_floating_point:
+        return str(parameter.dtype).removeprefix("torch.")
+    return "" if parameter.numel() else "no entries"
+
+
 def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Each piece of memory once."""
     seen: set[tuple[int, int]] = set()
     for name, parameter in model.named_parameters():
+        if _why_not(parameter):
+            continue
         place = parameter.untyped_storage().data_ptr(), int(parameter.storage_offset())
         if place not in seen:
             seen.add(place)
