@@ -91,6 +91,11 @@ def test_a_layer_replaced(make: Any, size: int, tmp_path: Path) -> None:
     assert probe.steps == 3
     rows = load_run(tmp_path / "run").tensors
     assert rows[rows.tensor == "1.weight"].entries.tolist() == [1600, 40 * size, 40 * size]
+    masks = load_run(tmp_path / "run").masks
+    new = masks[(masks.tensor == "1.weight") & (masks.step == 1)]
+    if size != 40:  # It has no past of its own to be compared with.
+        assert new.jaccard_previous.isna().all()
+        assert (new.coverage == new.kept / new.entries).all()
 
 
 @each_mask

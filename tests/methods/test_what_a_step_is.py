@@ -309,6 +309,7 @@ def test_a_step_that_raises_leaves_nothing_behind() -> None:
         with pytest.raises(ZeroDivisionError):
             broken.step()
         before = bits_of(model)
+        model.weight.grad = torch.randn(64, 64)
         far.step()
         whole.step()
         assert moved(model, before) == 410
@@ -320,16 +321,17 @@ def test_restored_scores_are_what_a_learned_mask_is_selected_from() -> None:
     from tests.mft.models import llama as finished
 
     model = finished()
-    tuning = MaskTuning(model, mask_ratio=0.5)
+    tuning = MaskTuning(model, mask_ratio=0.9)
     scores = tuning.parameters()
     optimizer = torch.optim.AdamW(scores, lr=0.5)
     with RandomMask(model, 0.9, apply_to="update", seed=3):
-        for one in scores:
-            one.grad = torch.randn_like(one)
-        optimizer.step()
+        for _ in range(3):  # momentum moves what the masks before have let move
+            for one in scores:
+                one.grad = torch.randn_like(one)
+            optimizer.step()
     found = tuning.masks()
     state = {name: scores[place].detach() for place, name in enumerate(tuning.layers)}
     for name, mask in found.items():
         order = state[name].abs().flatten().argsort()
-        gone = order[: round(0.5 * order.numel())]
+        gone = order[: round(0.9 * order.numel())]
         assert not mask.flatten()[gone].any(), name

@@ -88,7 +88,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("scope", ["tensor", "layer"])
+@pytest.mark.parametrize("scope", ["tensor", "layer", "global"])
 @pytest.mark.parametrize("parts", KINDS, ids="+".join)
 def test_a_probe_logs_what_it_can(tmp_path: Path, parts: tuple[str, ...], scope: str) -> None:
     plain, watched = Odd(*parts), Odd(*parts)
