@@ -42,12 +42,10 @@ class Odd(nn.Module):
         return hidden.square().mean()
 
 
-def optimizers_of(model: Odd) -> list[torch.optim.Optimizer]:
-    if not model.embed.sparse:
-        return [torch.optim.AdamW(model.parameters(), 1e-2)]
-    rest = [p for name, p in model.named_parameters() if name != "embed.weight"]
-    sparse = torch.optim.SparseAdam([model.embed.weight], 1e-2)
-    return [sparse, torch.optim.AdamW(rest, 1e-2)]
+def optimizer_of(model: Odd) -> torch.optim.Optimizer:
+    if model.embed.sparse:
+        return torch.optim.SGD(model.parameters(), 0.5)
+    return torch.optim.AdamW(model.parameters(), 1e-2)
 
 
 Seen = list[dict[str, tuple[Tensor, float]]]
@@ -55,10 +53,9 @@ Seen = list[dict[str, tuple[Tensor, float]]]
 
 def train(model: Odd, steps: int = 3) -> Seen:
     """For each step and tensor, its dense gradient and the share of entries that moved."""
-    optimizers, seen = optimizers_of(model), []
+    optimizer, seen = optimizer_of(model), []
     for number in range(steps):
-        for optimizer in optimizers:
-            optimizer.zero_grad()
+        optimizer.zero_grad()
         model(
             torch.randint(0, 30, (16,), generator=torch.Generator().manual_seed(number))
         ).backward()
@@ -68,8 +65,7 @@ def train(model: Odd, steps: int = 3) -> Seen:
             for name, p in model.named_parameters()
             if p.grad is not None
         }
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
         seen.append(
             {
                 name: (dense[name], float((p != before[name]).float().mean()))
