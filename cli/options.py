@@ -10,6 +10,7 @@ import typer
 
 __all__ = [
     "Accumulate",
+    "AccumulateMean",
     "AnswerPattern",
     "ApplyTo",
     "Base",
@@ -155,6 +156,13 @@ Epochs = Annotated[float, typer.Option(help="Passes over the rows.")]
 Steps = Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")]
 BatchSize = Annotated[int, typer.Option(help="Rows in a micro-batch.")]
 Accumulate = Annotated[int, typer.Option(help="Micro-batches in a step.")]
+AccumulateMean = Annotated[
+    str,
+    typer.Option(
+        metavar="tokens|batch",
+        help="A step's loss is the mean over its tokens, or over its micro-batches' means.",
+    ),
+]
 LearningRate = Annotated[float, typer.Option("--learning-rate", "--lr", help="Peak.")]
 MaxLength = Annotated[
     int | None, typer.Option(help="Longest row in tokens; the model's positions by default.")

@@ -13,6 +13,7 @@ import typer
 from deltalens.cli import console, options
 from deltalens.cli.options import (
     Accumulate,
+    AccumulateMean,
     ApplyTo,
     BatchSize,
     Blocks,
@@ -76,6 +77,7 @@ class Sweep:
     steps: Steps = None
     batch_size: BatchSize = 8
     accumulate: Accumulate = 1
+    accumulate_mean: AccumulateMean = "tokens"
     learning_rate: LearningRate = 2e-5
     score_learning_rate: ScoreRate = None
     max_length: MaxLength = None
@@ -162,6 +164,7 @@ class Sweep:
             steps=self.steps,
             batch_size=self.batch_size,
             accumulate=self.accumulate,
+            accumulate_mean=self.accumulate_mean,
             learning_rate=self.learning_rate,
             max_length=self.max_length,
             recipe=read_recipe(self.config, self.objective),

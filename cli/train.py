@@ -10,6 +10,7 @@ import typer
 from deltalens.cli import console
 from deltalens.cli.options import (
     Accumulate,
+    AccumulateMean,
     ApplyTo,
     BatchSize,
     Blocks,
@@ -93,6 +94,7 @@ def train(
     steps: Steps = None,
     batch_size: BatchSize = 8,
     accumulate: Accumulate = 1,
+    accumulate_mean: AccumulateMean = "tokens",
     learning_rate: LearningRate = 2e-5,
     weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the order of rows, and of random masks.")] = 0,
@@ -172,6 +174,7 @@ def train(
             steps=steps,
             batch_size=batch_size,
             accumulate=accumulate,
+            accumulate_mean=accumulate_mean,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             seed=seed,

@@ -130,6 +130,10 @@ class TrainingAsked:
     """Rows in a micro-batch."""
     accumulate: int = 1
     """Micro-batches in a step."""
+    accumulate_mean: str = "tokens"
+    """What a step's loss is the mean of: all `tokens` of its micro-batches, as trl has it; or
+    `batch`, the micro-batches' own means, each with the same weight (GMT, Eq. 2). DPO's is the
+    latter by nature."""
     learning_rate: float = 2e-5
     weight_decay: float = 0.0
     warmup: float = 0.03
@@ -151,6 +155,7 @@ class TrainingAsked:
         for name, known in (
             ("objective", OBJECTIVES),
             ("loss_on", ("completion", "all")),
+            ("accumulate_mean", ("tokens", "batch")),
             ("apply_to", ("gradient", "update")),
         ):
             if self.own(name) not in known:

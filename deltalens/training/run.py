@@ -367,6 +367,10 @@ class _Sitting:
                 processing_class=self.loaded.tokenizer,
                 callbacks=callbacks,
             )
+        if asked.accumulate_mean == "batch":
+            # A trainer that counts no tokens takes each micro-batch's mean, and divides by their
+            # number.
+            trainer.model_accepts_loss_kwargs = False
         for spoken in ("PrinterCallback", "ProgressCallback"):
             _silence(trainer, spoken)
         return trainer

@@ -175,6 +175,7 @@ OPTIONS: dict[str, list[Any]] = {
     "loss_on": ["all"],
     "batch_size": [4],
     "accumulate": [2],
+    "accumulate_mean": ["batch"],
     "max_length": [16],
     "gradient_checkpointing": [True],
     "recipe": [{"max_grad_norm": 0.5}],
