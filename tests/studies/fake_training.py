@@ -21,6 +21,36 @@ from deltalens.studies import trainings
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import Trained, training_dtype
 
+OPTIONS: dict[str, list[Any]] = {
+    "mask_ratio": ["0.1", "0.2", "0.5"],
+    "scope": ["tensor", "layer"],
+    "apply_to": ["gradient", "update"],
+    "include": ["mlp"],
+    "exclude": ["mlp"],
+    "blocks": ["all", "1"],
+    "modules": ["mlp"],
+    "threshold": [-0.03],
+    "rank_by": ["magnitude", "value"],
+    "init_std": [0.02, 0.03],
+    "score_learning_rate": [2e-5, 1e-3],
+    "lora_rank": [64, 2],
+    "lora_alpha": [16, 2],
+    "lora_dropout": [0.1, 0.2],
+    "epochs": [1.0, 2.0],
+    "steps": [2],
+    "learning_rate": [2e-5, 1e-3],
+    "weight_decay": [0.1],
+    "warmup": [0.1],
+    "loss_on": ["all"],
+    "batch_size": [4],
+    "accumulate": [2],
+    "accumulate_mean": ["batch"],
+    "max_length": [16],
+    "gradient_checkpointing": [True],
+    "recipe": [{"max_grad_norm": 0.5}],
+}
+"""Settings of trainings, and values of them."""
+
 
 def given(asked: TrainingAsked) -> dict[str, Any]:
     """All that a method can see of its settings: what was not given has its value."""

@@ -18,7 +18,7 @@ from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.mft_sweeps import compare, sweep_data_ratio, sweep_layers
 from deltalens.studies.trainings import TrainingData
 from deltalens.training.asked import OWN, TrainingAsked
-from tests.studies.fake_training import FakeTraining, fake_trainings
+from tests.studies.fake_training import OPTIONS, FakeTraining, fake_trainings
 from tests.studies.runs import command
 from tests.training.folders import write_model, write_rows
 
@@ -152,34 +152,6 @@ def test_the_base_is_named_again_only_if_it_is_not_measured_yet(
         compare(["mft"], source, out, asked)
 
 
-OPTIONS: dict[str, list[Any]] = {
-    "mask_ratio": ["0.1", "0.2", "0.5"],
-    "scope": ["tensor", "layer"],
-    "apply_to": ["gradient", "update"],
-    "include": ["mlp"],
-    "exclude": ["mlp"],
-    "blocks": ["all", "1"],
-    "modules": ["mlp"],
-    "threshold": [-0.03],
-    "rank_by": ["magnitude", "value"],
-    "init_std": [0.02, 0.03],
-    "score_learning_rate": [2e-5, 1e-3],
-    "lora_rank": [64, 2],
-    "lora_alpha": [16, 2],
-    "lora_dropout": [0.1, 0.2],
-    "epochs": [1.0, 2.0],
-    "steps": [2],
-    "learning_rate": [2e-5, 1e-3],
-    "weight_decay": [0.1],
-    "warmup": [0.1],
-    "loss_on": ["all"],
-    "batch_size": [4],
-    "accumulate": [2],
-    "accumulate_mean": ["batch"],
-    "max_length": [16],
-    "gradient_checkpointing": [True],
-    "recipe": [{"max_grad_norm": 0.5}],
-}
 OF_SOURCE: dict[str, list[Any]] = {
     "limit": [10],
     "fields": [{"prompt": "completion"}],
