@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class FakeTraining:
         (out / "metrics.jsonl").write_text("")
         return Trained(out, 1, 0.0, 0.5, True, {"loss": Measurement(found)})
 
-    def measure(self, making: Any, folder: str | Path) -> Mapping[str, Measurement]:
+    def measure(self, making: Any, folder: str | Path, **how: Any) -> Mapping[str, Measurement]:
         """The same of a checkpoint."""
         self.calls += 1
         source = making.source
@@ -101,10 +102,13 @@ def number(things: object) -> float:
     return int(hashlib.sha256(repr(things).encode()).hexdigest()[:12], 16) / 1e12
 
 
+def _measured(making: Any, fake: FakeTraining, folder: str | Path, **how: Any) -> Any:
+    return fake.measure(making, folder, **how)
+
+
 def fake_trainings(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
     """From here to the end of the test nothing is trained."""
     fake = FakeTraining()
     monkeypatch.setattr(trainings, "train", fake.train)
-    measure: Callable[..., Any] = lambda making, folder: fake.measure(making, folder)  # noqa: E731
-    monkeypatch.setattr(trainings._Making, "_measure", measure)
+    monkeypatch.setattr(trainings._Making, "_measure", partialmethod(_measured, fake))
     return fake

@@ -1,0 +1,437 @@
+"""Every parameter of every study's function is in the study's identity, or changes no number.
+
+The parameters are taken from the signatures: a new one is red here until it has a row. A row says
+what to change, and what has to come of it in the same folder: another study (refused by the name of
+a field), growth, or nothing at all. That the last are rightly left out of the identity is shown by
+real studies with and without each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import deltalens
+from deltalens.errors import DeltaLensError, RecordError
+from deltalens.numerics.workers import one_thread
+from deltalens.studies import drop_study, efficiency, layer_drop
+from deltalens.studies.drop_asked import FidelityTexts
+from deltalens.studies.landscape import scan
+from deltalens.studies.mask_ratio import sweep_mask_ratio
+from deltalens.studies.mft_sweeps import compare, sweep_data_ratio, sweep_layers
+from deltalens.studies.study import StudyWatch
+from deltalens.studies.trainings import TrainingData
+from deltalens.training.asked import OWN, TrainingAsked
+from deltalens.training.run import TrainingWatch, train
+from tests.studies.conftest import PairOf
+from tests.studies.fake_training import OPTIONS, fake_trainings
+from tests.studies.runs import FEW, write_rows
+from tests.training.folders import write_model
+
+ROWS = [
+    {"prompt": f"{a}+{b}>", "completion": f"={a + b}", "other": f"{b}+{a}>"}
+    for a, b in ((1, 2), (3, 4), (5, 1), (2, 2))
+]
+WATCHED = StudyWatch(stage=lambda name, total: None)
+
+
+@dataclass
+class Asked:
+    """A study's function, a small call of it, and what its parameters do."""
+
+    function: Callable[..., Any]
+    call: dict[str, Any]
+    other: dict[str, Any]
+    """In the identity: parameter -> another value."""
+    grows: dict[str, Any] = field(default_factory=dict)
+    """Axes: parameter -> more of it."""
+    free: dict[str, Any] = field(default_factory=dict)
+    """They change no number: parameter -> another value."""
+    beside: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What both calls need for a parameter to make sense."""
+    named: dict[str, str] = field(default_factory=dict)
+    """The field that is named, where it is not called as the parameter."""
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[str, Asked]:
+    folder = tmp_path_factory.mktemp("inputs")
+    pair = pair_of(family="llama")
+    rows = write_rows(folder / "rows.jsonl", ROWS)
+    fewer = write_rows(folder / "fewer.jsonl", ROWS[:2])
+    measured: dict[str, Any] = {
+        "data": [rows],
+        "metrics": ["loss", "kl"],
+        "fidelity": FEW,
+    }
+    measuring: dict[str, Any] = {
+        "data": [fewer],
+        "metrics": ["loss"],
+        "metric": lambda model: {"loss": 1.0},
+        "version": "2",
+        "answer_pattern": "[0-9]",
+        "limit": 2,
+        "fields": {"prompt": "other"},
+        "fidelity": FidelityTexts(sequences=3, new_tokens=8),
+        "device": "elsewhere",
+        "dtype": "bfloat16",
+        "batch_tokens": 64,
+        "include": "mlp",
+        "exclude": "mlp",
+        "trust_remote_code": True,
+    }
+    own = {"metric": lambda model: {"loss": 2.0}}
+    beside = {"version": own, "better": own}
+    named = {"limit": "data", "fields": "data", "version": "metric"}
+    free: dict[str, Any] = {
+        "fresh": True,
+        "watch": WATCHED,
+        "strict": True,
+        "better": {"loss": "lower"},
+    }
+    two = {"ft": pair.ft, "base": pair.base, **measured}
+    rounded = pair_of(family="llama", dtype=torch.bfloat16)
+    others = {"ft": rounded.ft, "base": rounded.base}
+    found = {
+        "drop_study": Asked(
+            drop_study.drop_study,
+            {**two, "rates": "0.5", "seeds": 1},
+            {**others, **measuring, "scope": "layer", "rescale": True, "changed_only": True},
+            {"strategies": ["trivial"], "rates": "0.3", "seeds": 2},
+            free,
+            {**beside, "strategies": {}},
+            named,
+        ),
+        "sweep_layers_drop": Asked(
+            layer_drop.sweep_layers_drop,
+            {**two, "groups": [2]},
+            {**others, **measuring},
+            {"groups": [1]},
+            {**free, "cache_gb": 0.0},
+            beside,
+            named,
+        ),
+        "scan_landscape": Asked(
+            scan.scan_landscape,
+            {"origin": pair.ft, "plane": "random", "grid": 3, **measured},
+            {
+                **measuring,
+                "origin": pair.base,
+                "others": [rounded.base],
+                "base": pair.base,
+                "plane": "hessian",
+                "span": "-1:2",
+                "normalise": "layer",
+                "seed": 1,
+                "loss": lambda model: torch.zeros(()),
+            },
+            {"grid": 5},
+            {**free, "low_memory": True},
+            {
+                **beside,
+                "others": {"plane": "line", "others": [pair.base]},
+                "base": {"plane": "line", "others": [pair.base]},
+            },
+            {**named, "span": "range", "others": "models"},
+        ),
+    }
+    base = write_model(folder / "base")
+    source = TrainingData(model=base, data=rows, eval_data=[rows])
+    trained: dict[str, Any] = {"source": source, "asked": TrainingAsked(steps=1, batch_size=2)}
+    changed: dict[str, Any] = {
+        "source": dataclasses.replace(source, limit=2),
+        "asked": TrainingAsked(steps=2, batch_size=2),
+    }
+    kept: dict[str, Any] = {
+        "keep_checkpoints": True,
+        "jobs": 2,
+        "fresh": True,
+        "watch": WATCHED,
+    }
+    of_source = {"source": "data", "asked": "steps"}
+    more = {"methods": ["sft"], "seeds": 2}
+    found |= {
+        "compare": Asked(
+            compare,
+            {"methods": ["mft"], "seeds": 1, **trained},
+            changed,
+            {**more, "base": base},
+            kept,
+            {"base": {}},
+            of_source,
+        ),
+        "sweep_mask_ratio": Asked(
+            sweep_mask_ratio,
+            {"methods": ["mft"], "ratios": "0.2", "seeds": 1, **trained},
+            changed,
+            {**more, "ratios": "0.1"},
+            kept,
+            {},
+            of_source,
+        ),
+        "sweep_layers": Asked(
+            sweep_layers,
+            {"methods": ["mft"], "sizes": [2], "seeds": 1, **trained},
+            {**changed, "data_ratio": "0.5"},
+            {**more, "sizes": [1]},
+            kept,
+            {},
+            of_source,
+        ),
+        "sweep_data_ratio": Asked(
+            sweep_data_ratio,
+            {"methods": ["mft"], "ratios": "1", "seeds": 1, **trained},
+            changed,
+            {**more, "ratios": "0.5"},
+            kept,
+            {},
+            of_source,
+        ),
+        "efficiency": Asked(
+            efficiency.efficiency,
+            {
+                "model": base,
+                "data": rows,
+                "asked": TrainingAsked(batch_size=2),
+                "repeats": 1,
+                "steps": 1,
+                "methods": ["sft"],
+            },
+            {
+                "model": write_model(folder / "bf16", torch.bfloat16),
+                "data": fewer,
+                "asked": TrainingAsked(batch_size=1),
+                "methods": ["sft", "hft"],
+                "steps": 2,
+                "fields": {"prompt": "other"},
+                "limit": 2,
+                "device": "elsewhere",
+                "dtype": "bfloat16",
+            },
+            {"repeats": 2},
+            {"fresh": True, "watch": WATCHED},
+            {},
+            {"asked": "batch_size", "steps": "steps_in_block", "fields": "data", "limit": "data"},
+        ),
+    }
+    return found
+
+
+NAMES = [
+    *("drop_study", "sweep_layers_drop", "scan_landscape", "efficiency"),
+    *("compare", "sweep_mask_ratio", "sweep_layers", "sweep_data_ratio"),
+]
+TRAININGS = NAMES[4:]
+
+
+@pytest.fixture(params=NAMES)
+def study(request: pytest.FixtureRequest, studies: dict[str, Asked]) -> Asked:
+    return studies[request.param]
+
+
+def test_every_parameter_has_a_row(study: Asked) -> None:
+    parameters = {*inspect.signature(study.function).parameters} - {"out"}
+    rows = [*study.other, *study.grows, *study.free]
+    assert parameters - {*rows} == set()
+    assert len(rows) == len({*rows}), "one that is in the identity, and is not?"
+
+
+def test_another_value_is_another_study_in_words(
+    study: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_trainings(monkeypatch)
+    parameters = inspect.signature(study.function).parameters
+    for name, value in study.other.items():
+        if name not in parameters:
+            continue
+        out, call = tmp_path / name, {**study.call, **study.beside.get(name, {})}
+        study.function(out=out, **call)
+        before = (out / "study.json").read_bytes(), (out / "cells.csv").read_bytes()
+        with monkeypatch.context() as patch:
+            if name == "device":
+                elsewhere(patch)
+            with pytest.raises(RecordError, match="holds another study") as raised:
+                study.function(out=out, **{**call, name: value})
+        fields = [line.split(":")[0].strip(" -") for line in str(raised.value).splitlines()[1:]]
+        wanted = study.named.get(name, name)
+        assert any(one.split(".")[0] == wanted for one in fields), (name, fields)
+        assert before == ((out / "study.json").read_bytes(), (out / "cells.csv").read_bytes())
+
+
+def elsewhere(patch: pytest.MonkeyPatch) -> None:
+    """As if there were an accelerator: nothing is loaded before the identity is compared."""
+    for module in (drop_study, layer_drop, scan, efficiency):
+        patch.setattr(module, "pick_device", lambda name: torch.device("cuda"))
+        for check in ("check_fits", "check_room"):
+            patch.setattr(module, check, lambda *given: None, raising=False)
+
+
+def test_more_of_an_axis_grows_the_study(
+    study: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_trainings(monkeypatch)
+    for name, value in study.grows.items():
+        call = {**study.call, **study.beside.get(name, {})}
+        if name == "strategies":
+            call["strategies"] = ["salient"]
+        changed = {**call, name: value}
+        if name == "base":
+            changed["methods"] = ["base"]
+        first = study.function(out=tmp_path / name, **call)
+        grown = study.function(out=tmp_path / name, **changed)
+        assert len(grown.cells) > len(first.cells), name
+
+
+@pytest.mark.slow
+def test_what_is_left_out_changes_no_number(study: Asked, tmp_path: Path) -> None:
+    """All of it really runs; timings alone differ from run to run."""
+    timed = study.function is efficiency.efficiency
+    columns = slice(0, 3) if timed else slice(None)
+    with one_thread():
+        for name, value in study.free.items():
+            call = {**study.call, **study.beside.get(name, {})}
+            tables = []
+            for how in ({}, {name: value}):
+                out = tmp_path / f"{name}-{len(how)}"
+                record = study.function(out=out, **call, **how)
+                lines = (record.path / "cells.csv").read_text().splitlines()
+                tables.append([line.split(",")[columns] for line in lines])
+            assert tables[0] == tables[1], name
+            # Nor is it another study: the same folder takes both.
+            if name != "fresh":
+                study.function(out=tmp_path / f"{name}-0", **call, **{name: value})
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_every_setting_of_a_training_is_in_the_identity_or_refused(
+    studies: dict[str, Asked], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    fake_trainings(monkeypatch)
+    study = studies[name]
+    known = {"compare": ["mft", "lora"], "sweep_data_ratio": ["mft", "lora", "gmt", "hft"]}
+    call = {**study.call, "methods": known.get(name, ["mft"])}
+    study.function(out=tmp_path / "s", **call)
+    for one in dataclasses.fields(TrainingAsked):
+        if one.name == "method":  # The cell's, whatever it is here.
+            other = dataclasses.replace(call["asked"], method="sft")
+            study.function(out=tmp_path / "s", **{**call, "asked": other})
+            continue
+        values = {**OPTIONS, "objective": ["dpo"], "seed": [3], "steps": [3]}[one.name]
+        other = dataclasses.replace(call["asked"], **{one.name: values[-1]})
+        with pytest.raises(DeltaLensError) as raised:
+            study.function(out=tmp_path / "s", **{**call, "asked": other})
+        said = str(raised.value)
+        in_words = one.name in said or "rather" in said
+        assert in_words or (one.name == "threshold" and "mask_ratio" in said), (one.name, said)
+        if one.name not in ("seed", *(n for own in OWN.values() for n in own)):
+            assert "holds another study" in said
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_every_part_of_the_source_is_in_the_identity(
+    studies: dict[str, Asked],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    fake_trainings(monkeypatch)
+    study, source = studies[name], studies[name].call["source"]
+    fewer = write_rows(tmp_path / "fewer.jsonl", ROWS[:2])
+    values: dict[str, Any] = {
+        "model": write_model(tmp_path / "bf16", torch.bfloat16),
+        "data": fewer,
+        "eval_data": [fewer],
+        "fields": {"prompt": "other"},
+        "limit": 2,
+        "choose_on": fewer,
+        "eval_every": 1,
+        "device": "elsewhere",
+        "dtype": "bfloat16",
+    }
+    study.function(out=tmp_path / "s", **study.call)
+    for one in dataclasses.fields(TrainingData):
+        other = dataclasses.replace(source, **{one.name: values[one.name]})
+        with monkeypatch.context() as patch:
+            if one.name == "device":
+                for module in ("trainings", "mft_sweeps"):
+                    where = f"deltalens.studies.{module}.pick_device"
+                    patch.setattr(where, lambda name: torch.device("cuda"))
+            wanted = {"fields": "data", "limit": "data"}.get(one.name, one.name)
+            with pytest.raises(RecordError, match=rf"another study[\s\S]*{wanted}: "):
+                study.function(out=tmp_path / "s", **{**study.call, "source": other})
+
+
+def test_every_parameter_of_a_training_is_in_its_identity_or_changes_nothing(
+    tmp_path: Path, studies: dict[str, Asked]
+) -> None:
+    source = studies["compare"].call["source"]
+    fewer = write_rows(tmp_path / "fewer.jsonl", ROWS[:2])
+    own = TrainingAsked(method="sft", steps=4, batch_size=2, learning_rate=1e-2)
+    call: dict[str, Any] = {"model": source.model, "data": source.data, "asked": own}
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    begun = train(out=tmp_path / "s", **call, watch=TrainingWatch(at=interrupt))
+    assert not begun.finished
+    other: dict[str, Any] = {
+        "model": write_model(tmp_path / "bf16", torch.bfloat16),
+        "data": fewer,
+        "asked": dataclasses.replace(own, learning_rate=1e-3),
+        "fields": {"prompt": "other"},
+        "limit": 2,
+        "eval_data": [fewer],
+        "eval_every": 1,
+        "choose_on": fewer,
+        "probe": {"every": 1},
+        "dtype": "bfloat16",
+        "device": "cuda",
+        "trust_remote_code": True,
+    }
+    free: dict[str, Any] = {"checkpoint_every": 1, "watch": TrainingWatch()}
+    parameters = {*inspect.signature(train).parameters} - {"out", "resume"}
+    assert parameters == {*other} | {*free}
+    for name, value in other.items():
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "device":
+                where = "deltalens.training.run.pick_device"
+                patch.setattr(where, lambda name: torch.device("cuda"))
+            with pytest.raises(RecordError, match="holds another training"):
+                train(out=tmp_path / "s", resume=True, **{**call, name: value})
+    resumed = train(out=tmp_path / "s", resume=True, **call)
+    assert resumed.finished
+    made = [(tmp_path / "s" / "model.safetensors").read_bytes()]
+    for name, value in free.items():
+        train(out=tmp_path / name, **call, **{name: value})
+        made.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert len({*made}) == 1
+
+
+def test_the_list_is_of_all_functions_that_make_a_study() -> None:
+    """Whoever opens a study's folder is in it, or is no study that could be gone on with."""
+    root = Path(deltalens.__file__).parent
+    opening = {
+        file.relative_to(root).as_posix()
+        for file in (root / "studies").rglob("*.py")
+        if "StudyFolder.open(" in file.read_text() or "run_trainings(" in file.read_text()
+    }
+    assert opening == {
+        "studies/drop_study.py",
+        "studies/layer_drop.py",
+        "studies/landscape/scan.py",
+        "studies/efficiency.py",
+        "studies/trainings.py",
+        "studies/mask_ratio.py",
+        "studies/mft_sweeps.py",
+        "studies/inspect.py",  # Always begins anew.
+    }
