@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,8 +185,8 @@ class Digest:
         """Anything else, as pickle and copy would take it apart."""
         kind = type(value)
         try:
-            reduced = copyreg.dispatch_table.get(kind, kind.__reduce_ex__)
-            taken = reduced(value) if kind in copyreg.dispatch_table else reduced(value, 4)
+            known: Callable[[Any], Any] | None = copyreg.dispatch_table.get(kind)
+            taken: Any = known(value) if known else value.__reduce_ex__(4)
         except Exception as error:  # Of any class: it promises no kind.
             raise Unknown(f"holds a {_kind(value)}") from error
         if isinstance(taken, str):

@@ -303,3 +303,18 @@ def test_a_study_says_which_seeds_it_has(
     compare(["mft"], source, tmp_path / "s", TrainingAsked(), seeds=2)
     compare(["mft"], source, tmp_path / "s", TrainingAsked(), seeds=1)
     assert load_study(tmp_path / "s").asked["seeds"] == 2
+
+
+@pytest.mark.slow
+def test_real_trainings_grow_to_the_last_bit(source: TrainingData, tmp_path: Path) -> None:
+    """One-off drops, too, whose plain fine-tune is gone by then and is trained again."""
+    asked = TrainingAsked(steps=2, batch_size=8, learning_rate=1e-2)
+    parts: list[dict[str, Any]] = [
+        {"methods": ["one-off-drop"], "ratios": "0.5", "seeds": 1},
+        {"methods": ["gmt"], "ratios": "0.9", "seeds": 2},
+    ]
+    whole = {"methods": ["gmt", "one-off-drop"], "ratios": "0.5,0.9", "seeds": 2}
+    for part in parts:
+        sweep_mask_ratio(source=source, out=tmp_path / "s", asked=asked, **part)
+    sweep_mask_ratio(source=source, out=tmp_path / "whole", asked=asked, **whole)
+    assert files(tmp_path / "s") == files(tmp_path / "whole")
