@@ -68,34 +68,8 @@ def located(ft: str, base: str, merge_adapter: bool = False) -> Iterator[tuple[P
     with ExitStack() as stack:
         ft_path, base_path = locate(ft), locate(base)
         if merge_adapter:
+            from deltalens.io.adapters import merge_adapter as merge
+
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deltalens-merged-"))
-            ft_path = _merge(ft_path, base_path, Path(folder))
+            ft_path = merge(ft_path, base_path, Path(folder))
         yield ft_path, base_path
-
-
-def _merge(adapter: Path, base: Path, folder: Path) -> Path:
-    """Merge a PEFT adapter into its base, through peft."""
-    if not (adapter / "adapter_config.json").is_file():
-        raise CheckpointError(f"{adapter}: no adapter_config.json; --merge-adapter is for adapters")
-    if not (adapter / "adapter_model.safetensors").is_file():
-        raise CheckpointError(f"{adapter}: no adapter_model.safetensors; pickles are not loaded")
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise CheckpointError(
-            "--merge-adapter needs peft: pip install 'deltalens[train]'"
-        ) from error
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, dtype="auto")
-        merged = PeftModel.from_pretrained(
-            model, str(adapter), is_trainable=False
-        ).merge_and_unload()
-        merged.save_pretrained(folder)
-        if any(base.glob("tokenizer*")):
-            AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(folder)
-    except Exception as error:  # Of transformers, peft or safetensors, which promise no kind.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{adapter}: cannot be merged into {base}: {reason}") from error
-    return folder
