@@ -216,9 +216,13 @@ class TrainingAsked:
         found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return {n: v for n, v in found.items() if n not in {"method", "seed", *_NOT_SHARED}}
 
-    def settings(self) -> dict[str, Any]:
-        """The method's own settings as they are used, as JSON values; `of` takes them again."""
-        found = {name: self.own(name) for name in OWN[self.method or "sft"]}
+    def settings(self, method: str | None = None) -> dict[str, Any]:
+        """The method's own settings as they are used, as JSON values; `of` takes them again.
+
+        Args:
+            method: one that is no training's, such as One-off Drop; else this one's.
+        """
+        found = {name: self.own(name) for name in OWN[method or self.method or "sft"]}
         if "mask_ratio" in found:
             shown = ((kind, show_rate(ratio)) for kind, ratio in sorted(self.ratios.items()))
             text = ",".join(f"{kind}={ratio}" if kind else ratio for kind, ratio in shown)
