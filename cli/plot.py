@@ -1,4 +1,4 @@
-"""`deltalens plot`: redraw a study from its records."""
+"""`deltalens plot`: redraw a study, or a training, from its records."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from deltalens.cli.options import Debug, Json
 
 
 def plot(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A study's folder.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Of a study, or of a training that removed weights."),
+    ],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Redraw a study's pictures from its records, computing nothing.
+    """Redraw the pictures of a study or a training from its records, computing nothing.
 
     \b
     Example:

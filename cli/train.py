@@ -64,7 +64,8 @@ def train(
         str | None,
         typer.Option(
             help="The fraction masked out: in each step (gmt, random-mask; 0.2 by default), or of "
-            "the weights (mft and its baselines; 0.1, also attention=0.1,mlp=0.05)."
+            "the weights (mft and its baselines; 0.1, also by kind, projection and block: "
+            "0.1,mlp=0.2,q=0.05,4-7.down=0.3)."
         ),
     ] = None,
     scope: ScopeOfMethod = None,
@@ -204,10 +205,15 @@ def train(
             )
         if not trained.finished:
             raise KeyboardInterrupt
-        _show(trained, as_json=as_json, quiet=quiet)
+        pictures: list[Path] = []
+        if trained.masks and threshold is not None:
+            from deltalens.figures import draw
+
+            pictures = [path for path in draw(trained.path) if path.suffix == ".png"]
+        _show(trained, pictures, as_json=as_json, quiet=quiet)
 
 
-def _show(trained: Trained, *, as_json: bool, quiet: bool) -> None:
+def _show(trained: Trained, pictures: list[Path], *, as_json: bool, quiet: bool) -> None:
     if as_json:
         found: dict[str, Any] = {
             "out": str(trained.path),
@@ -218,6 +224,7 @@ def _show(trained: Trained, *, as_json: bool, quiet: bool) -> None:
             "notes": list(trained.notes),
             "masks": str(trained.masks) if trained.masks else None,
             "run": str(trained.run) if trained.run else None,
+            "pictures": [str(picture) for picture in pictures],
         }
         console.print_json(found)
         return
@@ -233,5 +240,7 @@ def _show(trained: Trained, *, as_json: bool, quiet: bool) -> None:
     typer.echo(f"model:   {trained.path}")
     if trained.masks:
         typer.echo(f"masks:   {trained.masks}")
+    for picture in pictures:
+        typer.echo(f"drawn:   {picture}")
     if trained.run:
         typer.echo(f"run:     {trained.run}  (deltalens monitor {trained.run})")

@@ -9,15 +9,25 @@ __all__ = ["draw"]
 
 
 def draw(folder: str | Path) -> list[Path]:
-    """Draw whatever pictures belong to the study in a folder; returns their files.
+    """Draw whatever pictures belong to the study or training in a folder; returns their files.
 
     Raises:
-        RecordError: no study there, or of a kind without pictures.
+        RecordError: neither is there, or none that has pictures.
     """
     from deltalens.errors import RecordError
-    from deltalens.figures import anatomy, gmt_data, gmt_fig3, gmt_tab3, landscape, mft_fig5
+    from deltalens.figures import (
+        anatomy,
+        gmt_data,
+        gmt_fig3,
+        gmt_tab3,
+        landscape,
+        mft_fig5,
+        removed_shares,
+    )
     from deltalens.io.records import load_study
 
+    if (Path(folder) / removed_shares.RECORD).is_file():
+        return removed_shares.draw(folder)
     record = load_study(folder)
     methods = record.asked.get("methods", ())
     drawers: dict[str, Callable[[str | Path], list[Path]]] = {

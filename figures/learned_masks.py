@@ -15,13 +15,18 @@ __all__ = ["learned_masks"]
 def learned_masks(learned: pd.DataFrame) -> Any:
     """A figure of the overlap with the step before and with the first, and of the weights that
     changed sides, over the steps; means over all layers, by their entries, and each layer in grey.
+    Where masks have a threshold, the share that is removed is learned, and drawn below.
 
     Args:
         learned: the run's table `learned`.
     """
     import matplotlib.pyplot as plt
 
-    figure, (above, below) = plt.subplots(2, 1, figsize=(WIDTH, 4.6), sharex=True)
+    shares = learned.assign(share=100 * (1 - learned["kept"] / learned["entries"]))
+    # With a ratio each layer keeps the same number of weights throughout.
+    varies = bool((shares.groupby("layer")["kept"].nunique() > 1).any())
+    figure, axes = plt.subplots(2 + varies, 1, figsize=(WIDTH, 4.6 + 1.8 * varies), sharex=True)
+    above, below = axes[:2]
     figure.set_layout_engine("constrained")
     for against, color in (("previous", "#0072B2"), ("first", "#D55E00")):
         name = "the step before" if against == "previous" else "the first step"
@@ -38,8 +43,14 @@ def learned_masks(learned: pd.DataFrame) -> Any:
     above.plot(chance.index, chance, color="0.4", linestyle=":", label="by chance")
     above.set_ylabel("Jaccard index of the masks\nwith those of ...")
     below.set_ylabel("weights that changed sides\nsince ... (%)")
-    below.set_xlabel("step")
+    axes[-1].set_xlabel("step")
     below.set_ylim(bottom=0)
+    if varies:
+        for _, layer in shares.groupby("layer"):
+            axes[2].plot(layer["step"], layer["share"], color="0.85", linewidth=0.6, zorder=1)
+        mean = _mean(shares, "share")
+        axes[2].plot(mean.index, mean, color="#009E73", linewidth=1.6, zorder=2)
+        axes[2].set_ylabel("removed weights (%)")
     above.legend(loc="best")
     return figure
 

@@ -6,9 +6,8 @@ import difflib
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,23 +17,21 @@ from torch.nn.utils import parametrize
 
 from deltalens.errors import DeltaLensError, several
 from deltalens.io.pairing import block_of
-from deltalens.numerics.rates import exact_rate
 
 __all__ = [
     "MODULES",
     "Blocks",
     "Kind",
     "Layer",
-    "Ratio",
+    "block_number",
+    "block_numbers",
     "choose_layers",
     "linear_layers",
-    "ratios_of",
 ]
 
 Kind = Literal["attention", "mlp"]
 MODULES: tuple[Kind, ...] = get_args(Kind)
 Blocks = str | Sequence[int]
-Ratio = float | str | Fraction
 
 _ATTENTION = re.compile("att", re.IGNORECASE)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -151,7 +148,7 @@ def _included(layers: Sequence[Layer], include: str) -> list[Layer]:
 def _in_blocks(
     model: nn.Module, layers: Sequence[Layer], blocks: Blocks, kinds: set[str]
 ) -> list[Layer]:
-    numbers = {layer.name: _block_number(layer) for layer in layers}
+    numbers = {layer.name: block_number(layer) for layer in layers}
     there = sorted({number for number in numbers.values() if number is not None})
     if not there:
         raise DeltaLensError(
@@ -162,7 +159,7 @@ def _in_blocks(
                 [layer.name for layer in layers] or ["none"],
             )
         )
-    asked = there if blocks == "all" else _block_numbers(blocks)
+    asked = there if blocks == "all" else block_numbers(blocks)
     if missing := sorted(set(asked) - set(there)):
         raise DeltaLensError(
             f"blocks {', '.join(map(str, missing))}: {type(model).__name__} has none such; it has "
@@ -182,12 +179,18 @@ def _in_blocks(
     return chosen
 
 
-def _block_number(layer: Layer) -> int | None:
+def block_number(layer: Layer) -> int | None:
+    """The number of the block that a layer is in, if it is in one."""
     block = block_of(layer.weight_name)
     return int(block.rpartition(".")[2]) if block != layer.weight_name else None
 
 
-def _block_numbers(blocks: Blocks) -> list[int]:
+def block_numbers(blocks: Blocks) -> list[int]:
+    """Numbers and ranges of blocks, ascending.
+
+    Raises:
+        DeltaLensError: they are none.
+    """
     refused = DeltaLensError(
         f"blocks={blocks!r}: give 'all', numbers and ranges such as '4-7,12', or a list of numbers"
     )
@@ -257,29 +260,3 @@ def _refuse_unfit(model: nn.Module, layers: Sequence[Layer]) -> None:
             faults.append(f"{layer.name}: its weight is tied to another layer's")
     if faults:
         raise DeltaLensError(several("these layers cannot be masked:", faults))
-
-
-def ratios_of(mask_ratio: Ratio | Mapping[str, Ratio], kinds: Iterable[str]) -> dict[str, Fraction]:
-    """The mask ratio of each kind of layer.
-
-    Args:
-        mask_ratio: in (0, 1), one for all or one for each kind.
-        kinds: that are masked.
-
-    Raises:
-        DeltaLensError: a ratio outside (0, 1), or not exactly one for every kind.
-    """
-    kinds = sorted(set(kinds))
-    given = mask_ratio if isinstance(mask_ratio, Mapping) else dict.fromkeys(kinds, mask_ratio)
-    if unknown := sorted(set(map(str, given)) - set(MODULES)):
-        raise DeltaLensError(f"mask_ratio for {', '.join(unknown)}: name {', '.join(MODULES)} only")
-    if sorted(given) != kinds:
-        raise DeltaLensError(
-            f"mask_ratio names {', '.join(sorted(given)) or 'nothing'}; what is masked is "
-            f"{', '.join(kinds)}"
-        )
-    ratios = {kind: exact_rate(ratio) for kind, ratio in given.items()}
-    for kind, ratio in ratios.items():
-        if not 0 < ratio < 1:
-            raise DeltaLensError(f"mask ratio {given[kind]} ({kind}) is outside (0, 1)")
-    return ratios

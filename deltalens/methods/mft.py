@@ -6,7 +6,7 @@ import functools
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -22,10 +22,9 @@ from deltalens.methods.mask_layers import (
     MODULES,
     Blocks,
     Layer,
-    Ratio,
     choose_layers,
-    ratios_of,
 )
+from deltalens.methods.mask_ratios import Ratios, about_ratios, ratios_of
 from deltalens.methods.mask_scores import (
     LayerScores,
     Rule,
@@ -38,7 +37,6 @@ from deltalens.methods.weight_masks import WeightMask, WeightMasks
 from deltalens.numerics import lowest, straight_through
 from deltalens.numerics.hashing import name_key
 from deltalens.numerics.overlap import PackedMask
-from deltalens.numerics.rates import show_rate
 
 __all__ = ["MaskTuning"]
 
@@ -63,7 +61,8 @@ class MaskTuning:
         model: finished; its weights are floats.
         blocks, modules, include: which linear layers, as in `mask_layers.choose_layers`.
         mask_ratio: the fraction of each layer's weights that is removed: exactly
-            round(mask_ratio * n); in (0, 1), one for all or one for each of `modules`.
+            round(mask_ratio * n); in (0, 1), one for all, or by kind, projection and block:
+            {"": "0.1", "q": "0.2", "4-7.down": "0.05"}, as in `mask_ratios.ratios_of`.
         threshold: instead of a ratio: weights stay whose score is greater (the paper's global run:
             -0.035).
         rank_by: `magnitude` of the scores, or their `value`; a threshold is always of the value.
@@ -83,7 +82,7 @@ class MaskTuning:
         blocks: Blocks = "all",
         modules: Iterable[str] = MODULES,
         include: str | None = None,
-        mask_ratio: Ratio | Mapping[str, Ratio] = _TENTH,
+        mask_ratio: Ratios = _TENTH,
         threshold: float | None = None,
         rank_by: str = "magnitude",
         init_std: float = 0.02,
@@ -101,15 +100,21 @@ class MaskTuning:
             raise DeltaLensError(f"threshold={threshold}: must be finite")
         check_init(init_std)
         layers = choose_layers(model, blocks, modules, include)
-        ratios = ratios_of(mask_ratio, {layer.kind for layer in layers})
+        ratios = ratios_of(mask_ratio, layers)
         self._model = model
-        self._about = _about(ratios, threshold, rank_by, init_std, seed)
+        rule = {"mask_ratio": about_ratios(mask_ratio, layers), "rank_by": rank_by}
+        self._about: dict[str, Any] = {
+            "method": "mft",
+            **(rule if threshold is None else {"threshold": threshold}),
+            "init_std": init_std,
+            "seed": seed,
+        }
         self._layers: dict[str, tuple[Layer, LayerScores]] = {}
         for layer in layers:
             name = layer.weight_name
-            removed = None if threshold is not None else round(ratios[layer.kind] * layer.entries)
-            rule = Rule(name, removed, threshold or 0.0, rank_by == "value", name_key(seed, name))
-            self._layers[layer.name] = layer, LayerScores(layer, rule, init_std, seed)
+            removed = None if threshold is not None else round(ratios[layer.name] * layer.entries)
+            rule_ = Rule(name, removed, threshold or 0.0, rank_by == "value", name_key(seed, name))
+            self._layers[layer.name] = layer, LayerScores(layer, rule_, init_std, seed)
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._detachers: list[Callable[[], None]] = []
         self._handles: list[_ChangedScores | RemovableHandle] = []
@@ -220,19 +225,6 @@ class MaskTuning:
         if not self._layers:
             raise DeltaLensError("the masks are gone: the model was merged, or they were detached")
         return self._layers
-
-
-def _about(
-    ratios: Mapping[str, Fraction], threshold: float | None, rank_by: str, std: float, seed: int
-) -> dict[str, Any]:
-    shown = {kind: show_rate(ratio) for kind, ratio in ratios.items()}
-    rule = {"mask_ratio": shown, "rank_by": rank_by}
-    return {
-        "method": "mft",
-        **(rule if threshold is None else {"threshold": threshold}),
-        "init_std": std,
-        "seed": seed,
-    }
 
 
 class _ChangedScores:

@@ -24,17 +24,15 @@ from deltalens.methods.mask_layers import (
     MODULES,
     Blocks,
     Layer,
-    Ratio,
     choose_layers,
     linear_layers,
-    ratios_of,
 )
+from deltalens.methods.mask_ratios import Ratios, about_ratios, ratios_of
 from deltalens.numerics.drawing import draw
 from deltalens.numerics.hashing import name_key
 from deltalens.numerics.lowest import keep_highest
 from deltalens.numerics.magnitudes import clear_beside
 from deltalens.numerics.overlap import PackedMask
-from deltalens.numerics.rates import show_rate
 from deltalens.numerics.workers import in_order
 
 __all__ = [
@@ -78,6 +76,12 @@ class WeightMasks:
     def masks(self) -> dict[str, Tensor]:
         """Layer -> mask: bool, of the weight's shape, true where it is kept."""
         return {one.layer.name: one.kept.unpacked().view(one.weight.shape) for one in self.layers}
+
+    @property
+    def mask_ratio(self) -> float:
+        """The share of all these layers' weights that is removed."""
+        removed = sum(one.kept.size - int(one.kept.count()) for one in self.layers)
+        return removed / max(1, sum(one.kept.size for one in self.layers))
 
     def mask_ratio_by_layer(self) -> dict[str, float]:
         """Layer -> share of its weights that is removed."""
@@ -170,7 +174,7 @@ def random_weight_mask(
     blocks: Blocks = "all",
     modules: Iterable[str] = MODULES,
     include: str | None = None,
-    mask_ratio: Ratio | Mapping[str, Ratio] = Fraction(1, 10),
+    mask_ratio: Ratios = Fraction(1, 10),
     seed: int = 0,
 ) -> WeightMasks:
     """Masks that remove round(mask_ratio * n) random weights of each layer (MFT's Random Mask).
@@ -204,7 +208,7 @@ def l1_weight_mask(
     blocks: Blocks = "all",
     modules: Iterable[str] = MODULES,
     include: str | None = None,
-    mask_ratio: Ratio | Mapping[str, Ratio] = Fraction(1, 10),
+    mask_ratio: Ratios = Fraction(1, 10),
 ) -> WeightMasks:
     """Masks that remove the round(mask_ratio * n) smallest |weights| of each layer (MFT's L1 Mask).
 
@@ -226,17 +230,17 @@ def l1_weight_mask(
 
 def _untrained(
     layers: list[Layer],
-    mask_ratio: Ratio | Mapping[str, Ratio],
+    mask_ratio: Ratios,
     kept_of: Any,
     about: dict[str, Any],
 ) -> WeightMasks:
-    ratios = ratios_of(mask_ratio, {layer.kind for layer in layers})
+    ratios = ratios_of(mask_ratio, layers)
     made = []
     for layer in layers:
         weight = layer.module.get_parameter("weight").detach()
-        removed = round(ratios[layer.kind] * layer.entries)
+        removed = round(ratios[layer.name] * layer.entries)
         made.append(WeightMask(layer, weight, kept_of(layer, weight, removed)))
-    about["mask_ratio"] = {kind: show_rate(ratio) for kind, ratio in ratios.items()}
+    about["mask_ratio"] = about_ratios(mask_ratio, layers)
     return WeightMasks(tuple(made), about)
 
 

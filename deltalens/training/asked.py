@@ -98,7 +98,8 @@ class TrainingAsked:
     objective: str = "sft"
     mask_ratio: str | None = None
     """As typed. Of gmt and random-mask the fraction masked out in every step, 0.2 if not given; of
-    methods that remove weights the fraction removed, 0.1, also `attention=0.1,mlp=0.05`."""
+    methods that remove weights the fraction removed, 0.1, also by kind, projection and block:
+    `0.1,q=0.2,4-7.down=0.05` (`mask_ratios.ratios_of`)."""
     scope: str | None = None
     """What is ranked together: `tensor` if not given."""
     apply_to: str | None = None
@@ -170,7 +171,7 @@ class TrainingAsked:
                 )
         if self.threshold is not None and self.mask_ratio is not None:
             raise DeltaLensError("a threshold and a mask ratio: give one of them")
-        if self.method in ("gmt", "random-mask") and "" not in self.ratios:
+        if self.method in ("gmt", "random-mask") and {*self.ratios} != {""}:
             raise DeltaLensError(f"mask ratio {self.mask_ratio}: {self.method} takes a single one")
         for name in (
             *("epochs", "batch_size", "accumulate", "learning_rate", "steps", "max_length"),
@@ -200,10 +201,22 @@ class TrainingAsked:
 
     @property
     def ratios(self) -> dict[str, Fraction]:
-        """The mask ratio of each kind of layer; a single one stands under ''."""
+        """The mask ratio of each kind, projection or block; the one for all others stands under ''.
+
+        Raises:
+            DeltaLensError: not so many ratios with names, or two for the same.
+        """
         default = "0.1" if self.method in WEIGHT_MASKS else "0.2"
-        parts = [part.rpartition("=") for part in (self.mask_ratio or default).split(",")]
-        return {kind.strip(): exact_rate(ratio) for kind, _, ratio in parts}
+        found: dict[str, Fraction] = {}
+        for part in (self.mask_ratio or default).split(","):
+            name, _, ratio = part.rpartition("=")
+            if name.strip() in found:
+                raise DeltaLensError(
+                    f"mask ratio {self.mask_ratio}: two for {name.strip() or 'all'}; write one "
+                    "for all that has no name, as in 0.1,q=0.2,4-7.down=0.05"
+                )
+            found[name.strip()] = exact_rate(ratio)
+        return found
 
     @property
     def peak_learning_rate(self) -> float:

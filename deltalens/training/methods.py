@@ -111,4 +111,4 @@ def _ratio(asked: TrainingAsked) -> dict[str, Any]:
     if asked.threshold is not None:
         return {"threshold": asked.threshold}
     ratios = asked.ratios
-    return {"mask_ratio": ratios.get("", ratios)}
+    return {"mask_ratio": ratios[""] if {*ratios} == {""} else ratios}

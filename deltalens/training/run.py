@@ -275,7 +275,10 @@ class _Sitting:
                 self.folder.facts["chosen_step"] = self.chooser.restore()
             made = self._made()
             if self.ready.masks is not None:
-                self.ready.masks().save(made / MASKS)
+                masks = self.ready.masks()
+                masks.save(made / MASKS)
+                self.folder.facts["removed"] = masks.mask_ratio_by_layer()
+                self.folder.facts["removed_of_all"] = masks.mask_ratio
             self.model = self.ready.plain()
             metrics = self.evaluate(steps)
             if gaps := [name for name, m in metrics.items() if not math.isfinite(m.value)]:
@@ -288,7 +291,7 @@ class _Sitting:
         tail = losses[-max(1, len(losses) // 10) :]
         loss = sum(tail) / len(tail) if tail else float("nan")
         notes = tuple(self.notes)
-        masks = self.folder.path / MASKS
+        file = self.folder.path / MASKS
         return Trained(
             self.folder.path,
             steps,
@@ -298,7 +301,7 @@ class _Sitting:
             metrics,
             notes,
             run,
-            masks if masks.exists() else None,
+            file if file.exists() else None,
         )
 
     @contextmanager

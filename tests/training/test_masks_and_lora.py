@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from deltalens import apply_masks, load_run
-from deltalens.errors import DeltaLensError
+from deltalens.cli.main import app
+from deltalens.errors import DeltaLensError, RecordError
+from deltalens.figures import draw
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import TrainingWatch, train
 from tests.training.folders import write_model, write_rows
@@ -69,6 +72,47 @@ def test_a_threshold_instead_of_a_ratio(ft: Path, rows: Path, tmp_path: Path) ->
     name = "model.layers.0.mlp.up_proj.weight"
     removed = (before[name] != after[name]).float().mean().item()
     assert removed == pytest.approx(0.159, abs=0.03), "N(0, 0.02) below minus one deviation"
+    facts = json.loads((tmp_path / "out" / "train.json").read_text())["facts"]
+    gone = {n: int((before[n] != after[n]).sum()) for n in before if n.endswith("_proj.weight")}
+    assert facts["removed"] == {
+        n.removesuffix(".weight"): pytest.approx(count / before[n].numel())
+        for n, count in gone.items()
+    }
+    assert len(set(facts["removed"].values())) > 1
+    total = sum(before[n].numel() for n in gone)
+    assert facts["removed_of_all"] == pytest.approx(sum(gone.values()) / total)
+
+
+def test_the_learned_share_is_drawn(ft: Path, rows: Path, tmp_path: Path) -> None:
+    """By the command that trained, by plot, and over the steps by monitor."""
+    out = tmp_path / "out"
+    options = ["--threshold", "-0.02", "--lr", "1e-2", "--steps", "12", "--probe", "--blocks", "1"]
+    made = CliRunner().invoke(
+        app, ["train", "mft", str(ft), "--data", str(rows), "-o", str(out), "--json", *options]
+    )
+    assert made.exit_code == 0, made.output
+    picture = out / "removed_shares.png"
+    assert json.loads(made.stdout)["pictures"] == [str(picture)]
+    drawn = picture.read_bytes()
+    picture.unlink()
+    again = CliRunner().invoke(app, ["plot", str(out)])
+    assert again.exit_code == 0, again.output
+    assert picture.read_bytes() == drawn
+    svg = (out / "removed_shares.svg").read_text()
+    assert "self_attn.q_proj" in svg
+    learned = load_run(out / "run").learned
+    assert learned.groupby("layer")["kept"].nunique().max() > 1
+    shown = CliRunner().invoke(app, ["monitor", str(out / "run")])
+    assert shown.exit_code == 0, shown.output
+    assert "removed weights (%)" in (out / "run" / "learned_masks.svg").read_text()
+
+
+def test_a_training_that_removes_nothing_has_no_such_picture(
+    ft: Path, rows: Path, tmp_path: Path
+) -> None:
+    train(ft, rows, tmp_path / "out", asked("sft"))
+    with pytest.raises(RecordError, match="removes no weights"):
+        draw(tmp_path / "out")
 
 
 def test_lora_is_merged(ft: Path, rows: Path, tmp_path: Path) -> None:
@@ -152,6 +196,7 @@ def test_the_probe_follows_the_masks(ft: Path, rows: Path, tmp_path: Path) -> No
         ({"mask_ratio": "0.1", "threshold": 0.0}, "give one of them"),
         ({"mask_ratio": "0"}, r"outside \(0, 1\)"),
         ({"mask_ratio": "attention=0.1"}, "mask_ratio names attention"),
+        ({"mask_ratio": "0.1,9.q=0.2"}, "mask_ratio for 9.q: no masked layer"),
         ({"rank_by": "size"}, "rank_by='size'"),
         ({"init_std": 0.0}, "init_std"),
     ],

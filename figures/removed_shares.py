@@ -1,0 +1,78 @@
+"""What share of each layer's weights a training removed: learned where masks have a threshold."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from deltalens.errors import RecordError
+from deltalens.figures.style import WIDTH, save, styled
+from deltalens.io.manifest import read_manifest
+
+__all__ = ["RECORD", "draw"]
+
+RECORD = "train.json"
+"""The record of a training, beside the model that it wrote."""
+_BLOCK = re.compile(r"(?P<stem>.*?)\.(?P<number>\d+)\.(?P<rest>.+)")
+_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C510A", "0.35")
+_MARKERS = "os^vDPX*"
+
+
+def draw(folder: str | Path) -> list[Path]:
+    """Draw the removed share over the blocks, a line for each projection, and the share of all.
+
+    Args:
+        folder: what `deltalens train mft` wrote, or a baseline of it.
+
+    Raises:
+        RecordError: no training there, or one that removed no weights.
+    """
+    path = Path(folder)
+    facts = read_manifest(path, RECORD, "training").get("facts")
+    removed = facts.get("removed") if isinstance(facts, dict) else None
+    if not isinstance(removed, dict) or not removed:
+        raise RecordError(f"{path}: nothing is drawn of a training that removes no weights")
+    import matplotlib.pyplot as plt
+
+    with styled():
+        figure, axis = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
+        for place, (name, points) in enumerate(_lines(removed).items()):
+            axis.plot(
+                *zip(*sorted(points), strict=True),
+                color=_COLORS[place % len(_COLORS)],
+                marker=_MARKERS[place % len(_MARKERS)],
+                linewidth=1.2,
+                markersize=4,
+                label=name,
+            )
+        total = facts.get("removed_of_all")
+        if isinstance(total, int | float):
+            label = f"of all masked layers: {100 * total:.2f} %"
+            axis.axhline(100 * total, color="0.4", linestyle=":", label=label)
+        _set_axes(axis)
+        return save(figure, path, "removed_shares")
+
+
+def _lines(removed: dict[str, float]) -> dict[str, list[tuple[float, float]]]:
+    """Projection -> (block, per cent); what is in no block stands left of them."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    matches = {name: _BLOCK.fullmatch(name) for name in removed}
+    stacks = {match["stem"] for match in matches.values() if match}
+    for name, share in removed.items():
+        match = matches[name]
+        place, label = (int(match["number"]), match["rest"]) if match else (-1, name or "weight")
+        if match and len(stacks) > 1:
+            label = f"{match['stem']}: {label}"
+        found.setdefault(label, []).append((place, 100 * share))
+    return found
+
+
+def _set_axes(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_xlabel("block")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_ylabel("removed weights (%)")
+    axis.set_ylim(bottom=0)
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
