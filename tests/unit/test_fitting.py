@@ -6,7 +6,7 @@ import io
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -38,6 +38,7 @@ TABLES = st.integers(1, 9).flatmap(
 )
 
 
+@settings(deadline=None, max_examples=60)
 @given(TABLES, st.sampled_from([40, 60, 80, 120]))
 def test_no_number_is_cut_and_no_line_is_too_long(table: Table, width: int) -> None:
     lines = printed(table, width).splitlines()
@@ -53,6 +54,7 @@ def test_no_number_is_cut_and_no_line_is_too_long(table: Table, width: int) -> N
         assert all(piece in "".join(found) for piece in pieces)
 
 
+@settings(deadline=None, max_examples=60)
 @given(TABLES)
 def test_table_that_fits_stays_as_it_is(table: Table) -> None:
     wide = printed(table, 1000)
