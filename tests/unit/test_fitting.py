@@ -6,12 +6,13 @@ import io
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from deltalens.cli.fitting import FittingTable
 from deltalens.io.tables import Table
+from tests.property.profile import repeatable
 
 NUMBERS = ("288,230,376", "0.9600 ± 0.0230", "1.23e-04", "12.34 %", "-", "nan")
 HEADS = ("entries", "of the delta", "‖δ‖ / ‖base‖", "GFLOP a micro-batch", "kept alone", "lost")
@@ -38,7 +39,7 @@ TABLES = st.integers(1, 9).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@repeatable(60)
 @given(TABLES, st.sampled_from([40, 60, 80, 120]))
 def test_no_number_is_cut_and_no_line_is_too_long(table: Table, width: int) -> None:
     lines = printed(table, width).splitlines()
@@ -54,7 +55,7 @@ def test_no_number_is_cut_and_no_line_is_too_long(table: Table, width: int) -> N
         assert all(piece in "".join(found) for piece in pieces)
 
 
-@settings(deadline=None, max_examples=60)
+@repeatable(60)
 @given(TABLES)
 def test_table_that_fits_stays_as_it_is(table: Table) -> None:
     wide = printed(table, 1000)
