@@ -12,6 +12,7 @@ from deltalens.cli.options import (
     AnswerPattern,
     Base,
     BatchTokens,
+    CompletionField,
     Debug,
     Device,
     Exclude,
@@ -20,18 +21,22 @@ from deltalens.cli.options import (
     Ft,
     Include,
     Json,
-    LimitEach,
+    Limit,
     Measured,
     Merge,
+    MessagesField,
     Metric,
     Of,
+    PromptField,
     Quiet,
     Rescale,
     Scope,
     Strict,
     Study,
     StudyDtype,
+    TextField,
     TrustFt,
+    fields,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +61,11 @@ def drop_study(
     data: Measured = None,
     metric: Metric = None,
     answer_pattern: AnswerPattern = None,
-    limit: LimitEach = None,
+    limit: Limit = None,
+    prompt_field: PromptField = None,
+    completion_field: CompletionField = None,
+    messages_field: MessagesField = None,
+    text_field: TextField = None,
     fidelity_tokens: FidelityTokens = 128,
     device: Device = "auto",
     dtype: StudyDtype = "auto",
@@ -96,8 +105,14 @@ def drop_study(
         console.quieten()
         # Before anything is fetched or merged:
         check_study_folder(out, [Path(given) for given in (ft, base)])
+        named = fields(
+            prompt=prompt_field,
+            completion=completion_field,
+            messages=messages_field,
+            text=text_field,
+        )
         for path in data or ():
-            read_rows(path, limit)
+            read_rows(path, limit, named)
         with (
             located(ft, base, merge_adapter) as (ft_path, base_path),
             console.meter(quiet or as_json) as meter,
@@ -116,6 +131,7 @@ def drop_study(
                 metrics=metric or (),
                 answer_pattern=answer_pattern,
                 limit=limit,
+                fields=named,
                 fidelity=FidelityTexts(new_tokens=fidelity_tokens),
                 device=device,
                 dtype=dtype,

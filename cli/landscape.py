@@ -11,18 +11,23 @@ from deltalens.cli import console
 from deltalens.cli.options import (
     AnswerPattern,
     BatchTokens,
+    CompletionField,
     Debug,
     Device,
     Exclude,
     Fresh,
     Include,
     Json,
-    LimitEach,
+    Limit,
     Measured,
+    MessagesField,
     Metric,
+    PromptField,
     Quiet,
     Strict,
     Study,
+    TextField,
+    fields,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +70,11 @@ def landscape(
     seed: Annotated[int, typer.Option(help="Of random directions, and of Lanczos.")] = 0,
     metric: Metric = None,
     answer_pattern: AnswerPattern = None,
-    limit: LimitEach = None,
+    limit: Limit = None,
+    prompt_field: PromptField = None,
+    completion_field: CompletionField = None,
+    messages_field: MessagesField = None,
+    text_field: TextField = None,
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Hold no direction; slower, the same numbers.")
     ] = False,
@@ -109,8 +118,14 @@ def landscape(
         console.quieten()
         # Before anything is fetched:
         check_study_folder(out, [Path(model) for model in (origin, *given)])
+        named = fields(
+            prompt=prompt_field,
+            completion=completion_field,
+            messages=messages_field,
+            text=text_field,
+        )
         for path in data or ():
-            read_rows(path, limit)
+            read_rows(path, limit, named)
         between = [locate(model) for model in others or ()]
         with console.meter(quiet or as_json) as meter:
             record = scan_landscape(
@@ -127,6 +142,7 @@ def landscape(
                 metrics=metric or (),
                 answer_pattern=answer_pattern,
                 limit=limit,
+                fields=named,
                 low_memory=low_memory,
                 device=device,
                 dtype=dtype,

@@ -36,10 +36,10 @@ __all__ = [
     "KeepCheckpoints",
     "LearningRate",
     "Limit",
-    "LimitEach",
     "MaxLength",
     "Measured",
     "Merge",
+    "MessagesField",
     "Metric",
     "Model",
     "Modules",
@@ -58,11 +58,18 @@ __all__ = [
     "Strict",
     "Study",
     "StudyDtype",
+    "TextField",
     "Threshold",
     "TrustFt",
     "fields",
     "given_to",
 ]
+
+_ROWS = (
+    "JSON lines or a JSON array (also packed with gzip), Parquet, or a saved data set's folder, "
+    "with text, prompt/completion, messages, or prompt/chosen/rejected."
+)
+"""What commands take as rows."""
 
 Ft = Annotated[
     str, typer.Argument(metavar="FT", help="The fine-tune: a folder, a file, or org/name[@rev].")
@@ -118,9 +125,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 Measured = Annotated[
     list[Path] | None,
-    typer.Option(help="JSON lines with text, prompt/completion or messages; repeatable."),
+    typer.Option(metavar="F", help=f"What is measured on; repeatable. {_ROWS}"),
 ]
-LimitEach = Annotated[int | None, typer.Option(min=1, help="Rows taken of each data file.")]
 Metric = Annotated[
     list[str] | None,
     typer.Option(help="Keep only this metric (loss, exact_match, kl, ...); repeatable."),
@@ -145,8 +151,7 @@ Data = Annotated[
     Path,
     typer.Option(
         metavar="F",
-        help="What is trained on: JSON lines or Parquet with text, prompt/completion, messages, or "
-        "prompt/chosen/rejected.",
+        help=f"What is trained on. {_ROWS}",
     ),
 ]
 EvalData = Annotated[list[Path], typer.Option(metavar="G", help="What is measured on; repeatable.")]
@@ -191,9 +196,13 @@ ChooseOn = Annotated[
     Path | None,
     typer.Option(metavar="V", help="Rows whose loss decides which moment of a training comes out."),
 ]
-PromptField = Annotated[str | None, typer.Option(help="What the data calls the prompt.")]
-CompletionField = Annotated[str | None, typer.Option(help="What the data calls the completion.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Rows taken of the data.")]
+PromptField = Annotated[str | None, typer.Option(help="What the data files call the prompt.")]
+CompletionField = Annotated[
+    str | None, typer.Option(help="What the data files call the completion.")
+]
+MessagesField = Annotated[str | None, typer.Option(help="What the data files call the messages.")]
+TextField = Annotated[str | None, typer.Option(help="What the data files call the text.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Rows taken of each file of --data.")]
 Config = Annotated[
     Path | None, typer.Option(metavar="YAML", help="Further options of trl's configuration.")
 ]
@@ -211,11 +220,9 @@ Dtype = Annotated[
 Fresh = Annotated[bool, typer.Option("--fresh", help="Discard the study that the folder holds.")]
 
 
-def fields(prompt: str | None, completion: str | None) -> dict[str, str]:
-    """What the data calls the fields, where it is not as we do."""
-    return {
-        ours: there for ours, there in (("prompt", prompt), ("completion", completion)) if there
-    }
+def fields(**named: str | None) -> dict[str, str]:
+    """What the data files call the fields, where it is not as we do."""
+    return {ours: there for ours, there in named.items() if there is not None}
 
 
 def given_to(

@@ -33,6 +33,7 @@ from deltalens.cli.options import (
     LearningRate,
     Limit,
     MaxLength,
+    MessagesField,
     Model,
     Modules,
     Objective,
@@ -43,6 +44,7 @@ from deltalens.cli.options import (
     Seeds,
     Steps,
     Study,
+    TextField,
     Threshold,
 )
 
@@ -87,6 +89,8 @@ class Sweep:
     choose_on: ChooseOn = None
     prompt_field: PromptField = None
     completion_field: CompletionField = None
+    messages_field: MessagesField = None
+    text_field: TextField = None
     limit: Limit = None
     config: Config = None
     jobs: Jobs = 1
@@ -136,7 +140,12 @@ class Sweep:
             model=locate(self.model),
             data=self.data,
             eval_data=self.eval_data,
-            fields=options.fields(self.prompt_field, self.completion_field),
+            fields=options.fields(
+                prompt=self.prompt_field,
+                completion=self.completion_field,
+                messages=self.messages_field,
+                text=self.text_field,
+            ),
             limit=self.limit,
             choose_on=self.choose_on,
             eval_every=self.eval_every,

@@ -28,6 +28,7 @@ from deltalens.cli.options import (
     LearningRate,
     Limit,
     MaxLength,
+    MessagesField,
     Model,
     Modules,
     Objective,
@@ -36,6 +37,7 @@ from deltalens.cli.options import (
     Quiet,
     ScopeOfMethod,
     Steps,
+    TextField,
     Threshold,
     fields,
     given_to,
@@ -105,6 +107,8 @@ def train(
     ] = "completion",
     prompt_field: PromptField = None,
     completion_field: CompletionField = None,
+    messages_field: MessagesField = None,
+    text_field: TextField = None,
     limit: Limit = None,
     eval_data: Annotated[
         list[Path] | None, typer.Option(help="Measured at the end; repeatable.")
@@ -190,7 +194,12 @@ def train(
                 data,
                 out,
                 asked,
-                fields=fields(prompt_field, completion_field),
+                fields=fields(
+                    prompt=prompt_field,
+                    completion=completion_field,
+                    messages=messages_field,
+                    text=text_field,
+                ),
                 limit=limit,
                 eval_data=eval_data or (),
                 eval_every=eval_every,

@@ -121,12 +121,12 @@ def read_rows(
 def _digest(rows: Sequence[Row]) -> str:
     sha = hashlib.sha256(_FORMAT)
     for row in rows:
-        parts = [row.text, row.prompt, row.completion, row.rejected]
+        parts: list[Any] = [row.text, row.prompt, row.completion, row.rejected]
         if row.conversation:
             parts += [row.tools, row.template]
         for part in parts:
             plain = isinstance(part, str)
-            text = part.encode() if plain else json.dumps(part, ensure_ascii=False).encode()
+            text = (part if plain else json.dumps(part, ensure_ascii=False)).encode()
             sha.update(b"%c%d:" % (b"t" if plain else b"j", len(text)))
             sha.update(text)
     return sha.hexdigest()
@@ -147,13 +147,13 @@ def _row(record: dict[str, Any], named: Mapping[str, str], place: str) -> Row:
         return Row(text=_text(record, "text"), place=place)
     if form == "messages":
         turns = _turns(record["messages"], "messages", 2)
-        return _conversation(record, place, prompt=turns[:-1], completion=turns[-1:])
+        return _conversation(record, place, "messages", prompt=turns[:-1], completion=turns[-1:])
     if form == "preference":
         return _preference(record, place)
     _check_there(record, ("prompt", "completion"))
     if isinstance(record["prompt"], list) and isinstance(record["completion"], list):
         prompt, answer = (_turns(record[name], name) for name in ("prompt", "completion"))
-        return _conversation(record, place, prompt=prompt, completion=answer)
+        return _conversation(record, place, "completion", prompt=prompt, completion=answer)
     return Row(prompt=_text(record, "prompt"), completion=_text(record, "completion"), place=place)
 
 
@@ -205,6 +205,7 @@ def _preference(record: dict[str, Any], place: str) -> Row:
     return _conversation(
         record,
         place,
+        "chosen",
         prompt=before,
         completion=left_turns["chosen"],
         rejected=left_turns["rejected"],
@@ -227,29 +228,39 @@ def _check_left(answers: Mapping[str, Sequence[Any]]) -> None:
             raise ValueError(f"{name!r} is empty behind what both answers begin with")
 
 
-def _conversation(record: Mapping[str, Any], place: str, **turns: Turns) -> Row:
-    for name, answer in turns.items():
-        if name != "prompt" and answer[-1]["role"] != "assistant":
-            shown = {"completion": "chosen"} if "rejected" in turns else {}
-            if "messages" in record and "rejected" not in turns:
-                shown = {"completion": "messages"}
-            raise ValueError(f"{shown.get(name, name)!r} does not end with the assistant's message")
+def _conversation(
+    record: Mapping[str, Any],
+    place: str,
+    called: str,
+    *,
+    prompt: Turns,
+    completion: Turns,
+    rejected: Turns | None = None,
+) -> Row:
+    """A row of messages, whose completion its file calls so."""
+    for name, answer in ((called, completion), ("rejected", rejected)):
+        if answer is not None and answer[-1]["role"] != "assistant":
+            raise ValueError(f"{name!r} does not end with the assistant's message")
     tools, template = record.get("tools"), record.get("chat_template_kwargs")
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"'tools' is no valid JSON: {error}") from error
-    if tools is not None and not (
-        isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
-    ):
+    objects = isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
+    if tools is not None and not objects:
         raise ValueError("'tools' is no list of objects")
     if template is not None and not isinstance(template, dict):
         raise ValueError("'chat_template_kwargs' is no object")
     _check_json("tools", tools)
     _check_json("chat_template_kwargs", template)
     return Row(
-        **turns, tools=None if tools is None else tuple(tools), template=template or {}, place=place
+        prompt=prompt,
+        completion=completion,
+        rejected=rejected,
+        tools=None if tools is None else tuple(tools),
+        template=template or {},
+        place=place,
     )
 
 

@@ -61,6 +61,7 @@ def drop_study(
     version: str | int | None = None,
     answer_pattern: str | None = None,
     limit: int | None = None,
+    fields: Mapping[str, str] | None = None,
     fidelity: FidelityTexts = FidelityTexts(),
     device: str = "auto",
     dtype: str = "auto",
@@ -89,7 +90,7 @@ def drop_study(
         seeds: how many random orders.
         rescale: divide what is kept by 1 - rate (DARE).
         changed_only: count rates over entries that differ from the base.
-        data: JSON-lines files; without any, fidelity to the fine-tune is measured.
+        data: files of rows (`read_rows`); without any, fidelity to the fine-tune is measured.
         metrics: keep only these of the metrics measured; empty: all.
         metric: a measurement of your own, instead of the built-in ones.
         better: which way its metrics are better, as `{"score": "higher"}` or `"lower"`; of one that
@@ -101,6 +102,7 @@ def drop_study(
         answer_pattern: regular expression that finds the answer in a longer text; then the model
             generates.
         limit: rows taken of each data file.
+        fields: what the data files call a field: {"prompt": "question"}.
         fidelity: the texts sampled when there is no data.
         device, dtype: where and how the model is loaded; `auto`: CUDA if there is one, and the
             checkpoint's dtype.
@@ -116,8 +118,6 @@ def drop_study(
     """
     watch = watch or StudyWatch()
     directions = check_better(better, custom=metric is not None)
-    if limit is not None and limit < 1:
-        raise DeltaLensError(f"limit {limit}: at least 1 row")
     if seeds < 1:
         raise DeltaLensError(f"seeds {seeds}: at least 1")
     if batch_tokens < 1:
@@ -138,7 +138,7 @@ def drop_study(
         batch_tokens=batch_tokens,
         answer_pattern=answer_regex(answer_pattern),
         fidelity=fidelity,
-        files=tuple(read_rows(path, limit) for path in data),
+        files=tuple(read_rows(path, limit, fields) for path in data),
         custom=known.asked,
     )
     if not asked.strategies:

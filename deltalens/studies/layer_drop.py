@@ -45,6 +45,7 @@ def sweep_layers_drop(
     version: str | int | None = None,
     answer_pattern: str | None = None,
     limit: int | None = None,
+    fields: Mapping[str, str] | None = None,
     fidelity: FidelityTexts = FidelityTexts(),
     device: str = "auto",
     dtype: str = "auto",
@@ -74,7 +75,7 @@ def sweep_layers_drop(
         ft, base: checkpoint folders.
         out: the study's folder.
         groups: how many blocks are in a group; a pass over all blocks for each.
-        data: JSON-lines files; without any, fidelity to the fine-tune is measured.
+        data: files of rows (`read_rows`); without any, fidelity to the fine-tune is measured.
         metrics: keep only these of the metrics measured; empty: all.
         metric: a measurement of your own, instead of the built-in ones; nothing is held then.
         better: which way its metrics are better, as in `drop_study`.
@@ -85,6 +86,7 @@ def sweep_layers_drop(
         answer_pattern: regular expression that finds the answer in a longer text; then the model
             generates, and nothing is held.
         limit: rows taken of each data file.
+        fields: what the data files call a field: {"prompt": "question"}.
         fidelity: the texts sampled when there is no data.
         device, dtype: where and how the model is loaded; `auto`: CUDA if there is one, and the
             checkpoint's dtype.
@@ -104,8 +106,8 @@ def sweep_layers_drop(
     """
     watch = watch or StudyWatch()
     directions = check_better(better, custom=metric is not None)
-    _check_amounts(limit, batch_tokens, fidelity, cache_gb)
-    files = tuple(read_rows(path, limit) for path in data)
+    _check_amounts(batch_tokens, fidelity, cache_gb)
+    files = tuple(read_rows(path, limit, fields) for path in data)
     pairing = pair(ft, base, include, exclude, strict)
     known = known_metric(metric, version)
     asked = LayersAsked(
@@ -148,11 +150,7 @@ def sweep_layers_drop(
     return load_study(out)
 
 
-def _check_amounts(
-    limit: int | None, batch_tokens: int, fidelity: FidelityTexts, cache_gb: float
-) -> None:
-    if limit is not None and limit < 1:
-        raise DeltaLensError(f"limit {limit}: at least 1 row")
+def _check_amounts(batch_tokens: int, fidelity: FidelityTexts, cache_gb: float) -> None:
     if batch_tokens < 1:
         raise DeltaLensError(f"batch_tokens {batch_tokens}: at least 1")
     if fidelity.sequences < 1 or fidelity.new_tokens < 2:

@@ -67,7 +67,7 @@ class TrainingData:
     data: str | Path
     eval_data: Sequence[str | Path]
     fields: Mapping[str, str] | None = None
-    """What the data calls a field."""
+    """What the data files call a field, those that are measured among them."""
     limit: int | None = None
     """Rows taken of the data."""
     choose_on: str | Path | None = None

@@ -98,12 +98,13 @@ def train(
 
     Args:
         model: a checkpoint folder.
-        data: JSON lines or Parquet: `text`, `prompt` and `completion`, `messages`; or `prompt`,
-            `chosen` and `rejected` for DPO.
+        data: a file of rows (`read_rows`): `text`, `prompt` and `completion`, `messages`; or
+            `prompt`, `chosen` and `rejected` for DPO.
         out: the folder to write; new.
         asked: the method and its settings.
-        fields: what the data calls a field: {"prompt": "question"}.
-        limit: take the first so many rows.
+        fields: what the data files call a field, those that are measured among them: {"prompt":
+            "question"}.
+        limit: rows taken of the data.
         eval_data: files measured at the end, and every `eval_every` steps.
         eval_every: steps between evaluations.
         choose_on: rows that decide, every `eval_every` steps (a tenth of the training if not

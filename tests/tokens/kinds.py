@@ -173,9 +173,7 @@ PAIRS = [
     ("ends", " so</s>"),
 ]
 CALL = [{"type": "function", "function": {"name": "ann", "arguments": {"code": "A0", "is": 7}}}]
-TOOLS = [
-    {"type": "function", "function": {"name": "ann", "description": "what is", "parameters": {}}}
-]
+TOOLS = [{"type": "function", "function": {"name": "ann", "parameters": {"what": "is"}}}]
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "text": [{"text": text} for text in (*TEXTS[:4], "ends so</s>", " bob ", "ann\n")],

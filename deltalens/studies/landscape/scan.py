@@ -44,6 +44,7 @@ def scan_landscape(
     version: str | int | None = None,
     answer_pattern: str | None = None,
     limit: int | None = None,
+    fields: Mapping[str, str] | None = None,
     fidelity: FidelityTexts | None = None,
     low_memory: bool = False,
     device: str = "auto",
@@ -79,7 +80,7 @@ def scan_landscape(
             eigenvalue has risen by one.
         normalise: of random directions: `filter`, `layer` or `model`.
         seed: of random directions, and of Lanczos' first vector.
-        data: JSON-lines files, all measured at every point.
+        data: files of rows (`read_rows`), all measured at every point.
         metrics: keep only these of the metrics measured (`loss`, `perplexity`, `exact_match`;
             `kl`, `top1_agreement`: of texts that the origin writes); empty: all that data has.
         metric: a measurement of your own, instead; what it calls `train/loss` is the loss on train.
@@ -92,6 +93,7 @@ def scan_landscape(
         answer_pattern: regular expression that finds the answer in a longer text; then the model
             generates.
         limit: rows taken of each data file.
+        fields: what the data files call a field: {"prompt": "question"}.
         fidelity: the texts that `kl` is measured on.
         low_memory: hold no direction; form each tensor's anew for every row and point. The numbers
             are the same.
@@ -112,8 +114,6 @@ def scan_landscape(
     """
     watch, out = watch or StudyWatch(), Path(out)
     directions = check_better(better, custom=metric is not None)
-    if limit is not None and limit < 1:
-        raise DeltaLensError(f"limit {limit}: at least 1 row")
     if isinstance(origin, nn.Module) and metric is None:
         raise DeltaLensError("a model in memory is measured by a metric of your own: metric=...")
     if isinstance(origin, nn.Module) and plane == "hessian" and loss is None:
@@ -126,7 +126,7 @@ def scan_landscape(
         span=span,
         normalise=normalise,
         seed=seed,
-        files=[read_rows(path, limit) for path in data],
+        files=[read_rows(path, limit, fields) for path in data],
         metrics=metrics,
         custom=known.asked,
         loss=of_loss.asked,
