@@ -126,13 +126,13 @@ def landscape(
         )
         for path in data or ():
             read_rows(path, limit, named)
-        between = [locate(model) for model in others or ()]
+        between = [locate(model, trust_remote_code) for model in others or ()]
         with console.meter(quiet or as_json) as meter:
             record = scan_landscape(
-                locate(origin),
+                locate(origin, trust_remote_code),
                 out,
                 others=between,
-                base=locate(base) if base else None,
+                base=locate(base, trust_remote_code) if base else None,
                 plane=plane,
                 grid=grid,
                 span=span,

@@ -116,7 +116,7 @@ def layers_drop(
         for path in data or ():
             read_rows(path, limit, named)
         with (
-            located(ft, base, merge_adapter) as (ft_path, base_path),
+            located(ft, base, merge_adapter, trust_remote_code) as (ft_path, base_path),
             console.meter(quiet or as_json) as meter,
         ):
             record = sweep_layers_drop(

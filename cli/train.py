@@ -190,7 +190,7 @@ def train(
         )
         with console.meter(quiet or as_json) as meter:
             trained = run(
-                locate(model),
+                locate(model, trust_remote_code),
                 data,
                 out,
                 asked,

@@ -35,7 +35,9 @@ def draw(folder: str | Path, *more: str | Path) -> list[Path]:
     studies = load_all([folder, *more], "comparison")
     for study in studies:
         if study.frame["step"].isna().all():
-            raise RecordError(f"{study.path}: nothing was measured on the way: --eval-every")
+            raise RecordError(
+                f"{study.path}: nothing was measured on the way; `compare` does so if asked to"
+            )
     rows = [
         [Panel(study, data, metric) for metric in metrics]
         for study in studies

@@ -197,8 +197,8 @@ def _loader(transformers: Any, checkpoint: Checkpoint, trust_remote_code: bool) 
         return loader
     if "auto_map" in checkpoint.config and not trust_remote_code:
         raise DeltaLensError(
-            f"{checkpoint.path}: {name} is code of the checkpoint's own, which is not run; if you "
-            "have read it and trust it, add --trust-remote-code"
+            f"{checkpoint.path}: {name} is code of the checkpoint's own, which is not run unless "
+            "you have read it, trust it, and say so (trust_remote_code)"
         )
     return transformers.AutoModelForCausalLM
 

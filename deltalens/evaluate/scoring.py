@@ -59,7 +59,7 @@ class Scoring:
         if not can_generate(model):
             raise DeltaLensError(
                 f"{type(model).__name__} is no causal language model: loss and exact match are not "
-                "defined; leave --data out to measure fidelity"
+                "defined; measure its fidelity, without data files"
             )
         self.name = data.name
         self._longest = longest_input(model)

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from deltalens.errors import CheckpointError, reason
-from deltalens.io.checkpoint import open_checkpoint
+from deltalens.io.checkpoint import ADAPTER, open_checkpoint
 from deltalens.io.header import TensorEntry, read_header
 
 __all__ = ["merge_adapter"]
 
-_WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
 _TASKS = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -74,15 +73,15 @@ def merge_adapter(adapter: Path, base: Path, folder: Path) -> Path:
     """
     if not (adapter / _CONFIG).is_file():
         raise CheckpointError(f"{adapter}: no {_CONFIG}; --merge-adapter is for adapters")
-    if not (adapter / _WEIGHTS).is_file():
-        raise CheckpointError(f"{adapter}: no {_WEIGHTS}; pickles are not loaded")
+    if not (adapter / ADAPTER).is_file():
+        raise CheckpointError(f"{adapter}: no {ADAPTER}; pickles are not loaded")
     try:
         import peft  # noqa: F401
     except ImportError as error:
         raise CheckpointError(
             "--merge-adapter needs peft: pip install 'deltalens[train]'"
         ) from error
-    _, stored = read_header(adapter / _WEIGHTS)
+    _, stored = read_header(adapter / ADAPTER)
     try:
         with _quiet():
             model = _load(adapter, base, stored, "auto")

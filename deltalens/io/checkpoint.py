@@ -18,12 +18,15 @@ from torch import Tensor
 
 from deltalens.errors import CheckpointError, several
 from deltalens.io.header import FLOATS, TensorEntry, read_header
+from deltalens.io.platform import advise_sequential, read_into
 
 __all__ = [
+    "ADAPTER",
     "INDEX",
     "SINGLE",
     "Checkpoint",
     "TensorReader",
+    "is_adapter",
     "open_checkpoint",
     "same_values",
     "torch_dtype",
@@ -31,6 +34,7 @@ __all__ = [
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _BLOCK = 1 << 20
@@ -149,7 +153,7 @@ class TensorReader:
         try:
             descriptor = self._open(entry.file)
             while target:
-                count = os.preadv(descriptor, [target], at)
+                count = read_into(descriptor, target, at)
                 if count == 0:
                     raise CheckpointError(f"{entry.file}: ended while {entry} was read")
                 target, at = target[count:], at + count
@@ -190,7 +194,7 @@ class TensorReader:
             self.close()
             self._descriptor = os.open(file, os.O_RDONLY)
             self._file = file
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            advise_sequential(self._descriptor)
         return self._descriptor
 
     def close(self) -> None:
@@ -253,11 +257,17 @@ def _with_floats(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds a PEFT adapter and no whole model."""
+    whole = (path / SINGLE, path / INDEX)
+    return (path / ADAPTER).is_file() and not any(file.is_file() for file in whole)
+
+
 def _only_file(path: Path) -> Path:
-    if os.path.isfile(path / "adapter_model.safetensors"):
+    if is_adapter(path):
         raise CheckpointError(
-            f"{path}: a PEFT adapter, not a whole model. Add --merge-adapter to merge it into its "
-            "base in a temporary folder first."
+            f"{path}: a PEFT adapter, not a whole model: merge it into its base first (`drop` at "
+            "rate 0 writes a merged checkpoint, and says whether it computes the same)"
         )
     try:
         held = sorted(path.iterdir())

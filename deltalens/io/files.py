@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deltalens.errors import DeltaLensError
+from deltalens.io.platform import sync
 
 __all__ = ["check_new_folder", "check_space", "new_folder", "sync_folder", "write_whole"]
 
@@ -115,7 +116,7 @@ def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a crash."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -14,6 +14,7 @@ from deltalens.errors import CheckpointError
 __all__ = ["locate", "located"]
 
 _HUB_ID = re.compile(r"^(hf:)?([\w.-]+/[\w.-]+)(@([\w./-]+))?$")
+_CODE = "*.py"
 _WANTED = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -25,11 +26,15 @@ _WANTED = [
 ]
 
 
-def locate(name: str) -> Path:
+def locate(name: str, code: bool = False) -> Path:
     """A local folder or file for a path, or for a hub id `org/name[@revision]`.
 
     An existing path wins; `hf:org/name` forces the hub. From the hub come safetensors,
     configuration and tokenizer only, through its own cache; offline, a cached snapshot is used.
+
+    Args:
+        name: what the user gave.
+        code: fetch the model's own code, too: only where it may be run.
 
     Raises:
         CheckpointError: neither a path nor a hub id, or the hub cannot give it.
@@ -39,15 +44,16 @@ def locate(name: str) -> Path:
     match = _HUB_ID.match(name)
     if match is None or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise CheckpointError(f"{name}: no such file or folder")
-    return _download(name, match.group(2), match.group(4))
+    wanted = [*_WANTED, _CODE] if code else _WANTED
+    return _download(name, match.group(2), match.group(4), wanted)
 
 
-def _download(name: str, repository: str, revision: str | None) -> Path:
+def _download(name: str, repository: str, revision: str | None, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_WANTED))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"{name}: no such folder here, not in the hub's cache, and the hub cannot be reached. "
@@ -59,14 +65,28 @@ def _download(name: str, repository: str, revision: str | None) -> Path:
 
 
 @contextmanager
-def located(ft: str, base: str, merge_adapter: bool = False) -> Iterator[tuple[Path, Path]]:
+def located(
+    ft: str, base: str, merge_adapter: bool = False, code: bool = False
+) -> Iterator[tuple[Path, Path]]:
     """Both checkpoints as local paths; an adapter merged into its base, for as long as the block.
+
+    Args:
+        ft, base: what the user gave.
+        merge_adapter: `ft` is an adapter, to be merged into `base` in a temporary folder.
+        code: see `locate`.
 
     Raises:
         CheckpointError: see `locate`; or the adapter cannot be merged.
     """
     with ExitStack() as stack:
-        ft_path, base_path = locate(ft), locate(base)
+        from deltalens.io.checkpoint import is_adapter
+
+        ft_path, base_path = locate(ft, code), locate(base, code)
+        if not merge_adapter and is_adapter(ft_path):
+            raise CheckpointError(
+                f"{ft_path}: a PEFT adapter, not a whole model. Add --merge-adapter to merge it "
+                "into its base in a temporary folder first."
+            )
         if merge_adapter:
             from deltalens.io.adapters import merge_adapter as merge
 

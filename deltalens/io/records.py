@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import fcntl
 import io
 import json
 import math
@@ -23,6 +22,7 @@ from deltalens.errors import RecordError
 from deltalens.io.files import check_new_folder, write_whole
 from deltalens.io.identity import Union, check_version, united
 from deltalens.io.manifest import read_manifest
+from deltalens.io.platform import lock
 from deltalens.io.version import FORMAT, IDENTITY, version
 
 if TYPE_CHECKING:
@@ -310,13 +310,11 @@ def _table_order(table: Path, columns: Sequence[str]) -> dict[tuple[str, ...], i
 
 
 def _locked(path: Path) -> IO[str]:
-    lock = (path / LOCK).open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise RecordError(f"{path}: another process is writing to this study") from error
-    return lock
+    held = (path / LOCK).open("w")
+    if not lock(held.fileno()):
+        held.close()
+        raise RecordError(f"{path}: another process is writing to this study")
+    return held
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -349,7 +347,7 @@ def _read_journal(path: Path, repair: bool) -> list[Cell]:
             cells.append(Cell(dict(fields["setting"]), metrics, float(fields["seconds"])))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RecordError(
-                f"{file}, line {number}: not a journal line ({error}); --fresh begins anew"
+                f"{file}, line {number}: not a journal line ({error}); begin the study anew (fresh)"
             ) from error
     return cells
 

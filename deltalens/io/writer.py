@@ -15,6 +15,7 @@ from torch import Tensor
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.files import check_space, new_folder
 from deltalens.io.header import TensorEntry
+from deltalens.io.platform import reserve, sync
 
 __all__ = ["CheckpointWriter", "write_like"]
 
@@ -39,7 +40,7 @@ class CheckpointWriter:
             place = self._folder / file.name
             descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             self._open[file] = descriptor
-            os.posix_fallocate(descriptor, 0, max(1, file.stat().st_size))
+            reserve(descriptor, max(1, file.stat().st_size))
             os.pwrite(descriptor, header, 0)
 
     def write(self, entry: TensorEntry, start: int, values: Tensor) -> None:
@@ -73,7 +74,7 @@ class CheckpointWriter:
             first, entry = tensors[shared], tensors[name]
             self._fill(self._open[first.file], first.begin, entry, self._open[entry.file], 0)
         for target in self._open.values():
-            os.fsync(target)
+            sync(target)
 
     @staticmethod
     def _fill(source: int, begin: int, entry: TensorEntry, target: int, done: int) -> None:

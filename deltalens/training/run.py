@@ -321,7 +321,7 @@ class _Sitting:
                 raise
             raise RecordError(
                 f"{self.folder.checkpoints}: a checkpoint cannot be written ({text.splitlines()[0]}"
-                "); the last whole one is kept: make room, and --resume goes on from it"
+                "); the last whole one is kept: make room, and resume: it goes on from there"
             ) from error
 
     def _trainer(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
 import deltalens
@@ -17,7 +18,7 @@ from deltalens.io import locate as module
 from deltalens.io.locate import locate, located
 from tests.studies.conftest import PairOf
 from tests.studies.families import Pair, differing, plain, state_of
-from tests.studies.runs import command, succeeds
+from tests.studies.runs import command, succeeds, write_rows
 
 peft = pytest.importorskip("peft")
 
@@ -184,3 +185,39 @@ def test_what_is_neither_a_path_nor_a_hub_id_asks_no_hub(
 
 def test_hub_gives_no_pickles() -> None:
     assert not [pattern for pattern in module._WANTED if pattern.endswith((".bin", ".pt"))]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_code_of_a_model_is_fetched_only_where_it_may_be_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: bool
+) -> None:
+    fetched: list[list[str]] = []
+
+    def snapshot(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
+        fetched.append(allow_patterns)
+        raise LocalEntryNotFoundError("no network in a test")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    out = ("-o", tmp_path / "out")
+    more = ("--trust-remote-code",) if asked else ()
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": "abc"}])
+    for name in ("drop-study", "sweep layers drop"):
+        assert command(*name.split(), "tiny/ft", "tiny/base", *out, *more).exit_code == 2
+    assert command("landscape", "tiny/ft", "--data", rows, *out, *more).exit_code == 2
+    assert command("train", "sft", "tiny/ft", "--data", rows, *out, *more).exit_code == 2
+    assert [("*.py" in patterns) for patterns in fetched] == [asked] * 4
+
+
+@pytest.mark.parametrize("name", ["train sft", "compare sft", "landscape", "efficiency"])
+def test_adapter_in_place_of_a_model_names_no_option_that_the_command_lacks(
+    adapter: Pair, tmp_path: Path, name: str
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "1+1=", "completion": "2"}] * 4)
+    more = () if name == "landscape" else ("--steps", 1)
+    more += ("--eval-data", rows) if name == "compare sft" else ()
+    if name == "efficiency":
+        more = ()
+    result = command(*name.split(), adapter.ft, "--data", rows, "-o", tmp_path / "out", *more)
+    assert result.exit_code == 2, result.output
+    assert f"{adapter.ft}: a PEFT adapter, not a whole model" in result.stderr
+    assert "--merge-adapter" not in result.stderr

@@ -231,7 +231,7 @@ def test_encoder_with_data_is_an_error_that_says_what_to_do(
     pair_of: PairOf, sums: Path, tmp_path: Path
 ) -> None:
     pair = pair_of(family="bert", tied=True)
-    with pytest.raises(DeltaLensError, match=r"BertForMaskedLM is no causal.*leave --data out"):
+    with pytest.raises(DeltaLensError, match=r"BertForMaskedLM is no causal.*measure its fidelity"):
         deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", data=[sums])
 
 

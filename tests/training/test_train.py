@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
     out = tmp_path / "out"
     try:
-        with pytest.raises(DeltaLensError, match="--resume goes on from it"):
+        with pytest.raises(DeltaLensError, match="and resume: it goes on from there"):
             train(base, rows, out, asked(), checkpoint_every=2, watch=TrainingWatch(at=fill))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
