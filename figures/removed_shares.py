@@ -30,7 +30,8 @@ def draw(folder: str | Path) -> list[Path]:
     """
     path = Path(folder)
     facts = read_manifest(path, RECORD, "training").get("facts")
-    removed = facts.get("removed") if isinstance(facts, dict) else None
+    facts = facts if isinstance(facts, dict) else {}
+    removed = facts.get("removed")
     if not isinstance(removed, dict) or not removed:
         raise RecordError(f"{path}: nothing is drawn of a training that removes no weights")
     import matplotlib.pyplot as plt

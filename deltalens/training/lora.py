@@ -80,7 +80,8 @@ def _linear(model: nn.Module) -> tuple[list[str], list[str]]:
     """Names of linear layers but the head, and those that a fused kernel passes by."""
     head_of: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = head_of()
-    names, passed_by = [], []
+    names: list[str] = []
+    passed_by: list[str] = []
     for layer in linear_layers(model):
         if layer.module is head:
             continue
