@@ -43,6 +43,9 @@ class Scoring:
         DeltaLensError: the model is no causal language model, or has no tokenizer.
     """
 
+    decides = "loss"
+    """The metric by which the best moment of a training is chosen; low is good."""
+
     def __init__(
         self,
         data: DataFile,

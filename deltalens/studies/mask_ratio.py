@@ -85,8 +85,6 @@ def sweep_mask_ratio(
     methods = check_trainings(
         asked, with_reference, _METHODS, seeds, dict.fromkeys(SWEPT, "ratios")
     )
-    if "one-off-drop" in methods and asked.objective != "sft":
-        raise DeltaLensError("one-off-drop drops deltas of plain fine-tuning: --objective sft")
     return run_trainings(
         KIND,
         COLUMNS,

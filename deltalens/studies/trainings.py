@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.loading import load_model, pick_device
+from deltalens.evaluate.loading import LoadedModel, load_model, pick_device
 from deltalens.evaluate.rows import DataFile, read_rows
-from deltalens.evaluate.scoring import Scoring
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.identity import Union
 from deltalens.io.records import (
@@ -30,11 +30,12 @@ from deltalens.studies.processes import Tell
 from deltalens.studies.study import Metrics, StudyWatch, run_cells
 from deltalens.training.asked import METHODS, OWN, WEIGHT_MASKS, TrainingAsked, check_own
 from deltalens.training.folder import METRICS
+from deltalens.training.measuring import scoring_of
 from deltalens.training.run import TrainingWatch, train, training_dtype
 
 __all__ = ["Plan", "TrainingData", "cells_own", "check_trainings", "run_trainings"]
 
-_KEPT, _CELL, _SFT = "checkpoints", ".cell", ".sft"
+_KEPT, _CELL, _GROUND, _NOTES = "checkpoints", ".cell", ".ground", ".notes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +44,30 @@ class Plan:
 
     asked: TrainingAsked
     """The training."""
+    start: str | Path | None = None
+    """The checkpoint that it starts from; the study's model if not given."""
     rows: int | None = None
     """Only the first so many rows of the data."""
     drop: str | None = None
     """Instead: this share of the smallest deltas of that training is put back (One-off Drop)."""
+    continued: bool = False
+    """Instead: the same training once more, from the result of that one."""
     scope: str = "tensor"
     """What is ranked together for that."""
     still: str | Path | None = None
     """Instead: this checkpoint as it is."""
     lacks: str | None = None
     """Why it cannot come about now: a study that grows may have measured it before."""
+
+    @property
+    def training(self) -> str:
+        """Names the training whose result is dropped or continued, or is the cell's own."""
+        return f"{self.asked.method}-seed-{self.asked.seed}"
+
+    @property
+    def builds(self) -> bool:
+        """Whether it builds on the result of another training."""
+        return self.continued or self.drop is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,14 +219,22 @@ def run_trainings(
             plans={repr(setting): plan for setting, plan in planned},
             keep=keep_checkpoints,
         )
-        study.facts |= {"model": str(checkpoint.path), **(facts or {})}
+        study.facts |= {
+            "model": str(checkpoint.path),
+            "units": {"training_loss": planned[0][1].asked.loss_unit},
+            **(facts or {}),
+        }
         study.write_manifest()
+        if not study.cells:
+            # What another study, stopped before this one began afresh, would have built on.
+            shutil.rmtree(out / _GROUND, ignore_errors=True)
         cells = [setting for setting, _ in planned]
         run_cells(study, cells, making, watch or StudyWatch(), same, after, jobs)
-        shutil.rmtree(out / _SFT, ignore_errors=True)
+        shutil.rmtree(out / _GROUND, ignore_errors=True)
     finally:
         for left in out.glob(f"{_CELL}*"):
             shutil.rmtree(left, ignore_errors=True)
+        _gather_notes(study)
         study.close()
     return load_study(out)
 
@@ -231,18 +254,22 @@ class _Making:
         made = self.out / f"{_CELL}-{os.getpid()}"
         if plan.still is not None:
             return self._measure(plan.still, check=plan.still == self.source.model)
-        found = (self._train if plan.drop is None else self._drop)(plan, made, tell)
+        if plan.drop is not None:
+            found = self._drop(plan, made, tell)
+        else:
+            start = self._ground(plan, made, tell) if plan.continued else plan.start
+            found = self._train(plan, start or self.source.model, made, tell)
         if self.keep:
             named = [f"{x:g}" if isinstance(x, float) else str(x) for x in setting.values()]
             _copy(made, self.out / _KEPT / "-".join(named))
         shutil.rmtree(made, ignore_errors=True)
         return found
 
-    def _train(self, plan: Plan, made: Path, tell: Tell) -> Metrics:
+    def _train(self, plan: Plan, start: str | Path, made: Path, tell: Tell) -> Metrics:
         shutil.rmtree(made, ignore_errors=True)
         source = self.source
         trained = train(
-            source.model,
+            start,
             source.data,
             made,
             plan.asked,
@@ -258,47 +285,67 @@ class _Making:
         )
         if not trained.finished:
             raise KeyboardInterrupt
-        if plan.asked.method == "sft" and any(one.drop for one in self.plans.values()):
-            _copy(made, self._sft(plan.asked.seed))
+        if trained.notes:
+            _note(self.out, [f"{plan.asked.method}: {note}" for note in trained.notes])
+        needed = {one.training for one in self.plans.values() if one.builds}
+        if not plan.builds and plan.training in needed:
+            _copy(made, self.out / _GROUND / plan.training)
         found = {**trained.metrics, **_on_the_way(made, trained.steps)}
         if trained.steps:
             found["training_loss"] = Measurement(trained.loss)
         return found
 
     def _drop(self, plan: Plan, made: Path, tell: Tell) -> Metrics:
-        sft = self._sft(plan.asked.seed)
-        if not sft.exists():
-            self._train(plan, made, tell)
+        tuned = self._ground(plan, made, tell)
         shutil.rmtree(made, ignore_errors=True)
         assert plan.drop is not None
-        drop(
-            sft,
-            self.source.model,
-            made,
-            strategy="trivial",
-            rate=plan.drop,
-            scope=plan.scope,
-        )
+        drop(tuned, self.source.model, made, strategy="trivial", rate=plan.drop, scope=plan.scope)
         return self._measure(made)
 
+    def _ground(self, plan: Plan, made: Path, tell: Tell) -> Path:
+        """The result of the training that a plan builds on: kept by its own cell, or trained."""
+        ground = self.out / _GROUND / plan.training
+        if not ground.exists():
+            alone = dataclasses.replace(plan, drop=None, continued=False)
+            self._train(alone, plan.start or self.source.model, made, tell)
+        return ground
+
     def _measure(self, folder: str | Path, check: bool = False) -> Metrics:
-        """A checkpoint as it is, in the dtype in which it would be trained; refused, if wanted,
-        where it computes no numbers."""
-        checkpoint, device = open_checkpoint(folder), pick_device(self.source.device)
-        kind = training_dtype(self.source.dtype, checkpoint, device)
-        loaded = load_model(checkpoint, kind, device)
+        """A checkpoint as it is, in the dtype in which it would be trained, its preferences against
+        the study's model; refused, if wanted, where it computes no numbers."""
+        asked = next(iter(self.plans.values())).asked
+        loaded = reference = self._load(folder)
+        if asked.objective == "dpo" and Path(folder) != Path(self.source.model):
+            reference = self._load(self.source.model)
         found: Metrics = {}
         for file in self.files:
             prefix = f"{file.name}/" if len(self.files) > 1 else ""
-            scoring = Scoring(file, loaded.model, loaded.tokenizer, 4096)
+            scoring = scoring_of(file, asked, reference.model, reference.tokenizer)
             if check:
-                scoring.check(loaded.model, checkpoint.path)
+                scoring.check(loaded.model, folder)
             found |= {prefix + name: m for name, m in scoring.measure(loaded.model).items()}
         return found
 
-    def _sft(self, seed: int) -> Path:
-        """Plain fine-tunes are needed again, for one-off drops."""
-        return self.out / _SFT / f"seed-{seed}"
+    def _load(self, folder: str | Path) -> LoadedModel:
+        checkpoint, device = open_checkpoint(folder), pick_device(self.source.device)
+        return load_model(checkpoint, training_dtype(self.source.dtype, checkpoint, device), device)
+
+
+def _note(out: Path, notes: Sequence[str]) -> None:
+    """Cells are made in several processes: each adds a line."""
+    with (out / _NOTES).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(list(notes)) + "\n")
+
+
+def _gather_notes(study: StudyFolder) -> None:
+    """What trainings said goes into the study's own record."""
+    file = study.path / _NOTES
+    if not file.exists():
+        return
+    said = {note for line in file.read_text("utf-8").splitlines() for note in json.loads(line)}
+    study.facts["notes"] = sorted({*study.facts.get("notes", []), *said})
+    study.write_manifest()
+    file.unlink()
 
 
 def _on_the_way(made: Path, steps: int) -> Metrics:

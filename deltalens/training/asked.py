@@ -224,6 +224,29 @@ class TrainingAsked:
         own = self.score_learning_rate if self.method == "mft" else None
         return own or self.learning_rate
 
+    @property
+    def beta(self) -> float:
+        """Of DPO's rewards: the recipe's, or trl's default."""
+        known = {one.name: one.default for one in dataclasses.fields(config_class("dpo"))}
+        given = self.recipe.get("beta", known["beta"])
+        try:
+            return float(given)
+        except (TypeError, ValueError) as error:
+            raise DeltaLensError(f"beta {given!r}: not a number") from error
+
+    @property
+    def loss_unit(self) -> str:
+        """What the training loss is, and in which unit."""
+        kinds = self.recipe.get("loss_type")
+        named = ", ".join(map(str, kinds)) if isinstance(kinds, list) else kinds
+        if self.objective == "dpo":
+            plain = named in (None, "sigmoid")
+            return (
+                "DPO loss, nats per preference" if plain else f"DPO loss ({named}) per preference"
+            )
+        plain = named in (None, "nll", "chunked_nll")
+        return "nats per target token" if plain else f"{named} loss per target token"
+
     def shared(self) -> dict[str, Any]:
         """The settings that every method has, but for the seed, as JSON values."""
         found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from deltalens.errors import RecordError
+from deltalens.evaluate.preferences import Preferences
 from deltalens.evaluate.scoring import Scoring
 from deltalens.io.files import write_whole
 
@@ -19,18 +20,18 @@ __all__ = ["Chooser"]
 
 
 class Chooser:
-    """Measures the loss on held-out rows now and then, and keeps what was trained as it was best.
+    """Measures held-out rows now and then, and keeps what was trained as it was best.
 
     The best so far lies in a file, as an interrupted training goes on from its last checkpoint:
     older ones stay until a checkpoint knows of a better one.
 
     Args:
-        scoring: the held-out rows.
+        scoring: the held-out rows; `loss` decides, and of preferences `dpo_loss`.
         model: in training; what needs a gradient is kept.
         folder: where the files are.
     """
 
-    def __init__(self, scoring: Scoring, model: nn.Module, folder: Path) -> None:
+    def __init__(self, scoring: Scoring | Preferences, model: nn.Module, folder: Path) -> None:
         self._scoring, self._model, self._folder = scoring, model, folder
 
     def look(self, step: int) -> dict[str, list[float]]:
@@ -39,7 +40,7 @@ class Chooser:
         self._model.eval()
         found = self._scoring.measure(self._model)
         self._model.train(training)
-        loss = found["loss"].value
+        loss = found[self._scoring.decides].value
         best = min((one for _, one, _ in self._kept()), default=float("inf"))
         if loss < best:
             self._folder.mkdir(parents=True, exist_ok=True)

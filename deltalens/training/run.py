@@ -25,6 +25,7 @@ from deltalens.errors import DeltaLensError, RecordError, reason, said_by
 from deltalens.evaluate.finite import check_model
 from deltalens.evaluate.loading import LoadedModel, load_model, pick_device, pick_dtype
 from deltalens.evaluate.positions import longest_input
+from deltalens.evaluate.preferences import Preferences
 from deltalens.evaluate.rows import DataFile, read_rows
 from deltalens.evaluate.scoring import Scoring, can_generate
 from deltalens.integrations.transformers import GradientProbeCallback
@@ -33,6 +34,7 @@ from deltalens.io.records import Measurement
 from deltalens.training.asked import TrainingAsked, config_class
 from deltalens.training.choosing import Chooser
 from deltalens.training.folder import MASKS, TrainingFolder
+from deltalens.training.measuring import scoring_of
 from deltalens.training.methods import Ready, prepare
 from deltalens.training.rows import collator, preferences, tokenised
 
@@ -60,7 +62,8 @@ class Trained:
     seconds: float
     """Wall time of this sitting's steps."""
     loss: float
-    """Mean over the last tenth of the logged steps, in nats a token."""
+    """Mean training loss over the last tenth of the logged steps, in `loss_unit`."""
+    loss_unit: str
     finished: bool
     """False where it was interrupted; the last checkpoint is there."""
     metrics: Mapping[str, Measurement]
@@ -196,7 +199,7 @@ class _Sitting:
         self.model: Any = loaded.model
         self.loaded, self.watch, self.eval_every = loaded, watch, eval_every
         self.notes: list[str] = []
-        self.scorings: list[Scoring] = []
+        self.scorings: list[Scoring | Preferences] = []
         self.chooser: Chooser | None = None
         self.rows: Any = None
         self.taken = 0
@@ -224,9 +227,9 @@ class _Sitting:
             self.notes.append(f"{left_out:,} of {len(rows.rows):,} rows left out: too long")
         check_model(self.model, text[:longest], self.checkpoint.path)
         for file in others:
-            self.scorings.append(Scoring(file, self.model, tokenizer, 4096))
+            self.scorings.append(scoring_of(file, asked, self.model, tokenizer))
         if choosing is not None:
-            scoring = Scoring(choosing, self.model, tokenizer, 4096)
+            scoring = scoring_of(choosing, asked, self.model, tokenizer)
             self.chooser = Chooser(scoring, self.model, self.folder.checkpoints)
         self.longest = longest
         micro = asked.batch_size * asked.accumulate
@@ -298,6 +301,7 @@ class _Sitting:
             steps,
             seconds,
             loss,
+            self.asked.loss_unit,
             finished,
             metrics,
             notes,
@@ -416,6 +420,7 @@ class _Sitting:
             "seconds": round(seconds, 3),
             "model": str(self.checkpoint.path),
             "notes": self.notes,
+            "units": {"loss": self.asked.loss_unit},
             "versions": {name: importlib.metadata.version(name) for name in names},
         }
         self.folder.write_record()
