@@ -15,19 +15,32 @@ def compare(
         str,
         typer.Argument(
             metavar="METHODS",
-            help="Of mft, sft, lora, random-mask-weights and l1-mask, and base; with commas.",
+            help="From MODEL: mft, sft, lora-on-ft, random-mask-weights, l1-mask; from BASE: lora, "
+            "lora-continued; with commas.",
         ),
     ],
     sweep: Sweep,
     base: Annotated[
         str | None,
-        typer.Option(metavar="BASE", help="What MODEL was tuned from; measured as `base`."),
+        typer.Option(
+            metavar="BASE",
+            help="What MODEL was tuned from; measured as `base`, and where LoRA starts.",
+        ),
     ] = None,
+    complement: Annotated[
+        bool,
+        typer.Option(
+            "--complement",
+            help="Beside random-mask-weights and l1-mask, those that remove 1 - ratio.",
+        ),
+    ] = False,
 ) -> None:
     """Compare ways to go on from a finished model: masks, more training, LoRA (MFT, Tables 1, 2).
 
-    sft goes on fine-tuning with a fresh optimizer and schedule. --eval-every draws performance over
-    steps, --choose-on picks each training's best moment on rows of its own.
+    sft goes on fine-tuning with a fresh optimizer and schedule; lora trains adapters on BASE, as
+    MFT's paper does, lora-continued goes on from their result, lora-on-ft trains them on MODEL.
+    --eval-every draws performance over steps, --choose-on picks each training's best moment on rows
+    of its own.
 
     \b
     Example:
@@ -35,13 +48,14 @@ def compare(
     """
     from deltalens.io.locate import locate
     from deltalens.studies.mft_sweeps import compare as run
+    from deltalens.studies.mft_sweeps import complements
     from deltalens.studies.sweep_summary import summarise_sweep
 
-    names = [*(["base"] if base else []), *split(methods)]
+    names = split(methods)
     sweep.run(
         names,
         lambda source, asked, watch: run(
-            list(dict.fromkeys(names)),
+            [*names, *(complements(names) if complement else [])],
             source,
             sweep.out,
             asked,

@@ -76,6 +76,12 @@ def train(
     exclude: Exclude = None,
     blocks: Blocks = None,
     modules: Modules = None,
+    complement: Annotated[
+        bool,
+        typer.Option(
+            "--complement", help="random-mask-weights, l1-mask: remove 1 - ratio of the weights."
+        ),
+    ] = False,
     threshold: Threshold = None,
     rank_by: Annotated[
         str | None,
@@ -165,6 +171,7 @@ def train(
             "exclude": exclude,
             "blocks": blocks,
             "modules": modules,
+            "complement": complement or None,
             "threshold": threshold,
             "rank_by": rank_by,
             "init_std": init_std,

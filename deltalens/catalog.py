@@ -53,12 +53,17 @@ METRICS: Mapping[str, Metric] = {
     ),
     "loss": Metric(label="loss", better="lower", unit="nats per target token", leads=True),
     "kl": Metric(label="KL({} ‖ model)", better="lower", unit="nats per token"),
+    # Under DPO, against the model that a training starts from.
+    "preference_accuracy": Metric(
+        label="preference accuracy", better="higher", per_cent=True, leads=True
+    ),
+    "dpo_loss": Metric(label="DPO loss", better="lower", unit="nats per preference"),
+    "reward_margin": Metric(label="reward margin", better="higher", unit="nats"),
     # Beside the loss it says nothing more.
     "perplexity": Metric(label="perplexity", better="lower", shown=False),
-    # Of the rows that are trained on, with whatever the method does to the model.
-    "training_loss": Metric(
-        label="training loss", better="lower", unit="nats per target token", shown=False
-    ),
+    # Of the rows that are trained on, with whatever the method does to the model. Which loss it is,
+    # and in which unit, a study's own facts say.
+    "training_loss": Metric(label="training loss", better="lower", shown=False),
 }
 """Every metric of deltalens' own, by its name in the records."""
 

@@ -38,6 +38,7 @@ def draw(folder: str | Path) -> list[Path]:
         raise RecordError(f"{record.path}: no mask-ratio sweep with finished cells")
     frame = record.cells
     frame = frame[frame["metric"].map(is_shown)]
+    frame = frame.assign(method=frame["method"].replace("sft", record.plain))
     sets: dict[str, list[str]] = {}
     for metric in dict.fromkeys(frame["metric"]):
         sets.setdefault(metric.rpartition("/")[0], []).append(metric)
@@ -91,8 +92,8 @@ def _line(axis: Any, frame: pd.DataFrame, method: str, scale: float, *, dashed: 
     label = None if dashed else method
     seeds = frame.groupby("mask_ratio")["value"]
     mean = scale * over_seeds(seeds)
-    if method in ("sft", "hft"):
-        style = (0, (1, 1)) if dashed else ("--" if method == "sft" else "-.")
+    if method in ("sft", "dpo", "hft"):
+        style = (0, (1, 1)) if dashed else ("-." if method == "hft" else "--")
         axis.axhline(float(mean.iloc[0]), color=color, linestyle=style, linewidth=1, label=label)
         return
     axis.plot(

@@ -72,7 +72,7 @@ def _lines(studies: list[MftStudy]) -> list[Line]:
     lines = [
         Line((study.domain, label(method)), method, [study])
         for study in studies
-        for method in asked_methods([study])
+        for method in study.methods
         if method != "base"
     ]
     if "base" not in asked_methods(studies):

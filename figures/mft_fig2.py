@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 _LEVELS = ("ft", "random-mask-weights", "l1-mask")
+_COMPLEMENTS = tuple(f"{method}-complement" for method in _LEVELS[1:])
 
 
 def draw(folder: str | Path, *more: str | Path) -> list[Path]:
@@ -23,7 +24,8 @@ def draw(folder: str | Path, *more: str | Path) -> list[Path]:
     for methods that train, levels for the fine-tune (with a star where training starts) and for
     masks that are not learned.
 
-    The x-axis counts the steps from the fine-tune, where the paper counts from the base.
+    The x-axis counts the steps of each training from its own start (the fine-tune; of LoRA the
+    base), where the paper counts from the base.
 
     Args:
         folder: of a comparison; `mft_fig2.png` and `.svg` are written there.
@@ -44,13 +46,17 @@ def draw(folder: str | Path, *more: str | Path) -> list[Path]:
         for data, metrics in study.own_sets.items()
     ]
     says = "Star: the fine-tune, where training starts."
+    if any("lora" in study.methods for study in studies):
+        says += " LoRA's step 0 is the base."
+    if any("lora-continued" in study.methods for study in studies):
+        says += " Continued LoRA goes on from LoRA's end."
     return draw_panels(rows, _panel, studies[0].path, "mft_fig2", xlabel="training step", says=says)
 
 
 def _panel(axis: Any, panel: Panel) -> None:
     scale = scale_of(panel.name)
     end = panel.study.of(panel.data, panel.name)
-    for method in _LEVELS:
+    for method in (*_LEVELS, *_COMPLEMENTS):
         level(axis, end[end["method"] == method], LOOKS[method], scale)
     way = _on_the_way(panel)
     for method in in_order([str(one) for one in way["method"]]):

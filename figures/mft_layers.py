@@ -70,7 +70,7 @@ def draw_layers(folders: Sequence[str | Path], sizes: Sequence[int], name: str) 
 
     def draw(axis: Any, panel: Panel) -> None:
         frame, scale = panel.study.of(panel.data, panel.name), scale_of(panel.name)
-        for method in ("base", "ft", "sft"):
+        for method in ("base", "ft", "sft", "dpo"):
             level(axis, frame[frame["method"] == method], LOOKS[method], scale)
         for size in [size for size in there if size in sizes]:
             for method in _SWEPT:

@@ -13,7 +13,7 @@ from deltalens.figures.mft_studies import LOOKS, Look, in_order, load_all
 
 __all__ = ["draw_data_ratios", "draw_mask_ratios"]
 
-_LEVELS = ("ft", "sft")
+_LEVELS = ("ft", "sft", "dpo")
 
 
 def draw_mask_ratios(folders: Sequence[str | Path], name: str) -> list[Path]:

@@ -33,12 +33,18 @@ class Look(NamedTuple):
 LOOKS = {
     "base": Look("base", "0.6", "", (0, (6, 2, 1, 2))),
     "lora": Look("LoRA", "#009E73", "D", "-"),
+    "lora-continued": Look("continued LoRA", "#66C2A5", "d", ":"),
     "ft": Look("FFT", "black", "", "--"),
     "sft": Look("continued FFT", "#0072B2", "o", ":"),
+    "dpo": Look("DPO", "#0072B2", "o", ":"),
+    "lora-on-ft": Look("LoRA on FFT", "#117733", "P", (0, (3, 1, 1, 1))),
     "random-mask-weights": Look("random mask", "#E69F00", "s", (0, (4, 1.5))),
+    "random-mask-weights-complement": Look("random mask, complement", "#E69F00", "x", (0, (1, 2))),
     "l1-mask": Look("L1 mask", "0.5", "v", (0, (2, 1))),
+    "l1-mask-complement": Look("L1 mask, complement", "0.5", "+", (0, (1, 2))),
     "mft": Look("MFT", "#D55E00", "^", "-"),
 }
+"""Plain training goes on with the fine-tune, under DPO by preferences."""
 
 
 def label(method: str) -> str:
@@ -65,6 +71,12 @@ class MftStudy:
     def path(self) -> Path:
         """The study's folder."""
         return self.record.path
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods that the study was asked for or has, in the paper's order."""
+        asked = (_shown_as(self.record, str(one)) for one in self.record.asked.get("methods") or [])
+        return in_order([*asked, *map(str, self.frame["method"])])
 
     @property
     def trained_on(self) -> str:
@@ -122,10 +134,21 @@ def load(folder: str | Path, kind: str) -> MftStudy:
     parts = [_parts(metric, str(only)) for metric in cells["metric"]]
     data, names, steps = zip(*parts, strict=True)
     cells = cells.assign(data=data, name=names, step=steps)
+    cells["method"] = [_shown_as(record, str(one)) for one in cells["method"]]
     frame = cells[cells["name"].map(is_shown)]
     if frame["step"].notna().all():
         raise RecordError(f"{record.path}: a {kind} without a metric of its evaluation data")
     return MftStudy(record, frame)
+
+
+def _shown_as(record: StudyRecord, method: str) -> str:
+    """Under which name of ours a record's method is shown: by where it starts and what it learns
+    by. (The first version trained every LoRA on the fine-tune, as other studies do.)"""
+    if method == "lora" and record.setting("from", method) != "base":
+        return "lora-on-ft"
+    if method == "sft" and record.asked.get("objective") == "dpo":
+        return "dpo"
+    return method
 
 
 def _files(record: StudyRecord) -> list[list[Any]]:

@@ -20,7 +20,7 @@ from deltalens.io.papers import paper_table
 
 __all__ = ["draw"]
 
-_SHOWN = ("base", "ft", "sft")
+_SHOWN = ("base", "ft", "sft", "dpo")
 
 
 def draw(folder: str | Path, *more: str | Path) -> list[Path]:

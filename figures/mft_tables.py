@@ -25,7 +25,7 @@ __all__ = [
     "study_notes",
 ]
 
-_TRAINED = ("sft", "lora", "mft")
+_TRAINED = ("sft", "dpo", "lora", "lora-continued", "lora-on-ft", "mft")
 _EARLIER = "0.2"
 """What the first version recorded as the mask ratio, given or not."""
 
@@ -100,12 +100,7 @@ def own_columns(studies: Sequence[MftStudy]) -> list[Column]:
 
 def asked_methods(studies: Sequence[MftStudy]) -> list[str]:
     """All methods that the studies were asked for or have, in the paper's order."""
-    found: list[str] = []
-    for study in studies:
-        found += [
-            *map(str, study.record.asked.get("methods") or []),
-            *map(str, study.frame["method"]),
-        ]
+    found = [method for study in studies for method in study.methods]
     return in_order(found)
 
 
@@ -163,7 +158,7 @@ def _missing(study: MftStudy) -> list[str]:
     """Methods without a number, and those that were trained with fewer seeds than asked for."""
     wanted = study.record.asked.get("seeds")
     found = []
-    for method in asked_methods([study]):
+    for method in study.methods:
         seeds = study.frame[study.frame["method"] == method]["seed"].nunique()
         if not seeds:
             found.append(f"nothing of {label(method)} yet")

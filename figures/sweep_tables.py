@@ -51,8 +51,8 @@ class Sweep:
         return {name or str(asked[0][0]): metrics for name, metrics in found.items()}
 
     def label(self, method: str) -> str:
-        """A method's name in the paper."""
-        return _ROWS.get(method, method)
+        """A method's name in the paper; plain training's is that of what it learns by."""
+        return self.record.plain.upper() if method == "sft" else _ROWS.get(method, method)
 
     def candidates(self, method: str, metric: str, *, plain: bool) -> dict[float, list[float]]:
         """Mask ratio -> its value with each seed: the ratios of which the most seeds have finished.
@@ -120,12 +120,13 @@ class Sweep:
                 "on the data shown."
             )
         else:
+            plain = self.label("sft")
             tried = len({r for r in self.record.cells["mask_ratio"] if r})
             how = (
                 f"A method stands at the mask ratio of its best mean {chosen}, one out of {tried} "
-                "that were tried: chosen on the very data it is shown on, so it is flattered; SFT "
-                "had no such choice. Ratio 0, which is SFT, is no candidate. draw(folder, ratio=R) "
-                "shows all methods at one ratio, named beforehand."
+                "that were tried: chosen on the very data it is shown on, so it is flattered; "
+                f"{plain} had no such choice. Ratio 0, which is {plain}, is no candidate. "
+                "draw(folder, ratio=R) shows all methods at one ratio, named beforehand."
             )
         return (SPREAD, how, *self.unfinished())
 

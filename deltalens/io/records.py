@@ -266,6 +266,11 @@ class StudyRecord:
     cells: pd.DataFrame
     """The setting's columns, then metric, value, stderr, n; one row per cell and metric."""
 
+    @property
+    def plain(self) -> str:
+        """What training without a mask is called: by what it learns by."""
+        return "dpo" if self.asked.get("objective") == "dpo" else "sft"
+
     def setting(self, name: str, method: str) -> Any:
         """A setting of a method's trainings; None where there is none."""
         own = self.asked.get("settings", {}).get(method, {})

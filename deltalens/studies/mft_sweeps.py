@@ -26,18 +26,25 @@ from deltalens.studies.trainings import (
 from deltalens.training.asked import WEIGHT_MASKS, TrainingAsked
 from deltalens.training.run import training_dtype
 
-__all__ = ["COMPARED", "compare", "groups_of", "sweep_data_ratio", "sweep_layers"]
+__all__ = ["COMPARED", "compare", "complements", "groups_of", "sweep_data_ratio", "sweep_layers"]
 
-COMPARED = ("base", "ft", "sft", "lora", *WEIGHT_MASKS)
+COMPLEMENTS = tuple(f"{name}-complement" for name in WEIGHT_MASKS[1:])
+"""Masks that are not learned, which remove what those at the ratio would keep."""
+COMPARED = (
+    *("base", "lora", "lora-continued", "ft", "sft", "lora-on-ft"),
+    *(*WEIGHT_MASKS, *COMPLEMENTS),
+)
 """What a comparison knows, in the order of its table, as below."""
+_FROM_BASE = ("lora", "lora-continued")
+_LORA = (*_FROM_BASE, "lora-on-ft")
 _MASKED = ("sft", *WEIGHT_MASKS)
 _GRADIENTS = ("gmt", "random-mask", "hft")
 _LEARNING = ("sft", *_GRADIENTS, "lora", "mft")
 _OF_GROUPS = ("blocks", "include")
 """What says which layers are masked: a group of blocks does."""
-_ONE_SEED = ("base", "ft", "l1-mask")
+_ONE_SEED = ("base", "ft", "l1-mask", "l1-mask-complement")
 """Nothing about them is random."""
-_NO_BASE = "the base is not measured yet: name its checkpoint again (--base)"
+_NO_BASE = "what starts from the base is not finished: name its checkpoint again (--base)"
 
 
 def sweep_layers(
@@ -199,28 +206,41 @@ def compare(
     """One finished model, several ways to go on (MFT, Figure 2, Tables 1, 2, 5 and 6).
 
     Args:
-        methods: of `COMPARED`; `ft`, the model as it is, is always among them. `sft` goes on
-            fine-tuning it with a fresh optimizer and schedule.
+        methods: of `COMPARED`; `ft`, the model as it is, is always among them, and so is `base`
+            where one is given. From `ft` start `sft`, which goes on fine-tuning with a fresh
+            optimizer and schedule, `lora-on-ft` and the masks of weights; from `base` `lora` and
+            `lora-continued`, which trains another adapter on the merged result of `lora`, as long
+            again. With `-complement`, masks that are not learned remove 1 - ratio of the weights.
         source: the finished model, the data, and what is measured; with `eval_every`, on the way
             as well.
         out: the study's folder.
         asked: the training's settings; method and seed are the cell's.
-        base: what the model was tuned from; `base` measures it.
+        base: what the model was tuned from.
         seeds, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
 
     Raises:
         DeltaLensError: bad input, as far as it can be known before a model is loaded.
     """
-    if ("base" in methods) != (base is not None):
-        raise DeltaLensError("the method base and the checkpoint of it (--base) go together")
-    methods = check_trainings(asked, ("ft", *methods), COMPARED, seeds, {})
+    needed = [method for method in methods if method in ("base", *_FROM_BASE)]
+    if needed and base is None:
+        raise DeltaLensError(f"{needed[0]} needs the checkpoint of the base: --base")
+    with_base = ("base",) if base is not None else ()
+    methods = check_trainings(asked, (*with_base, "ft", *methods), COMPARED, seeds, {})
 
     def plan(method: str, seed: int, own: Mapping[str, Any]) -> Plan:
-        if method == "base":
-            return Plan(asked=asked, still=base, lacks=None if base else _NO_BASE)
         if method == "ft":
             return _as_it_is(asked, source)
-        return Plan(asked=asked.of(method, seed=seed, **own))
+        lacks = _NO_BASE if method in ("base", *_FROM_BASE) and base is None else None
+        if method == "base":
+            return Plan(asked=asked, still=base, lacks=lacks)
+        trained = "lora" if method in _LORA else method.removesuffix("-complement")
+        given = {name: value for name, value in own.items() if name not in _START}
+        return Plan(
+            asked=asked.of(trained, seed=seed, **given),
+            start=base if method in _FROM_BASE else None,
+            continued=method == "lora-continued",
+            lacks=lacks,
+        )
 
     def plans(wanted: Mapping[str, Any]) -> list[tuple[Setting, Plan]]:
         return [
@@ -230,11 +250,11 @@ def compare(
         ]
 
     settings = cells_own(asked, methods)
-    if base is not None:
-        checkpoint = open_checkpoint(base)
-        kind = training_dtype(source.dtype, checkpoint, pick_device(source.device))
-        dtype = str(kind).removeprefix("torch.")
-        settings["base"] = {"model": checkpoint.fingerprint, "dtype": dtype}
+    for method, own in settings.items():
+        if method in ("base", *_FROM_BASE) and base is not None:
+            own |= _start(base, source)
+        if method not in ("base", "ft"):
+            own["from"] = "base" if method in _FROM_BASE else "ft"
     return run_trainings(
         "comparison",
         ("method", "seed"),
@@ -247,11 +267,26 @@ def compare(
             "seeds": axes.largest,
             "settings": axes.settings(COMPARED),
         },
+        same=_named,
+        after=_ground,
         keep_checkpoints=keep_checkpoints,
         jobs=jobs,
         fresh=fresh,
         watch=watch,
     )
+
+
+def complements(methods: Sequence[str]) -> list[str]:
+    """The masks that remove what those among the methods would keep.
+
+    Raises:
+        DeltaLensError: there is none of which that could be said.
+    """
+    found = [name for name in COMPLEMENTS if name.removesuffix("-complement") in methods]
+    if not found:
+        known = ", ".join(name.removesuffix("-complement") for name in COMPLEMENTS)
+        raise DeltaLensError(f"the complement is that of {known}; compare one of them")
+    return found
 
 
 def blocks_of(model: str | Path) -> int:
@@ -289,6 +324,26 @@ def _part(ratio: Fraction, rows: int) -> int:
     if ratio <= 0:
         raise DeltaLensError(f"data ratio {show_rate(ratio)}: in (0, 1]")
     return max(1, round(ratio * rows))
+
+
+_START = ("from", "model", "dtype")
+"""Where a method starts, among its settings."""
+
+
+def _start(base: str | Path, source: TrainingData) -> dict[str, str]:
+    """Which checkpoint the base is, and in which dtype it is measured and trained."""
+    checkpoint = open_checkpoint(base)
+    kind = training_dtype(source.dtype, checkpoint, pick_device(source.device))
+    return {"model": checkpoint.fingerprint, "dtype": str(kind).removeprefix("torch.")}
+
+
+def _ground(setting: Setting) -> str | None:
+    """Continued LoRA takes the LoRA with its seed."""
+    return f"lora {setting['seed']}" if setting["method"] == "lora-continued" else None
+
+
+def _named(setting: Setting) -> str | None:
+    return f"lora {setting['seed']}" if setting["method"] == "lora" else None
 
 
 def _as_it_is(asked: TrainingAsked, source: TrainingData) -> Plan:

@@ -24,7 +24,7 @@ _AXES = {
     "comparison": "",
 }
 """Kind of study -> what its trainings differ in, beside the method."""
-_REFERENCES = ("base", "ft", "sft", "hft")
+_REFERENCES = ("base", "ft", "sft", "dpo", "hft")
 """Methods that know no such setting."""
 _NEAR = 0.05
 
@@ -61,7 +61,8 @@ class SweepSummary:
         references = [str(name) for name in without[without].index if name in _REFERENCES]
         shown = (f"{name} {_spread(frame, name)}" for name in references)
         yield f"{metric}: {'; '.join(shown)}"
-        against = "sft" if "sft" in references else references[-1] if references else None
+        plain = self.record.plain
+        against = plain if plain in references else references[-1] if references else None
         for method, part in frame[~frame["method"].isin(references)].groupby("method", sort=False):
             means = over_seeds(part.groupby(self.axis, sort=False)["value"])
             finite = means[is_finite(means)]
@@ -81,7 +82,11 @@ class SweepSummary:
     def _ranked(self, metric: str, frame: pd.DataFrame, better: Better) -> str:
         means = over_seeds(frame.groupby("method", sort=False)["value"])
         finite = means[is_finite(means)].sort_values(ascending=better == "lower")
-        shown = (f"{method} {_spread(frame, str(method))}" for method in finite.index)
+        shown = (
+            f"{method}{' (from base)' if self._start(str(method)) == 'base' else ''} "
+            f"{_spread(frame, str(method))}"
+            for method in finite.index
+        )
         return f"{metric}, best first: {', '.join(shown) or 'none is finite'}"
 
     def _gaps(self, frame: pd.DataFrame) -> list[str]:
@@ -110,11 +115,20 @@ class SweepSummary:
         return [self._comparison(name, held) for name, held in sets.items()]
 
     def _comparison(self, name: str, metrics: list[str]) -> Table:
+        frames = [self._of(metric) for metric in metrics]
+        methods = dict.fromkeys(str(one) for frame in frames for one in frame["method"])
         rows = tuple(
-            (str(method), *(_spread(self._of(metric), str(method)) for metric in metrics))
-            for method in dict.fromkeys(self.record.cells["method"])
+            (method, self._start(method), *(_spread(frame, method) for frame in frames))
+            for method in methods
         )
-        return Table(name, ("method", *(metric.rpartition("/")[2] for metric in metrics)), rows)
+        heads = (metric.rpartition("/")[2] for metric in metrics)
+        return Table(name, ("method", "from", *heads), rows)
+
+    def _start(self, method: str) -> str:
+        """The model that a method's trainings start from, or `-` of one that is as it is. (The
+        first version did not say: all started from the fine-tune.)"""
+        name = "sft" if method == self.record.plain else method
+        return "-" if name in ("base", "ft") else self.record.setting("from", name) or "ft"
 
     def _table(self, metric: str) -> Table:
         frame = self._of(metric)
@@ -147,7 +161,8 @@ class SweepSummary:
 
     def _of(self, metric: str) -> pd.DataFrame:
         frame = self.record.cells
-        return frame[frame["metric"] == metric]
+        own = frame[frame["metric"] == metric]
+        return own.assign(method=own["method"].replace("sft", self.record.plain))
 
     def _leading(self) -> list[str]:
         first: dict[str, str] = {}

@@ -28,7 +28,7 @@ from deltalens.studies import axes
 from deltalens.studies.drop import drop
 from deltalens.studies.processes import Tell
 from deltalens.studies.study import Metrics, StudyWatch, run_cells
-from deltalens.training.asked import METHODS, OWN, WEIGHT_MASKS, TrainingAsked, check_own
+from deltalens.training.asked import METHODS, OWN, TrainingAsked, check_own
 from deltalens.training.folder import METRICS
 from deltalens.training.measuring import scoring_of
 from deltalens.training.run import TrainingWatch, train, training_dtype
@@ -130,7 +130,7 @@ def check_trainings(
     if asked.seed:
         raise DeltaLensError(f"seed {asked.seed}: the trainings of a study have seeds from 0 on")
     check_own(methods, asked.given, swept=swept)
-    removing = [m for m in methods if m in WEIGHT_MASKS and "threshold" not in OWN[m]]
+    removing = [m for m in methods if "blocks" in OWN.get(m, ()) and "threshold" not in OWN[m]]
     if asked.threshold is not None and removing:
         raise DeltaLensError(
             f"threshold: {', '.join(removing)} would remove a ratio of their own; leave them out"

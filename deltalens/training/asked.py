@@ -32,6 +32,7 @@ METHODS = ("sft", "gmt", "random-mask", "hft", *WEIGHT_MASKS, "lora")
 OBJECTIVES = ("sft", "dpo")
 
 _OF_WEIGHTS = ("mask_ratio", "blocks", "modules", "include")
+_OF_LORA = ("lora_rank", "lora_alpha", "lora_dropout")
 OWN: dict[str, tuple[str, ...]] = {
     "sft": (),
     "gmt": ("mask_ratio", "scope", "apply_to", "include", "exclude"),
@@ -39,12 +40,16 @@ OWN: dict[str, tuple[str, ...]] = {
     "hft": ("include", "exclude"),
     "one-off-drop": ("mask_ratio", "scope"),
     "mft": (*_OF_WEIGHTS, "threshold", "rank_by", "init_std", "score_learning_rate"),
-    "random-mask-weights": _OF_WEIGHTS,
-    "l1-mask": _OF_WEIGHTS,
-    "lora": ("lora_rank", "lora_alpha", "lora_dropout"),
+    "random-mask-weights": (*_OF_WEIGHTS, "complement"),
+    "random-mask-weights-complement": _OF_WEIGHTS,
+    "l1-mask": (*_OF_WEIGHTS, "complement"),
+    "l1-mask-complement": _OF_WEIGHTS,
+    "lora": _OF_LORA,
+    "lora-continued": _OF_LORA,
+    "lora-on-ft": _OF_LORA,
 }
-"""The options that a method has beside those of every training. One-off Drop is a drop of a
-training's result, which studies know."""
+"""The options that a method has beside those of every training. Methods that are not among
+`METHODS` are known to studies alone: what they are is said there."""
 _NOT_SHARED = {name for own in OWN.values() for name in own}
 _IF_NOT_GIVEN: dict[str, Any] = {
     "scope": "tensor",
@@ -110,6 +115,9 @@ class TrainingAsked:
     """Whose weights are masked: `all` if not given, or `4-7,12`."""
     modules: str | None = None
     """`attention,mlp` if not given."""
+    complement: bool | None = None
+    """Of masks that are not learned: remove what a mask at the ratio would keep, 1 - ratio of the
+    weights."""
     threshold: float | None = None
     """Scores at or below it lose their weights (mft), instead of a ratio."""
     rank_by: str | None = None
@@ -150,7 +158,7 @@ class TrainingAsked:
 
     def __post_init__(self) -> None:
         if self.method is not None:
-            if self.method not in METHODS:
+            if self.method not in OWN:
                 raise DeltaLensError(f"method {self.method!r}: choose one of {', '.join(METHODS)}")
             check_own([self.method], self.given)
         for name, known in (
@@ -206,7 +214,7 @@ class TrainingAsked:
         Raises:
             DeltaLensError: not so many ratios with names, or two for the same.
         """
-        default = "0.1" if self.method in WEIGHT_MASKS else "0.2"
+        default = "0.1" if "blocks" in OWN.get(self.method or "", ()) else "0.2"
         found: dict[str, Fraction] = {}
         for part in (self.mask_ratio or default).split(","):
             name, _, ratio = part.rpartition("=")
@@ -216,6 +224,8 @@ class TrainingAsked:
                     "for all that has no name, as in 0.1,q=0.2,4-7.down=0.05"
                 )
             found[name.strip()] = exact_rate(ratio)
+        if self.complement or (self.method or "").endswith("-complement"):
+            return {name: 1 - ratio for name, ratio in found.items()}
         return found
 
     @property
@@ -263,6 +273,8 @@ class TrainingAsked:
             shown = ((kind, show_rate(ratio)) for kind, ratio in sorted(self.ratios.items()))
             text = ",".join(f"{kind}={ratio}" if kind else ratio for kind, ratio in shown)
             found["mask_ratio"] = text if self.threshold is None else None
+        # The ratio that is shown is that of the weights removed.
+        found.pop("complement", None)
         if "score_learning_rate" in found:
             found["score_learning_rate"] = self.peak_learning_rate
         return found

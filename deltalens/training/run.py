@@ -31,7 +31,7 @@ from deltalens.evaluate.scoring import Scoring, can_generate
 from deltalens.integrations.transformers import GradientProbeCallback
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.records import Measurement
-from deltalens.training.asked import TrainingAsked, config_class
+from deltalens.training.asked import METHODS, TrainingAsked, config_class
 from deltalens.training.choosing import Chooser
 from deltalens.training.folder import MASKS, TrainingFolder
 from deltalens.training.measuring import scoring_of
@@ -124,6 +124,10 @@ def train(
     """
     watch = watch or TrainingWatch()
     asked = dataclasses.replace(asked, method=asked.method or "sft")
+    if asked.method not in METHODS:
+        raise DeltaLensError(
+            f"method {asked.method!r}: only studies know it; choose one of {', '.join(METHODS)}"
+        )
     configure = config_class(asked.objective)
     rows = read_rows(data, limit, fields)
     others = [read_rows(path, None, fields) for path in eval_data]

@@ -28,7 +28,10 @@ EXACT: dict[Point, float] = {
 
 
 def write_sweep(
-    path: Path, values: Mapping[Point, float], sets: tuple[str, ...] = ("maths",)
+    path: Path,
+    values: Mapping[Point, float],
+    sets: tuple[str, ...] = ("maths",),
+    objective: str = "sft",
 ) -> Path:
     """A sweep's folder. Exact match on the second data set is 10 per cent points less; a loss is
     one minus the exact match."""
@@ -36,6 +39,7 @@ def write_sweep(
         "methods": ["sft", "gmt", "hft"],
         "ratios": ["0", "0.2", "0.5", "0.9"],
         "seeds": 2,
+        "objective": objective,
         "eval_data": [[name, 100, ""] for name in sets],
     }
     columns = ("method", "mask_ratio", "seed")

@@ -112,10 +112,12 @@ def write_study(
         "methods": list(dict.fromkeys(setting[0] for setting in values)),
         "seeds": 2,
     }
+    if kind == "comparison":
+        known["settings"] = {"lora": {"from": "base"}, "lora-continued": {"from": "base"}}
     columns = _COLUMNS[kind]
     study = StudyFolder.open(path, kind, {**known, **asked}, columns)
     for setting, value in values.items():
-        trained = setting[0] in ("sft", "lora", "mft")
+        trained = setting[0] in ("sft", "lora", "lora-continued", "mft")
         times = [f"@{step}" for step in measured_at] if trained else []
         metrics = {}
         for place, name in enumerate(sets):

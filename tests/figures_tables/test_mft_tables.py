@@ -55,6 +55,30 @@ def test_a_place_is_mean_and_deviation_over_seeds_of_the_cells(tmp_path: Path) -
     assert "maths: trained on maths_train (1500 rows), masked blocks: 4-7, mask ratio 0.1." in text
 
 
+def test_lora_beside_the_papers_is_the_one_from_the_base(tmp_path: Path) -> None:
+    """The first version trained it on the fine-tune, and did not say so: its folders do not stand
+    in the paper's row."""
+    values = {**COMPARED, ("lora-continued", 0): 0.4, ("lora-on-ft", 0): 0.6}
+    now, before = comparison(tmp_path / "now", values), comparison(tmp_path / "before", settings={})
+    for folder in (now, before):
+        mft_tab1.draw(folder)
+    rows = rows_of(now, "mft_tab1")
+    order = list(dict.fromkeys(row["method"] for row in rows))
+    assert order[:6] == ["base", "LoRA", "continued LoRA", "FFT", "continued FFT", "LoRA on FFT"]
+    assert entry(rows, "maths_test, exact", method="LoRA")["text"] == "52.0 ± 2.8"
+    rows = rows_of(before, "mft_tab1")
+    assert entry(rows, "maths_test, exact", method="LoRA on FFT")["text"] == "52.0 ± 2.8"
+    assert "LoRA" not in {row["method"] for row in rows}
+
+
+def test_plain_training_by_preferences_is_dpo(tmp_path: Path) -> None:
+    folder = comparison(tmp_path / "s", objective="dpo")
+    mft_tab1.draw(folder)
+    methods = {row["method"] for row in rows_of(folder, "mft_tab1")}
+    assert "DPO" in methods
+    assert "continued FFT" not in methods
+
+
 def test_numbers_on_the_way_are_not_those_at_the_end(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "s", measured_at=(50, 100))
     mft_tab1.draw(folder)

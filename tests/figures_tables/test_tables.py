@@ -17,6 +17,8 @@ from deltalens.cli.main import app
 from deltalens.errors import DeltaLensError
 from deltalens.figures import draw, gmt_tab1, gmt_tab2, gmt_tab3, gmt_tab4, table_picture
 from deltalens.figures.tables import Block, Entry, TableFigure
+from deltalens.io.records import load_study
+from deltalens.studies.sweep_summary import summarise_sweep
 from tests.figures_tables.folders import EXACT, Point, write_efficiency, write_sweep
 
 Row = dict[str, str]
@@ -53,6 +55,22 @@ def test_a_cell_is_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
         "loss (nats per target token), n = 100",
         "seeds",
     }
+
+
+def test_plain_training_by_preferences_is_called_dpo(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", EXACT, objective="dpo")
+    gmt_tab1.draw(folder)
+    methods = {row["method"] for row in rows_of(folder, "gmt_tab1")}
+    assert {"DPO", "GMT"} <= methods
+    assert "SFT" not in methods
+    own, _, paper = (folder / "gmt_tab1.md").read_text().partition("The paper")
+    assert paper
+    assert "SFT" not in own
+    summary = summarise_sweep(load_study(folder))
+    said = " ".join(summary.sentences())
+    assert "% of dpo" in said
+    assert "sft" not in said
+    assert all("sft" not in table.columns for table in summary.tables())
 
 
 def test_the_best_is_marked_whichever_way_is_good(tmp_path: Path) -> None:
