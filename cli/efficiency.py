@@ -9,8 +9,6 @@ import typer
 from deltalens.cli import console
 from deltalens.cli.fitting import FittingTable
 from deltalens.cli.options import (
-    Accumulate,
-    BatchSize,
     CompletionField,
     Data,
     Debug,
@@ -43,8 +41,8 @@ def efficiency(
         str | None, typer.Option(help="The fraction masked out; 0.2 by default.")
     ] = None,
     scope: ScopeOfMethod = None,
-    batch_size: BatchSize = 8,
-    accumulate: Accumulate = 1,
+    batch_size: Annotated[int, typer.Option(help="Rows in a micro-batch.")] = 8,
+    accumulate: Annotated[int, typer.Option(help="Micro-batches in a step.")] = 1,
     repeats: Annotated[int, typer.Option(help="Blocks of each method; they take turns.")] = 7,
     steps: Annotated[int, typer.Option(help="Steps in a block.")] = 5,
     prompt_field: PromptField = None,

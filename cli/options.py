@@ -48,6 +48,7 @@ __all__ = [
     "Out",
     "PromptField",
     "Quiet",
+    "Recipe",
     "Rescale",
     "Scope",
     "ScopeOfMethod",
@@ -63,6 +64,7 @@ __all__ = [
     "TrustFt",
     "fields",
     "given_to",
+    "settings_of",
 ]
 
 _ROWS = (
@@ -157,10 +159,10 @@ Data = Annotated[
 EvalData = Annotated[list[Path], typer.Option(metavar="G", help="What is measured on; repeatable.")]
 Study = Annotated[Path, typer.Option("-o", "--out", metavar="STUDY", help="The study's folder.")]
 Objective = Annotated[str, typer.Option(metavar="sft|dpo", help="dpo: rows are preferences.")]
-Epochs = Annotated[float, typer.Option(help="Passes over the rows.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the rows; 1 by default.")]
 Steps = Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")]
-BatchSize = Annotated[int, typer.Option(help="Rows in a micro-batch.")]
-Accumulate = Annotated[int, typer.Option(help="Micro-batches in a step.")]
+BatchSize = Annotated[int | None, typer.Option(help="Rows in a micro-batch; 8 by default.")]
+Accumulate = Annotated[int | None, typer.Option(help="Micro-batches in a step; 1 by default.")]
 AccumulateMean = Annotated[
     str,
     typer.Option(
@@ -168,7 +170,10 @@ AccumulateMean = Annotated[
         help="A step's loss is the mean over its tokens, or over its micro-batches' means.",
     ),
 ]
-LearningRate = Annotated[float, typer.Option("--learning-rate", "--lr", help="Peak.")]
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--learning-rate", "--lr", help="Peak learning rate; 2e-5 by default."),
+]
 MaxLength = Annotated[
     int | None, typer.Option(help="Longest row in tokens; the model's positions by default.")
 ]
@@ -206,6 +211,14 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Rows taken of each file 
 Config = Annotated[
     Path | None, typer.Option(metavar="YAML", help="Further options of trl's configuration.")
 ]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        metavar="mft-paper[:MODEL[:DOMAIN]]",
+        help="MFT's settings where none are given; MODEL llama2-7b or llama3.1-8b, DOMAIN maths, "
+        "code or instructions.",
+    ),
+]
 Seeds = Annotated[int, typer.Option(help="Trainings at each point.")]
 Jobs = Annotated[
     int, typer.Option(min=1, help="Trainings at once; each has its share of the threads.")
@@ -223,6 +236,27 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Discard the study that the
 def fields(**named: str | None) -> dict[str, str]:
     """What the data files call the fields, where it is not as we do."""
     return {ours: there for ours, there in named.items() if there is not None}
+
+
+def settings_of(
+    recipe: str | None, methods: Sequence[str], given: dict[str, Any], swept: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The settings of a training: those given, and a named recipe's where they are not.
+
+    Args:
+        recipe: its name, if one was given.
+        methods: that train with them.
+        given: of the options; None: not given.
+        swept: settings that a study goes through.
+
+    Raises:
+        DeltaLensError: no such recipe, or one that says nothing of a method.
+    """
+    if recipe is not None:
+        from deltalens.training.paper import paper_settings
+
+        return paper_settings(recipe, methods, given, swept)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def given_to(

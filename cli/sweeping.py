@@ -39,6 +39,7 @@ from deltalens.cli.options import (
     Objective,
     PromptField,
     Quiet,
+    Recipe,
     ScopeOfMethod,
     ScoreRate,
     Seeds,
@@ -75,12 +76,12 @@ class Sweep:
     modules: Modules = None
     threshold: Threshold = None
     objective: Objective = "sft"
-    epochs: Epochs = 1.0
+    epochs: Epochs = None
     steps: Steps = None
-    batch_size: BatchSize = 8
-    accumulate: Accumulate = 1
+    batch_size: BatchSize = None
+    accumulate: Accumulate = None
     accumulate_mean: AccumulateMean = "tokens"
-    learning_rate: LearningRate = 2e-5
+    learning_rate: LearningRate = None
     score_learning_rate: ScoreRate = None
     max_length: MaxLength = None
     eval_every: Annotated[
@@ -93,6 +94,7 @@ class Sweep:
     text_field: TextField = None
     limit: Limit = None
     config: Config = None
+    recipe: Recipe = None
     jobs: Jobs = 1
     keep_checkpoints: KeepCheckpoints = False
     device: Device = "auto"
@@ -166,18 +168,19 @@ class Sweep:
             "threshold": self.threshold,
             "score_learning_rate": self.score_learning_rate,
         }
-        return TrainingAsked(
+        given = {
             **options.given_to(methods, own, swept),
-            objective=self.objective,
-            epochs=self.epochs,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            accumulate=self.accumulate,
-            accumulate_mean=self.accumulate_mean,
-            learning_rate=self.learning_rate,
-            max_length=self.max_length,
-            recipe=read_recipe(self.config, self.objective),
-        )
+            "epochs": self.epochs,
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "accumulate": self.accumulate,
+            "accumulate_mean": self.accumulate_mean,
+            "learning_rate": self.learning_rate,
+            "max_length": self.max_length,
+            "recipe": read_recipe(self.config, self.objective),
+        }
+        settings = options.settings_of(self.recipe, methods, given, list(swept or ()))
+        return TrainingAsked(objective=self.objective, **settings)
 
     @property
     def how(self) -> dict[str, Any]:

@@ -35,12 +35,14 @@ from deltalens.cli.options import (
     Out,
     PromptField,
     Quiet,
+    Recipe,
     ScopeOfMethod,
     Steps,
     TextField,
     Threshold,
     fields,
     given_to,
+    settings_of,
 )
 
 if TYPE_CHECKING:
@@ -99,12 +101,12 @@ def train(
     lora_alpha: Annotated[
         int | None, typer.Option(help="lora: its scale, times the rank; 16 by default.")
     ] = None,
-    epochs: Epochs = 1.0,
+    epochs: Epochs = None,
     steps: Steps = None,
-    batch_size: BatchSize = 8,
-    accumulate: Accumulate = 1,
+    batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
     accumulate_mean: AccumulateMean = "tokens",
-    learning_rate: LearningRate = 2e-5,
+    learning_rate: LearningRate = None,
     weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the order of rows, and of random masks.")] = 0,
     max_length: MaxLength = None,
@@ -130,6 +132,7 @@ def train(
         bool, typer.Option("--probe", help="Log the gradients every 10 steps, for monitor.")
     ] = False,
     config: Config = None,
+    recipe: Recipe = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the training that OUT holds.")
     ] = False,
@@ -147,8 +150,9 @@ def train(
 ) -> None:
     """Train a model: plain fine-tuning, Gradient-Mask Tuning, Mask Fine-Tuning, and baselines.
 
-    AdamW, cosine after 3 % warm-up, loss on the completion. Ctrl-C writes a checkpoint; --resume
-    goes on from the last one, bit for bit. Needs the extra [train].
+    AdamW, cosine after 3 % warm-up, loss on the completion; --recipe mft-paper has MFT's settings.
+    Ctrl-C writes a checkpoint; --resume goes on from the last one, bit for bit. Needs the extra
+    [train].
 
     \b
     Example:
@@ -178,22 +182,23 @@ def train(
             "lora_rank": lora_rank,
             "lora_alpha": lora_alpha,
         }
-        asked = TrainingAsked(
-            method=method,
-            objective=objective,
+        given = {
             **given_to([method], own),
-            epochs=epochs,
-            steps=steps,
-            batch_size=batch_size,
-            accumulate=accumulate,
-            accumulate_mean=accumulate_mean,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            seed=seed,
-            max_length=max_length,
-            loss_on=loss_on,
-            gradient_checkpointing=gradient_checkpointing,
-            recipe=read_recipe(config, objective),
+            "epochs": epochs,
+            "steps": steps,
+            "batch_size": batch_size,
+            "accumulate": accumulate,
+            "accumulate_mean": accumulate_mean,
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "seed": seed,
+            "max_length": max_length,
+            "loss_on": loss_on,
+            "gradient_checkpointing": gradient_checkpointing,
+            "recipe": read_recipe(config, objective),
+        }
+        asked = TrainingAsked(
+            method=method, objective=objective, **settings_of(recipe, [method], given)
         )
         with console.meter(quiet or as_json) as meter:
             trained = run(

@@ -1,0 +1,94 @@
+"""`--recipe mft-paper`: MFT's settings as printed and as its code has them, beneath those given."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from deltalens import load_study
+from deltalens.cli.main import app
+from deltalens.errors import DeltaLensError
+from deltalens.training.asked import TrainingAsked
+from deltalens.training.paper import paper_settings
+from tests.training.folders import write_model, write_rows
+
+# Of the paper: section 5.1 (epochs, rates), Tables 1 and 2 (10 %, four blocks of each domain).
+PRINTED = [
+    ("llama2-7b", "maths", 2e-5, "4-7"),
+    ("llama2-7b", "code", 2e-5, "20-23"),
+    ("llama2-7b", "instructions", 2e-5, "0-3"),
+    ("llama3.1-8b", "maths", 5e-6, "24-27"),
+    ("llama3.1-8b", "code", 5e-6, "20-23"),
+    ("llama3.1-8b", "instructions", 5e-6, "24-27"),
+]
+
+
+def settled(name: str, method: str = "mft", **given: Any) -> TrainingAsked:
+    return TrainingAsked(method=method, **paper_settings(name, [method], given))
+
+
+@pytest.mark.parametrize(("model", "domain", "rate", "blocks"), PRINTED)
+def test_what_is_printed(model: str, domain: str, rate: float, blocks: str) -> None:
+    found = settled(f"mft-paper:{model}:{domain}")
+    assert (found.learning_rate, found.blocks, found.mask_ratio) == (rate, blocks, "0.1")
+    assert found.epochs == 2
+    assert found.batch_size * found.accumulate == 128
+    assert (found.warmup, found.weight_decay) == (0.03, 0.0)
+    assert found.recipe["lr_scheduler_type"] == "linear"
+    assert found.recipe["max_grad_norm"] == 0
+
+
+def test_what_is_given_stays() -> None:
+    found = settled(
+        "mft-paper:llama2-7b:code", learning_rate=1e-2, blocks="1", recipe={"optim": "sgd"}
+    )
+    assert (found.learning_rate, found.blocks, found.epochs) == (1e-2, "1", 2)
+    assert found.recipe["optim"] == "sgd"
+    assert found.recipe["lr_scheduler_type"] == "linear"
+    assert settled("mft-paper", threshold=-0.035).mask_ratio is None
+    assert settled("mft-paper:llama2-7b:code", include="mlp").blocks is None
+    assert settled("mft-paper:llama2-7b:code", "sft").mask_ratio is None
+
+
+@pytest.mark.parametrize(
+    ("name", "methods", "message"),
+    [
+        ("mft", ["mft"], "recipe 'mft': mft-paper, or mft-paper:MODEL"),
+        ("mft-paper:gpt", ["mft"], "llama2-7b or llama3.1-8b"),
+        ("mft-paper:llama2-7b:law", ["mft"], "'law': choose maths, code, instructions"),
+        ("mft-paper", ["mft", "gmt"], "says nothing of gmt"),
+    ],
+)
+def test_recipes_that_cannot_be(name: str, methods: list[str], message: str) -> None:
+    with pytest.raises(DeltaLensError, match=message):
+        paper_settings(name, methods, {})
+
+
+def test_a_training_follows_it(tmp_path: Path) -> None:
+    """The schedule falls on a line to 0, as transformers logs it; the rows are seen twice."""
+    model, rows = write_model(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl")
+    command = ["train", "mft", str(model), "--data", str(rows), "-o", str(tmp_path / "out"), "-q"]
+    done = CliRunner().invoke(app, [*command, "--recipe", "mft-paper", "--accumulate", "1"])
+    assert done.exit_code == 0, done.output
+    lines = map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+    rates = [line["learning_rate"] for line in lines if "loss" in line]
+    assert len(rates) == 10
+    # Three per cent of ten steps are no step of warm-up.
+    assert rates == pytest.approx([2e-5 * (10 - step) / 10 for step in range(10)])
+    asked = json.loads((tmp_path / "out" / "train.json").read_text())["asked"]
+    assert (asked["epochs"], asked["mask_ratio"], asked["blocks"]) == (2.0, "0.1", "all")
+
+
+def test_a_comparison_follows_it(tmp_path: Path) -> None:
+    model, rows = write_model(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl")
+    command = ["compare", "mft,l1-mask", str(model), "--data", str(rows), "--eval-data", str(rows)]
+    more = ["--recipe", "mft-paper", "--blocks", "0", "--seeds", "1", "--steps", "1", "-q"]
+    done = CliRunner().invoke(app, [*command, *more, "-o", str(tmp_path / "study")])
+    assert done.exit_code == 0, done.output
+    record = load_study(tmp_path / "study")
+    assert record.setting("mask_ratio", "l1-mask") == record.setting("mask_ratio", "mft") == "0.1"
+    assert record.setting("blocks", "mft") == "0"
+    assert record.asked["epochs"] == 2
+    assert record.asked["recipe"]["lr_scheduler_type"] == "linear"
