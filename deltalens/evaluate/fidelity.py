@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltalens.errors import DeltaLensError
+from deltalens.errors import DeltaLensError, said_by
 from deltalens.evaluate.finite import are_numbers, no_numbers
 from deltalens.evaluate.positions import longest_input
 from deltalens.evaluate.scoring import can_generate
@@ -91,7 +91,8 @@ def _continue(
     going = [True] * len(texts)
     ids, cache = first.unsqueeze(1).to(device), None
     for _ in range(steps):
-        out = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        with said_by("transformers", f"{type(model).__name__}: no texts can be sampled from it"):
+            out = model(input_ids=ids, past_key_values=cache, use_cache=True)
         cache = getattr(out, "past_key_values", None)
         if not bool(are_numbers(out.logits[:, -1]).all()):
             raise no_numbers(model, _folder(model))
@@ -202,7 +203,8 @@ class Fidelity:
             inputs |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
         if self._causal or self._encoder_decoder:
             inputs["use_cache"] = False
-        logits = getattr(model(**inputs), "logits", None)
+        with said_by("transformers", f"{type(model).__name__}: cannot be evaluated on texts"):
+            logits = getattr(model(**inputs), "logits", None)
         if not isinstance(logits, Tensor) or logits.dim() not in (2, 3):
             raise DeltaLensError(
                 f"{type(model).__name__} gives no logits to compare; give a metric of your own to "

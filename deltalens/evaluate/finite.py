@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deltalens.errors import DeltaLensError, several
+from deltalens.errors import DeltaLensError, said_by, several
 from deltalens.io.records import Measurement
 
 __all__ = ["are_numbers", "check_measured", "check_model", "no_numbers"]
@@ -30,12 +30,13 @@ def check_model(model: nn.Module, ids: Sequence[int], where: str | Path) -> None
         where: the model's folder.
 
     Raises:
-        DeltaLensError: with the dtype, and what to do.
+        DeltaLensError: with the dtype, and what to do; or the model fails on these tokens.
     """
     if not ids:
         return
     device = next(model.parameters()).device
-    logits = model(input_ids=torch.tensor([[*ids]], device=device), use_cache=False).logits
+    with said_by("transformers", f"{where}: {type(model).__name__} takes no text"):
+        logits = model(input_ids=torch.tensor([[*ids]], device=device), use_cache=False).logits
     if not bool(are_numbers(logits).all()):
         raise no_numbers(model, where)
 
