@@ -13,7 +13,8 @@ from deltalens.demo import build, build_base
 from tests.cli.test_demo_probe import TINY
 
 STUDIES = (
-    *("mft-maths", "mft-code", "mft-instructions", "mft-mixture"),
+    *("mft-maths", "mft-code", "mft-instructions"),
+    *("mft-mixture-maths", "mft-mixture-code", "mft-mixture-instructions"),
     *("mft-layers", "mft-mask-ratio", "mft-data-ratio"),
 )
 
@@ -38,7 +39,7 @@ def test_everything_is_made_and_then_shown(tmp_path: Path) -> None:
     assert first.exit_code == 0, (first.output, first.exception)
     kinds = {name: load_study(tmp_path / name).kind for name in STUDIES}
     assert list(kinds.values()) == [
-        *["comparison"] * 4,
+        *["comparison"] * 6,
         *("layer-sweep", "mask-ratio-sweep", "data-ratio-sweep"),
     ]
     compared = load_study(tmp_path / "mft-code").cells
@@ -48,6 +49,12 @@ def test_everything_is_made_and_then_shown(tmp_path: Path) -> None:
         "code_unseen",
         "instructions_unseen",
     }
+    for domain in ("maths", "code", "instructions"):
+        goes_on = load_study(tmp_path / f"mft-mixture-{domain}")
+        assert goes_on.facts["model"] == str(tmp_path / "ft-mixture")
+        assert goes_on.asked["data"][0] == f"{domain}_few_train"
+    table = (tmp_path / "mft-maths" / "mft_tab1.csv").read_text()
+    assert table.count("This study: mixed-domain FFT") >= 3
     for name in ("mft_tab1", "mft_tab5", "mft_fig2"):
         assert (tmp_path / "mft-maths" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     journals = [(tmp_path / name / "cells.jsonl").read_bytes() for name in STUDIES]
