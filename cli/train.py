@@ -253,7 +253,9 @@ def _show(trained: Trained, pictures: list[Path], *, as_json: bool, quiet: bool)
         return
     if trained.steps:
         took = f"{trained.steps:,} steps in {trained.seconds:,.1f} s"
-        typer.echo(f"{took}; loss {trained.loss:.4f} over the last tenth")
+        typer.echo(took)
+        said = f"{trained.loss:.4f} ({trained.loss_unit})"
+        typer.echo(f"mean training loss over the last 10 % of steps: {said}")
     for name, measured in trained.metrics.items():
         typer.echo(f"{name}: {measured.value:.4g} (n = {measured.n:,})")
     for note in trained.notes:

@@ -28,7 +28,7 @@ from deltalens.studies import axes
 from deltalens.studies.drop import drop
 from deltalens.studies.processes import Tell
 from deltalens.studies.study import Metrics, StudyWatch, run_cells
-from deltalens.training.asked import METHODS, OWN, TrainingAsked, check_own
+from deltalens.training.asked import OWN, TrainingAsked, check_own
 from deltalens.training.folder import METRICS
 from deltalens.training.measuring import scoring_of
 from deltalens.training.run import TrainingWatch, train, training_dtype
@@ -145,9 +145,7 @@ def cells_own(
     through, which its cells name."""
     found = {}
     for method in methods:
-        own: dict[str, Any] = {}
-        if method in OWN:
-            own = (asked.of(method) if method in METHODS else asked).settings(method)
+        own = asked.of(method).settings() if method in OWN else {}
         found[method] = {name: value for name, value in own.items() if name not in swept}
     return found
 

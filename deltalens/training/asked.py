@@ -262,19 +262,16 @@ class TrainingAsked:
         found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return {n: v for n, v in found.items() if n not in {"method", "seed", *_NOT_SHARED}}
 
-    def settings(self, method: str | None = None) -> dict[str, Any]:
-        """The method's own settings as they are used, as JSON values; `of` takes them again.
-
-        Args:
-            method: one that is no training's, such as One-off Drop; else this one's.
-        """
-        found = {name: self.own(name) for name in OWN[method or self.method or "sft"]}
+    def settings(self) -> dict[str, Any]:
+        """The method's own settings as they are used, as JSON values; `of` takes them again."""
+        found = {name: self.own(name) for name in OWN[self.method or "sft"]}
         if "mask_ratio" in found:
             shown = ((kind, show_rate(ratio)) for kind, ratio in sorted(self.ratios.items()))
             text = ",".join(f"{kind}={ratio}" if kind else ratio for kind, ratio in shown)
             found["mask_ratio"] = text if self.threshold is None else None
-        # The ratio that is shown is that of the weights removed.
-        found.pop("complement", None)
+        if "complement" in found:
+            # The ratio above is that of the weights removed, whichever way it was given.
+            found["complement"] = None
         if "score_learning_rate" in found:
             found["score_learning_rate"] = self.peak_learning_rate
         return found

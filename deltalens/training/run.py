@@ -63,7 +63,6 @@ class Trained:
     """Wall time of this sitting's steps."""
     loss: float
     """Mean training loss over the last tenth of the logged steps, in `loss_unit`."""
-    loss_unit: str
     finished: bool
     """False where it was interrupted; the last checkpoint is there."""
     metrics: Mapping[str, Measurement]
@@ -73,6 +72,8 @@ class Trained:
     """The probe's run folder."""
     masks: Path | None = None
     """Which weights were removed."""
+    loss_unit: str = "nats per target token"
+    """What the loss is, and its unit."""
 
 
 def train(
@@ -305,12 +306,12 @@ class _Sitting:
             steps,
             seconds,
             loss,
-            self.asked.loss_unit,
             finished,
             metrics,
             notes,
             run,
             file if file.exists() else None,
+            self.asked.loss_unit,
         )
 
     @contextmanager

@@ -31,6 +31,7 @@ OPTIONS: dict[str, list[Any]] = {
     "blocks": ["all", "1"],
     "modules": ["mlp"],
     "threshold": [-0.03],
+    "complement": [True],
     "rank_by": ["magnitude", "value"],
     "init_std": [0.02, 0.03],
     "score_learning_rate": [2e-5, 1e-3],

@@ -317,7 +317,7 @@ def test_every_setting_of_a_training_is_in_the_identity_or_refused(
 ) -> None:
     fake_trainings(monkeypatch)
     study = studies[name]
-    known = {"compare": ["mft", "lora"], "sweep_data_ratio": ["mft", "lora", "gmt", "hft"]}
+    known = {"compare": ["mft", "lora-on-ft"], "sweep_data_ratio": ["mft", "lora", "gmt", "hft"]}
     call = {**study.call, "methods": known.get(name, ["mft"])}
     study.function(out=tmp_path / "s", **call)
     for one in dataclasses.fields(TrainingAsked):

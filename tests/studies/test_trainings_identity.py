@@ -50,10 +50,10 @@ def test_each_method_is_recorded_with_the_ratio_that_it_is_trained_at(
     source: TrainingData, fake: FakeTraining, tmp_path: Path
 ) -> None:
     out = tmp_path / "s"
-    record = compare(["l1-mask", "mft", "lora"], source, out, TrainingAsked(), seeds=1)
+    record = compare(["l1-mask", "mft", "lora-on-ft"], source, out, TrainingAsked(), seeds=1)
     assert record.setting("mask_ratio", "mft") == record.setting("mask_ratio", "l1-mask") == "0.1"
-    assert record.setting("lora_rank", "lora") == 64
-    assert record.setting("mask_ratio", "lora") is None
+    assert record.setting("lora_rank", "lora-on-ft") == 64
+    assert record.setting("mask_ratio", "lora-on-ft") is None
     sweep = sweep_data_ratio(["gmt"], source, tmp_path / "gmt", TrainingAsked(), seeds=1)
     assert sweep.setting("mask_ratio", "gmt") == "0.2"
     before = files(out), fake.calls
@@ -78,8 +78,8 @@ def test_device_and_dtype_are_recorded_as_they_came_out(
 STEPS: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
     (
         "compare",
-        [{"methods": ["mft"], "seeds": 1}, {"methods": ["lora", "sft"], "seeds": 2}],
-        {"methods": ["sft", "mft", "lora"], "seeds": 2},
+        [{"methods": ["mft"], "seeds": 1}, {"methods": ["lora-on-ft", "sft"], "seeds": 2}],
+        {"methods": ["sft", "mft", "lora-on-ft"], "seeds": 2},
     ),
     (
         "mask-ratio",
@@ -132,9 +132,9 @@ def test_what_a_study_held_is_gone_on_with_as_it_was_asked_then(
 ) -> None:
     """More seeds are asked for with another method: the first one's have its own settings."""
     compare(["mft"], source, tmp_path / "s", TrainingAsked(mask_ratio="0.3", blocks="1"), seeds=1)
-    compare(["lora"], source, tmp_path / "s", TrainingAsked(lora_rank=2), seeds=2)
+    compare(["lora-on-ft"], source, tmp_path / "s", TrainingAsked(lora_rank=2), seeds=2)
     both = TrainingAsked(mask_ratio="0.3", blocks="1", lora_rank=2)
-    compare(["mft", "lora"], source, tmp_path / "whole", both, seeds=2)
+    compare(["mft", "lora-on-ft"], source, tmp_path / "whole", both, seeds=2)
     assert files(tmp_path / "s") == files(tmp_path / "whole")
 
 
@@ -148,7 +148,7 @@ def test_the_base_is_named_again_only_if_it_is_not_measured_yet(
     compare(["base", "mft", "l1-mask"], source, tmp_path / "whole", asked, base=base)
     assert files(out) == files(tmp_path / "whole")
     (out / "cells.jsonl").write_text("")
-    with pytest.raises(DeltaLensError, match="the base is not measured yet"):
+    with pytest.raises(DeltaLensError, match="what starts from the base is not finished"):
         compare(["mft"], source, out, asked)
 
 
@@ -164,7 +164,8 @@ OF_SOURCE: dict[str, list[Any]] = {
 def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]:
     """A study, and what it is asked for: axes, settings, and of its data."""
     name = draw(st.sampled_from(["compare", "data-ratio"]))
-    known = ["mft", "sft", "lora"] + (["l1-mask"] if name == "compare" else ["gmt", "random-mask"])
+    more = ["lora-on-ft", "l1-mask"] if name == "compare" else ["lora", "gmt", "random-mask"]
+    known = ["mft", "sft", *more]
     methods = draw(st.lists(st.sampled_from(known), min_size=1, max_size=3, unique=True))
     axes: dict[str, Any] = {"methods": methods, "seeds": draw(st.integers(1, 2))}
     if name == "data-ratio":

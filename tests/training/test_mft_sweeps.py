@@ -216,6 +216,10 @@ def test_masks_at_the_complement_ratio(source: TrainingData, tmp_path: Path) -> 
             assert not after.flatten()[order[:count]].any()
     record = load_study(study)
     assert record.setting("mask_ratio", "l1-mask-complement") == "0.75"
+    turned = dataclasses.replace(PLAIN, mask_ratio="0.25", blocks="1", complement=True)
+    compare(["l1-mask"], source, tmp_path / "turned", turned, seeds=1, keep_checkpoints=True)
+    after = weights(tmp_path / "turned" / "checkpoints" / "l1-mask-0")[name]
+    assert int((after == 0).sum()) == round(0.75 * before.numel())
     own = TrainingAsked(method="l1-mask", mask_ratio="0.25", blocks="1", complement=True)
     train(source.model, source.data, tmp_path / "alone", own)
     kept = study / "checkpoints" / "l1-mask-complement-0"
