@@ -1,6 +1,7 @@
 """Under DPO, preferences are what is measured: the numbers are those of trl's own evaluation."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,30 @@ def test_what_is_measured_is_what_trl_measures(
     assert 0 < wanted["preference_accuracy"] < 1
     assert abs(wanted["reward_margin"]) > 1e-3
     assert done.metrics["dpo_loss"].n == 24
+
+
+def test_preferences_in_messages_are_measured_as_trl_measures_them(
+    base: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "chat"
+    shutil.copytree(base, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}"
+        "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    tokenizer.save_pretrained(model)
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    rows = [
+        {name: [{"role": roles[name], "content": text}] for name, text in row.items()}
+        for row in preferences()
+    ]
+    file = write_rows(tmp_path / "messages.jsonl", rows)
+    done = train(model, file, tmp_path / "out", asked(), eval_data=[file])
+    wanted = of_trl(tmp_path / "out", model, file, tmp_path / "trl", 0.1)
+    for name, value in wanted.items():
+        assert done.metrics[name].value == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    assert wanted["dpo_loss"] < 0.69
 
 
 def test_the_training_loss_has_its_unit(
