@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Sequence
@@ -124,9 +125,10 @@ class Scoring:
         assert self._pattern is not None
         right = torch.zeros(len(self._sequences))
         for batch in self._batches:
-            sequences = [self._sequences[row] for row in batch.rows.tolist()]
-            answers = self._generate(model, sequences)
-            for row, sequence, answer in zip(batch.rows.tolist(), sequences, answers, strict=True):
+            rows = batch.rows.tolist()
+            answers = self._answers(model, [self._sequences[row] for row in rows])
+            for row, answer in zip(rows, answers, strict=True):
+                sequence = self._sequences[row]
                 target = sequence.ids[sequence.target :]
                 texts = (
                     self._tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -135,6 +137,19 @@ class Scoring:
                 wanted, got = (_answer(self._pattern, text) for text in texts)
                 right[row] = float(wanted is not None and wanted == got)
         return right
+
+    def _answers(self, model: Any, sequences: Sequence[Tokens]) -> list[list[int]]:
+        """What a model generates. Prompts of several lengths are padded in front; to a model that
+        is not told its positions the padding would be a part of the text."""
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            return self._generate(model, sequences)
+        found: list[list[int]] = [[]] * len(sequences)
+        for length in {sequence.target for sequence in sequences}:
+            places = [n for n, sequence in enumerate(sequences) if sequence.target == length]
+            answers = self._generate(model, [sequences[n] for n in places])
+            for place, answer in zip(places, answers, strict=True):
+                found[place] = answer
+        return found
 
     def _generate(self, model: Any, sequences: Sequence[Tokens]) -> list[list[int]]:
         """Greedy continuations of the prompts up to where they stop, or half as long again as the
