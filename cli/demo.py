@@ -35,7 +35,8 @@ def demo(
     """Train a tiny base and a fine-tune of it, then inspect them and study drops.
 
     Takes about three minutes on two cores, downloads nothing, and leaves ordinary Hugging Face
-    folders to try the other commands on. A second run starts at once.
+    folders, and rows to train on and to test by, to try the other commands on. A second run starts
+    at once.
 
     \b
     Example:
@@ -50,6 +51,7 @@ def demo(
 
         paths = made(build_demo, out, quiet, {"base": "base", "ft": "fine-tune"})
         say(quiet, f"base:      {paths.base}\nfine-tune: {paths.ft}")
+        say(quiet, f"rows:      {paths.train}, {paths.test}")
         ft, base, test = str(paths.ft), str(paths.base), paths.data["maths"]["test"]
         places = [out / name for name in ("anatomy", "study-fidelity", "study-maths")]
         say(quiet, _ASKED[0].format(ft=ft, base=base, out=places[0]))

@@ -41,7 +41,8 @@ def build_demo(
 ) -> DemoPaths:
     """Train the demo's base model and its maths fine-tune, unless the folder has them already.
 
-    ``base/`` and ``ft/`` are ordinary Hugging Face folders. Whatever ends the call early, each of
+    ``base/`` and ``ft/`` are ordinary Hugging Face folders; beside them lie rows to train on and to
+    test by. Whatever ends the call early, each of
     them is whole or absent, and the next call trains only what is absent. Another recipe or
     another version of deltalens makes the demo anew in the same folder. ``report`` is called with
     the stage's name, the steps done and the steps in all, a few times a second.
@@ -56,6 +57,7 @@ def build_demo(
     from deltalens.demo.stages import Making, train_stages
 
     held_out = write_held_out(paths, recipe)
+    _write_training(paths, recipe, held_out)
     stages = train_stages(Making(paths, recipe, identity, held_out, report))
     write_json(folder / _RECORD, {**identity, "recipe": asdict(recipe), "stages": stages})
     return paths
@@ -95,16 +97,15 @@ MIXTURE = "mixture"
 def build_base(
     folder: Path, *, recipe: Recipe = DEFAULT_RECIPE, report: Report | None = None
 ) -> DemoPaths:
-    """Train the demo's base, unless it is there, and write rows to train on: of each domain alone,
-    and of all three, as many of each; `TRAINING_ROWS`, and `FEW_ROWS`. Then, of each domain, as
-    many rows as the recipe has to test by that neither the base nor these contain.
+    """Train the demo's base, unless it is there, and write rows to train on. Then, of each domain,
+    as many rows as the recipe has to test by that neither the base nor these contain.
 
     Otherwise as `build_demo`.
 
     Raises DeltaLensError if ``folder`` is a file, or has a ``base`` that no demo wrote.
     """
     paths, identity = demo_paths(folder), identity_of(recipe)
-    written = [*paths.training.values(), *paths.unseen.values()]
+    written = [*paths.training.values(), *paths.unseen.values(), paths.train, paths.test]
     if stage_record(paths.base, identity) is not None and all(map(Path.is_file, written)):
         return paths
     refuse_to_replace(folder, [paths.base])
@@ -112,12 +113,28 @@ def build_base(
     from random import Random
 
     from deltalens.demo.stages import Making, base_prompts, train_base
-    from deltalens.demo.tasks import held_out_prompts, sample_apart, stream
+    from deltalens.demo.tasks import sample_apart
 
     held_out = write_held_out(paths, recipe)
     making = Making(paths, recipe, identity, held_out, report)
     train_base(making)
-    taken = held_out_prompts(held_out) | base_prompts(making)
+    taken = _write_training(paths, recipe, held_out) | base_prompts(making)
+    for domain, file in paths.unseen.items():
+        rng = Random(f"{recipe.seed}/{domain}/unseen")
+        _write_rows(file, sample_apart(DOMAINS[domain], rng, recipe.test_rows, taken))
+    return paths
+
+
+def _write_training(
+    paths: DemoPaths, recipe: Recipe, held_out: Mapping[str, HeldOut]
+) -> frozenset[str]:
+    """Write rows to train on, of each domain alone and of all three, as many of each:
+    `TRAINING_ROWS`, and `FEW_ROWS`. Their prompts, and those held out."""
+    from random import Random
+
+    from deltalens.demo.tasks import held_out_prompts, stream
+
+    taken = held_out_prompts(held_out)
     for name, file in paths.training.items():
         domain, _, few = name.partition("_")
         domains = tuple(DOMAINS) if domain == MIXTURE else (domain,)
@@ -129,10 +146,9 @@ def build_base(
         rows = list(islice(endless, (FEW_ROWS if few else TRAINING_ROWS) * len(domains)))
         taken |= {row.prompt for row in rows}
         _write_rows(file, rows)
-    for domain, file in paths.unseen.items():
-        rng = Random(f"{recipe.seed}/{domain}/unseen")
-        _write_rows(file, sample_apart(DOMAINS[domain], rng, recipe.test_rows, taken))
-    return paths
+    write_whole(paths.train, paths.training["maths"].read_bytes())
+    write_whole(paths.test, paths.data["maths"]["test"].read_bytes())
+    return taken
 
 
 def _write_rows(file: Path, rows: Iterable[Row]) -> None:
@@ -153,7 +169,15 @@ def demo_paths(folder: Path) -> DemoPaths:
     }
     unseen = {domain: folder / "data" / f"{domain}_unseen.jsonl" for domain in DOMAINS}
     return DemoPaths(
-        folder, folder / "base", folder / "ft", folder / "probe-run", data, training, unseen
+        folder=folder,
+        base=folder / "base",
+        ft=folder / "ft",
+        probe_run=folder / "probe-run",
+        data=data,
+        training=training,
+        train=folder / "train.jsonl",
+        test=folder / "test.jsonl",
+        unseen=unseen,
     )
 
 
@@ -167,6 +191,7 @@ def _is_finished(paths: DemoPaths, identity: Mapping[str, str]) -> bool:
         same(read_json(paths.folder / _RECORD), identity) is not None
         and all(stage_record(path, identity) is not None for path in (paths.base, paths.ft))
         and all(path.is_file() for files in paths.data.values() for path in files.values())
+        and all(path.is_file() for path in (*paths.training.values(), paths.train, paths.test))
     )
 
 

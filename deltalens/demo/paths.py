@@ -32,7 +32,11 @@ class DemoPaths:
     data: dict[str, dict[str, Path]]
     """The held-out rows' files, by domain and split."""
     training: dict[str, Path]
-    """Rows to train on: `maths`, and a `mixture` of all domains; there once they are asked for."""
+    """Rows to train on: of each domain, and a `mixture` of all."""
+    train: Path
+    """Those of maths once more, by the name that README's examples use."""
+    test: Path
+    """The held-out rows of maths to test by, likewise."""
     unseen: dict[str, Path]
     """By domain, rows that no training here has seen and no setting was chosen by; likewise."""
 

@@ -176,3 +176,66 @@ def test_rows_are_checked_before_anything_is_loaded_or_written(tmp_path: Path) -
         deltalens.drop_study(ft, base, tmp_path / "study", data=[data], watch=watch)
     assert not stages
     assert left_in(tmp_path) == before
+
+
+USER, ANSWER = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
+ODD: list[tuple[dict[str, object], str]] = [
+    ({"prompt": [USER], "completion": "!"}, "'prompt' is not a text"),
+    ({"prompt": "?", "completion": [ANSWER]}, "'completion' is not a text"),
+    ({"prompt": [], "completion": [ANSWER]}, "'prompt' is not a list of at least one message"),
+    ({"prompt": [USER], "completion": []}, "'completion' is not a list of at least one message"),
+    (
+        {"prompt": [USER], "completion": [USER]},
+        "'completion' does not end with the assistant's message",
+    ),
+    ({"chosen": [USER, ANSWER]}, "'rejected' is missing"),
+    ({"chosen": "a", "rejected": [USER, ANSWER]}, "'rejected' is not a text"),
+    (
+        {"chosen": [USER, ANSWER], "rejected": [{**USER, "content": "else"}, ANSWER]},
+        "'chosen' and 'rejected' do not begin with the same message",
+    ),
+    (
+        {"chosen": [USER, ANSWER], "rejected": [USER, USER]},
+        "'rejected' does not end with the assistant's message",
+    ),
+    ({"messages": [USER, ANSWER], "tools": "[{"}, "'tools' is no valid JSON: "),
+    ({"messages": [USER, ANSWER], "tools": {"name": "x"}}, "'tools' is no list of objects"),
+    ({"messages": [USER, ANSWER], "tools": ["x"]}, "'tools' is no list of objects"),
+    (
+        {"messages": [USER, ANSWER], "chat_template_kwargs": "x"},
+        "'chat_template_kwargs' is no object",
+    ),
+    (
+        {"messages": [{**USER, "content": [{"type": "image"}]}, ANSWER]},
+        "'messages': message 1 has parts that are no text",
+    ),
+    (
+        {"messages": [{"role": "user", "content": None}, ANSWER]},
+        "'messages': message 1 has no text as its 'content'",
+    ),
+    (
+        {"messages": [USER, {**ANSWER, "tool_calls": [{"name": "\udfff"}]}]},
+        "'messages' is not valid Unicode: ",
+    ),
+    ({"prompt": "?", "text": "a"}, "'completion' is missing"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), ODD)
+def test_a_conversation_that_cannot_be_used_is_named(
+    tmp_path: Path, row: dict[str, object], message: str
+) -> None:
+    assert fault(tmp_path, row).startswith(message)
+
+
+def test_a_value_that_json_cannot_say_is_named(tmp_path: Path) -> None:
+    """Parquet has dates; a template gets what JSON can say."""
+    import datetime
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    turn = {**ANSWER, "at": datetime.date(2024, 1, 1)}
+    file = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist([{"messages": [{**USER, "at": None}, turn]}]), file)
+    assert "'messages' holds what JSON cannot say: " in refusal(file)

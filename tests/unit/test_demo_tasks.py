@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deltalens.demo import DemoPaths, Recipe, build_demo
+from deltalens.demo.build import TRAINING_ROWS
 from deltalens.demo.model import build_model, build_tokenizer
 from deltalens.demo.tasks import DOMAINS, PIECES, Row, held_out_prompts, hold_out, stream
 from deltalens.demo.train import encode, exact_match, train
 from deltalens.errors import DeltaLensError
+from deltalens.evaluate.rows import read_rows
 
 TINY = Recipe(
     hidden_size=16,
@@ -208,6 +210,9 @@ class Reports:
         return {stage for stage, _, _ in self.calls}
 
 
+ROWS = ("train.jsonl", "test.jsonl")
+
+
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -223,7 +228,7 @@ def test_a_demo_is_two_checkpoints_that_transformers_loads(demo: DemoPaths) -> N
         tokenizer = AutoTokenizer.from_pretrained(folder)
         assert model.dtype == torch.float32
         assert len(tokenizer) == model.config.vocab_size
-    assert names_in(demo.folder) == {"base", "ft", "data", "demo.json"}
+    assert names_in(demo.folder) == {"base", "ft", "data", "demo.json", *ROWS}
 
 
 def test_the_finetune_differs_from_the_base_in_every_tensor(demo: DemoPaths) -> None:
@@ -238,6 +243,24 @@ def test_a_demo_writes_its_held_out_rows(demo: DemoPaths) -> None:
         for split, path in files.items():
             rows = [Row(**json.loads(line)) for line in path.read_text().splitlines()]
             assert tuple(rows) == getattr(held_out[domain], split)
+
+
+def test_a_demo_writes_rows_to_train_on_that_none_of_the_held_out_ones_is_among(
+    demo: DemoPaths,
+) -> None:
+    training, test = (read_rows(demo.folder / name).rows for name in ROWS)
+    held_out = hold_out(TINY.seed, validation_rows=5, test_rows=7)["maths"]
+    assert {row.prompt for row in test} == {row.prompt for row in held_out.test}
+    assert len(training) == TRAINING_ROWS
+    assert not {row.prompt for row in training} & held_out_prompts({"maths": held_out})
+
+
+def test_a_demo_of_before_gets_its_rows_without_training(demo: DemoPaths) -> None:
+    before, reports = demo.train.read_bytes(), Reports()
+    demo.train.unlink()
+    build_demo(demo.folder, recipe=TINY, report=reports)
+    assert demo.train.read_bytes() == before
+    assert not reports.calls
 
 
 def test_a_demo_records_how_it_was_made(demo: DemoPaths) -> None:
@@ -258,13 +281,13 @@ def test_another_recipe_makes_the_demo_anew(tmp_path: Path) -> None:
     reports = Reports()
     build_demo(tmp_path, recipe=replace(TINY, seed=1), report=reports)
     assert reports.stages() == {"base", "ft"}
-    assert names_in(tmp_path) == {"base", "ft", "data", "demo.json"}
+    assert names_in(tmp_path) == {"base", "ft", "data", "demo.json", *ROWS}
 
 
 def test_an_interrupted_demo_resumes_to_the_same_weights(tmp_path: Path, demo: DemoPaths) -> None:
     with pytest.raises(KeyboardInterrupt):
         build_demo(tmp_path, recipe=TINY, report=Reports(stop_in="ft"))
-    assert names_in(tmp_path) == {"base", "data"}
+    assert names_in(tmp_path) == {"base", "data", *ROWS}
     reports = Reports()
     resumed = build_demo(tmp_path, recipe=TINY, report=reports)
     assert reports.stages() == {"ft"}
