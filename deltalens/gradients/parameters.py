@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from collections.abc import Iterator
@@ -32,7 +33,12 @@ def every_parameter(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """A model's parameters, frozen or not, tied ones once, named as without any wrapper."""
     prefix = "module." if isinstance(model, nn.parallel.DistributedDataParallel) else ""
     for name, parameter in model.named_parameters():
-        yield _WRAPPERS.sub("", name.removeprefix(prefix)).removeprefix("."), parameter
+        yield _unwrapped(name.removeprefix(prefix)), parameter
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _unwrapped(name: str) -> str:
+    return _WRAPPERS.sub("", name).removeprefix(".")
 
 
 def parameter_names(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

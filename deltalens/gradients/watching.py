@@ -23,7 +23,7 @@ from torch.optim.optimizer import Optimizer
 
 from deltalens.errors import DeltaLensError
 from deltalens.gradients.hooks import Running, unwatch, watch
-from deltalens.gradients.parameters import every_parameter, inner_model, parameter_names
+from deltalens.gradients.parameters import every_parameter, inner_model
 from deltalens.gradients.steps import GradientStep, Step, gradients_of
 
 __all__ = ["GradientPass", "Subscriber"]
@@ -157,8 +157,10 @@ class _Subscription:
 class _Call:
     """What a model's pass keeps of one call of an optimizer's step."""
 
+    every: list[tuple[str, nn.Parameter]]
+    """All parameters that the model has now."""
     parameters: list[tuple[str, nn.Parameter]]
-    """The model's that it may move."""
+    """Those that it may move."""
     told: list[_Subscription]
     outer: dict[_Subscription, set[int]] = field(default_factory=dict)
     """Parameters that an optimizer around this one moves, of which the same was told."""
@@ -172,7 +174,7 @@ class _Call:
 
 
 class GradientPass:
-    """All subscribers of one model, behind the hooks of `stepping`.
+    """All subscribers of one model: a watcher of every step (`hooks`).
 
     A *step* is what is done with the same gradients: optimizers that step one after the other, with
     no backward pass in between (Muon and AdamW), take one step together, and so do all that step
@@ -241,16 +243,17 @@ class GradientPass:
             self._subscriptions = left
 
     def begins(self, running: Running) -> None:
-        """See `stepping.Watcher`."""
+        """See `hooks.Watcher`."""
         model, optimizer = self._model(), running.optimizer
         told = [one for one in self._subscriptions if one.takes(optimizer)]
         if model is None or not told:
             return
-        names = {id(parameter): name for name, parameter in every_parameter(model)}
+        every = list(every_parameter(model))
+        names = {id(parameter): name for name, parameter in every}
         held = [(names[id(p)], p) for p in _parameters_of(optimizer) if id(p) in names]
         if not held:
             return
-        call = running.held[id(self)] = _Call(held, told)
+        call = running.held[id(self)] = _Call(every, held, told)
         self._leave_to_outer(running, call)
         if running.has_closure and call.told:
             self._open(running, call)
@@ -294,7 +297,7 @@ class GradientPass:
             )
 
     def computed(self, running: Running) -> None:
-        """See `stepping.Watcher`."""
+        """See `hooks.Watcher`."""
         call: _Call | None = running.held.get(id(self))
         if call is None or not call.told:
             return
@@ -305,16 +308,21 @@ class GradientPass:
             self._tell(running, call)
 
     def _tell(self, running: Running, call: _Call) -> None:
-        optimizer, model = running.optimizer, self._model()
+        optimizer = running.optimizer
         gradients = gradients_of(call.parameters, optimizer)
-        if model is None or not gradients or _skipped(optimizer):
+        if not gradients or _skipped(optimizer):
             return
         in_backward = torch._C._current_graph_task_id() != -1
         own = [one.parameter for one in gradients]
         step = self._step
         if step is None or not step.goes_on(own, in_backward):
-            step = self._step = Step(in_backward, _gradients_beside(model, own))
-        elsewhere = _trained_beside(model, call.parameters) if in_backward else ()
+            others = (one for _, one in _beside(call.every, own))
+            there = {id(one): weakref.ref(one.grad) for one in others if one.grad is not None}
+            step = self._step = Step(in_backward, there)
+        elsewhere: tuple[str, ...] = ()
+        if in_backward:
+            left = _beside(call.every, (one for _, one in call.parameters))
+            elsewhere = tuple(name for name, one in left if one.requires_grad)
         shown = GradientStep(
             optimizer, 0, gradients, step, step.parts, elsewhere, running.has_closure
         )
@@ -329,7 +337,7 @@ class GradientPass:
                 mine.forget_scans()
 
     def ended(self, running: Running) -> None:
-        """See `stepping.Watcher`. Who puts weights back comes before who looks at them."""
+        """See `hooks.Watcher`. Who puts weights back comes before who looks at them."""
         call: _Call | None = running.held.pop(id(self), None)
         if call is None:
             return
@@ -354,22 +362,12 @@ def _parameters_of(optimizer: Optimizer) -> Iterator[nn.Parameter]:
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
-def _gradients_beside(
-    model: nn.Module, parameters: Iterable[nn.Parameter]
-) -> dict[int, weakref.ref[Tensor]]:
-    """The gradients of all other parameters that are there now."""
-    own = {id(parameter) for parameter in parameters}
-    return {
-        id(parameter): weakref.ref(parameter.grad)
-        for parameter in model.parameters()
-        if id(parameter) not in own and parameter.grad is not None
-    }
-
-
-def _trained_beside(model: nn.Module, held: Sequence[tuple[str, nn.Parameter]]) -> tuple[str, ...]:
-    """Names of the trained parameters that an optimizer does not hold."""
-    own = {id(parameter) for _, parameter in held}
-    return tuple(name for name, one in parameter_names(model) if id(one) not in own)
+def _beside(
+    every: Iterable[tuple[str, nn.Parameter]], some: Iterable[nn.Parameter]
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """All but some."""
+    ids = {id(parameter) for parameter in some}
+    return ((name, one) for name, one in every if id(one) not in ids)
 
 
 def _refuse_deepspeed(model: nn.Module) -> None:
