@@ -224,7 +224,7 @@ def _arrow_faults(path: Path, what: str) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{path}: not {what}: {reason}") from error
 
@@ -234,6 +234,8 @@ def _of_batches(path: Path, batches: Iterator[Any], size: int) -> Iterator[Recor
 
     number = given = 0
     for batch in batches:
+        # Damaged offsets would be followed out of the file.
+        batch.validate(full=True)
         for column in batch.columns:
             spread = pa.types.is_dictionary(column.type)
             given += (column.dictionary_decode() if spread else column).nbytes

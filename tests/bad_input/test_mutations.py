@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import random
 import re
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
 
@@ -288,9 +291,33 @@ def test_damaged_rows_are_refused_or_harmless(tmp_path: Path, count: int) -> Non
         for file in files:
             for row in read_rows(file).rows:
                 repr(row).encode()
-                assert row.text or row.completion or row.messages
+                assert row.text or row.completion
 
     check_cases(read, tmp_path, dict.fromkeys(files, Mutator.damage_rows), count, 0.4)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_damaged_packed_rows_and_tables_are_refused_or_harmless(tmp_path: Path, count: int) -> None:
+    talk = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
+    rows = [{"messages": talk, "tools": [{"name": {"of": "it"}}]}] * 30
+    packed, table, array, saved = (tmp_path / name for name in ("a.gz", "b.parquet", "c.json", "d"))
+    packed.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    array.write_text(json.dumps(rows))
+    saved.mkdir()
+    (saved / "state.json").write_text(json.dumps({"_data_files": [{"filename": "e.arrow"}]}))
+    made = pa.Table.from_pylist(rows)
+    with pa.OSFile(str(saved / "e.arrow"), "wb") as out, pa.ipc.new_stream(out, made.schema) as to:
+        to.write_table(made)
+
+    def read(root: Path) -> None:
+        for file in (packed, table, array, saved):
+            for row in read_rows(file).rows:
+                repr(row).encode()
+                assert row.completion
+
+    files = [packed, table, array, saved / "state.json", saved / "e.arrow"]
+    check_cases(read, tmp_path, dict.fromkeys(files, Mutator.damage_bytes), count, 0.5)
 
 
 @pytest.mark.slow
