@@ -107,7 +107,7 @@ def landscape(
     """
     kept = f"stopped; finished points are kept in {out}, the same command goes on"
     with console.command(debug, kept):
-        from deltalens.evaluate.rows import read_rows
+        from deltalens.evaluate.rows import read_files
         from deltalens.io.locate import locate
         from deltalens.io.records import check_study_folder
         from deltalens.studies.landscape.scan import scan_landscape
@@ -124,8 +124,7 @@ def landscape(
             messages=messages_field,
             text=text_field,
         )
-        for path in data or ():
-            read_rows(path, limit, named)
+        read_files(data or (), limit, named)
         between = [locate(model, trust_remote_code) for model in others or ()]
         with console.meter(quiet or as_json) as meter:
             record = scan_landscape(

@@ -95,7 +95,7 @@ def layers_drop(
     with console.command(
         debug, f"stopped; finished cells are kept in {out}, the same command goes on"
     ):
-        from deltalens.evaluate.rows import read_rows
+        from deltalens.evaluate.rows import read_files
         from deltalens.figures import draw
         from deltalens.io.locate import located
         from deltalens.io.records import check_study_folder
@@ -113,8 +113,7 @@ def layers_drop(
             messages=messages_field,
             text=text_field,
         )
-        for path in data or ():
-            read_rows(path, limit, named)
+        read_files(data or (), limit, named)
         with (
             located(ft, base, merge_adapter, trust_remote_code) as (ft_path, base_path),
             console.meter(quiet or as_json) as meter,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from deltalens.errors import DataError, DeltaLensError, several
 from deltalens.evaluate.row_files import name_of, records
 
-__all__ = ["FIELDS", "DataFile", "Row", "Turns", "read_rows"]
+__all__ = ["FIELDS", "DataFile", "Row", "Turns", "read_files", "read_rows"]
 
 FIELDS = ("text", "prompt", "completion", "messages", "chosen", "rejected")
 """What a row can hold; `fields` says what a file calls them."""
@@ -91,9 +91,8 @@ def read_rows(
             line and field of the first 20.
         DeltaLensError: the limit is below 1, or `fields` names what a row cannot hold.
     """
+    _check_limit(limit)
     path, fields = Path(path), dict(fields or {})
-    if limit is not None and limit < 1:
-        raise DeltaLensError(f"limit {limit}: at least 1 row")
     unknown = [name for name in fields if name not in FIELDS]
     if unknown:
         raise DeltaLensError(f"field {unknown[0]!r}: choose from {', '.join(FIELDS)}")
@@ -116,6 +115,23 @@ def read_rows(
     if len({row.rejected is None for row in rows}) > 1:
         raise DataError(f"{path}: some rows are preferences and some are not; split the file")
     return DataFile(name_of(path), path, tuple(rows), _digest(rows))
+
+
+def read_files(
+    paths: Iterable[str | Path], limit: int | None = None, fields: Mapping[str, str] | None = None
+) -> tuple[DataFile, ...]:
+    """Several files of rows, or none (`read_rows`).
+
+    Raises:
+        DataError, DeltaLensError: as of `read_rows`; of the limit even without a file.
+    """
+    _check_limit(limit)
+    return tuple(read_rows(path, limit, fields) for path in paths)
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise DeltaLensError(f"limit {limit}: at least 1 row")
 
 
 def _digest(rows: Sequence[Row]) -> str:

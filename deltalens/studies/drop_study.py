@@ -17,7 +17,7 @@ from deltalens.evaluate.loading import (
     pick_device,
     pick_dtype,
 )
-from deltalens.evaluate.rows import read_rows
+from deltalens.evaluate.rows import read_files
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.pairing import check_scope, pair
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
@@ -138,7 +138,7 @@ def drop_study(
         batch_tokens=batch_tokens,
         answer_pattern=answer_regex(answer_pattern),
         fidelity=fidelity,
-        files=tuple(read_rows(path, limit, fields) for path in data),
+        files=read_files(data, limit, fields),
         custom=known.asked,
     )
     if not asked.strategies:

@@ -11,7 +11,7 @@ from pathlib import Path
 from deltalens.catalog import check_better
 from deltalens.errors import DeltaLensError
 from deltalens.evaluate.loading import check_fits, load_model, pick_device, pick_dtype
-from deltalens.evaluate.rows import read_rows
+from deltalens.evaluate.rows import read_files
 from deltalens.io.pairing import pair
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
 from deltalens.studies import axes
@@ -107,7 +107,7 @@ def sweep_layers_drop(
     watch = watch or StudyWatch()
     directions = check_better(better, custom=metric is not None)
     _check_amounts(batch_tokens, fidelity, cache_gb)
-    files = tuple(read_rows(path, limit, fields) for path in data)
+    files = read_files(data, limit, fields)
     pairing = pair(ft, base, include, exclude, strict)
     known = known_metric(metric, version)
     asked = LayersAsked(

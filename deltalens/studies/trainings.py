@@ -13,7 +13,7 @@ from typing import Any
 
 from deltalens.errors import DeltaLensError
 from deltalens.evaluate.loading import LoadedModel, load_model, pick_device
-from deltalens.evaluate.rows import DataFile, read_rows
+from deltalens.evaluate.rows import DataFile, read_files, read_rows
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.identity import Union
 from deltalens.io.records import (
@@ -188,7 +188,7 @@ def run_trainings(
     out = Path(out)
     plans(identity)
     rows = read_rows(source.data, source.limit, source.fields)
-    files = [read_rows(path, None, source.fields) for path in source.eval_data]
+    files = read_files(source.eval_data, None, source.fields)
     checkpoint = open_checkpoint(source.model)
     where = pick_device(source.device)
     check_study_folder(out, [checkpoint.path])

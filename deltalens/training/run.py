@@ -26,7 +26,7 @@ from deltalens.evaluate.finite import check_model
 from deltalens.evaluate.loading import LoadedModel, load_model, pick_device, pick_dtype
 from deltalens.evaluate.positions import longest_input
 from deltalens.evaluate.preferences import Preferences
-from deltalens.evaluate.rows import DataFile, read_rows
+from deltalens.evaluate.rows import DataFile, read_files, read_rows
 from deltalens.evaluate.scoring import Scoring, can_generate
 from deltalens.integrations.transformers import GradientProbeCallback
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
@@ -131,7 +131,7 @@ def train(
         )
     configure = config_class(asked.objective)
     rows = read_rows(data, limit, fields)
-    others = [read_rows(path, None, fields) for path in eval_data]
+    others = read_files(eval_data, None, fields)
     choosing = read_rows(choose_on, None, fields) if choose_on is not None else None
     checkpoint = open_checkpoint(model)
     where = pick_device(device)

@@ -101,9 +101,9 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_an_adapter_is_refused_with_the_option_that_merges_it(tmp_path: Path) -> None:
+def test_an_adapter_is_refused_with_what_merges_it(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "lora", {"adapter_model.safetensors": shard_bytes({})})
-    assert "a PEFT adapter, not a whole model. Add --merge-adapter" in refusal(folder)
+    assert "a PEFT adapter, not a whole model: merge it into its base first" in refusal(folder)
 
 
 def test_several_files_without_an_index_are_ambiguous(tmp_path: Path) -> None:

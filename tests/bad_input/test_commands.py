@@ -152,7 +152,7 @@ OWN: dict[str, tuple[str, Case]] = {
         Case(
             put("ft/config.json", b'{"auto_map": {}, "architectures": ["Own"]}'),
             ["ft", "base"],
-            "Own is code of the checkpoint's own, which is not run; if you have read it and trust",
+            "Own is code of the checkpoint's own, which is not run unless you have read it",
         ),
     ),
     "no study": ("plot", Case(nothing, ["ft"], "ft: no study here")),

@@ -99,7 +99,9 @@ def test_every_mismatch_of_every_checkpoint_is_listed_at_once(three: Three, tmp_
     save(llama(tied=False, intermediate_size=32), wide)
     save(llama(tied=False, num_hidden_layers=3), deep)
     with pytest.raises(PairingError) as caught:
-        deltalens.scan_landscape(three.origin, tmp_path / "s", others=[wide, deep], data=three.data)
+        deltalens.scan_landscape(
+            three.origin, tmp_path / "s", others=[wide, deep], data=three.data, strict=True
+        )
     message = str(caught.value)
     for block in (0, 1):
         for name in ("gate_proj", "up_proj", "down_proj"):

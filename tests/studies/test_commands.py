@@ -102,7 +102,14 @@ def test_plot_of_an_inspection(pair: Pair, tmp_path: Path) -> None:
 
 def test_picture_names_metrics_strategies_and_both_models(study: Path) -> None:
     svg = (study / "gmt_fig3.svg").read_text()
-    for text in ("top-1 agreement", "KL(fine-tune", "drop rate", "salient", "trivial", "random"):
+    for text in (
+        "top-1 agreement",
+        "KL(the fine-tune",
+        "drop rate",
+        "salient",
+        "trivial",
+        "random",
+    ):
         assert text in svg
     for text in ("fine-tuned", "base", "exactly unchanged"):
         assert text in svg

@@ -12,7 +12,7 @@ from deltalens.catalog import check_better
 from deltalens.errors import DeltaLensError
 from deltalens.evaluate.differentiable import LossPart
 from deltalens.evaluate.loading import check_fits, pick_device
-from deltalens.evaluate.rows import read_rows
+from deltalens.evaluate.rows import read_files
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
 from deltalens.studies.code import identify
 from deltalens.studies.drop_asked import FidelityTexts, Metric, answer_regex, known_metric
@@ -126,7 +126,7 @@ def scan_landscape(
         span=span,
         normalise=normalise,
         seed=seed,
-        files=[read_rows(path, limit, fields) for path in data],
+        files=read_files(data, limit, fields),
         metrics=metrics,
         custom=known.asked,
         loss=of_loss.asked,
