@@ -23,8 +23,8 @@ from deltalens.numerics.kernels import (
     largest,
     less,
     less_equal,
+    runs_of_true,
     take_at,
-    where_true,
 )
 from deltalens.numerics.order import EVERYTHING, NOTHING, Boundary, Part, Source
 from deltalens.numerics.scratch import Scratch
@@ -192,14 +192,25 @@ def _look(part: Part, keys: _KeyRange | None, seed: int, scratch: Scratch) -> _I
         under = less(bits, keys.low, out=scratch.get("under", torch.bool, size, device))
         found.below += count_true(under)
         within = less_equal(bits, keys.high, out=scratch.get("within", torch.bool, size, device))
-        indices = where_true(within.logical_xor_(under))
-        if not indices.numel():
-            continue
-        inside = take_at(bits, indices).cpu().numpy()
-        hashes = index_hash(indices.add_(start), name_key(seed, name)).cpu()
-        before = (inside == keys.low) & (hashes.numpy() < keys.low_hash)
-        found.below += int(np.count_nonzero(before))
-        after = (inside == keys.high) & (hashes.numpy() > keys.high_hash)
-        kept = np.flatnonzero(~(before | after))
-        found.keys.append((name, inside[kept], torch.from_numpy(hashes.numpy()[kept])))
+        for indices in runs_of_true(within.logical_xor_(under)):
+            _gather(found, name, start, bits, indices, keys, seed)
     return found
+
+
+def _gather(
+    found: _Inside,
+    name: str,
+    start: int,
+    bits: Tensor,
+    indices: Tensor,
+    keys: _KeyRange,
+    seed: int,
+) -> None:
+    """Keep the keys inside the range, of entries whose magnitude bits are."""
+    inside = take_at(bits, indices).cpu().numpy()
+    hashes = index_hash(indices.add_(start), name_key(seed, name)).cpu()
+    before = (inside == keys.low) & (hashes.numpy() < keys.low_hash)
+    found.below += int(np.count_nonzero(before))
+    after = (inside == keys.high) & (hashes.numpy() > keys.high_hash)
+    kept = np.flatnonzero(~(before | after))
+    found.keys.append((name, inside[kept], torch.from_numpy(hashes.numpy()[kept])))

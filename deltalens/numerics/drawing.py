@@ -96,7 +96,7 @@ def _draw_part(
 ) -> tuple[int, list[_Between]]:
     name, at, stop = part
     mask, below, between = masks[name], 0, []
-    for hashes in hashed_range(at, stop, name_key(seed, name), mask.device):
+    for hashes in hashed_range(at, stop, name_key(seed, name), mask.device, scratch):
         drawn = mask[at : at + hashes.numel()]
         under = scratch.get("under", torch.bool, hashes.numel(), mask.device)
         less_equal(hashes, window[1], out=drawn)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltalens.numerics.scratch import Scratch
+
 __all__ = ["HASHED", "hashed_range", "index_hash", "name_key"]
 
 HASHED = 1 << 17
@@ -46,18 +48,28 @@ def index_hash(indices: Tensor, key: int) -> Tensor:
     return indices
 
 
-def hashed_range(start: int, stop: int, key: int, device: torch.device) -> Iterator[Tensor]:
-    """The hashes of consecutive indices, piece by piece; each is overwritten by the next."""
+def hashed_range(
+    start: int, stop: int, key: int, device: torch.device, scratch: Scratch | None = None
+) -> Iterator[Tensor]:
+    """The hashes of consecutive indices, piece by piece; each is overwritten by the next.
+
+    Args:
+        start, stop: the indices.
+        key: from `name_key`.
+        device: where the hashes are wanted.
+        scratch: where they lie.
+    """
     if device.type != "cpu":
         yield _mix_on_device(torch.arange(start, stop, device=device), key)
         return
-    first = np.arange(min(HASHED, stop - start), dtype=np.uint64)
-    hashes, scratch = np.empty_like(first), np.empty_like(first)
+    scratch = scratch or Scratch()
     for begin in range(start, stop, HASHED):
         size = min(HASHED, stop - begin)
-        np.add(first[:size], np.uint64(begin), out=hashes[:size])
-        _mix(hashes[:size], key, scratch[:size])
-        yield torch.from_numpy(hashes[:size].view(np.int64))
+        hashes = scratch.get("hashes", torch.int64, size)
+        torch.arange(begin, begin + size, out=hashes)
+        room = scratch.get("mixed hashes", torch.int64, size)
+        _mix(hashes.numpy().view(np.uint64), key, room.numpy().view(np.uint64))
+        yield hashes
 
 
 def _mix(hashed: np.ndarray, key: int, scratch: np.ndarray) -> None:

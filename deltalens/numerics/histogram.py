@@ -18,6 +18,7 @@ from deltalens.numerics.bits import (
     magnitude_of_bits,
 )
 from deltalens.numerics.kernels import count_true, equal
+from deltalens.numerics.scratch import Scratch
 
 __all__ = ["MagnitudeHistogram"]
 
@@ -33,42 +34,46 @@ class MagnitudeHistogram:
     Args:
         dtype: of the numbers counted: fp16, bf16, fp32 or fp64.
         device: where the counts live.
+        scratch: for what is made on the way; histograms that are made one after the other on a
+            thread may share it.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        scratch: Scratch | None = None,
+    ) -> None:
         self.dtype = dtype
         self._shift = 16 * (digits(dtype) - 1)
         self.counts: Tensor = torch.zeros(PREFIXES, dtype=torch.int64, device=device)
         self.zeros = 0
         """Entries that are exactly zero; they lie in the first bin, beside subnormals."""
-        self._bits = torch.empty(0, dtype=integer_of(dtype), device=device)
-        self._prefixes = torch.empty(0, dtype=torch.int16, device=device)
-        self._mask = torch.empty(0, dtype=torch.bool, device=device)
+        self._scratch = scratch or Scratch()
 
     def update(self, values: Tensor) -> None:
         """Count the entries of `values` (contiguous, any shape, this histogram's dtype)."""
         if values.dtype != self.dtype:
             raise TypeError(f"a histogram of {self.dtype} cannot count {values.dtype}")
         flat = values.view(-1)
-        self._reserve(min(CHUNK, flat.numel()))
         for start in range(0, flat.numel(), CHUNK):
-            piece = flat[start : start + CHUNK]
-            bits = magnitude_bits(piece, out=self._bits[: piece.numel()])
-            if self._shift:
-                torch.bitwise_right_shift(bits, self._shift, out=bits)
-                bits = self._prefixes[: piece.numel()].copy_(bits)
-            counts = torch.bincount(bits, minlength=PREFIXES)
-            self.counts += counts
-            first = int(counts[0])
-            if first and self._shift:
-                first = count_true(equal(piece, 0, out=self._mask[: piece.numel()]))
-            self.zeros += first
+            self._count(flat[start : start + CHUNK])
 
-    def _reserve(self, size: int) -> None:
-        if self._bits.numel() < size:
-            self._bits = self._bits.new_empty(size)
-            self._prefixes = self._prefixes.new_empty(size)
-            self._mask = self._mask.new_empty(size)
+    def _count(self, piece: Tensor) -> None:
+        size, device = piece.numel(), piece.device
+        room = self._scratch.get("histogram bits", integer_of(self.dtype), size, device)
+        bits = magnitude_bits(piece, out=room)
+        if self._shift:
+            torch.bitwise_right_shift(bits, self._shift, out=bits)
+            narrow = self._scratch.get("histogram prefixes", torch.int16, size, device)
+            bits = narrow.copy_(bits)
+        counts = torch.bincount(bits, minlength=PREFIXES)
+        self.counts += counts
+        first = int(counts[0])
+        if first and self._shift:
+            mask = self._scratch.get("histogram mask", torch.bool, size, device)
+            first = count_true(equal(piece, 0, out=mask))
+        self.zeros += first
 
     def merge(self, other: MagnitudeHistogram) -> None:
         """Add another histogram of the same dtype to this one."""

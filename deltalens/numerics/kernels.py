@@ -7,6 +7,8 @@ mask does. Elsewhere they are torch's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,11 +24,15 @@ __all__ = [
     "largest_magnitude",
     "less",
     "less_equal",
+    "runs_of_true",
     "select",
     "take",
     "take_at",
     "where_true",
 ]
+
+STRETCH = 1 << 17
+"""Entries whose positions are worked on at a time."""
 
 
 def less(values: Tensor, bound: int, out: Tensor) -> Tensor:
@@ -89,6 +95,16 @@ def where_true(mask: Tensor) -> Tensor:
     if mask.device.type == "cpu":
         return torch.from_numpy(mask.numpy().nonzero()[0])
     return mask.nonzero().squeeze(1)
+
+
+def runs_of_true(mask: Tensor) -> Iterator[Tensor]:
+    """`where_true`, a stretch of the mask at a time: positions of eight bytes for each of very many
+    true entries, between small things that are kept, would leave holes in the heap. Stretches
+    without a true entry are passed over."""
+    for start in range(0, mask.numel(), STRETCH):
+        positions = where_true(mask[start : start + STRETCH])
+        if positions.numel():
+            yield positions.add_(start) if start else positions
 
 
 def take(values: Tensor, mask: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ are computed only for entries that tie at a boundary.
 from __future__ import annotations
 
 import functools
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch import Tensor
 from deltalens.numerics.bits import CHUNK, PART, digits, integer_of, magnitude_bits
 from deltalens.numerics.hashing import index_hash, name_key
 from deltalens.numerics.histogram import MagnitudeHistogram
-from deltalens.numerics.kernels import equal, less, take, where_true
+from deltalens.numerics.kernels import equal, less, runs_of_true, take
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.ties import Tie, split_ties
 from deltalens.numerics.workers import Each, in_order
@@ -94,12 +95,13 @@ def parts_of(tensors: Mapping[str, Tensor]) -> Source:
 
 def histogram_of(source: Source, each: Each = in_order) -> MagnitudeHistogram | None:
     """One histogram over all chunks of a source; None if it has none."""
+    scratch = Scratch()
 
     def count(part: Part) -> MagnitudeHistogram | None:
         histogram: MagnitudeHistogram | None = None
         for chunk in part():
             if histogram is None:
-                histogram = MagnitudeHistogram(chunk.values.dtype, chunk.values.device)
+                histogram = MagnitudeHistogram(chunk.values.dtype, chunk.values.device, scratch)
             histogram.update(chunk.values)
         return histogram
 
@@ -210,39 +212,30 @@ def _inner_boundaries(
 
 def _refine(source: Source, places: list[_Place], lower: int, each: Each) -> None:
     """One radix round: tell apart, by their next 16 bits, entries that share leading bits."""
-    leadings = {place.leading for place in places}
-    scratch = Scratch()
+    counts = {place.leading: torch.zeros(1 << 16, dtype=torch.int64) for place in places}
+    scratch, adding = Scratch(), threading.Lock()
 
-    def count(part: Part) -> dict[int, Tensor]:
-        found: dict[int, list[Tensor]] = {leading: [] for leading in leadings}
+    def count(part: Part) -> None:
         for chunk in part():
             bits, mask = _bits(chunk.values, scratch)
             relative = scratch.get("relative", bits.dtype, bits.numel(), bits.device)
-            for leading, digits_found in found.items():
+            for leading, whole in counts.items():
                 torch.bitwise_xor(bits, leading << lower, out=relative)
                 less(relative, 1 << lower, out=mask)
-                digits_found.append(take(relative, mask) >> (lower - 16))
-        return {
-            leading: torch.bincount(torch.cat(parts), minlength=1 << 16).cpu()
-            for leading, parts in found.items()
-            if parts
-        }
+                inside = take(relative, mask) >> (lower - 16)
+                if inside.numel():
+                    found = torch.bincount(inside, minlength=1 << 16).cpu()
+                    with adding:
+                        whole.add_(found)
 
-    counts = _added(each(count, source))
+    for _ in each(count, source):
+        pass
     for place in places:
         running = torch.cumsum(counts[place.leading], 0)
         digit = int(torch.searchsorted(running, place.rank, right=True))
         place.among = int(counts[place.leading][digit])
         place.rank -= int(running[digit]) - place.among
         place.leading = place.leading << 16 | digit
-
-
-def _added(parts: Iterable[dict[int, Tensor]]) -> dict[int, Tensor]:
-    whole: dict[int, Tensor] = {}
-    for part in parts:
-        for group, count in part.items():
-            whole[group] = whole[group].add_(count) if group in whole else count
-    return whole
 
 
 def _bits(values: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
@@ -259,8 +252,7 @@ def _tied_at(
         bits, mask = _bits(chunk.values, scratch)
         for level in levels:
             equal(bits, level, out=mask)
-            indices = where_true(mask)
-            if indices.numel():
+            for indices in runs_of_true(mask):
                 key = name_key(seed, chunk.name)
                 yield level, chunk.name, index_hash(indices.add_(chunk.start), key)
 

@@ -79,7 +79,7 @@ class Selection:
         size, device = delta.numel(), delta.device
         inside = scratch.get("inside", torch.bool, size, device)
         if self.strategy == "random":
-            self._random(name, start, inside)
+            self._random(name, start, inside, scratch)
             return inside.logical_and_(delta != 0) if self.changed_only else inside
         bits = scratch.get("bits", integer_of(delta.dtype), size, device)
         magnitude_bits(delta, out=bits)
@@ -92,7 +92,7 @@ class Selection:
             inside.logical_not_()
         return inside.logical_and_(bits != 0) if self.changed_only else inside
 
-    def _random(self, name: str, start: int, inside: Tensor) -> None:
+    def _random(self, name: str, start: int, inside: Tensor, scratch: Scratch) -> None:
         if self.drawn is not None:
             inside.copy_(self.drawn[name][start : start + inside.numel()])
             return
@@ -101,7 +101,8 @@ class Selection:
             inside.fill_(self.boundary == EVERYTHING)
             return
         compare, at, key = up_to(tie, name), 0, name_key(self.seed, name)
-        for hashes in hashed_range(start, start + inside.numel(), key, inside.device):
+        stop = start + inside.numel()
+        for hashes in hashed_range(start, stop, key, inside.device, scratch):
             compare(hashes, tie.hash, out=inside[at : at + hashes.numel()])
             at += hashes.numel()
 

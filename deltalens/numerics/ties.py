@@ -50,11 +50,11 @@ def split_ties(
     """
     found: dict[tuple[int, int], Tie] = {}
     wanted = {(group, rank) for group in ranks for rank in ranks[group]}
-    sigmas = SIGMAS
+    sigmas, scratch = SIGMAS, Scratch()
     while wanted:
         windows = [_Window(g, r, *hash_window(r, counts[g], sigmas)) for g, r in sorted(wanted)]
         near = {(window.group, window.rank): Near() for window in windows}
-        for part in each(functools.partial(_look, windows=windows), members):
+        for part in each(functools.partial(_look, windows=windows, scratch=scratch), members):
             for key, some in part.items():
                 near[key].add(some)
         found |= {key: tie for key, some in near.items() if (tie := some.at(key[1])) is not None}
@@ -109,10 +109,9 @@ class Near:
         return Tie(value, owners[place - int(np.count_nonzero(hashes < value))])
 
 
-def _look(part: Tied, *, windows: list[_Window]) -> dict[tuple[int, int], Near]:
+def _look(part: Tied, *, windows: list[_Window], scratch: Scratch) -> dict[tuple[int, int], Near]:
     """What one part has for every window."""
     near = {(window.group, window.rank): Near() for window in windows}
-    scratch = Scratch()
     for group, name, hashes in part():
         under = scratch.get("under", torch.bool, hashes.numel(), hashes.device)
         within = scratch.get("within", torch.bool, hashes.numel(), hashes.device)

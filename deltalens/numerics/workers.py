@@ -7,9 +7,11 @@ pass gives whole parts to worker threads, and each operation stays on its thread
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from typing import Protocol, TypeVar
 
 import torch
@@ -18,6 +20,9 @@ __all__ = ["Each", "in_order", "one_thread", "over", "workers"]
 
 _WORTH = 1 << 19
 """Entries that are worth a task of their own."""
+_AHEAD = 4
+"""Tasks per thread that are begun before the results of the first are taken: results may be large,
+and none is kept for longer than it is waited for."""
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -83,7 +88,7 @@ def workers(device: torch.device | str = "cpu") -> Iterator[Each]:
         todo = list(items)
         if len(todo) < 2:
             return map(function, todo)
-        return _results([pool.submit(function, item) for item in todo])
+        return _results(pool, function, todo, _AHEAD * count)
 
     try:
         yield each
@@ -104,10 +109,16 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _results(futures: list[Future[B]]) -> Iterator[B]:
+def _results(
+    pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], ahead: int
+) -> Iterator[B]:
+    todo = iter(items)
+    waiting: deque[Future[B]] = deque(pool.submit(function, item) for item in islice(todo, ahead))
     try:
-        for future in futures:
-            yield future.result()
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in islice(todo, 1))
+            yield result
     finally:
-        for future in futures:
+        for future in waiting:
             future.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from deltalens.io.tables import Table
 from deltalens.numerics.anatomy import anatomy_of, octaves
 from deltalens.numerics.histogram import MagnitudeHistogram
 from deltalens.numerics.kernels import count_true
+from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.workers import workers
 from deltalens.studies.deltas import DeltaChunk, DeltaStream, Span
 from deltalens.studies.selecting import find_nonfinite, no_delta
@@ -176,14 +178,15 @@ def inspect(
     pairing = pair(ft, base, include, exclude, strict)
     if out is not None:
         check_study_folder(Path(out), [pairing.ft.path, pairing.base.path], "inspect")
-    stream = DeltaStream()
+    stream, scratch = DeltaStream(), Scratch()
     sums: dict[tuple[str, str], _Tally] = {}
     tensors: list[Group] = []
     done = 0
     with workers() as each:
         for one in pairing.pairs:
             tally = _Tally()
-            for part in each(lambda span: _tally(span, stream), stream.parts([one])):
+            spans = stream.parts([one])
+            for part in each(functools.partial(_tally, stream=stream, scratch=scratch), spans):
                 tally.merge(part)
             if tally.histogram.nonfinite:
                 raise find_nonfinite([one], stream)
@@ -214,8 +217,8 @@ def kind_of(one: TensorPair) -> str:
     return named[-1] if named else one.name
 
 
-def _tally(span: Span, stream: DeltaStream) -> _Tally:
-    tally = _Tally()
+def _tally(span: Span, stream: DeltaStream, scratch: Scratch) -> _Tally:
+    tally = _Tally(MagnitudeHistogram(torch.float32, scratch=scratch))
     castable = {torch_dtype(span.pair.ft), torch_dtype(span.pair.base)} != {torch.bfloat16}
     for chunk in stream.chunks(span):
         tally.histogram.update(chunk.delta)

@@ -17,7 +17,7 @@ from deltalens.numerics.bracket import find_boundary, sample_stride
 from deltalens.numerics.drawing import draw
 from deltalens.numerics.hashing import hashed_range, index_hash, name_key
 from deltalens.numerics.histogram import MagnitudeHistogram
-from deltalens.numerics.kernels import where_true
+from deltalens.numerics.kernels import runs_of_true, where_true
 from deltalens.numerics.order import (
     Boundary,
     Chunk,
@@ -50,10 +50,10 @@ __all__ = [
 ]
 
 
-_BRACKETED = 1 << 28
-"""Entries up to which a bracket is gathered, one in fifty; beyond, memory stays what it is."""
-_DRAWN = 1 << 26
-"""Entries up to which the mask of a random drop is kept, a byte each."""
+_ONE_PASS = 1 << 26
+"""Entries up to which a single setting is found in one pass, in which a bracket is gathered (one
+entry in fifty, at 12 bytes, and copies of it) or the mask of a random drop kept (a byte each).
+Beyond, memory does not grow with the unit."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def select_unit(
         found = _select_one(unit, settings[0], stream, each)
         if found is not None:
             return found
-    spans = stream.parts(unit.pairs)
+    spans, scratch = stream.parts(unit.pairs), Scratch()
     source = [functools.partial(_deltas, stream, span) for span in spans]
     unchanged: int | None = None
     histogram: MagnitudeHistogram | None = None
@@ -131,8 +131,10 @@ def select_unit(
         )
     total = unit.entries - skipped
     for seed, drawn in _by_seed(s for s in settings if s.strategy == "random"):
-        read = functools.partial(_changed_hashes if changed_only else _hashes, stream, seed)
-        members = [functools.partial(read, span) for span in spans]
+        if changed_only:
+            members = [functools.partial(_changed_hashes, stream, seed, span) for span in spans]
+        else:
+            members = [functools.partial(_hashes, stream, seed, scratch, span) for span in spans]
         sizes = [count_at(setting.rate, total) for setting in drawn]
         boundaries |= zip(drawn, find_random_boundaries(members, total, sizes, each), strict=True)
 
@@ -150,13 +152,13 @@ def _select_one(
     """A single setting, over all entries, in one pass; None if that is not to be had."""
     count = count_at(setting.rate, unit.entries)
     if setting.strategy == "random":
-        if not 0 < count < unit.entries <= _DRAWN:
+        if not 0 < count < unit.entries <= _ONE_PASS:
             return None
         sizes = {pair.name: pair.entries for pair in unit.pairs}
         boundary, masks = draw(sizes, count, setting.seed, each)
         selection = Selection("random", boundary, setting.seed, drawn=masks)
         return UnitSelections(unit, {setting: selection}, {setting: count}, None)
-    if unit.entries > _BRACKETED:
+    if unit.entries > _ONE_PASS:
         return None
     found = find_boundary(
         [functools.partial(_deltas, stream, span) for span in stream.parts(unit.pairs)],
@@ -186,17 +188,19 @@ def _deltas(stream: DeltaStream, span: Span) -> Iterator[Chunk]:
         yield Chunk(chunk.pair.name, chunk.start, chunk.delta)
 
 
-def _hashes(stream: DeltaStream, seed: int, span: Span) -> Iterator[tuple[str, Tensor]]:
+def _hashes(
+    stream: DeltaStream, seed: int, scratch: Scratch, span: Span
+) -> Iterator[tuple[str, Tensor]]:
     name = span.pair.name
-    for hashes in hashed_range(span.start, span.stop, name_key(seed, name), stream.device):
+    for hashes in hashed_range(span.start, span.stop, name_key(seed, name), stream.device, scratch):
         yield name, hashes
 
 
 def _changed_hashes(stream: DeltaStream, seed: int, span: Span) -> Iterator[tuple[str, Tensor]]:
     name = span.pair.name
     for chunk in stream.chunks(span):
-        indices = where_true(chunk.delta != 0).add_(chunk.start)
-        yield name, index_hash(indices, name_key(seed, name))
+        for indices in runs_of_true(chunk.delta != 0):
+            yield name, index_hash(indices.add_(chunk.start), name_key(seed, name))
 
 
 def edit_chunk(
