@@ -11,7 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import int32, njit, uint32
+from numba import int32, uint32
+
+from deltalens.numerics.compiling import compiled
 
 __all__ = [
     "clear_at",
@@ -35,8 +37,8 @@ _PREFIX = np.uint64(0x7FFF)
 _16, _32, _48 = np.uint64(16), np.uint64(32), np.uint64(48)
 _ONE = np.uint32(1)
 
-_loop = njit(nogil=True, cache=True, boundscheck=False)
-_sum_loop = njit(nogil=True, cache=True, boundscheck=False, fastmath={"reassoc", "contract"})
+_loop = compiled()
+_sum_loop = compiled(fastmath={"reassoc", "contract"})
 
 
 @_sum_loop

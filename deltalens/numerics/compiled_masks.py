@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import int32, njit, uint32
+from numba import int32, uint32
+
+from deltalens.numerics.compiling import compiled
 
 __all__ = ["copy_beside", "copy_changed", "mark_above"]
 
-_loop = njit(nogil=True, cache=True, boundscheck=False)
+_loop = compiled()
 
 
 @_loop
