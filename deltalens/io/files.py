@@ -1,19 +1,50 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all.
+
+A folder may come from a stranger. What is written goes to a new file under a name of this process's
+own, which then takes the place of whatever bears the final name: no link is followed. What is read,
+locked or added to is opened without following a link and without waiting, and has to be a plain
+file.
+"""
 
 from __future__ import annotations
 
 import errno
+import glob
 import os
+import re
+import secrets
 import shutil
-import tempfile
+import stat
+import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-from deltalens.errors import DeltaLensError
-from deltalens.io.platform import sync
+from deltalens.errors import DeltaLensError, RecordError
+from deltalens.io.platform import lock, sync
 
-__all__ = ["check_new_folder", "check_space", "new_folder", "sync_folder", "write_whole"]
+__all__ = [
+    "append_to",
+    "check_new_folder",
+    "check_space",
+    "copy_beside",
+    "discard",
+    "is_temporary",
+    "lock_folder",
+    "new_folder",
+    "read_plain",
+    "replacing",
+    "sync_folder",
+    "write_whole",
+    "writing_whole",
+]
+
+LOCK = ".lock"
+"""In a folder that one process at a time writes to."""
+_HOST = f"{zlib.crc32(os.uname().nodename.encode()):08x}"
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[^.]*\.part")
 
 
 def check_new_folder(out: Path, inputs: list[Path]) -> None:
@@ -93,10 +124,9 @@ def new_folder(out: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(
-            tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent)
-        )
-        temporary.chmod(0o755)
+        _remove_stale(place)
+        temporary = _temporary(place)
+        temporary.mkdir()
         yield temporary
         sync_folder(temporary)
         os.replace(temporary, place)
@@ -121,16 +151,191 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
-    temporary = file.with_name(f".{file.name}.part")
+def _temporary(place: Path) -> Path:
+    """A name that nothing bears, beside a file or folder; it says whose it is."""
+    owner = f"{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+    return place.with_name(f".{place.name}.{owner}.part")
+
+
+def is_temporary(name: str, of: str | None = None) -> bool:
+    """Whether a file's name is one under which something was being written (`of` names what)."""
+    found = _TEMPORARY.fullmatch(name)
+    return found is not None and of in (None, found["name"])
+
+
+def _remove_stale(place: Path) -> None:
+    """Remove what processes of this machine that are gone left under temporary names."""
+    for left in place.parent.glob(f".{glob.escape(place.name)}.*.part"):
+        found = _TEMPORARY.fullmatch(left.name)
+        if found is None or found["name"] != place.name or found["host"] != _HOST:
+            continue
+        if _runs(int(found["process"])):
+            continue
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                left.unlink()
+
+
+def _runs(process: int) -> bool:
     try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A path to write a file at, which then takes the file's place.
+
+    Raises:
+        DeltaLensError: the disk is full, or there is no right to write.
+    """
+    temporary = _temporary(file)
+    try:
+        _remove_stale(file)
+        yield temporary
         os.replace(temporary, file)
     except OSError as error:
+        raise DeltaLensError(f"{file}: cannot be written: {_why(error)}") from error
+    finally:
         with suppress(OSError):
             temporary.unlink()
-        raise DeltaLensError(f"{file}: cannot be written: {_why(error)}") from error
+
+
+@contextmanager
+def writing_whole(file: Path) -> Iterator[IO[bytes]]:
+    """A stream to write a file with: a reader sees the old content or the new, never a part.
+
+    Raises:
+        DeltaLensError: the disk is full, or there is no right to write.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with (
+        replacing(file) as temporary,
+        os.fdopen(os.open(temporary, flags, mode=0o666), "wb") as stream,
+    ):
+        yield stream
+        stream.flush()
+        sync(stream.fileno())
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    Raises:
+        DeltaLensError: the disk is full, or there is no right to write.
+    """
+    with writing_whole(file) as stream:
+        stream.write(content)
+
+
+def _open_plain(file: Path, flags: int) -> int:
+    """A descriptor of a plain file: not of what a link leads to, a pipe or a device.
+
+    Raises:
+        RecordError: it is none.
+        OSError: it cannot be opened.
+    """
+    try:
+        descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode=0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR):
+            raise RecordError(_not_plain(file)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise RecordError(_not_plain(file))
+    return descriptor
+
+
+def _not_plain(file: Path) -> str:
+    return f"{file}: a link, folder, pipe or device where a plain file should be; remove it"
+
+
+def read_plain(file: Path) -> bytes:
+    """A file of records, whole.
+
+    Raises:
+        RecordError: it is not a plain file.
+        OSError: it cannot be read.
+    """
+    with os.fdopen(_open_plain(file, os.O_RDONLY), "rb") as stream:
+        return stream.read()
+
+
+def discard(file: Path) -> None:
+    """Remove a file of records, or a link or pipe in its place, if there is one.
+
+    Raises:
+        RecordError: it is a folder, or there is no right to.
+    """
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise RecordError(f"{file}: cannot be removed: {_why(error)}") from error
+
+
+def append_to(file: Path, content: bytes) -> None:
+    """Add to a file of records, and bring it to the disk.
+
+    Raises:
+        RecordError: it is not a plain file, or the disk is full (the reason is in it).
+    """
+    try:
+        with os.fdopen(_open_plain(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            sync(stream.fileno())
+    except OSError as error:
+        raise RecordError(
+            f"{file}: cannot be written: {_why(error)}; what it held before is safe"
+        ) from error
+
+
+def lock_folder(folder: Path, what: str) -> IO[bytes]:
+    """Keep other processes from writing to a folder, until the returned file is closed.
+
+    Args:
+        folder: which holds records.
+        what: they are of: "study", "training".
+
+    Raises:
+        RecordError: another process has it.
+        OSError: the file cannot be made.
+    """
+    held = os.fdopen(_open_plain(folder / LOCK, os.O_RDWR | os.O_CREAT), "r+b")
+    if not lock(held.fileno()):
+        held.close()
+        raise RecordError(f"{folder}: another process is writing to this {what}")
+    return held
+
+
+def copy_beside(file: Path, folder: Path, target: Path) -> None:
+    """Copy a file that lies beside a model's weights: a plain one, or what a link leads to that
+    stays in the folder, or is how the hub's cache keeps it. Another link is passed over, with a
+    warning: a received folder could name any file of this machine.
+
+    Args:
+        file: of the folder.
+        folder: with the weights.
+        target: the new file.
+
+    Raises:
+        OSError: it cannot be copied.
+    """
+    home = folder.resolve()
+    try:
+        real = file.resolve(strict=True)
+    except (OSError, RuntimeError):  # It leads nowhere, or in a circle.
+        real = None
+    cached = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
+    if real is None or not (home in real.parents or real.parent == cached):
+        warnings.warn(f"{file}: a link that leads out of the folder; not copied", stacklevel=2)
+    elif real.is_file():
+        with os.fdopen(_open_plain(real, os.O_RDONLY), "rb") as source, target.open("wb") as out:
+            shutil.copyfileobj(source, out)

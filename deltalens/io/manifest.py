@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import RecordError
+from deltalens.io.files import read_plain
 from deltalens.io.version import FORMAT, version
 
 __all__ = ["read_manifest"]
@@ -25,10 +26,10 @@ def read_manifest(folder: Path, name: str, what: str) -> dict[str, Any]:
             not know.
     """
     file = folder / name
-    if not file.is_file():
-        raise RecordError(f"{folder}: no {what} here (no {name})")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads(read_plain(file).decode("utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RecordError(f"{folder}: no {what} here (no {name})") from error
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{file}: not valid JSON: {error}") from error
     held = manifest.get("format") if isinstance(manifest, dict) else None

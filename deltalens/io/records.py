@@ -7,7 +7,6 @@ line per finished cell, flushed to the disk before the next cell begins; `cells.
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
 import math
@@ -19,10 +18,18 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from deltalens.errors import RecordError
-from deltalens.io.files import check_new_folder, write_whole
+from deltalens.io.files import (
+    LOCK,
+    append_to,
+    check_new_folder,
+    discard,
+    is_temporary,
+    lock_folder,
+    read_plain,
+    write_whole,
+)
 from deltalens.io.identity import Union, check_version, united
 from deltalens.io.manifest import read_manifest
-from deltalens.io.platform import lock
 from deltalens.io.version import FORMAT, IDENTITY, version
 
 if TYPE_CHECKING:
@@ -38,9 +45,7 @@ __all__ = [
     "load_study",
 ]
 
-MANIFEST, JOURNAL, TABLE, LOCK = "study.json", "cells.jsonl", "cells.csv", ".lock"
-_REMAINS = {LOCK, *(f".{name}.part" for name in (MANIFEST, TABLE))}
-"""What a study leaves that was killed before it had a manifest."""
+MANIFEST, JOURNAL, TABLE = "study.json", "cells.jsonl", "cells.csv"
 
 Setting = dict[str, Any]
 
@@ -82,7 +87,7 @@ def check_study_folder(path: Path, inputs: Sequence[Path], kind: str | None = No
             raise RecordError(f"{path}: holds a {held}; choose another folder")
         return
     try:
-        if path.is_dir() and {file.name for file in path.iterdir()} <= _REMAINS:
+        if path.is_dir() and all(_remains(file.name) for file in path.iterdir()):
             return
     except OSError as error:
         raise RecordError(f"{path}: cannot be used: {error.strerror}") from error
@@ -92,7 +97,7 @@ def check_study_folder(path: Path, inputs: Sequence[Path], kind: str | None = No
 class StudyFolder:
     """A study folder open for writing, by one process at a time."""
 
-    def __init__(self, path: Path, columns: Sequence[str], lock: IO[str], asked: Setting) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], lock: IO[bytes], asked: Setting) -> None:
         self.path = path
         self.columns = tuple(columns)
         self.asked = asked
@@ -136,12 +141,12 @@ class StudyFolder:
         begun = False
         try:
             path.mkdir(parents=True, exist_ok=True)
-            others = [file.name for file in path.iterdir() if file.name not in _REMAINS]
+            others = [file.name for file in path.iterdir() if not _remains(file.name)]
             if others and MANIFEST not in others:
                 raise RecordError(
                     f"{path}: holds {sorted(others)[0]!r} and no study; choose another folder"
                 )
-            lock = _locked(path)
+            lock = lock_folder(path, "study")
         except OSError as error:
             raise RecordError(f"{path}: cannot be used: {error.strerror}") from error
         try:
@@ -149,7 +154,7 @@ class StudyFolder:
             if fresh:
                 # The manifest goes last, replaced: without one the folder would be nobody's.
                 for name in (JOURNAL, TABLE):
-                    (path / name).unlink(missing_ok=True)
+                    discard(path / name)
             study._made = made
             begun = fresh or not (path / MANIFEST).exists()
             if begun:
@@ -158,7 +163,8 @@ class StudyFolder:
                 study._resume(axes, once)
         except BaseException:
             if begun:
-                study._remove()
+                with suppress(RecordError):
+                    study._remove()
             lock.close()
             raise
         return study
@@ -203,14 +209,7 @@ class StudyFolder:
             + "\n"
             for cell in cells
         ]
-        try:
-            with (self.path / JOURNAL).open("a", encoding="utf-8") as stream:
-                stream.writelines(lines)
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            why = "no space left" if error.errno == errno.ENOSPC else error.strerror
-            raise RecordError(f"{self.path / JOURNAL}: {why}; finished cells are safe") from error
+        append_to(self.path / JOURNAL, "".join(lines).encode())
         self.cells += cells
 
     def write_table(self, order: Sequence[Setting]) -> None:
@@ -244,10 +243,10 @@ class StudyFolder:
         """Remove what a study that has not one cell wrote, and the folders made for it. Where an
         earlier study's pictures lie, the manifest stays: without one they would be nobody's."""
         for name in (JOURNAL, TABLE, "texts.json"):
-            (self.path / name).unlink(missing_ok=True)
-        if {file.name for file in self.path.iterdir()} <= {MANIFEST, *_REMAINS}:
+            discard(self.path / name)
+        if all(file.name == MANIFEST or _remains(file.name) for file in self.path.iterdir()):
             for name in (MANIFEST, LOCK):
-                (self.path / name).unlink(missing_ok=True)
+                discard(self.path / name)
         for folder in self._made:
             with suppress(OSError):
                 folder.rmdir()
@@ -307,19 +306,17 @@ def _table_order(table: Path, columns: Sequence[str]) -> dict[tuple[str, ...], i
     """The place of each setting in the table: cells that ran side by side are journalled as they
     finish. Nothing where there is no table yet."""
     try:
-        with table.open(encoding="utf-8", newline="") as stream:
-            rows = [tuple(row.get(c, "") for c in columns) for row in csv.DictReader(stream)]
+        text = read_plain(table).decode("utf-8")
     except OSError:
         return {}
+    lines = csv.DictReader(io.StringIO(text, newline=""))
+    rows = [tuple(row.get(c, "") for c in columns) for row in lines]
     return {row: place for place, row in enumerate(dict.fromkeys(rows))}
 
 
-def _locked(path: Path) -> IO[str]:
-    held = (path / LOCK).open("w")
-    if not lock(held.fileno()):
-        held.close()
-        raise RecordError(f"{path}: another process is writing to this study")
-    return held
+def _remains(name: str) -> bool:
+    """Whether a file is what a study leaves that was killed before it had a manifest."""
+    return name == LOCK or is_temporary(name)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -338,9 +335,12 @@ def _read_journal(path: Path, repair: bool) -> list[Cell]:
     """The finished cells. A torn last line (a crash while it was written) does not count, and is
     cut off before anything is appended."""
     file = path / JOURNAL
-    if not file.exists():
+    try:
+        raw = read_plain(file)
+    except FileNotFoundError:
         return []
-    raw = file.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{file}: cannot be read: {error.strerror}") from error
     whole = raw[: raw.rfind(b"\n") + 1]
     if repair and len(whole) < len(raw):
         os.truncate(file, len(whole))

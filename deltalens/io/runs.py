@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalens.errors import RecordError
-from deltalens.io.files import check_new_folder, write_whole
+from deltalens.io.files import check_new_folder, write_whole, writing_whole
 from deltalens.io.manifest import read_manifest
 from deltalens.io.version import FORMAT, version
 
@@ -223,19 +223,10 @@ def _array(value: Any, kind: str, size: int) -> pa.Array:
 
 
 def _write_part(file: Path, table: pa.Table) -> None:
-    import os
-
     import pyarrow.parquet as pq
 
-    hidden = file.with_name(f".{file.name}.part")
-    try:
-        with hidden.open("wb") as stream:
-            pq.write_table(table, stream, compression="zstd")
-            stream.flush()
-            os.fsync(stream.fileno())
-        hidden.rename(file)
-    except OSError as error:
-        raise RecordError(f"{file}: cannot be written: {error.strerror or error}") from error
+    with writing_whole(file) as stream:
+        pq.write_table(table, stream, compression="zstd")
 
 
 def _compact(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deltalens.io.checkpoint import Checkpoint
-from deltalens.io.files import check_space, new_folder
+from deltalens.io.files import check_space, copy_beside, new_folder
 from deltalens.io.header import TensorEntry
 from deltalens.io.platform import reserve, sync
 
@@ -21,6 +20,7 @@ __all__ = ["CheckpointWriter", "write_like"]
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
 _RECORD = "deltalens.json"
+_TEMPLATES = "additional_chat_templates"
 _COPY = 1 << 24
 
 
@@ -125,7 +125,9 @@ def write_like(
 def _copy_others(source: Path, target: Path) -> None:
     """Configuration, tokenizer, index, licence: every file of the folder that holds no weights."""
     for file in sorted(source.iterdir()):
-        if file.is_file() and file.suffix not in _WEIGHTS and not file.name.startswith("."):
-            shutil.copyfile(file, target / file.name)
-        elif file.is_dir() and file.name == "additional_chat_templates":
-            shutil.copytree(file, target / file.name)
+        if file.name == _TEMPLATES and file.is_dir() and not file.is_symlink():
+            (target / _TEMPLATES).mkdir()
+            for template in sorted(file.iterdir()):
+                copy_beside(template, source, target / _TEMPLATES / template.name)
+        elif file.suffix not in _WEIGHTS and not file.name.startswith(".") and not file.is_dir():
+            copy_beside(file, source, target / file.name)

@@ -174,7 +174,7 @@ def fail_with_full_disk(*given: Any, **named: Any) -> None:
         (os, "fsync"),
         (os, "replace"),
         (Path, "write_bytes"),
-        (shutil, "copyfile"),
+        (shutil, "copyfileobj"),
     ],
 )
 def test_a_disk_that_fills_up_leaves_nothing(

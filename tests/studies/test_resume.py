@@ -157,7 +157,7 @@ def test_damaged_journal_is_an_error_with_its_line(pair: Pair, tmp_path: Path) -
         study(pair, tmp_path / "s", Norms())
 
 
-@pytest.mark.parametrize("remains", [".lock", ".study.json.part"])
+@pytest.mark.parametrize("remains", [".lock", ".study.json.0badcafe-1-00.part"])
 def test_what_a_kill_before_the_manifest_leaves_is_no_obstacle(
     pair: Pair, tmp_path: Path, remains: str
 ) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from deltalens.evaluate.differentiable import LossPart, loss_parts
 from deltalens.evaluate.finite import check_measured
 from deltalens.evaluate.loading import LoadedModel
 from deltalens.io.checkpoint import open_checkpoint
+from deltalens.io.files import replacing
 from deltalens.io.records import Cell, Setting, StudyFolder
 from deltalens.numerics.workers import workers
 from deltalens.studies.drop_asked import Metric
@@ -250,13 +251,11 @@ def _write_directions(file: Path, vectors: Sequence[dict[str, Tensor]]) -> None:
         for place, vector in enumerate(vectors)
         for name, tensor in vector.items()
     }
-    temporary = file.with_name(f".{file.name}.part")
     try:
-        save_file(tensors, temporary)
-        os.replace(temporary, file)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DeltaLensError(f"{file}: cannot be written: {error.strerror}") from error
+        with replacing(file) as temporary:
+            save_file(tensors, temporary)
+    except SafetensorError as error:
+        raise DeltaLensError(f"{file}: cannot be written: {error}") from error
 
 
 def _stops(shape: Shape, asked: Asked) -> list[Stop]:
