@@ -30,9 +30,14 @@ def is_finite(values: pd.Series[float]) -> pd.Series[bool]:
 def over_seeds(groups: Any, how: Literal["mean", "std", "min", "max"] = "mean") -> pd.Series[float]:
     """One number for each group of a `groupby` of values. A value that is no number makes the
     group's no number: pandas would leave it out, and pass the mean of the others off as the mean of
-    all."""
+    all. Values that are all the same deviate by 0, not by what their mean was rounded."""
     import numpy as np
 
+    def reduced(values: Any) -> Any:
+        if how == "std" and len(values) > 1 and (values == values.iloc[0]).all():
+            return 0.0
+        return getattr(values, how)(skipna=False)
+
     with np.errstate(invalid="ignore"):  # A deviation from infinity is no number.
-        found: pd.Series[float] = groups.agg(lambda values: getattr(values, how)(skipna=False))
+        found: pd.Series[float] = groups.agg(reduced)
     return found
