@@ -123,7 +123,10 @@ class Meter:
         self._bar, self._quiet = bar, quiet
         self._name, self._total, self._done = "", 0, 0
         self._part = 0.0
-        self._begun = self._said = time.monotonic()
+        self._said = time.monotonic()
+        self._first: tuple[float, float] | None = None
+        """When the stage first got on, and how far: what it does before that is no part of its
+        pace."""
         self._task: Any = None
         self._latest = ""
 
@@ -131,7 +134,7 @@ class Meter:
         """A stage begins."""
         self._name, self._total, self._done, self._latest = name, total or 0, 0, ""
         self._part = 0.0
-        self._begun = self._said = time.monotonic()
+        self._said, self._first = time.monotonic(), None
         if self._bar is not None:
             if self._task is not None:
                 self._bar.remove_task(self._task)
@@ -153,9 +156,12 @@ class Meter:
             self._bar.update(self._task, completed=done)
             return
         now = time.monotonic()
+        begun, before = self._first = self._first or (now, done)
         if not self._quiet and self._total and now - self._said >= _SECONDS_BETWEEN_LINES:
             self._said = now
-            left = (now - self._begun) * (self._total - done) / done if done else math.nan
+            left = math.nan
+            if done > before:
+                left = (now - begun) * (self._total - done) / (done - before)
             typer.echo(
                 f"{self._name}: {100 * done // self._total:.0f} % done{_left(left)}{self._latest}",
                 err=True,
