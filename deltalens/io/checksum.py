@@ -1,0 +1,56 @@
+"""Checksums of what deltalens wrote itself: whether a record is still what it was. No torch here.
+
+XXH3-128 finds damage (a torn write, a flipped bit, an edit by hand), not a forger's work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import xxhash
+
+from deltalens.errors import RecordError
+
+__all__ = ["CHECKSUM", "check_sealed", "checksum", "sealed"]
+
+CHECKSUM = "checksum"
+"""The field of a sealed record that holds the checksum of the others."""
+
+
+def checksum(content: bytes | bytearray | memoryview) -> str:
+    """XXH3-128 of bytes, as 32 hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of JSON values with the checksum of its fields as one more, whatever their order and
+    the white space between them.
+
+    Example:
+        >>> check_sealed("cells.jsonl, line 1", sealed({"seconds": 1.5}))
+    """
+    fields = {name: value for name, value in record.items() if name != CHECKSUM}
+    return {**fields, CHECKSUM: _of_fields(fields)}
+
+
+def check_sealed(where: str, record: Mapping[str, Any]) -> None:
+    """Refuse a record that is not what was written.
+
+    Args:
+        where: it stands, for the message.
+        record: as it was read; one without a checksum (of an earlier format) passes.
+
+    Raises:
+        RecordError: its checksum is another one.
+    """
+    if CHECKSUM not in record:
+        return
+    fields = {name: value for name, value in record.items() if name != CHECKSUM}
+    if record[CHECKSUM] != _of_fields(fields):
+        raise RecordError(f"{where}: damaged: its checksum is not that of what it says")
+
+
+def _of_fields(fields: Mapping[str, Any]) -> str:
+    return checksum(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode())
