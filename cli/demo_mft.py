@@ -113,7 +113,7 @@ def _finetune(name: str, base: Path, data: Path, out: Path, quiet: bool) -> None
     ft = out / f"ft-{name}"
     if (ft / "config.json").exists():
         held = read_manifest(ft, "train.json", "training")["asked"]
-        if held.get("model") == open_checkpoint(base).fingerprint:
+        if held.get("model") == open_checkpoint(base).identity:
             return
     shutil.rmtree(ft, ignore_errors=True)
     say(quiet, _TRAIN.format(name, base, data, ft))

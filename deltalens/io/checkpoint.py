@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import functools
-import hashlib
 import json
 import mmap
 import os
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from deltalens.errors import CheckpointError, several
+from deltalens.io.checksum import checksum
+from deltalens.io.fingerprint import files_beside, fingerprint_of
 from deltalens.io.header import FLOATS, TensorEntry, read_header
 from deltalens.io.platform import advise_sequential, read_into
 
@@ -63,6 +65,7 @@ class Checkpoint:
         self.headers: dict[Path, bytes] = {}
         self.tensors: dict[str, TensorEntry] = {}
         self.notes: list[str] = []
+        self._prints: dict[Path, str] = {}
         for file in files:
             self.headers[file], entries = read_header(file)
             for entry in entries:
@@ -107,25 +110,31 @@ class Checkpoint:
         TensorReader().read(entry, 0, out)
         return out.view(entry.shape)
 
-    @functools.cached_property
+    def read_through(self, advance: Callable[[int], object] = lambda blocks: None) -> None:
+        """Take the fingerprint of every shard that has none yet; `advance` is told of each block
+        (`fingerprint.BLOCK` bytes)."""
+        for file in self.headers:
+            if file not in self._prints:
+                self._prints[file] = fingerprint_of(file, advance)
+
+    @property
     def fingerprint(self) -> str:
-        """A hash of the headers and of the data: all of it up to 16 MiB a shard, beyond that 256
-        blocks of 64 KiB spread evenly. Shard names, folder and time do not enter."""
-        digest = hashlib.sha256()
-        for file, header in self.headers.items():
-            digest.update(header)
-            try:
-                size = file.stat().st_size
-                block, whole = 1 << 16, size <= 1 << 24
-                step = block if whole else (size - block) // 255
-                starts = range(0, size if whole else size - block, step)
-                with file.open("rb") as stream:
-                    for start in starts:
-                        stream.seek(start)
-                        digest.update(stream.read(block))
-            except OSError as error:
-                raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-        return digest.hexdigest()[:32]
+        """A hash of every byte of the weights, shard by shard. Shard names, folder and time do not
+        enter.
+
+        Raises:
+            CheckpointError: a shard cannot be read, or changes while it is.
+        """
+        self.read_through()
+        prints = list(self._prints.values())
+        return prints[0] if len(prints) == 1 else checksum(" ".join(prints).encode())
+
+    @functools.cached_property
+    def identity(self) -> dict[str, str]:
+        """What decides every number that the model gives, with fingerprints: `weights`, and by name
+        the files beside them that say how to use them (`files_beside`)."""
+        beside = files_beside(self.folder).items()
+        return {"weights": self.fingerprint, **{name: fingerprint_of(f) for name, f in beside}}
 
 
 class TensorReader:

@@ -11,7 +11,7 @@ __all__ = ["FORMAT", "IDENTITY", "version"]
 FORMAT = 1
 """The format of study and run folders; a reader refuses any other."""
 
-IDENTITY = 2
+IDENTITY = 3
 """Of what the identity of a study or a training consists: a folder with another one is read and
 drawn, but nobody can know whether the numbers that it lacks would be of the same kind."""
 

@@ -100,7 +100,6 @@ def drop(
         "drop": {
             "ft": str(ft),
             "base": str(base),
-            "fingerprints": [pairing.ft.fingerprint, pairing.base.fingerprint],
             "strategy": strategy,
             "rate": show_rate(exact),
             "scope": scope,

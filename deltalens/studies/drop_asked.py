@@ -192,8 +192,8 @@ def identity_of(
 ) -> dict[str, Any]:
     """Everything that decides the numbers: two calls with the same are the same study."""
     return {
-        "ft": pairing.ft.fingerprint,
-        "base": pairing.base.fingerprint,
+        "ft": pairing.ft.identity,
+        "base": pairing.base.identity,
         "strategies": list(asked.strategies),
         "rates": [show_rate(rate) for rate in asked.rates],
         "scope": asked.scope,

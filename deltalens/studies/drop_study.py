@@ -36,7 +36,7 @@ from deltalens.studies.drop_asked import (
 )
 from deltalens.studies.drop_run import DropRun
 from deltalens.studies.selecting import check_strategy
-from deltalens.studies.study import StudyWatch, keep_better
+from deltalens.studies.study import StudyWatch, keep_better, read_weights
 
 __all__ = ["COLUMNS", "drop_study"]
 
@@ -150,6 +150,7 @@ def drop_study(
     out = Path(out)
     check_study_folder(out, [pairing.ft.path, pairing.base.path])
     check_fits(pairing.ft, kind, where, batch_tokens)
+    read_weights(watch, pairing.ft, pairing.base)
     identity = {
         **identity_of(asked, pairing, where, kind),
         "trust_remote_code": trust_remote_code,

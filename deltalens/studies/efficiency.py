@@ -29,7 +29,7 @@ from deltalens.io.records import (
     load_study,
 )
 from deltalens.studies import axes
-from deltalens.studies.study import Metrics, StudyWatch, run_cells
+from deltalens.studies.study import Metrics, StudyWatch, read_weights, run_cells
 from deltalens.studies.trainings import cells_own
 from deltalens.training.asked import TrainingAsked, check_own
 from deltalens.training.methods import method_callbacks
@@ -89,6 +89,7 @@ def efficiency(
     where = pick_device(device)
     kind = training_dtype(dtype, checkpoint, where)
     check_study_folder(out, [checkpoint.path])
+    read_weights(watch, checkpoint)
     identity: dict[str, Any] = {
         **asked.shared(),
         "seed": asked.seed,
@@ -96,7 +97,7 @@ def efficiency(
         "settings": cells_own(asked, methods),
         "repeats": repeats,
         "steps_in_block": steps,
-        "model": checkpoint.fingerprint,
+        "model": checkpoint.identity,
         "data": rows.identity,
         "device": where.type,
         "dtype": str(kind).removeprefix("torch."),

@@ -241,8 +241,7 @@ def _same_in_bf16(chunk: DeltaChunk) -> Tensor:
 
 def _record(found: Inspection, out: Path) -> None:
     """Write the records of an inspection; they hold what the picture is drawn from."""
-    asked = {"ft": found.pairing.ft.fingerprint, "base": found.pairing.base.fingerprint}
-    folder = StudyFolder.open(out, "inspect", asked, COLUMNS, fresh=True)
+    folder = StudyFolder.open(out, "inspect", {}, COLUMNS, fresh=True)
     try:
         folder.facts = {
             "ft": str(found.pairing.ft.path),

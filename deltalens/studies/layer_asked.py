@@ -62,8 +62,8 @@ class LayersAsked(MeasureAsked):
         """Everything that decides the numbers: two calls with the same are the same study."""
         return {
             "method": "drop",
-            "ft": pairing.ft.fingerprint,
-            "base": pairing.base.fingerprint,
+            "ft": pairing.ft.identity,
+            "base": pairing.base.identity,
             "groups": list(self.sizes),
             "include": self.include,
             "exclude": self.exclude,

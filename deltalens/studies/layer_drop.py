@@ -24,7 +24,7 @@ from deltalens.studies.drop_asked import (
 )
 from deltalens.studies.layer_asked import LayersAsked, groups_of
 from deltalens.studies.layer_run import LayerRun
-from deltalens.studies.study import StudyWatch, keep_better
+from deltalens.studies.study import StudyWatch, keep_better, read_weights
 
 __all__ = ["COLUMNS", "KIND", "sweep_layers_drop"]
 
@@ -128,6 +128,7 @@ def sweep_layers_drop(
     out = Path(out)
     check_study_folder(out, [pairing.ft.path, pairing.base.path])
     check_fits(pairing.ft, kind, where, batch_tokens)
+    read_weights(watch, pairing.ft, pairing.base)
     identity = {
         **asked.identity(pairing, where, kind),
         "trust_remote_code": trust_remote_code,

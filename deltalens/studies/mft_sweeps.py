@@ -330,11 +330,11 @@ _START = ("from", "model", "dtype")
 """Where a method starts, among its settings."""
 
 
-def _start(base: str | Path, source: TrainingData) -> dict[str, str]:
+def _start(base: str | Path, source: TrainingData) -> dict[str, Any]:
     """Which checkpoint the base is, and in which dtype it is measured and trained."""
     checkpoint = open_checkpoint(base)
     kind = training_dtype(source.dtype, checkpoint, pick_device(source.device))
-    return {"model": checkpoint.fingerprint, "dtype": str(kind).removeprefix("torch.")}
+    return {"model": checkpoint.identity, "dtype": str(kind).removeprefix("torch.")}
 
 
 def _ground(setting: Setting) -> str | None:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from deltalens.catalog import Better
 from deltalens.errors import DeltaLensError
+from deltalens.io.checkpoint import Checkpoint
+from deltalens.io.fingerprint import take_fingerprints
 from deltalens.io.records import Cell, Measurement, Setting, StudyFolder
 from deltalens.studies.processes import Here, Processes, Tell, processes
 
-__all__ = ["Measure", "Metrics", "StudyWatch", "keep_better", "run_cells"]
+__all__ = ["Measure", "Metrics", "StudyWatch", "keep_better", "read_weights", "run_cells"]
 
 Metrics = dict[str, Measurement]
 Measure = Callable[[Setting, Tell], Metrics]
@@ -34,6 +36,11 @@ class StudyWatch:
     """How far the running cells are, all together, in cells."""
     on_cell: Callable[[Path, Cell], None] = field(default=lambda folder, cell: None)
     """A cell has been journalled: the study's folder and the cell."""
+
+
+def read_weights(watch: StudyWatch, *checkpoints: Checkpoint) -> None:
+    """Take the fingerprints that a study's identity needs, with progress."""
+    take_fingerprints(checkpoints, watch.stage, lambda done, total: watch.advance(1))
 
 
 def keep_better(folder: StudyFolder, better: Mapping[str, Better]) -> None:

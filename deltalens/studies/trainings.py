@@ -27,7 +27,7 @@ from deltalens.io.records import (
 from deltalens.studies import axes
 from deltalens.studies.drop import drop
 from deltalens.studies.processes import Tell
-from deltalens.studies.study import Metrics, StudyWatch, run_cells
+from deltalens.studies.study import Metrics, StudyWatch, read_weights, run_cells
 from deltalens.training.asked import OWN, TrainingAsked, check_own
 from deltalens.training.folder import METRICS
 from deltalens.training.measuring import scoring_of
@@ -185,17 +185,18 @@ def run_trainings(
     Raises:
         DeltaLensError: bad input, as far as it can be known before a model is loaded.
     """
-    out = Path(out)
+    watch, out = watch or StudyWatch(), Path(out)
     plans(identity)
     rows = read_rows(source.data, source.limit, source.fields)
     files = read_files(source.eval_data, None, source.fields)
     checkpoint = open_checkpoint(source.model)
     where = pick_device(source.device)
     check_study_folder(out, [checkpoint.path])
+    read_weights(watch, checkpoint)
     choosing = read_rows(source.choose_on, None, source.fields) if source.choose_on else None
     asked = {
         **identity,
-        "model": checkpoint.fingerprint,
+        "model": checkpoint.identity,
         "data": rows.identity,
         "eval_data": [file.identity for file in files],
         "choose_on": choosing.identity if choosing else None,
@@ -227,7 +228,7 @@ def run_trainings(
             # What another study, stopped before this one began afresh, would have built on.
             shutil.rmtree(out / _GROUND, ignore_errors=True)
         cells = [setting for setting, _ in planned]
-        run_cells(study, cells, making, watch or StudyWatch(), same, after, jobs)
+        run_cells(study, cells, making, watch, same, after, jobs)
         shutil.rmtree(out / _GROUND, ignore_errors=True)
     finally:
         for left in out.glob(f"{_CELL}*"):

@@ -30,6 +30,7 @@ from deltalens.evaluate.rows import DataFile, read_files, read_rows
 from deltalens.evaluate.scoring import Scoring, can_generate
 from deltalens.integrations.transformers import GradientProbeCallback
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
+from deltalens.io.fingerprint import take_fingerprints
 from deltalens.io.records import Measurement
 from deltalens.training.asked import METHODS, TrainingAsked, config_class
 from deltalens.training.choosing import Chooser
@@ -136,9 +137,10 @@ def train(
     checkpoint = open_checkpoint(model)
     where = pick_device(device)
     kind = training_dtype(dtype, checkpoint, where)
+    take_fingerprints([checkpoint], watch.stage, watch.at)
     identity = {
         **asked.identity(),
-        "model": checkpoint.fingerprint,
+        "model": checkpoint.identity,
         "data": rows.identity,
         "eval_data": [file.identity for file in others],
         "eval_every": eval_every,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +248,7 @@ def test_another_study_is_refused_and_every_differing_field_named(
 def test_other_weights_are_another_study(pair: Pair, pair_of: PairOf, tmp_path: Path) -> None:
     study(pair, tmp_path / "s", Norms())
     other = pair_of(family="llama", tied=True)
-    with pytest.raises(RecordError, match=r"base: [\s\S]*ft: "):
+    with pytest.raises(RecordError, match=r"base\.weights: [\s\S]*ft\.weights: "):
         study(other, tmp_path / "s", Norms())
 
 
@@ -333,3 +334,32 @@ def test_command_goes_on_with_what_the_python_twin_began(pair: Pair, tmp_path: P
     succeeds("drop-study", pair.ft, pair.base, "-o", out, "--rates", "0.5", "--strategy", "trivial")
     assert settings(out)[:2] == first
     assert len(settings(out)) == 3
+
+
+@pytest.mark.parametrize("side", ["ft", "base"])
+@pytest.mark.parametrize(
+    "part", ["weights", "config.json", "tokenizer.json", "chat_template.jinja"]
+)
+def test_a_model_that_was_changed_in_place_is_another_study(
+    pair: Pair, tmp_path: Path, side: str, part: str
+) -> None:
+    """One entry in the middle of a shard, a space in a file beside it: refused by its name."""
+    copies = {name: tmp_path / name for name in ("ft", "base")}
+    shutil.copytree(pair.ft, copies["ft"])
+    shutil.copytree(pair.base, copies["base"])
+    for folder in copies.values():
+        (folder / "chat_template.jinja").touch()
+    norms = Norms()
+    deltalens.drop_study(*copies.values(), tmp_path / "s", metric=norms.metric, **ASKED)
+    calls, changed = norms.calls, copies[side]
+    if part == "weights":
+        file = min(changed.glob("*.safetensors"))
+        raw = bytearray(file.read_bytes())
+        raw[(8 + int.from_bytes(raw[:8], "little") + len(raw)) // 2] ^= 1
+        file.write_bytes(raw)
+    else:
+        with (changed / part).open("a") as stream:
+            stream.write(" ")
+    with pytest.raises(RecordError, match=rf"another study[^\n]*\n  - {side}\.{part}: '\w+' there"):
+        deltalens.drop_study(*copies.values(), tmp_path / "s", metric=norms.metric, **ASKED)
+    assert norms.calls == calls

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deltalens.errors import DeltaLensError, PairingError, several
 from deltalens.evaluate.loading import LoadedModel, load_model, pick_dtype
-from deltalens.io.checkpoint import open_checkpoint
+from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.studies.code import identify_module
 from deltalens.studies.landscape.asked import Asked, pairings, steps_of
 from deltalens.studies.landscape.grid import GRID
@@ -73,6 +73,11 @@ class StoredModels:
     """Files can always be compared with those of a later call."""
 
     @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """Of every model: what of them is on the disk."""
+        return [self.origin, *(pairing.base for pairing in self._pairings)]
+
+    @property
     def weights(self) -> Weights:
         """The origin's, by stored name."""
         return StoredWeights.of(self.origin)
@@ -90,8 +95,8 @@ class StoredModels:
     def identity(self) -> dict[str, Any]:
         """Which models: by what is in them."""
         return {
-            "origin": self.origin.fingerprint,
-            "models": [pairing.base.fingerprint for pairing in self._pairings],
+            "origin": self.origin.identity,
+            "models": [pairing.base.identity for pairing in self._pairings],
             "base": self.has_base,
             "device": self.device.type,
             "dtype": str(self.kind).removeprefix("torch."),
@@ -154,6 +159,9 @@ class HeldModels:
             self.others.append(HeldWeights(tensors))
         if faults:
             raise PairingError(several("The models do not match:", faults))
+
+    checkpoints: tuple[Checkpoint, ...] = ()
+    """They are on no disk."""
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -20,7 +20,7 @@ from deltalens.studies.landscape.asked import check, check_room, pick_plane
 from deltalens.studies.landscape.grid import common_grid
 from deltalens.studies.landscape.models import Given, HeldModels, StoredModels
 from deltalens.studies.landscape.sitting import COLUMNS, KIND, Sitting
-from deltalens.studies.study import StudyWatch, keep_better
+from deltalens.studies.study import StudyWatch, keep_better, read_weights
 
 __all__ = ["COLUMNS", "KIND", "scan_landscape"]
 
@@ -148,6 +148,7 @@ def scan_landscape(
         words = "a row" if low_memory else "a row and the directions in fp32"
         check_room(models.origin, models.kind, models.device, held, words)
     check_study_folder(out, models.paths)
+    read_weights(watch, *models.checkpoints)
     identity = {
         **models.identity(),
         **asked.identity(),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Mapping
 from typing import Protocol
 
 import torch
+import xxhash
 from torch import Tensor
 
 from deltalens.io.checkpoint import Checkpoint, TensorReader, torch_dtype
@@ -95,11 +95,11 @@ class HeldWeights:
     @property
     def fingerprint(self) -> str:
         """A hash of names, shapes and bits."""
-        digest = hashlib.sha256()
+        digest = xxhash.xxh3_128()
         for name, tensor in sorted(self._tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.numel()}\n".encode())
             digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:32]
+        return digest.hexdigest()
 
     def size(self, name: str) -> int:
         """See `Weights`."""
