@@ -12,6 +12,7 @@ __all__ = [
     "DeltaLensError",
     "PairingError",
     "RecordError",
+    "is_foreign",
     "reason",
     "said_by",
     "several",
@@ -19,6 +20,7 @@ __all__ = [
 
 SHOWN = 20
 _LONGEST = 500
+_LONGEST_REASON = 1_000
 
 
 class DeltaLensError(Exception):
@@ -52,8 +54,18 @@ def several(headline: str, faults: Sequence[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """A foreign exception as text on one line, whole, with its kind in front."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+    """A foreign exception as text on one line, with its kind in front. Some quote the whole file
+    that they choke on: what is longer than would be read is cut."""
+    said = f"{type(error).__name__}: {' '.join(str(error)[:_LONGEST_REASON].split())}"
+    short = said if len(said) < _LONGEST_REASON else f"{said[:_LONGEST_REASON]}..."
+    return short.removesuffix(": ")
+
+
+def is_foreign(error: BaseException | None) -> bool:
+    """Whether an exception is one that a library raises for what it cannot use. A panic of one
+    that is written in Rust (tokenizers, safetensors) is one, though Python's `except Exception`
+    lets it pass; Ctrl-C and the end of the program are not."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 class said_by:
@@ -66,6 +78,7 @@ class said_by:
         library: whose call it is.
         failed: what did not work, with the case in it.
         hint: what to do, if there is something to say.
+        kind: which error it becomes.
 
     Example:
         >>> with said_by("peft", "LlamaForCausalLM takes no LoRA"):
@@ -74,8 +87,14 @@ class said_by:
         deltalens.errors.DeltaLensError: LlamaForCausalLM takes no LoRA: peft says: ValueError: ...
     """
 
-    def __init__(self, library: str, failed: str, hint: str = "") -> None:
-        self._library, self._failed, self._hint = library, failed, hint
+    def __init__(
+        self,
+        library: str,
+        failed: str,
+        hint: str = "",
+        kind: type[DeltaLensError] = DeltaLensError,
+    ) -> None:
+        self._library, self._failed, self._hint, self._kind = library, failed, hint, kind
 
     def __enter__(self) -> None:
         return
@@ -86,22 +105,20 @@ class said_by:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not isinstance(error, Exception) or isinstance(error, DeltaLensError):
+        if error is None or not is_foreign(error) or isinstance(error, DeltaLensError):
             return
         if _out_of_memory(error):
-            raise DeltaLensError(
+            raise self._kind(
                 f"{self._failed}: out of memory ({reason(error)}); take smaller batches, a smaller "
                 "dtype or a larger device"
             ) from error
         if _passed_through_ours(trace):
             return
         hint = f"; {self._hint}" if self._hint else ""
-        raise DeltaLensError(
-            f"{self._failed}: {self._library} says: {reason(error)}{hint}"
-        ) from error
+        raise self._kind(f"{self._failed}: {self._library} says: {reason(error)}{hint}") from error
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 

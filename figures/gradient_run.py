@@ -307,7 +307,11 @@ def _place(block: str) -> tuple[int, list[tuple[int, str]]]:
     """Embeddings, then blocks by number, then the rest, then the output head."""
     ranks = {"embeddings": 0, "output head": 3}
     rank = 1 if block.rsplit(".", 1)[-1].isdigit() else ranks.get(group_of(block), 2)
-    return rank, [(int(part), "") if part.isdigit() else (-1, part) for part in block.split(".")]
+    return rank, [
+        # What int takes: neither a superscript nor thousands of digits.
+        (int(part), "") if part.isdecimal() and len(part) < 10 else (-1, part)
+        for part in block.split(".")
+    ]
 
 
 def _short(names: list[str]) -> list[str]:

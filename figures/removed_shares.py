@@ -14,7 +14,8 @@ __all__ = ["RECORD", "draw"]
 
 RECORD = "train.json"
 """The record of a training, beside the model that it wrote."""
-_BLOCK = re.compile(r"(?P<stem>.*?)\.(?P<number>\d+)\.(?P<rest>.+)")
+_BLOCK = re.compile(r"\.(\d{1,9})\.(?=.)", re.DOTALL)
+"""The number of a block in a name."""
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C510A", "0.35")
 _MARKERS = "os^vDPX*"
 
@@ -58,13 +59,13 @@ def draw(folder: str | Path) -> list[Path]:
 def _lines(removed: dict[str, float]) -> dict[str, list[tuple[float, float]]]:
     """Projection -> (block, per cent); what is in no block stands left of them."""
     found: dict[str, list[tuple[float, float]]] = {}
-    matches = {name: _BLOCK.fullmatch(name) for name in removed}
-    stacks = {match["stem"] for match in matches.values() if match}
+    matches = {name: _BLOCK.search(name) for name in removed}
+    stacks = {name[: match.start()] for name, match in matches.items() if match}
     for name, share in removed.items():
         match = matches[name]
-        place, label = (int(match["number"]), match["rest"]) if match else (-1, name or "weight")
+        place, label = (int(match[1]), name[match.end() :]) if match else (-1, name or "weight")
         if match and len(stacks) > 1:
-            label = f"{match['stem']}: {label}"
+            label = f"{name[: match.start()]}: {label}"
         found.setdefault(label, []).append((place, 100 * share))
     return found
 

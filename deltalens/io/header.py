@@ -31,6 +31,8 @@ FLOATS = ("F16", "BF16", "F32", "F64")
 
 _LARGEST_HEADER = 100_000_000
 _MOST_DIMENSIONS = 64
+_LONGEST_NAME = 1_000
+"""Characters: models keep to a tenth of it, and libraries look for patterns in every name."""
 _LARGEST = 1 << 63
 _LFS_POINTER = b"version "
 
@@ -141,6 +143,8 @@ def _entry(file: Path, name: str, field: Any, data: int) -> TensorEntry:
         name.encode("utf-8")
     except UnicodeEncodeError:
         raise refuse("its name is not valid Unicode") from None
+    if len(name) > _LONGEST_NAME:
+        raise refuse(f"its name has more than {_LONGEST_NAME:,} characters")
     if not isinstance(field, dict) or set(field) != {"dtype", "shape", "data_offsets"}:
         raise refuse("its entry is not {dtype, shape, data_offsets}")
     dtype, shape, offsets = field["dtype"], field["shape"], field["data_offsets"]

@@ -112,7 +112,7 @@ def _split(name: str) -> tuple[str, int, str]:
     """A layer's name around the number of its block; -1 where it is in none."""
     block = block_of(f"{name}.")
     stem, _, number = block.rpartition(".")
-    if not number.isdigit():
+    if not (number.isdecimal() and len(number) < 10 and number == str(int(number))):
         return name, -1, ""
     return stem, int(number), name[len(block) :].removeprefix(".")
 

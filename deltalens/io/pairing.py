@@ -32,22 +32,19 @@ __all__ = [
 Scope = Literal["tensor", "layer", "global"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
+# A name comes from a file, and may be made to be slow: no pattern may look at a part of it twice.
 _BUFFER = re.compile(
-    r"(^|\.)(rotary_emb\.(inv|cos|sin).*|(attn|attention|self_attn)\.(masked_)?bias"
-    r"|(attn|attention|self_attn)\.rotary_emb\..*|position_ids|token_type_ids"
-    r"|num_batches_tracked|running_(mean|var)|final_logits_bias)$"
+    r"(^|\.)(rotary_emb\.(inv|cos|sin)|(attn|attention|self_attn)\.rotary_emb\."
+    r"|((attn|attention|self_attn)\.(masked_)?bias|position_ids|token_type_ids"
+    r"|num_batches_tracked|running_(mean|var)|final_logits_bias)$)"
 )
-_QUANTISATION = re.compile(
-    r"(scales?|scale_inv|weight_scale\w*|absmax|quant_map|quant_state.*|zeros)$"
-)
+_QUANTISATION = ("scale", "scales", "scale_inv", "absmax", "quant_map", "zeros")
 _NEAR = 300
 """Names that a missing one is likened to: difflib would take minutes over thousands."""
 _GROWS = re.compile(
     r"(embed|wte|wpe|shared|lm_head|predictions|output_projection|decoder\.bias|score)"
 )
-_HEAD = re.compile(
-    r"(^|\.|_)(\w*classifi\w*|\w*head|score|qa_outputs|predictions|pooler|summary)\."
-)
+_HEADS = ("_score", "_qa_outputs", "_predictions", "_pooler", "_summary")
 """What a task brings with it: of another shape, it is another tensor."""
 _LEFT_OUT = "left out by include/exclude"
 _NAMED = 4
@@ -134,6 +131,20 @@ def block_of(name: str) -> str:
     return name
 
 
+def _of_quantisation(name: str) -> bool:
+    """Whether a tensor says how another one was quantised."""
+    last = name.rpartition(".")[2]
+    return name.endswith(_QUANTISATION) or "weight_scale" in last or "quant_state" in name
+
+
+def _of_head(name: str) -> bool:
+    """Whether a tensor is inside a module that is called as heads are."""
+    return any(
+        "classifi" in part or part.endswith("head") or f"_{part}".endswith(_HEADS)
+        for part in name.split(".")[:-1]
+    )
+
+
 def pair(
     ft: str | Path | Checkpoint,
     base: str | Path | Checkpoint,
@@ -209,7 +220,7 @@ class _Matcher:
                 self.left_out.add(entry.name)
         elif entry.dtype not in FLOATS:
             self.kept[entry.name] = f"{entry.dtype} is left as the fine-tune has it"
-        elif self.quantised and _QUANTISATION.search(entry.name):
+        elif self.quantised and _of_quantisation(entry.name):
             self.kept[entry.name] = "belongs to a quantised weight"
         elif _BUFFER.search(entry.name):
             self.kept[entry.name] = "a buffer"
@@ -256,7 +267,7 @@ class _Matcher:
             self.pairs.append(TensorPair(entry, other, other.numel))
         else:
             shapes = f"{list(entry.shape)} in the fine-tune and {list(other.shape)} in the base"
-            if _HEAD.search(entry.name):
+            if _of_head(entry.name):
                 self.notes.append(f"{entry.name}: {shapes}")
                 self.ft_only[entry.name], self.base_only[other.name] = entry, other
             else:
@@ -287,7 +298,7 @@ class _Matcher:
         """Whether a tensor is a weight of its own."""
         return not (
             entry.dtype not in FLOATS
-            or (self.quantised and _QUANTISATION.search(entry.name))
+            or (self.quantised and _of_quantisation(entry.name))
             or _BUFFER.search(entry.name)
             or entry.name in self.copies
         )

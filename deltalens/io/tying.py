@@ -22,7 +22,7 @@ _HEAD = re.compile(
     r"(head|embed_out|predictions|projection|proj_out|projector|decoder|output)(\.\w+)?\.weight$"
 )
 """Names of what may be an output embedding, generously: transformers is asked only then."""
-_LAYERS = re.compile(r"(^|_)(n_?layers?|num_\w*layers)$")
+_LAYERS = ("_n_layer", "_n_layers", "_nlayer", "_nlayers")
 _LOOK = 32
 """Entries by which a tensor is told from the others of its shape before it is read."""
 
@@ -97,7 +97,7 @@ def _by_name(names: tuple[str, ...]) -> Tying:
 def _ask(config: str, names: tuple[str, ...]) -> Tying | None:
     """What transformers says; None where it does not know the architecture."""
     settings: dict[str, Any] = json.loads(config)
-    deepest = [n for key, n in _numbers(settings) if _LAYERS.search(key)]
+    deepest = [n for key, n in _numbers(settings) if _counts_layers(key)]
     if max(deepest, default=0) > len(names):
         return None  # More blocks than tensors: not this checkpoint's configuration.
     model = _skeleton(settings)
@@ -123,6 +123,12 @@ def _numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             yield from _numbers(value)
         elif isinstance(value, int):
             yield str(key), value
+
+
+def _counts_layers(key: str) -> bool:
+    """Whether a setting is a number of layers, by how it is called."""
+    key = f"_{key}"
+    return key.endswith(_LAYERS) or (key.endswith("layers") and "_num_" in key)
 
 
 def _skeleton(settings: dict[str, Any]) -> Any | None:

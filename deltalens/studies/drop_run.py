@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from deltalens.errors import DeltaLensError
+from deltalens.errors import DeltaLensError, reason
 from deltalens.evaluate.fidelity import Fidelity, sample_texts
 from deltalens.evaluate.finite import check_measured
 from deltalens.evaluate.loading import LoadedModel
@@ -207,8 +207,8 @@ class DropRun(Evaluation):
                 raise DeltaLensError(f"it knows {rows[1]:,} tokens of the fine-tune's {rows[0]:,}")
             return measure(base.model)
         except Exception as error:  # Another model than the metrics were made for: any kind.
-            reason = " ".join(str(error).split()) or type(error).__name__
-            note = f"the base's own model cannot be measured beside the fine-tune: {reason}"
+            said = str(error) if isinstance(error, DeltaLensError) else reason(error)
+            note = f"the base's own model cannot be measured beside the fine-tune: {said}"
             self.folder.facts["notes"].append(note)
             self.folder.write_manifest()
             names = {name for done in self.folder.cells for name in done.metrics}
