@@ -14,9 +14,11 @@ def panic(text: str) -> BaseException:
 
 @pytest.mark.parametrize("error", [panic("index out of range"), RecursionError("too deep")])
 def test_whatever_a_library_raises_becomes_one_message(error: BaseException) -> None:
-    with pytest.raises(CheckpointError, match=r"^a: b says: \w+: \w+") as caught:
-        with said_by("b", "a", kind=CheckpointError):
-            raise error
+    with (
+        pytest.raises(CheckpointError, match=r"^a: b says: \w+: \w+") as caught,
+        said_by("b", "a", kind=CheckpointError),
+    ):
+        raise error
     assert caught.value.__cause__ is error
 
 
