@@ -157,7 +157,8 @@ class Sweep:
 
     def asked(self, methods: Sequence[str], swept: dict[str, str] | None = None) -> TrainingAsked:
         """The settings of a training; what is swept is each cell's own."""
-        from deltalens.training.asked import TrainingAsked, read_recipe
+        from deltalens.training.asked import TrainingAsked
+        from deltalens.training.recipe import read_recipe
 
         own = {
             "mask_ratio": self.mask_ratio,

@@ -1,17 +1,15 @@
-"""What a training was asked to do, and a recipe's options checked against trl's own."""
+"""What a training was asked to do."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
-from deltalens.errors import DeltaLensError, several
+from deltalens.errors import DeltaLensError
 from deltalens.io.pairing import check_scope
 from deltalens.numerics.rates import exact_rate, show_rate
 
@@ -23,7 +21,6 @@ __all__ = [
     "TrainingAsked",
     "check_own",
     "config_class",
-    "read_recipe",
 ]
 
 WEIGHT_MASKS = ("mft", "random-mask-weights", "l1-mask")
@@ -62,36 +59,6 @@ _IF_NOT_GIVEN: dict[str, Any] = {
     "lora_alpha": 16,
     "lora_dropout": 0.1,
 }
-
-_OURS = {
-    "output_dir": "the output folder",
-    "bf16": "the dtype is the checkpoint's on CUDA and float32 on a CPU; choose with --dtype",
-    "fp16": "the dtype is the checkpoint's on CUDA and float32 on a CPU; choose with --dtype",
-    "gradient_checkpointing": "an option of `train`",
-    "activation_checkpointing": "an option of `train`, called gradient checkpointing",
-    "num_train_epochs": "--epochs",
-    "max_steps": "--steps",
-    "learning_rate": "--learning-rate",
-    "per_device_train_batch_size": "--batch-size",
-    "gradient_accumulation_steps": "--accumulate",
-    "save_steps": "an option of `train`, called checkpoint every",
-    "save_strategy": "an option of `train`, called checkpoint every",
-    "save_total_limit": "an option of `train`, called checkpoint every",
-    "seed": "an option of its own",
-    "data_seed": "the seed is an option of its own",
-    "max_length": "--max-length",
-    "use_cpu": "--device",
-    "report_to": "an option of `train`, called probe",
-    "resume_from_checkpoint": "an option of `train`, called resume",
-    "dataset_kwargs": "the rows are tokenised as drop-study tokenises them",
-    "eval_strategy": "--eval-every",
-    "eval_steps": "--eval-every",
-    "disable_tqdm": "--quiet",
-    "push_to_hub": "nothing is uploaded",
-    "hub_token": "nothing is uploaded",
-    "trust_remote_code": "an option of `train`",
-}
-"""Options of trl's that deltalens sets, and what to use instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,40 +283,6 @@ def check_own(
         faults.append(f"{', '.join(map(show, foreign))}: an option of other methods ({known})")
     if faults:
         raise DeltaLensError("; ".join(faults))
-
-
-def read_recipe(path: Path | None, objective: str) -> dict[str, Any]:
-    """The options of a YAML file, checked against trl's configuration class.
-
-    Raises:
-        DeltaLensError: the file cannot be read, or has keys that trl does not know, or that
-            deltalens sets itself (each with what to use instead).
-    """
-    if path is None:
-        return {}
-    import yaml
-
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DeltaLensError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DeltaLensError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if found is None:
-        return {}
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise DeltaLensError(f"{path}: a recipe is a mapping of trl's options to values")
-    known = {one.name for one in dataclasses.fields(config_class(objective)) if one.init}
-    faults = []
-    for key in found:
-        if key in _OURS:
-            faults.append(f"{key}: {_OURS[key]}")
-        elif key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=1)
-            faults.append(f"{key}: unknown{f'; did you mean {near[0]}?' if near else ''}")
-    if faults:
-        raise DeltaLensError(several(f"{path}: options that cannot be set here:", faults))
-    return found
 
 
 def config_class(objective: str) -> Any:

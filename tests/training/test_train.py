@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deltalens import load_run
 from deltalens.errors import DeltaLensError
-from deltalens.training.asked import TrainingAsked, read_recipe
+from deltalens.training.asked import TrainingAsked
 from deltalens.training.folder import TrainingFolder
+from deltalens.training.recipe import read_recipe
 from deltalens.training.run import Trained, TrainingWatch, train
 from tests.training.folders import preferences, write_model, write_rows
 
@@ -285,6 +286,12 @@ def test_settings_that_cannot_be(case: str) -> None:
         asked(**given)
 
 
+LAUGHS = "beta: &a0 [x]\n" + "".join(
+    f"k{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
+)
+"""A dozen lines that unpack to 10^11 values."""
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -293,6 +300,16 @@ def test_settings_that_cannot_be(case: str) -> None:
         ("output_dir: x", r"output_dir: the output folder"),
         ("- a", "mapping"),
         ("a: [", "not YAML"),
+        (LAUGHS, ": unpacks to more than 10,000 values"),
+        ("optim: &a [*a]\n", "optim: unpacks to more than 10,000 values, or 20 levels"),
+        ("optim: " + "[" * 5_000, "not YAML: yaml says: RecursionError"),
+        ("optim: !!python/object/apply:os.system [exit]\n", "not YAML: yaml says: Constr"),
+        ("optim: 2026-13-45\n", "not YAML: yaml says: ValueError: month must be in 1..12"),
+        ("optim: 2026-11-28\n", "optim: a date, where options are numbers"),
+        ("optim: !!set {a}\n", "optim: a set, where"),
+        ("? [a]\n: 1\n", "not YAML: yaml says: ConstructorError"),
+        ("optim: \0\n", "not YAML: yaml says: ReaderError"),
+        ("#" * (1 << 20) + "\n", "no recipe: more than 1,048,576 bytes"),
     ],
 )
 def test_recipes_that_cannot_be(tmp_path: Path, text: str, message: str) -> None:
