@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "PairingError",
     "RecordError",
     "is_foreign",
+    "nearest",
     "reason",
     "said_by",
     "several",
@@ -21,6 +23,8 @@ __all__ = [
 SHOWN = 20
 _LONGEST = 500
 _LONGEST_REASON = 1_000
+_COMPARED, _BEGINNING = 50, 200
+"""Names, and characters of each, that difflib compares: it is quadratic in both."""
 
 
 class DeltaLensError(Exception):
@@ -51,6 +55,29 @@ def several(headline: str, faults: Sequence[str]) -> str:
     if len(faults) > SHOWN:
         lines.append(f"  ... and {len(faults) - SHOWN} more")
     return "\n".join(lines)
+
+
+def nearest(name: str, names: Iterable[str], count: int, cutoff: float) -> list[str]:
+    """Those names that look most like one that is not there, for a message; the likeliest first.
+
+    difflib would take minutes over the tensors of a mixture of experts, and as long over two names
+    that a hostile file made long: it sees the beginnings of those that share most parts (what dots
+    separate) with it.
+
+    Args:
+        name: what was looked for.
+        names: what there is.
+        count: how many at most.
+        cutoff: how much alike they have to be, from 0 to 1, as `difflib` counts.
+    """
+    import difflib
+
+    parts = set(name.split("."))
+    likely = heapq.nlargest(
+        _COMPARED, names, key=lambda one: len(parts.intersection(one.split(".")))
+    )
+    beginnings = [one[:_BEGINNING] for one in likely]
+    return difflib.get_close_matches(name[:_BEGINNING], beginnings, n=count, cutoff=cutoff)
 
 
 def reason(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from deltalens.errors import DeltaLensError, several
+from deltalens.errors import DeltaLensError, nearest, several
 
 __all__ = [
     "FLOATS",
@@ -70,11 +70,9 @@ class ChosenNames:
         self._known: dict[str, bool] = {}
         left = [(name, one) for name, one in every_parameter(model) if name in self]
         if not left:
-            import difflib
-
             names = [name for name, _ in every_parameter(model)]
             asked = include if include is not None else exclude
-            near = difflib.get_close_matches(str(asked), names, n=5, cutoff=0.0)
+            near = nearest(str(asked), names, 5, 0.0)
             text = f"include={include!r}, exclude={exclude!r} leave no parameter; nearest:"
             raise DeltaLensError(several(text, near))
         if not any(one.requires_grad for _, one in left):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import mmap
@@ -16,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltalens.errors import CheckpointError, several
+from deltalens.errors import CheckpointError, nearest, several
 from deltalens.io.checksum import checksum
+from deltalens.io.collection import collection_paused
 from deltalens.io.fingerprint import files_beside, fingerprint_of
 from deltalens.io.header import FLOATS, TensorEntry, read_header
 from deltalens.io.platform import advise_sequential, read_into
@@ -40,6 +40,7 @@ ADAPTER = "adapter_model.safetensors"
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _BLOCK = 1 << 20
+_NO_SHARD = "which is no .safetensors file"
 _SHOWN = 3
 """Differences between an index and its shards that a note names."""
 _TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -88,7 +89,7 @@ class Checkpoint:
         """
         if name in self.tensors:
             return self.tensors[name]
-        near = difflib.get_close_matches(name, self.tensors, n=3, cutoff=0.4)
+        near = nearest(name, self.tensors, 3, 0.4)
         raise CheckpointError(f"{self.path}: no tensor {name!r}; nearest: {', '.join(near)}")
 
     @functools.cached_property
@@ -169,6 +170,20 @@ class TensorReader:
         except OSError as error:
             raise CheckpointError(f"{entry.file}: cannot be read: {error.strerror}") from error
 
+    def piece(self, entry: TensorEntry, start: int, size: int) -> bytes:
+        """So many bytes of a tensor, from so many on.
+
+        Raises:
+            CheckpointError: the file ended, or could not be read.
+        """
+        try:
+            found = os.pread(self._open(entry.file), size, entry.begin + start)
+        except OSError as error:
+            raise CheckpointError(f"{entry.file}: cannot be read: {error.strerror}") from error
+        if len(found) < size:
+            raise CheckpointError(f"{entry.file}: ended while {entry} was read")
+        return found
+
     def sample(self, entry: TensorEntry, count: int, stride: int) -> Tensor:
         """Every so many-th of the first `count` entries, from the first on, as a new tensor.
 
@@ -239,7 +254,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: no such path, no safetensors in it, an index that names shards that are not
             there, a file that is not what its header says, or no floating-point tensor at all.
     """
-    path = Path(path)
+    with collection_paused():
+        return _open(Path(path))
+
+
+def _open(path: Path) -> Checkpoint:
     if os.path.isfile(path):
         if path.suffix != ".safetensors":
             raise CheckpointError(f"{path}: not a safetensors file. {_instead(path)}")
@@ -322,20 +341,22 @@ def _open_indexed(path: Path) -> Checkpoint:
     names = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{file}: no weight_map")
+    shards = {shard for shard in names.values() if isinstance(shard, str)}
+    absent = {shard: why for shard in shards if (why := _no_shard(path, shard))}
     faults = [
         f"{name!r} is in {shard!r}, {why}"
         for name, shard in names.items()
-        if (why := _no_shard(path, shard))
+        if (why := absent.get(shard) if isinstance(shard, str) else _NO_SHARD)
     ]
     if faults:
         raise CheckpointError(
             several(f"{file} names shards that are not there; is the download complete?", faults)
         )
-    checkpoint = Checkpoint(path, [path / shard for shard in sorted(set(names.values()))])
+    checkpoint = Checkpoint(path, [path / shard for shard in sorted(shards)])
+    called = {file: file.name for file in checkpoint.headers}
+    lies = {name: called[entry.file] for name, entry in checkpoint.tensors.items()}
     differing = [
-        f"{name!r} is not in {shard!r}"
-        for name, shard in names.items()
-        if name not in checkpoint.tensors or checkpoint.tensors[name].file.name != shard
+        f"{name!r} is not in {shard!r}" for name, shard in names.items() if lies.get(name) != shard
     ]
     differing += [f"{name!r} is in a shard only" for name in checkpoint.tensors.keys() - names]
     if differing:
@@ -351,10 +372,10 @@ def _few(faults: list[str]) -> str:
     return ", ".join(textwrap.shorten(fault, 200) for fault in faults[:_SHOWN]) + more
 
 
-def _no_shard(folder: Path, shard: object) -> str | None:
+def _no_shard(folder: Path, shard: str) -> str | None:
     """Why an index cannot mean this by a shard; None where it can."""
-    if not isinstance(shard, str) or not shard.endswith(".safetensors"):
-        return "which is no .safetensors file"
+    if not shard.endswith(".safetensors"):
+        return _NO_SHARD
     if set("/\\\0") & set(shard):
         return "which is not a name in this folder"
     return None if os.path.isfile(folder / shard) else "which is not in this folder"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 
-from deltalens.errors import PairingError
+from deltalens.errors import PairingError, nearest
 
 __all__ = ["Choice", "Names"]
 
@@ -112,7 +111,7 @@ class Choice:
             PairingError: nothing is.
         """
         if not any(self.takes(name, in_base(name)) for name in names):
-            near = difflib.get_close_matches(self.include or "", names, n=3, cutoff=0.1)
+            near = nearest(self.include or "", names, 3, 0.1)
             near = near or list(names)[:3]
             raise PairingError(
                 f"include {self.include!r} and exclude {self.exclude!r} leave no tensor of "

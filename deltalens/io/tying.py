@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from deltalens.io.checkpoint import Checkpoint, TensorReader, same_values, torch_dtype
 from deltalens.io.header import FLOATS, TensorEntry
@@ -230,21 +232,25 @@ def stored_copies(checkpoint: Checkpoint) -> Copies:
 
 def _any_alike(entries: Iterable[TensorEntry]) -> bool:
     """Whether two tensors have the same shape, dtype, and entries in the middle."""
-    seen: set[tuple[object, ...]] = set()
-    reader = TensorReader()
+    kinds: dict[tuple[object, ...], list[TensorEntry]] = {}
     for entry in entries:
-        look = _look(entry, reader)
-        # Norms and biases that have not been trained are all alike.
-        if len(entry.shape) > 1 or len(set(look)) > 1:
-            key = (entry.shape, entry.dtype, look)
-            if key in seen:
+        kinds.setdefault((entry.shape, entry.dtype), []).append(entry)
+    reader = TensorReader()
+    for kind in kinds.values():
+        if len(kind) > 1:
+            looks = _looks(kind, reader)
+            if len({look.tobytes() for look in looks}) < len(looks):
                 return True
-            seen.add(key)
     return False
 
 
-def _look(entry: TensorEntry, reader: TensorReader) -> tuple[float, ...]:
-    count = min(_LOOK, entry.numel)
-    out = torch.empty(count, dtype=torch_dtype(entry))
-    reader.read(entry, (entry.numel - count) // 2, out)
-    return tuple(out.tolist())
+def _looks(entries: list[TensorEntry], reader: TensorReader) -> NDArray[np.signedinteger[Any]]:
+    """The bits of entries in the middle of tensors of one shape and dtype, a row for each. Norms
+    and biases that have not been trained are all alike: they are left out."""
+    shape, numel = entries[0].shape, entries[0].numel
+    count = min(_LOOK, numel)
+    size = torch_dtype(entries[0]).itemsize
+    pieces = [reader.piece(entry, (numel - count) // 2 * size, count * size) for entry in entries]
+    bits = np.frombuffer(bytearray().join(pieces), f"<i{size}").reshape(len(entries), count)
+    bits[bits == np.iinfo(bits.dtype).min] = 0  # -0 is 0.
+    return bits if len(shape) > 1 else bits[(bits != bits[:, :1]).any(axis=1)]

@@ -61,11 +61,14 @@ class CheckpointWriter:
         """Fill in what was not written: from the fine-tune, or, for copies of a tied tensor, from
         the tensor they share; then make it survive a crash."""
         tensors = self._like.tensors
+        held: dict[Path, list[TensorEntry]] = {file: [] for file in self._open}
+        for entry in tensors.values():
+            held[entry.file].append(entry)
         for file, target in self._open.items():
             source = os.open(file, os.O_RDONLY)
             try:
-                for entry in tensors.values():
-                    if entry.file == file and entry.name not in copies:
+                for entry in held[file]:
+                    if entry.name not in copies:
                         done = self._written.get(entry.name, 0)
                         self._fill(source, entry.begin, entry, target, done)
             finally:

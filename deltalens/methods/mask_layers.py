@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 import warnings
@@ -15,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
-from deltalens.errors import DeltaLensError, several
+from deltalens.errors import DeltaLensError, nearest, several
 from deltalens.io.pairing import block_of
 
 __all__ = [
@@ -138,7 +137,7 @@ def _included(layers: Sequence[Layer], include: str) -> list[Layer]:
     chosen = [layer for layer in layers if pattern.search(layer.name)]
     if not chosen:
         names = [layer.name for layer in layers]
-        near = difflib.get_close_matches(include, names, n=5, cutoff=0.0)
+        near = nearest(include, names, 5, 0.0)
         raise DeltaLensError(
             several(f"include={include!r} matches no linear layer; nearest:", near)
         )

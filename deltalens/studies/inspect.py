@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +180,7 @@ def inspect(
     if out is not None:
         check_study_folder(Path(out), [pairing.ft.path, pairing.base.path], "inspect")
     stream, scratch = DeltaStream(), Scratch()
-    sums: dict[tuple[str, str], _Tally] = {}
-    tensors: list[Group] = []
+    groups = _Groups(pairing)
     done = 0
     with workers() as each:
         for one in pairing.pairs:
@@ -190,24 +190,62 @@ def inspect(
                 tally.merge(part)
             if tally.histogram.nonfinite:
                 raise find_nonfinite([one], stream)
-            tensors.append(tally.group("tensor", one.name))
-            for key in (("overall", "all"), ("kind", kind_of(one)), ("layer", block_of(one.name))):
-                sums.setdefault(key, _Tally()).merge(tally)
+            groups.add(one, tally)
             done += one.entries
             progress(done, pairing.entries)
-    if sums["overall", "all"].histogram.zeros == pairing.entries:
+    if groups.zeros == pairing.entries:
         raise no_delta(pairing)
-    groups = [tally.group(*key) for key, tally in sums.items()]
-    groups = [g for level in LEVELS for g in (*groups, *tensors) if g.level == level]
-    layers = {
-        name: octaves(tally.histogram, PER_OCTAVE)
-        for (level, name), tally in sums.items()
-        if level == "layer"
-    }
-    found = Inspection(pairing, tuple(groups), layers)
+    found = Inspection(pairing, groups.by_level(), groups.layers)
     if out is not None:
         _record(found, Path(out))
     return found
+
+
+def _keys(one: TensorPair) -> tuple[tuple[str, str], ...]:
+    """The groups that a tensor is in: their level and name."""
+    levels = (("layer", block_of(one.name)), ("kind", kind_of(one)), ("overall", "all"))
+    return (("tensor", one.name), *levels)
+
+
+class _Groups:
+    """The groups of all tensors, each described as soon as its last tensor is there: a sum takes
+    the room of a histogram, and outside the blocks every tensor is a layer of its own."""
+
+    def __init__(self, pairing: Pairing) -> None:
+        keys = [key for one in pairing.pairs for key in _keys(one)]
+        self._left = Counter(keys)
+        self._sums: dict[tuple[str, str], _Tally] = {}
+        self._found: dict[tuple[str, str], Group | None] = dict.fromkeys(keys)  # In their order.
+        self.layers: dict[str, dict[int, int]] = {name: {} for at, name in keys if at == "layer"}
+        """Layer -> floor(4 log2|delta|) -> entries."""
+        self.zeros = 0
+        """Entries that are unchanged."""
+
+    def add(self, one: TensorPair, tally: _Tally) -> None:
+        """Count a tensor, once."""
+        alone = tally.group("tensor", one.name)
+        self.zeros += tally.histogram.zeros
+        for level, name in _keys(one):
+            key = level, name
+            self._left[key] -= 1
+            last, held = not self._left[key], self._sums.pop(key, None)
+            if last and held is None:
+                held, found = tally, replace(alone, level=level, name=name)
+            else:
+                held = held or _Tally()
+                held.merge(tally)
+                if not last:
+                    self._sums[key] = held
+                    continue
+                found = held.group(level, name)
+            self._found[key] = found
+            if level == "layer":
+                self.layers[name] = octaves(held.histogram, PER_OCTAVE)
+
+    def by_level(self) -> tuple[Group, ...]:
+        """All of them, once every tensor is counted."""
+        found = [group for group in self._found.values() if group is not None]
+        return tuple(group for level in LEVELS for group in found if group.level == level)
 
 
 def kind_of(one: TensorPair) -> str:

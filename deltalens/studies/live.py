@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+import functools
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from typing import Any
@@ -182,9 +183,10 @@ class _NoCopies(TorchFunctionMode):
 def _views(model: nn.Module, pairing: Pairing) -> dict[str, Tensor]:
     wanted = [pair.name for pair in pairing.pairs] + list(pairing.copies)
     stored = _stored_views(model)
+    places = _Places(stored)
     views, lost = {}, []
     for name in wanted:
-        view = _by_name(stored, name)
+        view = places.of(name)
         if view is None or tuple(view.shape) != pairing.ft.tensors[name].shape:
             lost.append(name)
         else:
@@ -218,9 +220,36 @@ def _stored_views(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _by_name(stored: Mapping[str, Tensor], name: str) -> Tensor | None:
-    """The tensor of this name, or the only one whose name differs by a prefix."""
-    if name in stored:
-        return stored[name]
-    close = [other for other in stored if other.endswith("." + name) or name.endswith("." + other)]
-    return stored[close[0]] if len(close) == 1 else None
+class _Places:
+    """Finds a model's tensors by stored names, which can differ by a prefix."""
+
+    def __init__(self, stored: Mapping[str, Tensor]) -> None:
+        self._stored = stored
+        self._longest = max(map(len, stored), default=0)
+
+    def of(self, name: str) -> Tensor | None:
+        """The tensor of this name, or else the only one whose name ends in it or that it ends in;
+        None where there is none, or are several."""
+        if name in self._stored:
+            return self._stored[name]
+        close = [*self._ending_in.get(name, ()), *self._ends(name)]
+        return self._stored[close[0]] if len(close) == 1 else None
+
+    @functools.cached_property
+    def _ending_in(self) -> dict[str, list[str]]:
+        """Ends of names, after a dot -> the names."""
+        found: dict[str, list[str]] = {}
+        for name in self._stored:
+            parts = name.split(".")
+            for start in range(1, len(parts)):
+                found.setdefault(".".join(parts[start:]), []).append(name)
+        return found
+
+    def _ends(self, name: str) -> Iterator[str]:
+        """Names that this one ends in, after a dot; no piece is looked up that is longer than all
+        of them."""
+        at = name.find(".", max(0, len(name) - self._longest - 1))
+        while at >= 0:
+            if name[at + 1 :] in self._stored:
+                yield name[at + 1 :]
+            at = name.find(".", at + 1)

@@ -13,7 +13,7 @@ from deltalens.errors import DeltaLensError, several
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.header import FLOATS
 from deltalens.studies.landscape.weights import Weights
-from deltalens.studies.live import _by_name, _same_bits, _stored_views
+from deltalens.studies.live import _Places, _same_bits, _stored_views
 
 __all__ = ["Slot", "check_holds", "passed_over", "slots_of_checkpoint", "slots_of_module"]
 
@@ -82,12 +82,12 @@ def slots_of_checkpoint(
     Raises:
         DeltaLensError: a parameter whose stored tensors have no place that can be written to.
     """
-    stored = _stored_views(model)
+    places = _Places(_stored_views(model))
     memory = {p.untyped_storage().data_ptr(): p for _, p in _parameters(model)}
     slots: list[Slot] = []
     taken: set[tuple[int, int]] = set()
     for name, entry in checkpoint.tensors.items():
-        view = _by_name(stored, name) if entry.dtype in FLOATS and name not in copies else None
+        view = places.of(name) if entry.dtype in FLOATS and name not in copies else None
         if view is None or tuple(view.shape) != entry.shape or not entry.numel:
             continue
         parameter = memory.get(view.untyped_storage().data_ptr())
