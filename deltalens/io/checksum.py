@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -31,21 +32,27 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     Example:
         >>> check_sealed("cells.jsonl, line 1", sealed({"seconds": 1.5}))
     """
-    fields = {name: value for name, value in record.items() if name != CHECKSUM}
-    return {**fields, CHECKSUM: _of_fields(fields)}
+    values: dict[str, Any] = json.loads(json.dumps(record))
+    values.pop(CHECKSUM, None)
+    return {**values, CHECKSUM: _of_fields(values)}
 
 
-def check_sealed(where: str, record: Mapping[str, Any]) -> None:
+def check_sealed(where: str | Path, record: Any, needed: bool = False) -> None:
     """Refuse a record that is not what was written.
 
     Args:
         where: it stands, for the message.
-        record: as it was read; one without a checksum (of an earlier format) passes.
+        record: as it was read.
+        needed: it was sealed; else one without a checksum (of an earlier format) passes.
 
     Raises:
-        RecordError: its checksum is another one.
+        RecordError: its checksum is another one, or it lacks one that it needs.
     """
+    if not isinstance(record, dict):
+        raise RecordError(f"{where}: damaged: not a JSON object")
     if CHECKSUM not in record:
+        if needed:
+            raise RecordError(f"{where}: damaged: its checksum is missing")
         return
     fields = {name: value for name, value in record.items() if name != CHECKSUM}
     if record[CHECKSUM] != _of_fields(fields):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import RecordError, several
-from deltalens.io.version import IDENTITY, version
+from deltalens.io.version import FORMAT, IDENTITY, version
 
 __all__ = ["Union", "check_version", "united"]
 
@@ -17,12 +17,13 @@ for all of it, or None where there is no such call."""
 
 
 def check_version(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Refuse to go on with what a version recorded that knew less of what decides the numbers.
+    """Refuse to go on with what a version recorded that knew less of what decides the numbers, or
+    that would not notice damage.
 
     Raises:
         RecordError: with both versions.
     """
-    if manifest.get("identity") != IDENTITY:
+    if manifest.get("identity") != IDENTITY or manifest.get("format") != FORMAT:
         raise RecordError(
             f"{path}: made by another deltalens ({manifest.get('deltalens')}; this one is "
             f"{version()}), which did not record all that decides the numbers: it can be read and "

@@ -2,7 +2,8 @@
 
 The file holds one tensor, `kept` (U8): the layers' bits one after the other, each from a new byte
 on; entry i of a weight is bit i % 8 of byte i // 8, and 1 where it is kept. Its metadata lists the
-layers in that order, those of the same shape in many blocks together, so that it stays small.
+layers in that order, those of the same shape in many blocks together, so that it stays small, and
+holds the checksum of all of that and of the bits.
 """
 
 from __future__ import annotations
@@ -17,17 +18,23 @@ from typing import Any
 
 import numpy as np
 
-from deltalens.errors import CheckpointError, DeltaLensError
+from deltalens.errors import CheckpointError, RecordError
+from deltalens.io.checksum import CHECKSUM, checksum
 from deltalens.io.files import write_whole
 from deltalens.io.header import read_header
 from deltalens.io.pairing import block_of
-from deltalens.io.version import FORMAT, version
+from deltalens.io.plain_json import parse_json
+from deltalens.io.schema import NAME, Fields, Items, Row, Text, Whole, require
+from deltalens.io.version import FORMAT, FORMATS, has_checksums, version
 
 __all__ = ["MaskFile", "StoredMask", "fingerprint_of", "read_masks", "write_masks"]
 
 _TENSOR = "kept"
 _SHORT = 4
 """Hexadecimal digits kept of each layer's digest: to name the layers that differ."""
+_LAYERS = Items(Row((NAME, Items(Whole(-1)), Text(), Items(Whole(), 0, 64))))
+"""Layers of the same shape whose names differ in a number: what stands before it, the numbers, what
+stands behind it, the shape."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,15 @@ def write_masks(path: str | Path, masks: Sequence[StoredMask], about: Mapping[st
         "about": _compact(dict(about)),
     }
     bits = np.concatenate([np.empty(0, np.uint8), *(one.bits for one in ordered)])
+    metadata[CHECKSUM] = _checksum(metadata, bits)
     write_whole(Path(path), save({_TENSOR: bits}, metadata))
+
+
+def _checksum(metadata: Mapping[str, str], bits: np.ndarray) -> str:
+    """Of the metadata, and of the bits behind it."""
+    said = {name: text for name, text in metadata.items() if name != CHECKSUM}
+    text = json.dumps([said, checksum(bits.data)], sort_keys=True)
+    return checksum(text.encode())
 
 
 def _compact(value: object) -> str:
@@ -132,16 +147,24 @@ def read_masks(path: str | Path) -> MaskFile:
         raise CheckpointError(f"{file}: no such file")
     raw, entries = read_header(file)
     metadata = json.loads(raw[8:]).get("__metadata__", {})
-    wanted = f"deltalens masks {FORMAT}"
-    if metadata.get("format") != wanted or [one.name for one in entries] != [_TENSOR]:
+    known = {f"deltalens masks {format}": format for format in FORMATS}
+    format = known.get(metadata.get("format", ""))
+    if format is None or [one.name for one in entries] != [_TENSOR]:
         raise CheckpointError(
             f"{file}: no file of masks that this deltalens ({version()}) reads: its format is "
-            f"{metadata.get('format')!r}, not {wanted!r}"
+            f"{metadata.get('format', '')[:60]!r}, not {' or '.join(map(repr, known))}"
+        )
+    bits = _read_bits(file, entries[0].begin)
+    if (CHECKSUM in metadata or has_checksums(format)) and (
+        metadata.get(CHECKSUM) != _checksum(metadata, bits)
+    ):
+        raise CheckpointError(
+            f"{file}: damaged: its checksum is not that of its masks; copy or train them again"
         )
     try:
-        return _parse(metadata, _read_bits(file, entries[0].begin))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{file}: its metadata does not fit its masks: {error!r}") from error
+        return _parse(file, metadata, bits)
+    except RecordError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _read_bits(file: Path, begin: int) -> np.ndarray:
@@ -151,19 +174,27 @@ def _read_bits(file: Path, begin: int) -> np.ndarray:
         raise CheckpointError(f"{file}: cannot be read: {error}") from error
 
 
-def _parse(metadata: Mapping[str, str], bits: np.ndarray) -> MaskFile:
+def _parse(file: Path, metadata: Mapping[str, str], bits: np.ndarray) -> MaskFile:
+    require(file, metadata, dict.fromkeys(("fingerprint", "layers", "digests", "about"), Text()))
+    layers, about = (
+        parse_json(f"{file}, its {name}", metadata[name]) for name in ("layers", "about")
+    )
+    require(file, {"layers": layers, "about": about}, {"layers": _LAYERS, "about": Fields()})
     masks: list[StoredMask] = []
     digests, at = metadata["digests"], 0
-    for stem, numbers, rest, shape in json.loads(metadata["layers"]):
+    for stem, numbers, rest, shape in layers:
         size = -(-prod(shape) // 8)
         for number in numbers:
             digest = digests[len(masks) * _SHORT :][:_SHORT]
             name = _join(stem, number, rest)
             masks.append(StoredMask(name, tuple(shape), digest, bits[at : at + size]))
             at += size
-    if at != bits.size:
-        raise ValueError(f"{at} bytes listed, {bits.size} there")
-    about = json.loads(metadata["about"])
-    if not isinstance(about, dict):
-        raise DeltaLensError("about")
+    if at != bits.size or len(digests) != _SHORT * len(masks):
+        raise RecordError(
+            f"{file}: its layers list {at:,} bytes and {len(masks):,} digests, and it has "
+            f"{bits.size:,} and {len(digests) // _SHORT:,}"
+        )
+    names = [one.name for one in masks]
+    if len({*names}) < len(names):
+        raise RecordError(f"{file}: its layers name one twice")
     return MaskFile(tuple(masks), metadata["fingerprint"], about)

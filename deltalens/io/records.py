@@ -11,11 +11,12 @@ import io
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any
 
 from deltalens.errors import RecordError
 from deltalens.io.files import (
@@ -29,8 +30,19 @@ from deltalens.io.files import (
     write_whole,
 )
 from deltalens.io.identity import Union, check_version, united
-from deltalens.io.manifest import read_manifest
-from deltalens.io.version import FORMAT, IDENTITY, version
+from deltalens.io.journal import (
+    Cell,
+    CellKind,
+    Measurement,
+    Setting,
+    journal_lines,
+    parse_line,
+    read_journal,
+)
+from deltalens.io.kinds import kind_of
+from deltalens.io.manifest import read_manifest, write_manifest
+from deltalens.io.schema import NAME, Fields, Items, refuse, require
+from deltalens.io.version import IDENTITY, has_checksums
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cell",
     "Measurement",
+    "Setting",
     "StudyFolder",
     "StudyRecord",
     "check_study_folder",
@@ -46,28 +59,6 @@ __all__ = [
 ]
 
 MANIFEST, JOURNAL, TABLE = "study.json", "cells.jsonl", "cells.csv"
-
-Setting = dict[str, Any]
-
-
-class Measurement(NamedTuple):
-    """One number, and how sure it is."""
-
-    value: float
-    stderr: float = math.nan
-    """Standard error of the value; NaN where none is known."""
-    n: int = 0
-    """Over how many examples or sequences; 0 where that has no meaning."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One finished point of a study."""
-
-    setting: Setting
-    metrics: dict[str, Measurement]
-    seconds: float
-    """Wall time of the cell: edit and evaluation."""
 
 
 def check_study_folder(path: Path, inputs: Sequence[Path], kind: str | None = None) -> None:
@@ -82,7 +73,7 @@ def check_study_folder(path: Path, inputs: Sequence[Path], kind: str | None = No
         DeltaLensError: it is (or lies in) an input, holds something else, or cannot be made.
     """
     if os.path.isfile(path / MANIFEST):
-        held = _read_manifest(path)["asked"]["kind"] if kind else None
+        held = _held(path)["asked"]["kind"] if kind else None
         if held != kind:
             raise RecordError(f"{path}: holds a {held}; choose another folder")
         return
@@ -104,6 +95,7 @@ class StudyFolder:
         self.facts: dict[str, Any] = {}
         self.cells: list[Cell] = []
         self._lock = lock
+        self._kind = _cell_kind(path / MANIFEST, asked, columns)
         self._made: list[Path] = []
         self._grown = False
 
@@ -172,59 +164,49 @@ class StudyFolder:
     def _resume(self, axes: Mapping[str, Union] | None, once: str | None) -> None:
         manifest = _read_manifest(self.path)
         check_version(self.path, manifest)
+        _cell_kind(self.path / MANIFEST, manifest["asked"], manifest["columns"])
         headline = f"{self.path} holds another study (use another folder, or --fresh):"
         self.asked = united(headline, manifest["asked"], self.asked, axes)
         self._grown = self.asked != manifest["asked"]
         if once is not None:
             raise RecordError(f"{self.path} cannot be gone on with: {once}")
         self.facts = manifest["facts"]
-        self.cells = _read_journal(self.path, repair=True)
+        self.cells = read_journal(self.path / JOURNAL, self._kind, repair=True)
+        _check_found(self.path / MANIFEST, manifest, self.cells)
 
     def write_manifest(self) -> None:
         """Write `study.json`: what was asked, and the facts so far."""
         manifest = {
-            "format": FORMAT,
-            "deltalens": version(),
             "identity": IDENTITY,
             "asked": self.asked,
             "columns": list(self.columns),
             "facts": self.facts,
         }
-        write_whole(self.path / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        write_manifest(self.path / MANIFEST, manifest)
 
     def append(self, cell: Cell) -> None:
         """Journal a finished cell; it is on the disk when this returns."""
         self.extend([cell])
 
     def extend(self, cells: Sequence[Cell]) -> None:
-        """Journal cells that were finished together."""
-        lines = [
-            json.dumps(
-                {
-                    "setting": cell.setting,
-                    "metrics": {name: [_encode(x) for x in m] for name, m in cell.metrics.items()},
-                    "seconds": round(cell.seconds, 4),
-                }
-            )
-            + "\n"
-            for cell in cells
-        ]
-        append_to(self.path / JOURNAL, "".join(lines).encode())
-        self.cells += cells
+        """Journal cells that were finished together.
+
+        Raises:
+            RecordError: one could not be read again (a metric's name that is no text), or the disk
+                is full.
+        """
+        file, lines = self.path / JOURNAL, journal_lines(cells)
+        read = [parse_line(f"{file}, a line to be written", line, self._kind) for line in lines]
+        append_to(file, b"".join(lines))
+        self.cells += read
 
     def write_table(self, order: Sequence[Setting]) -> None:
         """Write `cells.csv` from the journal: a row per cell and metric, cells in this order. It
         repeats byte for byte whenever the numbers do."""
-        done = {_key(cell.setting): cell for cell in _read_journal(self.path, repair=False)}
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow([*self.columns, "metric", "value", "stderr", "n"])
-        for setting in order:
-            cell = done.get(_key(setting))
-            for name, m in cell.metrics.items() if cell else ():
-                setting_values = [setting[column] for column in self.columns]
-                rows.writerow([*setting_values, name, repr(m.value), repr(m.stderr), m.n])
-        write_whole(self.path / TABLE, text.getvalue().encode())
+        cells = read_journal(self.path / JOURNAL, self._kind)
+        done = {_key(cell.setting, self.columns): cell for cell in cells}
+        found = (done.get(_key(setting, self.columns)) for setting in order)
+        write_whole(self.path / TABLE, _table([cell for cell in found if cell], self.columns))
 
     def write_finished(self, order: Sequence[Setting]) -> None:
         """Write the table of a study of which nothing is left to measure; and the manifest, if it
@@ -235,7 +217,7 @@ class StudyFolder:
 
     def close(self) -> None:
         """Let another process have the folder. Without a finished cell nothing stays of it."""
-        if not self.cells and not _read_journal(self.path, repair=False):
+        if not self.cells and not read_journal(self.path / JOURNAL, self._kind):
             self._remove()
         self._lock.close()
 
@@ -286,32 +268,64 @@ def load_study(folder: str | Path) -> StudyRecord:
 
     path = Path(folder)
     manifest = _read_manifest(path)
-    columns = manifest["columns"]
-    order = _table_order(path / TABLE, columns)
-    cells = sorted(
-        _read_journal(path, repair=False),
-        key=lambda cell: order.get(tuple(str(cell.setting.get(c)) for c in columns), len(order)),
-    )
+    asked, columns = manifest["asked"], manifest["columns"]
+    kind = _cell_kind(path / MANIFEST, asked, columns, has_checksums(manifest["format"]))
+    table = _read_table(path / TABLE)  # First: what it lists is in the journal by then.
+    cells = read_journal(path / JOURNAL, kind)
+    _check_found(path / MANIFEST, manifest, cells)
     rows = [
-        {**{c: cell.setting.get(c) for c in columns}, "metric": name, **m._asdict()}
-        for cell in cells
+        {**cell.setting, "metric": name, **m._asdict()}
+        for cell in _as_in_table(path / TABLE, table, cells, columns)
         for name, m in cell.metrics.items()
     ]
     frame = pd.DataFrame(rows, columns=[*columns, "metric", "value", "stderr", "n"])
-    asked = manifest["asked"]
     return StudyRecord(path, asked["kind"], asked, manifest["facts"], frame)
 
 
-def _table_order(table: Path, columns: Sequence[str]) -> dict[tuple[str, ...], int]:
-    """The place of each setting in the table: cells that ran side by side are journalled as they
-    finish. Nothing where there is no table yet."""
+def _read_table(file: Path) -> bytes | None:
     try:
-        text = read_plain(table).decode("utf-8")
+        return read_plain(file)
     except OSError:
-        return {}
-    lines = csv.DictReader(io.StringIO(text, newline=""))
-    rows = [tuple(row.get(c, "") for c in columns) for row in lines]
-    return {row: place for place, row in enumerate(dict.fromkeys(rows))}
+        return None
+
+
+def _as_in_table(
+    file: Path, raw: bytes | None, cells: list[Cell], columns: Sequence[str]
+) -> list[Cell]:
+    """Cells in the order of the table: those that ran side by side are journalled as they finish.
+
+    The table says nothing that the journal does not: where it says something else (it was damaged,
+    or edited) it is passed over, with a warning, and the next call of its study writes it anew.
+    """
+    if raw is None:
+        return cells
+    try:
+        text = io.StringIO(raw.decode("utf-8"), newline="")
+        rows = [tuple(row[: len(columns)]) for row in csv.reader(text)][1:]
+    except (ValueError, csv.Error):
+        rows = []
+    order = {row: place for place, row in enumerate(dict.fromkeys(rows))}
+    placed = {order.get(tuple(_key(cell.setting, columns)), -1): cell for cell in cells}
+    listed = [placed[place] for place in sorted(placed) if place >= 0]
+    if _table(listed, columns) != raw:
+        warnings.warn(
+            f"{file}: not the table of its journal (damaged, or edited): passed over; the same "
+            "study, asked again, writes it anew",
+            stacklevel=3,
+        )
+        return cells
+    there = {id(cell) for cell in listed}
+    return listed + [cell for cell in cells if id(cell) not in there]
+
+
+def _table(cells: Sequence[Cell], columns: Sequence[str]) -> bytes:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow([*columns, "metric", "value", "stderr", "n"])
+    for cell in cells:
+        for name, m in cell.metrics.items():
+            rows.writerow([*_key(cell.setting, columns), name, repr(m.value), repr(m.stderr), m.n])
+    return text.getvalue().encode()
 
 
 def _remains(name: str) -> bool:
@@ -319,56 +333,47 @@ def _remains(name: str) -> bool:
     return name == LOCK or is_temporary(name)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file, manifest = path / MANIFEST, read_manifest(path, MANIFEST, "study")
-    if not (
-        isinstance(manifest.get("asked"), dict)
-        and isinstance(manifest["asked"].get("kind"), str)
-        and isinstance(manifest.get("facts"), dict)
-        and isinstance(manifest.get("columns"), list)
-    ):
-        raise RecordError(f"{file}: not a study's manifest")
+def _held(path: Path) -> dict[str, Any]:
+    """The manifest, of whatever kind."""
+    manifest = read_manifest(path, MANIFEST, "study")
+    parts = {"asked": Fields({"kind": NAME}), "facts": Fields(), "columns": Items(NAME, 0, 100)}
+    require(path / MANIFEST, manifest, parts)
     return manifest
 
 
-def _read_journal(path: Path, repair: bool) -> list[Cell]:
-    """The finished cells. A torn last line (a crash while it was written) does not count, and is
-    cut off before anything is appended."""
-    file = path / JOURNAL
-    try:
-        raw = read_plain(file)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise RecordError(f"{file}: cannot be read: {error.strerror}") from error
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if repair and len(whole) < len(raw):
-        os.truncate(file, len(whole))
-    cells = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            fields = json.loads(line)
-            metrics = {name: _decode(m) for name, m in fields["metrics"].items()}
-            cells.append(Cell(dict(fields["setting"]), metrics, float(fields["seconds"])))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RecordError(
-                f"{file}, line {number}: not a journal line ({error}); begin the study anew (fresh)"
-            ) from error
-    return cells
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest, with what is asked, the columns and the facts as their kind has them."""
+    file, manifest = path / MANIFEST, _held(path)
+    asked, facts, known = manifest["asked"], manifest["facts"], kind_of(manifest["asked"])
+    if known is not None:
+        refuse(file, [*known.asked.faults(asked, "asked")])
+        there = Fields(known={**known.facts.known, **known.facts.needed})
+        refuse(file, [*there.faults(facts, "facts")])
+        refuse(file, [*(known.rule(asked, facts) if known.rule else ())])
+    return manifest
 
 
-def _key(setting: Setting) -> str:
-    return json.dumps(setting, sort_keys=True)
+def _cell_kind(file: Path, asked: Setting, columns: Sequence[str], sealed: bool = True) -> CellKind:
+    known = kind_of(asked)
+    if known is not None and tuple(columns) != tuple(known.columns):
+        raise RecordError(f"{file}: columns is {[*columns]}, where {[*known.columns]} should be")
+    if len({*columns, "metric", "value", "stderr", "n"}) < len(columns) + 4:
+        raise RecordError(f"{file}: columns is {[*columns]}, where names that differ should be")
+    if known is None:
+        return CellKind.any(columns, sealed)
+    return CellKind(known.columns, known.metrics, sealed)
 
 
-def _encode(number: float) -> float | str:
-    """JSON has no NaN and no infinity: as text."""
-    return number if math.isfinite(number) else str(number)
+def _check_found(file: Path, manifest: Mapping[str, Any], cells: Sequence[Cell]) -> None:
+    """Once a cell is finished, the facts that its kind needs are there."""
+    known = kind_of(manifest["asked"])
+    if known is not None and cells:
+        refuse(file, [*Fields(known.facts.needed).faults(manifest["facts"], "facts")])
 
 
-def _decode(numbers: list[Any]) -> Measurement:
-    value, stderr, n = numbers
-    return Measurement(float(value), float(stderr), int(n))
+def _key(setting: Setting, columns: Sequence[str]) -> tuple[str, ...]:
+    """A setting as the table shows it."""
+    return tuple("" if setting[name] is None else str(setting[name]) for name in columns)
 
 
 def encode_finite(value: Any) -> Any:

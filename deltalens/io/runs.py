@@ -7,7 +7,6 @@ joins the parts of each table into one.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalens.errors import RecordError
-from deltalens.io.files import check_new_folder, write_whole, writing_whole
-from deltalens.io.manifest import read_manifest
-from deltalens.io.version import FORMAT, version
+from deltalens.io.files import check_new_folder
+from deltalens.io.manifest import read_manifest, write_manifest
+from deltalens.io.parquet import Column, read_parquet, write_parquet
+from deltalens.io.schema import COUNT, Fields, Named, Text, require
+from deltalens.io.version import has_checksums
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,62 +30,70 @@ __all__ = ["RUN", "TABLES", "RunRecord", "RunWriter", "load_run"]
 
 RUN = "run.json"
 
-TABLES: dict[str, dict[str, str]] = {
+_STEP, _NAME = Column("int64"), Column("string")
+_COUNT, _COUNT_OR_GAP = Column("int64", 0), Column("int64", 0, gaps=True)
+_SIZE = Column("float64", 0)
+_SHARE, _SHARE_OR_GAP = Column("float64", 0, 1), Column("float64", 0, 1, gaps=True)
+
+
+def _overlaps(*against: str) -> dict[str, Column]:
+    kinds = ("jaccard", "containment", "chance")
+    return {f"{what}_{one}": _SHARE_OR_GAP for one in against for what in kinds}
+
+
+TABLES: dict[str, dict[str, Column]] = {
     "histograms": {
-        "step": "int64",
-        "tensor": "string",
-        "low": "float64",
-        "high": "float64",
-        "count": "int64",
+        "step": _STEP,
+        "tensor": _NAME,
+        "low": Column("float64", 5e-324, 1e308),
+        "high": Column("float64", 5e-324),
+        "count": _COUNT,
     },
     "tensors": {
-        "step": "int64",
-        "tensor": "string",
-        "entries": "int64",
-        "norm": "float64",
-        "mean": "float64",
-        "q50": "float64",
-        "q90": "float64",
-        "q99": "float64",
-        "q999": "float64",
-        "zeros": "int64",
-        "subnormals": "int64",
-        "infinities": "int64",
-        "nans": "int64",
-        "bits_changed": "float64",
-        "bf16_changed": "float64",
-        "stalled": "float64",
+        "step": _STEP,
+        "tensor": _NAME,
+        "entries": _COUNT,
+        "norm": _SIZE,
+        "mean": _SIZE,
+        "q50": _SIZE,
+        "q90": _SIZE,
+        "q99": _SIZE,
+        "q999": _SIZE,
+        "zeros": _COUNT,
+        "subnormals": _COUNT,
+        "infinities": _COUNT,
+        "nans": _COUNT,
+        "bits_changed": _SHARE_OR_GAP,
+        "bf16_changed": _SHARE_OR_GAP,
+        "stalled": _SHARE_OR_GAP,
     },
     "masks": {
-        "step": "int64",
-        "tensor": "string",
-        "mask_ratio": "float64",
-        "threshold": "float64",
-        "kept": "int64",
-        "entries": "int64",
-        **{
-            f"{what}_{against}": "float64"
-            for against in ("previous", "first", "reference")
-            for what in ("jaccard", "containment", "chance")
-        },
-        "coverage": "float64",
+        "step": _STEP,
+        "tensor": _NAME,
+        "mask_ratio": _SHARE,
+        "threshold": _SIZE,
+        "kept": _COUNT_OR_GAP,
+        "entries": _COUNT,
+        **_overlaps("previous", "first", "reference"),
+        "coverage": _SHARE_OR_GAP,
     },
     "learned": {
-        "step": "int64",
-        "layer": "string",
-        "entries": "int64",
-        "kept": "int64",
-        **{
-            f"{what}_{against}": "float64"
-            for against in ("previous", "first")
-            for what in ("jaccard", "containment", "chance")
-        },
-        "flipped_previous": "int64",
-        "flipped_first": "int64",
-        "ever_kept": "float64",
+        "step": _STEP,
+        "layer": _NAME,
+        "entries": _COUNT,
+        "kept": _COUNT,
+        **_overlaps("previous", "first"),
+        "flipped_previous": _COUNT_OR_GAP,
+        "flipped_first": _COUNT_OR_GAP,
+        "ever_kept": _SHARE_OR_GAP,
     },
 }
-"""Table -> column -> type; `docs/records.md` says what each holds."""
+"""Table -> column -> what it holds; `docs/records.md` says what each means."""
+
+_RECORD = {
+    "asked": Fields(),
+    "facts": Fields(known={"tensors": Named(COUNT, Text()), "passed_over": Named(Text(), Text())}),
+}
 
 _SECONDS = 10.0
 """A part is written when so much time has passed since the last one."""
@@ -128,13 +137,7 @@ class RunWriter:
 
     def write_manifest(self) -> None:
         """Write `run.json`: what was asked, and the facts so far."""
-        manifest = {
-            "format": FORMAT,
-            "deltalens": version(),
-            "asked": self.asked,
-            "facts": self.facts,
-        }
-        write_whole(self.path / RUN, (json.dumps(manifest, indent=2) + "\n").encode())
+        write_manifest(self.path / RUN, {"asked": self.asked, "facts": self.facts})
 
     def add(self, table: str, columns: Mapping[str, Any]) -> None:
         """Rows of a table, by column: a list, an array, or for text (codes, words); a missing
@@ -143,7 +146,10 @@ class RunWriter:
 
         size = len(columns["step"])
         if size:
-            arrays = [_array(columns.get(name), kind, size) for name, kind in TABLES[table].items()]
+            arrays = [
+                _array(columns.get(name), column.kind, size)
+                for name, column in TABLES[table].items()
+            ]
             self._waiting[table].append(
                 pa.RecordBatch.from_arrays(arrays, names=list(TABLES[table]))
             )
@@ -191,7 +197,7 @@ class RunWriter:
         for name, batches in waiting.items():
             if batches:
                 file = self.path / name / f"part-{self._parts[name]:05d}.parquet"
-                _write_part(file, pa.Table.from_batches(batches))
+                write_parquet(file, pa.Table.from_batches(batches))
                 self._parts[name] += 1
 
     def discard(self) -> None:
@@ -207,7 +213,7 @@ class RunWriter:
         self._thread.shutdown()
         for name, parts in self._parts.items():
             if parts > 1:
-                _compact(self.path / name)
+                _compact(self.path, name)
         self.write_manifest()
 
 
@@ -222,25 +228,31 @@ def _array(value: Any, kind: str, size: int) -> pa.Array:
     return pa.array(value, wanted)
 
 
-def _write_part(file: Path, table: pa.Table) -> None:
-    import pyarrow.parquet as pq
-
-    with writing_whole(file) as stream:
-        pq.write_table(table, stream, compression="zstd")
-
-
-def _compact(folder: Path) -> None:
-    """Join the parts: a new folder takes the old one's place."""
-    import pyarrow.parquet as pq
-
-    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+def _compact(path: Path, name: str) -> None:
+    """Join the parts of a table: a new folder takes the old one's place."""
+    folder, fresh, old = path / name, path / f".{name}.new", path / f".{name}.old"
     for left in (fresh, old):
         shutil.rmtree(left, ignore_errors=True)
     fresh.mkdir()
-    _write_part(fresh / "part-00000.parquet", pq.read_table(folder))
+    write_parquet(fresh / "part-00000.parquet", _joined(_parts(folder), TABLES[name], sealed=True))
     folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Those that were written to their end."""
+    return sorted(part for part in folder.glob("*.parquet") if part.name[0] not in "._")
+
+
+def _joined(parts: Sequence[Path], columns: Mapping[str, Column], sealed: bool) -> pa.Table:
+    import pyarrow as pa
+
+    tables = [read_parquet(part, columns, sealed) for part in parts]
+    try:
+        return pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+    except pa.ArrowException as error:
+        raise RecordError(f"{parts[0].parent}: its parts do not go together: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -267,20 +279,21 @@ def load_run(folder: str | Path) -> RunRecord:
     """
     path = Path(folder)
     manifest = read_manifest(path, RUN, "run")
-    tables = {name: _read_table(path, name) for name in TABLES}
+    require(path / RUN, manifest, _RECORD)
+    sealed = has_checksums(manifest["format"])
+    tables = {name: _read_table(path, name, sealed) for name in TABLES}
     return RunRecord(path, manifest["asked"], manifest["facts"], **tables)
 
 
-def _read_table(path: Path, name: str) -> pd.DataFrame:
+def _read_table(path: Path, name: str, sealed: bool) -> pd.DataFrame:
     import pandas as pd
 
     folder = path / name
     if not folder.is_dir():
         # Killed while the joined table was about to take the place of its parts.
         folder = path / f".{name}.old"
-    try:
-        if not any(folder.glob("*.parquet")):
-            return pd.DataFrame(columns=list(TABLES[name]))
-        return pd.read_parquet(folder)
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{folder}: not a table of this run: {error}") from error
+    parts = _parts(folder)
+    if not parts:
+        return pd.DataFrame(columns=list(TABLES[name]))
+    frame: pd.DataFrame = _joined(parts, TABLES[name], sealed).to_pandas()
+    return frame

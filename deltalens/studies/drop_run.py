@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
 from torch import nn
 
 from deltalens.errors import DeltaLensError, reason
-from deltalens.evaluate.fidelity import Fidelity, sample_texts
+from deltalens.evaluate.fidelity import Fidelity
 from deltalens.evaluate.finite import check_measured
 from deltalens.evaluate.loading import LoadedModel
 from deltalens.evaluate.scoring import Scoring, can_generate
-from deltalens.evaluate.turns import ends_of
-from deltalens.io.files import write_whole
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Measurement, Setting, StudyFolder
 from deltalens.numerics.selection import Selection
@@ -27,10 +23,9 @@ from deltalens.studies.live import LiveModel
 from deltalens.studies.processes import Tell
 from deltalens.studies.selecting import DropSetting, no_delta, select_unit
 from deltalens.studies.study import Metrics, StudyWatch, run_cells
+from deltalens.studies.texts import fidelity_of, vocabulary_of
 
 __all__ = ["DropRun", "Evaluation"]
-
-TEXTS = "texts.json"
 
 
 class Evaluation:
@@ -92,28 +87,13 @@ class Evaluation:
 
     def _fidelity(self, loaded: LoadedModel) -> Fidelity:
         """On texts sampled from the fine-tune, kept in the study and used again on resume."""
-        file = self.folder.path / TEXTS
-        want = self.measured.fidelity
         if not can_generate(loaded.model):
             self.folder.facts["notes"].append(
                 f"{type(loaded.model).__name__} cannot generate: fidelity is measured on random "
                 "tokens of its vocabulary"
             )
-        if self.folder.cells and file.exists():
-            texts = json.loads(file.read_text(encoding="utf-8"))
-        else:
-            self.watch.stage("sampling texts from the fine-tune", want.sequences)
-            texts = sample_texts(
-                loaded.model,
-                want.sequences,
-                want.new_tokens,
-                want.seed,
-                self.watch.advance,
-                ends_of(loaded.tokenizer, loaded.model).stops,
-            )
-            write_whole(file, (json.dumps(texts) + "\n").encode())
-        self.watch.stage("the fine-tune's own answers", len(texts))
-        return Fidelity(loaded.model, texts, self.watch.advance)
+        want = self.measured.fidelity
+        return fidelity_of(loaded, want, self.folder, self.watch, "the fine-tune")
 
 
 class DropRun(Evaluation):
@@ -202,7 +182,7 @@ class DropRun(Evaluation):
         measured as the fine-tune is, its values are NaN, and a note says why."""
         try:
             base = load()
-            rows = [_vocabulary(loaded.model) for loaded in (ft, base)]
+            rows = [vocabulary_of(loaded.model) for loaded in (ft, base)]
             if rows[1] < rows[0]:
                 raise DeltaLensError(f"it knows {rows[1]:,} tokens of the fine-tune's {rows[0]:,}")
             return measure(base.model)
@@ -233,8 +213,3 @@ def _same_point(setting: Setting) -> str | None:
     if setting["strategy"] == BASE:
         return "the base's own model"
     return {0.0: "fine-tune", 1.0: "all put back"}.get(setting["rate"])
-
-
-def _vocabulary(model: nn.Module) -> int:
-    config: Any = model.config
-    return int(getattr(config.get_text_config(), "vocab_size", 0))

@@ -17,7 +17,8 @@ from typing import Any
 from deltalens.errors import RecordError
 from deltalens.io.files import check_new_folder, sync_folder, write_whole
 from deltalens.io.identity import check_version, united
-from deltalens.io.version import FORMAT, IDENTITY, version
+from deltalens.io.manifest import write_manifest
+from deltalens.io.version import IDENTITY
 
 __all__ = ["CHECKPOINTS", "MASKS", "METRICS", "RECORD", "RUN", "TrainingFolder"]
 
@@ -102,14 +103,8 @@ class TrainingFolder:
 
     def write_record(self) -> None:
         """Write `train.json`."""
-        record = {
-            "format": FORMAT,
-            "deltalens": version(),
-            "identity": IDENTITY,
-            "asked": self.asked,
-            "facts": self.facts,
-        }
-        write_whole(self.path / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+        record = {"identity": IDENTITY, "asked": self.asked, "facts": self.facts}
+        write_manifest(self.path / RECORD, record)
 
     def last_checkpoint(self) -> Path | None:
         """The last one that was written to its end; others are removed."""

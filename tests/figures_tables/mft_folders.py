@@ -93,6 +93,7 @@ def write_study(
     trained_on: str = "maths_train",
     sets: Sequence[str] = ("maths_test",),
     measured_at: Sequence[int] = (),
+    facts: Mapping[str, Any] | None = None,
     **asked: Any,
 ) -> Path:
     """A study's folder.
@@ -104,6 +105,7 @@ def write_study(
             minus the exact match.
         trained_on, sets: names of data files.
         measured_at: steps at which trained methods were measured, at each 0.05 below the next.
+        facts: what was found out.
         asked: what else the study was asked.
     """
     known = {
@@ -116,6 +118,8 @@ def write_study(
         known["settings"] = {"lora": {"from": "base"}, "lora-continued": {"from": "base"}}
     columns = _COLUMNS[kind]
     study = StudyFolder.open(path, kind, {**known, **asked}, columns)
+    study.facts = dict(facts or {})
+    study.write_manifest()
     for setting, value in values.items():
         trained = setting[0] in ("sft", "lora", "lora-continued", "mft")
         times = [f"@{step}" for step in measured_at] if trained else []

@@ -33,6 +33,7 @@ from tests.figures_tables.mft_folders import (
     layers,
     write_study,
 )
+from tests.records.edits import edit
 
 Caught = list[Figure]
 
@@ -262,17 +263,23 @@ def test_half_of_the_model_is_what_the_study_says_or_what_its_groups_reach(tmp_p
     first = {s: v for s, v in layers(8, (2,)).items() if s[2] in ("", "0-1")}
     folder = write_study(tmp_path / "s", "layer-sweep", first)
     assert mft_layers.group_sizes(folder) == ([], [2])
-    manifest = folder / "study.json"
-    before = manifest.read_text()
-    for said in ("8", '{"0": {}, "7": {}}'):
-        manifest.write_text(before.replace('"facts": {}', f'"facts": {{"blocks": {said}}}'))
-        assert mft_layers.group_sizes(folder) == ([2], [])
+    edit(folder / "study.json", lambda study: study["facts"].update(blocks=8))
+    assert mft_layers.group_sizes(folder) == ([2], [])
+    asked = {"method": "drop", "groups": [2], "data": []}
+    edit(folder / "study.json", lambda study: study["asked"].update(asked))
+    part = {"entries": 1, "squares": 1.0}
+    facts = {"blocks": {"0": part, "7": part}, "outside": part}
+    edit(folder / "study.json", lambda study: study.update(facts=facts))
+    assert mft_layers.group_sizes(folder) == ([2], [])
 
 
 def test_a_study_without_training_names_what_it_is_measured_on(
     tmp_path: Path, caught: Caught
 ) -> None:
     held = [["maths_test", 300, "digest"]]
-    folder = write_study(tmp_path / "s", "layer-sweep", dropped(), data=held, eval_data=None)
+    asked = {"method": "drop", "groups": [1, 2], "data": held, "eval_data": None}
+    part = {"entries": 1, "squares": 1.0}
+    facts = {"blocks": {str(block): part for block in range(8)}, "outside": part}
+    folder = write_study(tmp_path / "s", "layer-sweep", dropped(), facts=facts, **asked)
     mft_fig3.draw(folder)
     assert titles(caught[0]) == ["maths_test"] * 2

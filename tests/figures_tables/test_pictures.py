@@ -32,6 +32,7 @@ def write_landscape(folder: Path, plane: str, marks: list[dict[str, Any]], value
             "marks": marks,
             "found": {},
             "ranges": [[-1.0, 3.0]] * axes,
+            "terms": [],
         },
         "points": len(values),
         "data": ["t"],

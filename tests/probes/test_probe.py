@@ -279,7 +279,7 @@ def test_a_full_disk_ends_the_logging_and_not_the_training(
     plain, watched = net(), net()
     train(plain, torch.optim.SGD(plain.parameters(), lr=0.1))
     monkeypatch.setattr(runs, "_SECONDS", 0.0)
-    monkeypatch.setattr(runs, "_write_part", full)
+    monkeypatch.setattr(runs, "write_parquet", full)
     with GradientProbe(watched, tmp_path / "r"), pytest.warns(UserWarning, match="stops") as told:
         train(watched, torch.optim.SGD(watched.parameters(), lr=0.1))
     assert len([w for w in told if "stops logging" in str(w.message)]) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
@@ -17,6 +16,7 @@ import transformers
 import deltalens
 from deltalens.evaluate.fidelity import KEPT, Fidelity, sample_texts
 from deltalens.studies.drop_asked import FidelityTexts
+from deltalens.studies.texts import read_texts
 from tests.studies import memory
 from tests.studies.conftest import PairOf
 from tests.studies.families import fine_tune, initialised, llama, plain, save_pair, tokenizer
@@ -163,7 +163,7 @@ def test_sampling_in_several_batches_goes_on_with_the_same_generator(
 def test_command_samples_64_texts_of_128_tokens(pair_of: PairOf, tmp_path: Path) -> None:
     pair, study = pair_of(family="llama"), tmp_path / "s"
     succeeds("drop-study", pair.ft, pair.base, "-o", study, "--rates", "0,1", "--seeds", "1", "-q")
-    texts = json.loads((study / "texts.json").read_text())
+    texts = read_texts(study)
     assert len(texts) == 64
     assert max(len(text) for text in texts) == 96, "the model has no more positions"
     assert FidelityTexts() == FidelityTexts(sequences=64, new_tokens=128, seed=0)
@@ -209,7 +209,7 @@ def test_model_that_cannot_generate_is_compared_on_random_tokens_and_the_summary
         pair.ft, pair.base, tmp_path / "s", rates=["0.5"], strategies=["trivial"], fidelity=FEW
     )
     assert [note for note in found.facts["notes"] if "cannot generate" in note]
-    texts = json.loads((tmp_path / "s" / "texts.json").read_text())
+    texts = read_texts(tmp_path / "s")
     assert len(texts) == FEW.sequences
     assert {len(text) for text in texts} == {FEW.new_tokens}
     assert {token for text in texts for token in text} <= set(range(57))
@@ -258,7 +258,7 @@ def test_study_of_the_fine_tune_is_exact_at_rate_0_and_farthest_at_rate_1(
     assert values["top1_agreement", 0.0] == 1
     assert 0 < values["kl", 0.35] < values["kl", 1.0]
     ft, base = plain(pair.ft), plain(pair.base)
-    texts = json.loads((tmp_path / "s" / "texts.json").read_text())
+    texts = read_texts(tmp_path / "s")
     assert values["kl", 1.0] == pytest.approx(
         Fidelity(ft, texts).measure(base)["kl"].value, rel=1e-6
     )

@@ -16,8 +16,9 @@ import deltalens
 import deltalens.figures
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.io.records import StudyFolder
-from deltalens.studies import drop_run
 from deltalens.studies import drop_study as module
+from deltalens.studies import texts as texts_module
+from tests.records.edits import edit
 from tests.studies.conftest import PairOf
 from tests.studies.families import Pair
 from tests.studies.runs import (
@@ -154,7 +155,7 @@ def test_damaged_journal_is_an_error_with_its_line(pair: Pair, tmp_path: Path) -
     file = tmp_path / "s" / "cells.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text(lines[0] + '{"setting": 3}\n' + lines[2])
-    with pytest.raises(RecordError, match=r"cells\.jsonl, line 2: not a journal line"):
+    with pytest.raises(RecordError, match=r"cells\.jsonl, line 2: damaged"):
         study(pair, tmp_path / "s", Norms())
 
 
@@ -295,17 +296,38 @@ def test_texts_are_sampled_once_and_used_again_on_resume(
             pair.ft, pair.base, out, watch=on_each_cell(StopAfter(3, KeyboardInterrupt())), **asked
         )
     texts = (out / "texts.json").read_bytes()
-    monkeypatch.setattr(drop_run, "sample_texts", None)
+    monkeypatch.setattr(texts_module, "sample_texts", None)
     used: list[Any] = []
-    fidelity = drop_run.Fidelity
+    fidelity = texts_module.Fidelity
     monkeypatch.setattr(
-        drop_run,
+        texts_module,
         "Fidelity",
         lambda model, given, *more: used.append(given) or fidelity(model, given),
     )
     deltalens.drop_study(pair.ft, pair.base, out, **asked)
-    assert used == [json.loads(texts)]
+    assert used == [json.loads(texts)["texts"]]
     assert (out / "texts.json").read_bytes() == texts
+
+
+def test_damaged_texts_are_named_and_nothing_is_measured_on_them(
+    pair: Pair, tmp_path: Path
+) -> None:
+    out, asked = tmp_path / "s", {**ASKED, "fidelity": FEW}
+    deltalens.drop_study(pair.ft, pair.base, out, **asked)
+    raw, cells = (out / "texts.json").read_bytes(), (out / "cells.jsonl").read_bytes()
+    more = {**asked, "rates": [*asked["rates"], "0.45"]}
+
+    def refused(said: str) -> None:
+        with pytest.raises(RecordError, match=rf"texts\.json: {said}"):
+            deltalens.drop_study(pair.ft, pair.base, out, **more)
+        assert (out / "cells.jsonl").read_bytes() == cells
+
+    place = raw.rindex(b"]")
+    (out / "texts.json").write_bytes(raw[:place] + b", 7" + raw[place:])
+    refused("damaged: its checksum is not that of what it says")
+    for odd in ([], [[]], [[10**6]], [[-1]], [[True]], [[0.5]], "no texts"):
+        edit(out / "texts.json", lambda record, odd=odd: record.update(texts=odd))
+        refused("texts")
 
 
 def test_fidelity_resumed_equals_uninterrupted(pair_of: PairOf, tmp_path: Path) -> None:

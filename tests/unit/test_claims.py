@@ -134,7 +134,7 @@ def line(
 ) -> LandscapeSummary:
     """Points at 0, 1, ...; the models at 0 and 4."""
     metric = more.pop("metric", "loss")
-    plane = {"labels": ["along"], "marks": MARKS, "found": {}, "ranges": [[0.0, 4.0]]}
+    plane = {"labels": ["along"], "marks": MARKS, "found": {}, "ranges": [[0.0, 4.0]], "terms": []}
     values = {
         **{(m["a"], 0.0, m["name"], "t"): v for m, v in zip(MARKS, ends, strict=True)},
         **{(float(at), 0.0, "grid", "t"): value for at, value in enumerate(grid)},

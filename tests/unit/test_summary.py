@@ -13,6 +13,7 @@ import pytest
 from deltalens.errors import RecordError
 from deltalens.io.records import Cell, Measurement, StudyFolder, encode_finite, load_study
 from deltalens.studies.summary import DropSummary, summarise
+from tests.records.edits import changed
 
 COLUMNS = ("strategy", "scope", "rate", "seed")
 RATES = (0.0, 0.3, 0.6, 0.9, 1.0)
@@ -196,9 +197,10 @@ def test_tables_show_rates_down_and_strategies_across(summary_of: Make) -> None:
 
 def test_table_shows_a_dash_for_a_cell_that_is_not_finished(tmp_path: Path) -> None:
     write(tmp_path, {"loss": {("trivial", 0): MATHS["loss"]["trivial", 0]}}, RATES, {})
-    lines = (tmp_path / "cells.jsonl").read_text().splitlines(keepends=True)
-    first = lines[0].replace("trivial", "random")
-    (tmp_path / "cells.jsonl").write_text("".join([*lines, first]))
+    journal = tmp_path / "cells.jsonl"
+    lines = journal.read_bytes().splitlines()
+    first = changed(lines[0], lambda cell: cell["setting"].update(strategy="random"))
+    journal.write_bytes(b"\n".join([*lines, first]) + b"\n")
     rows = summarise(load_study(tmp_path)).tables()[0].rows
     assert rows[0][2] == "0.2000"
     assert [row[2] for row in rows[1:]] == ["-"] * 4

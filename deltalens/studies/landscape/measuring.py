@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from deltalens.evaluate.fidelity import Fidelity, sample_texts
 from deltalens.evaluate.loading import LoadedModel
 from deltalens.evaluate.scoring import Scoring
-from deltalens.evaluate.turns import ends_of
-from deltalens.io.files import write_whole
 from deltalens.io.records import Measurement, StudyFolder
 from deltalens.studies.drop_asked import FIDELITY, Metric, measured_by
 from deltalens.studies.landscape.asked import Asked
 from deltalens.studies.study import Metrics, StudyWatch
+from deltalens.studies.texts import fidelity_of
 
 __all__ = ["CUSTOM", "TEXTS", "Measure", "Measuring", "custom_measure", "finite"]
 
 CUSTOM = "-"
 """The data column of a measurement of the caller's whose name has no data in it."""
 TEXTS = "texts"
-"""The data column of fidelity, and the file that its texts are kept in."""
+"""The data column of fidelity."""
 
 Measure = Callable[[nn.Module], Mapping[str, Metrics]]
 """From a model to its metrics, for each data set."""
@@ -59,28 +56,11 @@ class Measuring:
                     "to predict"
                 )
             self.scorings[file.name] = scoring
-        self._fidelity = self._texts(asked, loaded, folder, watch) if asked.wants_fidelity else None
-
-    @staticmethod
-    def _texts(
-        asked: Asked, loaded: LoadedModel, folder: StudyFolder, watch: StudyWatch
-    ) -> Fidelity:
-        file, want = folder.path / f"{TEXTS}.json", asked.fidelity
-        if folder.cells and file.exists():
-            texts = json.loads(file.read_text(encoding="utf-8"))
-        else:
-            watch.stage("sampling texts from the origin", want.sequences)
-            texts = sample_texts(
-                loaded.model,
-                want.sequences,
-                want.new_tokens,
-                want.seed,
-                watch.advance,
-                ends_of(loaded.tokenizer, loaded.model).stops,
-            )
-            write_whole(file, (json.dumps(texts) + "\n").encode())
-        watch.stage("the origin's own answers", len(texts))
-        return Fidelity(loaded.model, texts, watch.advance)
+        self._fidelity = (
+            fidelity_of(loaded, asked.fidelity, folder, watch, "the origin")
+            if asked.wants_fidelity
+            else None
+        )
 
     def __call__(self, model: nn.Module) -> Mapping[str, Metrics]:
         """Data -> metric -> measurement."""

@@ -1,0 +1,121 @@
+"""Parquet files that say what was written: with a checksum over all of their bytes. No torch here.
+
+Parquet's own checksums (written, too, for other readers) cover pages alone: a flipped bit in the
+footer can rename a column. Ours lies between the pages and the footer, where no reader of Parquet
+looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from deltalens.errors import RecordError, reason
+from deltalens.io.checksum import checksum
+from deltalens.io.files import read_plain, write_whole
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Column", "read_parquet", "write_parquet"]
+
+_MARK = b"deltalens:"
+_SEAL = len(_MARK) + 32
+
+
+class Column(NamedTuple):
+    """What a column of a table holds."""
+
+    kind: str
+    """`int64`, `float64` or `string`."""
+    least: float | None = None
+    most: float | None = None
+    """Bounds of its numbers; NaN lies within any."""
+    gaps: bool = False
+    """A row may have no value."""
+
+
+def write_parquet(file: Path, table: pa.Table) -> None:
+    """Write a table as a Parquet file, whole or not at all.
+
+    Raises:
+        DeltaLensError: the disk is full, or there is no right to write.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out = pa.BufferOutputStream()
+    pq.write_table(table, out, compression="zstd", write_page_checksum=True)
+    raw = out.getvalue().to_pybytes()
+    end = _footer(raw)
+    write_whole(file, raw[:end] + _MARK + checksum(raw).encode() + raw[end:])
+
+
+def _footer(raw: bytes) -> int:
+    """Where a Parquet file's footer begins; negative where that cannot be."""
+    return len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+
+
+def read_parquet(file: Path, columns: Mapping[str, Column], sealed: bool) -> pa.Table:
+    """Read a file that `write_parquet` wrote.
+
+    Args:
+        file: the path.
+        columns: what it has to hold; further columns are left alone.
+        sealed: it has a checksum; those of earlier versions had none.
+
+    Raises:
+        RecordError: it is damaged, or holds something else.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        raw = read_plain(file)
+    except OSError as error:
+        raise RecordError(f"{file}: cannot be read: {error.strerror}") from error
+    if sealed:
+        _check_seal(file, raw)
+    try:
+        table = pq.read_table(pa.BufferReader(raw), page_checksum_verification=True)
+        table.validate(full=True)
+    except Exception as error:  # Arrow raises many kinds on damage.
+        raise RecordError(f"{file}: damaged: {reason(error)}") from error
+    _check_columns(file, table, columns)
+    return table
+
+
+def _check_seal(file: Path, raw: bytes) -> None:
+    end = _footer(raw)
+    seal = raw[max(0, end - _SEAL) : max(0, end)]
+    if not seal.startswith(_MARK) or seal != _MARK + _checksum_without(raw, end):
+        raise RecordError(f"{file}: damaged: its checksum is not that of what it holds")
+
+
+def _checksum_without(raw: bytes, end: int) -> bytes:
+    return checksum(raw[: end - _SEAL] + raw[end:]).encode()
+
+
+def _check_columns(file: Path, table: pa.Table, columns: Mapping[str, Column]) -> None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name, column in columns.items():
+        if table.column_names.count(name) != 1:
+            raise RecordError(f"{file}: column {name!r} is missing, or there more than once")
+        values = table[name]
+        kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+        if kind != pa.type_for_alias(column.kind):
+            raise RecordError(
+                f"{file}: column {name!r} is of {kind}, where {column.kind} should be"
+            )
+        if values.null_count and not column.gaps:
+            raise RecordError(f"{file}: column {name!r} has gaps")
+        if column.least is None or not len(values):
+            continue
+        most = float("inf") if column.most is None else column.most
+        outside = pc.or_(pc.less(values, column.least), pc.greater(values, most))
+        if pc.any(outside).as_py():
+            bounds = f"at least {column.least:g}" + (f", at most {most:g}" if column.most else "")
+            raise RecordError(f"{file}: column {name!r} has a value that is not {bounds}")

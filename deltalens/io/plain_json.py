@@ -1,0 +1,67 @@
+"""JSON as deltalens writes it: each name once, valid Unicode, of a depth that nothing chokes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from deltalens.errors import RecordError
+
+__all__ = ["parse_json"]
+
+_DEEPEST = 64
+
+
+def parse_json(where: str | Path, content: bytes | str) -> Any:
+    """The value that a record holds.
+
+    Args:
+        where: it stands, for the message.
+        content: its text, in UTF-8.
+
+    Raises:
+        RecordError: no JSON, a name twice in an object, text that is no valid Unicode, or nested
+            deeper than any record.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{where}: damaged: not valid JSON: {error}") from error
+    # What holds neither cannot be either; journals are long.
+    if "\\u" in text or text.count("[") + text.count("{") > _DEEPEST:
+        _check(where, value)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"{twice[:60]!r} more than once in an object")
+    return fields
+
+
+def _check(where: str | Path, value: Any) -> None:
+    held, depth = [value], 0
+    while held:
+        if depth > _DEEPEST:
+            raise RecordError(f"{where}: damaged: nested more than {_DEEPEST} levels deep")
+        parts: list[Any] = []
+        for one in held:
+            if isinstance(one, dict):
+                parts += [*one, *one.values()]
+            elif isinstance(one, list):
+                parts += one
+            elif isinstance(one, str) and not one.isascii():
+                _check_text(where, one)
+        held, depth = parts, depth + 1
+
+
+def _check_text(where: str | Path, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RecordError(f"{where}: damaged: {text[:60]!r} is not valid Unicode") from error

@@ -1,0 +1,75 @@
+"""A small finished study of each kind, in today's format."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from deltalens.io.checksum import sealed
+from deltalens.io.records import Cell, Measurement, StudyFolder, StudyRecord
+from deltalens.io.version import FORMAT, IDENTITY
+from deltalens.studies.efficiency_summary import summarise_efficiency
+from deltalens.studies.landscape.summary import summarise_landscape
+from deltalens.studies.layer_summary import summarise_layers
+from deltalens.studies.summary import summarise
+from deltalens.studies.sweep_summary import summarise_sweep
+
+BEFORE = Path(__file__).parents[1] / "studies" / "before"
+SUMMARISE: dict[str, Callable[[StudyRecord], Any]] = {
+    "drop-study": summarise,
+    "layer-sweep": summarise_layers,
+    "layer-sweep-mft": summarise_sweep,
+    "comparison": summarise_sweep,
+    "data-ratio-sweep": summarise_sweep,
+    "mask-ratio-sweep": summarise_sweep,
+    "efficiency": summarise_efficiency,
+    "landscape": summarise_landscape,
+}
+KINDS = (*sorted(SUMMARISE), "inspect")
+
+
+def make_study(folder: Path, kind: str) -> Path:
+    """A folder with a study: one of the first version, as today's would have written it."""
+    if kind == "inspect":
+        return _make_inspection(folder)
+    shutil.copytree(BEFORE / kind, folder)
+    study = json.loads((folder / "study.json").read_bytes())
+    study = sealed({**study, "format": FORMAT, "identity": IDENTITY})
+    (folder / "study.json").write_text(json.dumps(study, indent=2) + "\n")
+    lines = (folder / "cells.jsonl").read_bytes().splitlines()
+    cells = [json.dumps(sealed(json.loads(line))) + "\n" for line in lines]
+    (folder / "cells.jsonl").write_text("".join(cells))
+    return folder
+
+
+def _make_inspection(folder: Path) -> Path:
+    asked = {"ft": "a", "base": "b"}
+    study = StudyFolder.open(folder, "inspect", asked, ("level", "name"))
+    layers = {"model.layers.0": [[-12, 5], [-10, 25]], "model.layers.1": [[-11, 30]]}
+    study.facts = {"per_octave": 4, "histograms": layers, "notes": []}
+    study.write_manifest()
+    names = [("overall", "all"), *(("layer", name) for name in layers)]
+    metrics = {"unchanged": Measurement(0.1, n=30), "kurtosis": Measurement(3.0, n=30)}
+    cells = [Cell({"level": level, "name": name}, metrics, 0.0) for level, name in names]
+    study.extend(cells)
+    study.write_table([cell.setting for cell in cells])
+    study.close()
+    return folder
+
+
+def said_of(record: StudyRecord, kind: str) -> list[str]:
+    """All that a summary says."""
+    if kind == "inspect":
+        return []
+    found = SUMMARISE[kind](record)
+    return [*_words(found)]
+
+
+def _words(found: Any) -> Iterator[str]:
+    yield from found.sentences()
+    tables = found.tables() if hasattr(found, "tables") else [found.table()]
+    yield from (str(table) for table in tables)
+    yield json.dumps(found.as_json())
