@@ -17,6 +17,7 @@ import typer
 
 from deltalens.cli.fitting import FittingTable
 from deltalens.errors import DeltaLensError
+from deltalens.io.stopping import on_request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,10 +64,10 @@ class Summary(Protocol):
 @contextmanager
 def command(debug: bool, interrupted: str = "stopped; nothing was written") -> Iterator[None]:
     """The frame of a command: a `DeltaLensError` becomes its message and exit code 2, Ctrl-C (or a
-    polite kill) what it means here and exit code 130."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    polite kill, or a terminal that closes) what it means here and exit code 130."""
     try:
-        yield
+        with on_request(signal.default_int_handler):
+            yield
     except DeltaLensError as error:
         if debug:
             traceback.print_exc()

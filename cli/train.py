@@ -163,8 +163,8 @@ def train(
     with console.command(debug, f"stopped; --resume goes on from {out}'s last checkpoint"):
         from deltalens.io.locate import locate
         from deltalens.training.asked import TrainingAsked
+        from deltalens.training.following import TrainingWatch
         from deltalens.training.recipe import read_recipe
-        from deltalens.training.run import TrainingWatch
         from deltalens.training.run import train as run
 
         console.quieten()

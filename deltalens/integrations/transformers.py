@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -65,6 +66,14 @@ class Attaching(TrainerCallback, Generic[S]):
         """Detach."""
         if self.attached is not None:
             self.attached.detach()
+
+    def let_go(self) -> None:
+        """Detach, where a training has raised and its trainer says no more."""
+        with warnings.catch_warnings():
+            # That no step was seen is no news then.
+            warnings.simplefilter("ignore", UserWarning)
+            if self.attached is not None:
+                self.attached.detach()
 
 
 class GradientProbeCallback(Attaching[GradientProbe]):

@@ -13,9 +13,11 @@ from typing import Any
 import xxhash
 
 from deltalens.errors import RecordError
+from deltalens.io.files import open_plain
 
-__all__ = ["CHECKSUM", "check_sealed", "checksum", "sealed"]
+__all__ = ["CHECKSUM", "check_sealed", "checksum", "checksum_of_file", "sealed"]
 
+_BUFFER = 1 << 22
 CHECKSUM = "checksum"
 """The field of a sealed record that holds the checksum of the others."""
 
@@ -23,6 +25,22 @@ CHECKSUM = "checksum"
 def checksum(content: bytes | bytearray | memoryview) -> str:
     """XXH3-128 of bytes, as 32 hexadecimal digits."""
     return xxhash.xxh3_128_hexdigest(content)
+
+
+def checksum_of_file(file: Path) -> tuple[int, str]:
+    """How many bytes a plain file has, and their checksum.
+
+    Raises:
+        RecordError: it is not a plain file.
+        OSError: it cannot be read.
+    """
+    hashed, read = xxhash.xxh3_128(), 0
+    buffer = memoryview(bytearray(_BUFFER))
+    with open_plain(file) as stream:
+        while count := stream.readinto(buffer):  # type: ignore[attr-defined]
+            hashed.update(buffer[:count])
+            read += count
+    return read, hashed.hexdigest()
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,12 +31,15 @@ __all__ = [
     "check_space",
     "copy_beside",
     "discard",
+    "is_remains",
     "is_temporary",
     "lock_folder",
     "new_folder",
+    "open_plain",
     "read_plain",
     "replacing",
     "sync_folder",
+    "unlock_folder",
     "write_whole",
     "writing_whole",
 ]
@@ -47,8 +50,14 @@ _HOST = f"{zlib.crc32(os.uname().nodename.encode()):08x}"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[^.]*\.part")
 
 
-def check_new_folder(out: Path, inputs: list[Path]) -> None:
+def check_new_folder(out: Path, inputs: list[Path], locked: bool = False) -> None:
     """Refuse an output folder that holds something, is an input, or cannot be made.
+
+    Args:
+        out: the folder.
+        inputs: what is read.
+        locked: it is one that is locked before anything else is written: what a process left there
+            that was killed right then does not count.
 
     Raises:
         DeltaLensError: before any work.
@@ -59,7 +68,8 @@ def check_new_folder(out: Path, inputs: list[Path]) -> None:
             _check_apart(out, place, given)
         if place.exists() and not place.is_dir():
             raise DeltaLensError(f"{out}: is a file; choose another folder")
-        if place.exists() and (found := sorted(file.name for file in place.iterdir())):
+        held = place.iterdir() if place.exists() else ()
+        if found := sorted(one.name for one in held if not (locked and is_remains(one.name))):
             raise DeltaLensError(
                 f"{out}: exists already and holds {found[0]!r}; remove it or choose another folder"
             )
@@ -163,6 +173,11 @@ def is_temporary(name: str, of: str | None = None) -> bool:
     return found is not None and of in (None, found["name"])
 
 
+def is_remains(name: str) -> bool:
+    """Whether a file's name is one that a killed process leaves in a folder that it had locked."""
+    return name == LOCK or is_temporary(name)
+
+
 def _remove_stale(place: Path) -> None:
     """Remove what processes of this machine that are gone left under temporary names."""
     for left in place.parent.glob(f".{glob.escape(place.name)}.*.part"):
@@ -257,6 +272,16 @@ def _not_plain(file: Path) -> str:
     return f"{file}: a link, folder, pipe or device where a plain file should be; remove it"
 
 
+def open_plain(file: Path) -> IO[bytes]:
+    """A file of records, to be read.
+
+    Raises:
+        RecordError: it is not a plain file.
+        OSError: it cannot be read.
+    """
+    return os.fdopen(_open_plain(file, os.O_RDONLY), "rb")
+
+
 def read_plain(file: Path) -> bytes:
     """A file of records, whole.
 
@@ -264,7 +289,7 @@ def read_plain(file: Path) -> bytes:
         RecordError: it is not a plain file.
         OSError: it cannot be read.
     """
-    with os.fdopen(_open_plain(file, os.O_RDONLY), "rb") as stream:
+    with open_plain(file) as stream:
         return stream.read()
 
 
@@ -308,11 +333,30 @@ def lock_folder(folder: Path, what: str) -> IO[bytes]:
         RecordError: another process has it.
         OSError: the file cannot be made.
     """
-    held = os.fdopen(_open_plain(folder / LOCK, os.O_RDWR | os.O_CREAT), "r+b")
-    if not lock(held.fileno()):
+    while True:
+        held = os.fdopen(_open_plain(folder / LOCK, os.O_RDWR | os.O_CREAT), "r+b")
+        if not lock(held.fileno()):
+            held.close()
+            raise RecordError(f"{folder}: another process is writing to this {what}")
+        if _lies_there(held, folder / LOCK):
+            return held
+        # Who had it has removed the file in between: a third process may have made a new one.
         held.close()
-        raise RecordError(f"{folder}: another process is writing to this {what}")
-    return held
+
+
+def unlock_folder(folder: Path, held: IO[bytes]) -> None:
+    """Let other processes write to a folder again; nothing stays of the lock."""
+    if _lies_there(held, folder / LOCK):
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+    held.close()
+
+
+def _lies_there(stream: IO[bytes], file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), os.lstat(file))
+    except OSError:
+        return False
 
 
 def copy_beside(file: Path, folder: Path, target: Path) -> None:

@@ -24,7 +24,7 @@ from deltalens.io.files import (
     append_to,
     check_new_folder,
     discard,
-    is_temporary,
+    is_remains,
     lock_folder,
     read_plain,
     write_whole,
@@ -78,7 +78,7 @@ def check_study_folder(path: Path, inputs: Sequence[Path], kind: str | None = No
             raise RecordError(f"{path}: holds a {held}; choose another folder")
         return
     try:
-        if path.is_dir() and all(_remains(file.name) for file in path.iterdir()):
+        if path.is_dir() and all(is_remains(file.name) for file in path.iterdir()):
             return
     except OSError as error:
         raise RecordError(f"{path}: cannot be used: {error.strerror}") from error
@@ -133,7 +133,7 @@ class StudyFolder:
         begun = False
         try:
             path.mkdir(parents=True, exist_ok=True)
-            others = [file.name for file in path.iterdir() if not _remains(file.name)]
+            others = [file.name for file in path.iterdir() if not is_remains(file.name)]
             if others and MANIFEST not in others:
                 raise RecordError(
                     f"{path}: holds {sorted(others)[0]!r} and no study; choose another folder"
@@ -226,7 +226,7 @@ class StudyFolder:
         earlier study's pictures lie, the manifest stays: without one they would be nobody's."""
         for name in (JOURNAL, TABLE, "texts.json"):
             discard(self.path / name)
-        if all(file.name == MANIFEST or _remains(file.name) for file in self.path.iterdir()):
+        if all(file.name == MANIFEST or is_remains(file.name) for file in self.path.iterdir()):
             for name in (MANIFEST, LOCK):
                 discard(self.path / name)
         for folder in self._made:
@@ -326,11 +326,6 @@ def _table(cells: Sequence[Cell], columns: Sequence[str]) -> bytes:
         for name, m in cell.metrics.items():
             rows.writerow([*_key(cell.setting, columns), name, repr(m.value), repr(m.stderr), m.n])
     return text.getvalue().encode()
-
-
-def _remains(name: str) -> bool:
-    """Whether a file is what a study leaves that was killed before it had a manifest."""
-    return name == LOCK or is_temporary(name)
 
 
 def _held(path: Path) -> dict[str, Any]:

@@ -11,12 +11,18 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalens.errors import RecordError
-from deltalens.io.files import check_new_folder
+from deltalens.io.files import (
+    check_new_folder,
+    discard,
+    lock_folder,
+    unlock_folder,
+)
 from deltalens.io.manifest import read_manifest, write_manifest
 from deltalens.io.parquet import Column, read_parquet, write_parquet
 from deltalens.io.schema import COUNT, Fields, Named, Text, require
@@ -119,7 +125,7 @@ class RunWriter:
 
         if (path / RUN).exists():
             raise RecordError(f"{path}: holds another run; choose another folder, or remove it")
-        check_new_folder(path, [])
+        check_new_folder(path, [], locked=True)
         self.path, self.asked = path, dict(asked)
         self.facts: dict[str, Any] = {}
         self._seconds = _SECONDS if seconds is None else seconds
@@ -128,12 +134,31 @@ class RunWriter:
         self._flushed = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="deltalens-run")
         self._writing: Future[None] | None = None
+        self._made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
         try:
-            for name in TABLES:
-                (path / name).mkdir(parents=True, exist_ok=True)
-            self.write_manifest()
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_folder(path, "run")
         except OSError as error:
             raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
+        self._begin()
+
+    def _begin(self) -> None:
+        try:
+            # Before it was locked another process may have had it.
+            check_new_folder(self.path, [], locked=True)
+        except BaseException:
+            unlock_folder(self.path, self._lock)
+            raise
+        try:
+            for name in TABLES:
+                (self.path / name).mkdir()
+            self.write_manifest()
+        except OSError as error:
+            self.discard()
+            raise RecordError(f"{self.path}: cannot be written: {error.strerror}") from error
+        except BaseException:
+            self.discard()
+            raise
 
     def write_manifest(self) -> None:
         """Write `run.json`: what was asked, and the facts so far."""
@@ -203,18 +228,27 @@ class RunWriter:
     def discard(self) -> None:
         """Remove the run again: it has not begun."""
         for name in TABLES:
-            (self.path / name).rmdir()
-        (self.path / RUN).unlink()
-        self.path.rmdir()
+            with suppress(OSError):
+                (self.path / name).rmdir()
+        with suppress(RecordError):
+            discard(self.path / RUN)
+        unlock_folder(self.path, self._lock)
+        self._thread.shutdown()
+        for folder in self._made:
+            with suppress(OSError):
+                folder.rmdir()
 
     def close(self) -> None:
-        """Write what is waiting, and join each table's parts."""
-        self.flush()
-        self._thread.shutdown()
-        for name, parts in self._parts.items():
-            if parts > 1:
-                _compact(self.path, name)
-        self.write_manifest()
+        """Write what is waiting, and join each table's parts. Others may write to it then."""
+        try:
+            self.flush()
+            self._thread.shutdown()
+            for name, parts in self._parts.items():
+                if parts > 1:
+                    _compact(self.path, name)
+            self.write_manifest()
+        finally:
+            unlock_folder(self.path, self._lock)
 
 
 def _array(value: Any, kind: str, size: int) -> pa.Array:

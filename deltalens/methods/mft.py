@@ -121,13 +121,15 @@ class MaskTuning:
         self._attach()
 
     def _attach(self) -> None:
-        for parameter in self._trained:
-            parameter.requires_grad_(False)
         for layer, scores in self._layers.values():
             weight = layer.module.get_parameter("weight")
             if weight.device.type == "cpu":
+                # First: where a loop cannot be compiled, the model stays as it is.
                 lowest.prepare(scores.scores.dtype)
                 straight_through.prepare(weight.dtype)
+        for parameter in self._trained:
+            parameter.requires_grad_(False)
+        for layer, scores in self._layers.values():
             self._detachers.append(attach_scores(layer, scores))
         self._handles = [
             _ChangedScores(scores for _, scores in self._layers.values()),

@@ -151,15 +151,15 @@ class GradientProbe(Subscriber):
         if opened:
             self._writer = RunWriter(self.log_dir, self._asked)
         try:
+            watched = [p for name, p in every_parameter(self.model) if name in self._names]
+            here = {p.dtype for p in watched if p.device.type == "cpu"}
+            for dtype in here.intersection(FLOATS):
+                prepare(dtype)
             super().attach()
-        except DeltaLensError:
+        except BaseException:
             if opened and self._writer is not None:
                 self._writer.discard()
             raise
-        watched = [p for name, p in every_parameter(self.model) if name in self._names]
-        here = {p.dtype for p in watched if p.device.type == "cpu"}
-        for dtype in here.intersection(FLOATS):
-            prepare(dtype)
         self._logging = True
         return self
 

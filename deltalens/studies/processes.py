@@ -4,7 +4,6 @@ where there are several."""
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -16,6 +15,8 @@ from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
 import torch
+
+from deltalens.io.stopping import ignore_requests
 
 __all__ = ["Here", "Processes", "processes"]
 
@@ -125,7 +126,7 @@ def _begin(
     quiet: bool,
 ) -> None:
     """A worker begins: Ctrl-C is for the process that asked, whose end is this one's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_requests()
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
     number = numbers.get()
     if len(devices) > 1:

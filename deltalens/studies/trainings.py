@@ -29,9 +29,10 @@ from deltalens.studies.drop import drop
 from deltalens.studies.processes import Tell
 from deltalens.studies.study import Metrics, StudyWatch, read_weights, run_cells
 from deltalens.training.asked import OWN, TrainingAsked, check_own
-from deltalens.training.folder import METRICS
+from deltalens.training.following import TrainingWatch
 from deltalens.training.measuring import scoring_of
-from deltalens.training.run import TrainingWatch, train, training_dtype
+from deltalens.training.metrics import Metrics as TrainingMetrics
+from deltalens.training.run import train, training_dtype
 
 __all__ = ["Plan", "TrainingData", "cells_own", "check_trainings", "run_trainings"]
 
@@ -349,10 +350,9 @@ def _gather_notes(study: StudyFolder) -> None:
 
 def _on_the_way(made: Path, steps: int) -> Metrics:
     """What a training measured before its end."""
-    lines = map(json.loads, (made / METRICS).read_text(encoding="utf-8").splitlines())
     return {
         f"{name}@{line['step']}": Measurement(*measured)
-        for line in lines
+        for line in TrainingMetrics(made).lines()
         if "evaluated" in line and line["step"] < steps
         for name, measured in line["evaluated"].items()
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from deltalens.errors import RecordError
 from deltalens.evaluate.preferences import Preferences
 from deltalens.evaluate.scoring import Scoring
 from deltalens.io.files import write_whole
+from deltalens.training.checkpoints import BEST, SealedCheckpoint, remove
 
 __all__ = ["Chooser"]
 
@@ -65,19 +66,28 @@ class Chooser:
                 parameter.copy_(held[name])
         return step
 
-    def tidy(self, checkpoint: int) -> None:
-        """A checkpoint was written: of the ones up to it only the best is needed."""
-        until = [one for one in self._kept() if one[0] <= checkpoint]
-        best = min(until, key=lambda one: one[1], default=None)
-        for one in until:
-            if one is not best:
-                one[2].unlink()
+    def best(self, until: int) -> Path | None:
+        """The file of the best up to a step."""
+        kept = [one for one in self._kept() if one[0] <= until]
+        return min(kept, key=lambda one: one[1])[2] if kept else None
 
-    def forget_after(self, step: int) -> None:
-        """Training goes on from a step: what came after it comes again."""
-        for at, _, file in self._kept():
-            if at > step:
+    def tidy(self, checkpoints: Sequence[int]) -> None:
+        """A checkpoint was written: of the ones up to it only those are needed that are the best
+        for it, or for an older one that is still there.
+
+        Args:
+            checkpoints: steps of all that are there.
+        """
+        needed = {self.best(step) for step in checkpoints}
+        for step, _, file in self._kept():
+            if step <= max(checkpoints) and file not in needed:
                 file.unlink()
+
+    def go_back_to(self, checkpoint: SealedCheckpoint | None) -> None:
+        """Training goes on from a checkpoint, or anew: what came after it comes again."""
+        for file in self._folder.glob("best-*"):
+            if checkpoint is None or file.name != checkpoint.best:
+                remove(file)
 
     def _trained(self) -> Iterator[tuple[str, Any]]:
         return ((name, p) for name, p in self._model.named_parameters() if p.requires_grad)
@@ -85,8 +95,9 @@ class Chooser:
     def _kept(self) -> list[tuple[int, float, Path]]:
         """Step, loss and file of each that is kept."""
         found = []
-        for file in self._folder.glob("best-*.safetensors"):
-            with safe_open(file, "pt") as held:
-                loss = float(held.metadata()["loss"])
-            found.append((int(file.stem.partition("-")[2]), loss, file))
+        for file in self._folder.iterdir():
+            if named := BEST.fullmatch(file.name):
+                with safe_open(file, "pt") as held:
+                    loss = float(held.metadata()["loss"])
+                found.append((int(named[1]), loss, file))
         return sorted(found)

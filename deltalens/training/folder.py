@@ -1,37 +1,61 @@
 """The folder of a training: what was asked, metrics as they come, checkpoints, and the result.
 
 The folder becomes a plain Hugging Face checkpoint when the training is done; until then it has no
-`config.json`, and nothing takes it for a model.
+`config.json`, and nothing takes it for a model. One process at a time has it: its lock goes with
+the last of what the training needs, so that nothing of it is left in the result.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+import stat
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from safetensors import SafetensorError
 
 from deltalens.errors import RecordError
-from deltalens.io.files import check_new_folder, sync_folder, write_whole
+from deltalens.io.files import (
+    LOCK,
+    check_new_folder,
+    copy_beside,
+    discard,
+    is_remains,
+    is_temporary,
+    lock_folder,
+    sync_folder,
+    unlock_folder,
+)
 from deltalens.io.identity import check_version, united
-from deltalens.io.manifest import write_manifest
+from deltalens.io.manifest import read_manifest, write_manifest
+from deltalens.io.platform import sync
+from deltalens.io.schema import Fields, require
 from deltalens.io.version import IDENTITY
+from deltalens.training.checkpoints import (
+    SealedCheckpoint,
+    last_whole,
+    remove,
+    remove_checkpoints,
+    seal,
+)
+from deltalens.training.metrics import METRICS, Metrics
 
-__all__ = ["CHECKPOINTS", "MASKS", "METRICS", "RECORD", "RUN", "TrainingFolder"]
+__all__ = ["CHECKPOINTS", "MASKS", "RECORD", "RUN", "TrainingFolder"]
 
-RECORD, METRICS, CHECKPOINTS, RUN = "train.json", "metrics.jsonl", "checkpoints", "run"
+RECORD, CHECKPOINTS, RUN = "train.json", "checkpoints", "run"
 MASKS = "masks.safetensors"
 """Which weights a method removed: `deltalens.apply_masks` reads it."""
-_WHOLE = "deltalens-complete"
-"""In a checkpoint that was written to its end."""
+_MODEL, _CONFIG = ".model", "config.json"
+"""Where the result is written before it is moved into its place; what is moved last."""
 _TOKENIZER = ("tokenizer*", "vocab*", "merges*", "special_tokens_map*", "chat_template*", "added_*")
 
 
 class TrainingFolder:
-    """A training's folder, open for writing.
+    """A training's folder, open for writing, by one process at a time, until `close`.
 
     Args:
         path: the folder; new, or one with the same training when it is resumed.
@@ -41,7 +65,8 @@ class TrainingFolder:
 
     Raises:
         RecordError: the folder holds something else, another training (the fields that differ are
-            named), or one that is finished.
+            named), or one that is finished, another process is writing to it, or none of its
+            checkpoints is whole.
     """
 
     def __init__(
@@ -49,54 +74,127 @@ class TrainingFolder:
     ) -> None:
         self.path, self.asked = path, json.loads(json.dumps(dict(asked)))
         self.facts: dict[str, Any] = {}
-        self._made: list[Path] = []
-        if resume:
-            self._check_same()
+        self.notes: list[str] = []
+        """What a user should know about what was there."""
+        self.metrics = Metrics(path)
+        self.last: SealedCheckpoint | None = None
+        """What the training goes on from."""
+        self.taken = 0
+        """Steps of this invocation."""
+        self._own: list[Path] = []
+        """What is this invocation's, beside the names that all trainings have."""
+        if resume and not path.is_dir():
+            raise RecordError(f"{path}: no training to go on with (no such folder)")
+        if not resume:
+            self._check_new(inputs)
+        self._made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
+        left = os.path.lexists(path / LOCK)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock: IO[bytes] | None = lock_folder(path, "training")
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be made: {error.strerror}") from error
+        try:
+            # Before it was locked another process may have had it.
+            killed_at_once = left and all(is_remains(found.name) for found in path.iterdir())
+            self.resumed = resume and not killed_at_once
+            if self.resumed:
+                self._go_on()
+            else:
+                self._check_new(inputs)
+                self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_new(self, inputs: list[Path]) -> None:
+        if os.path.lexists(self.path / RECORD):
+            raise RecordError(f"{self.path}: holds a training; --resume goes on with it")
+        check_new_folder(self.path, inputs, locked=True)
+
+    def _begin(self) -> None:
+        try:
+            self.write_record()
+            self._make_checkpoints()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _make_checkpoints(self) -> None:
+        try:
+            self.checkpoints.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RecordError(f"{self.checkpoints}: cannot be made: {error.strerror}") from error
+
+    def _go_on(self) -> None:
+        self._check_same()
+        self._refuse_links()
+        self._clear_model()
+        if self.finished:
+            remove_checkpoints(self.checkpoints)
+            raise RecordError(f"{self.path}: this training is finished")
+        self._make_checkpoints()
+        self.last, faults = last_whole(self.checkpoints)
+        if self.last is None:
+            self.metrics.clear()
+            self._tell(f"{self.path}: no checkpoint to go on from; begun from the start")
         else:
-            if (path / RECORD).exists():
-                raise RecordError(f"{path}: holds a training; --resume goes on with it")
-            check_new_folder(path, inputs)
+            step = self.last.step
+            for fault in faults:
+                self._tell(f"{fault}; gone on from {self.last.path.name}, the last whole one")
+            if not self.metrics.go_back_to(*self.last.metrics):
+                self._tell(f"{self.metrics.file}: missing; begun anew from step {step}")
+
+    def _tell(self, note: str) -> None:
+        self.notes.append(note)
+        warnings.warn(note, stacklevel=4)
 
     def _check_same(self) -> None:
-        file = self.path / RECORD
-        try:
-            held = json.loads(file.read_text(encoding="utf-8"))
-            before, self.facts = dict(held["asked"]), dict(held["facts"])
-        except FileNotFoundError as error:
-            raise RecordError(f"{self.path}: no training to go on with (no {RECORD})") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"{file}: not a training's record: {error}") from error
+        if not os.path.lexists(self.path / RECORD):
+            raise RecordError(f"{self.path}: no training to go on with (no {RECORD})")
+        held = read_manifest(self.path, RECORD, "training")
+        require(self.path / RECORD, held, {"asked": Fields(), "facts": Fields()})
+        self.facts = dict(held["facts"])
         check_version(self.path, held)
-        united(f"{self.path} holds another training:", before, self.asked)
-        if self.finished:
-            raise RecordError(f"{self.path}: this training is finished")
+        united(f"{self.path} holds another training:", held["asked"], self.asked)
+
+    def _refuse_links(self) -> None:
+        """Libraries write below these, and would follow a link."""
+        found = [self.path / name for name in (CHECKPOINTS, _MODEL)]
+        found += [self.path / RUN, *self.path.glob(f"{RUN}-from-*")]
+        if self.checkpoints.is_dir():
+            found += self.checkpoints.iterdir()
+        for one in found:
+            if os.path.lexists(one) and not _is_plain(one):
+                raise RecordError(f"{one}: a link, pipe or device; remove it")
 
     @property
     def finished(self) -> bool:
         """Whether the result is there."""
-        return (self.path / "config.json").exists()
+        return (self.path / _CONFIG).exists()
 
     @property
     def checkpoints(self) -> Path:
         """Where checkpoints are written on the way."""
         return self.path / CHECKPOINTS
 
-    def begin(self) -> None:
-        """Make the folder, and write what was asked."""
-        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RecordError(f"{self.path}: cannot be made: {error.strerror}") from error
-        self.write_record()
+    def close(self) -> None:
+        """Let another process have the folder."""
+        held, self._lock = self._lock, None
+        if held is not None:
+            unlock_folder(self.path, held)
 
     def abandon(self) -> None:
         """A training came to nothing: take away what it wrote, and the folders made for it."""
-        for found in self.path.iterdir():
-            if found.is_dir():
-                shutil.rmtree(found, ignore_errors=True)
-            else:
-                found.unlink(missing_ok=True)
+        remove_checkpoints(self.checkpoints)
+        for found in (self.path / _MODEL, *self._own):
+            with suppress(RecordError):
+                remove(found)
+        names = [found.name for found in self.path.iterdir() if is_temporary(found.name)]
+        for name in (RECORD, METRICS, *names):
+            with suppress(RecordError):
+                discard(self.path / name)
+        self.close()
         for folder in self._made:
             with suppress(OSError):
                 folder.rmdir()
@@ -106,64 +204,87 @@ class TrainingFolder:
         record = {"identity": IDENTITY, "asked": self.asked, "facts": self.facts}
         write_manifest(self.path / RECORD, record)
 
-    def last_checkpoint(self) -> Path | None:
-        """The last one that was written to its end; others are removed."""
-        whole: dict[int, Path] = {}
-        for found in self.checkpoints.glob("checkpoint-*"):
-            if (found / _WHOLE).exists():
-                whole[int(found.name.rpartition("-")[2])] = found
-            else:
-                shutil.rmtree(found, ignore_errors=True)
-        return whole[max(whole)] if whole else None
+    def complete(self, step: int, last: bool, best: Path | None) -> None:
+        """A checkpoint has been written: bring it to the disk, and only then call it whole.
 
-    def complete(self, checkpoint: Path) -> None:
-        """A checkpoint has been written: bring it to the disk, and only then call it whole."""
-        for file in checkpoint.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        write_whole(checkpoint / _WHOLE, b"")
-        sync_folder(checkpoint)
-
-    def log(self, line: Mapping[str, Any]) -> None:
-        """Add a line to the metrics."""
-        try:
-            with (self.path / METRICS).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(dict(line)) + "\n")
-        except OSError as error:
-            raise RecordError(f"{self.path / METRICS}: {error.strerror}") from error
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines so far; a torn last one does not count."""
-        file = self.path / METRICS
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
-        lines = []
-        for line in text.splitlines():
-            with suppress(ValueError):
-                lines.append(json.loads(line))
-        return lines
-
-    def forget_after(self, step: int) -> None:
-        """Take back metrics of steps that will be taken again."""
-        kept = [line for line in self.metrics() if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_whole(self.path / METRICS, text.encode())
+        Args:
+            step: after which.
+            last: there is none after it.
+            best: the file with the best weights so far.
+        """
+        checkpoint = self.checkpoints / f"checkpoint-{step}"
+        seal(checkpoint, last, self.metrics.extent(), best)
 
     def run_folder(self, first_step: int) -> Path:
-        """Where a probe logs; another one for each sitting."""
-        return self.path / (RUN if not first_step else f"{RUN}-from-{first_step}")
+        """Where a probe logs; another one for each invocation. One that was killed before its first
+        checkpoint may have left a run: it is set aside."""
+        run = self.path / (RUN if not first_step else f"{RUN}-from-{first_step}")
+        if os.path.lexists(run):
+            number = 1
+            while os.path.lexists(aside := run.with_name(f"{run.name}.lost-{number}")):
+                number += 1
+            os.replace(run, aside)
+        self._own.append(run)
+        return run
+
+    @contextmanager
+    def room(self, what: str) -> Iterator[None]:
+        """A checkpoint or model that the disk does not take is an error of its own: each of the
+        libraries that write one has its own way to say so."""
+        try:
+            yield
+        except Exception as error:
+            text = str(error)
+            if not (
+                isinstance(error, OSError | SafetensorError)
+                or "PytorchStreamWriter" in text
+                or "inline_container" in text
+            ):
+                raise
+            kept = "the last whole checkpoint is kept: make room, and resume: it goes on from there"
+            raise RecordError(
+                f"{self.path}: {what} cannot be written ({(text or repr(error)).splitlines()[0]}); "
+                f"{kept if self.taken or self.resumed else 'make room'}"
+            ) from error
+
+    @contextmanager
+    def new_model(self) -> Iterator[Path]:
+        """A folder for the result, which is moved into its place by `finish`; gone if it is not.
+
+        Raises:
+            RecordError: the disk is full, or there is no right to write.
+        """
+        made = self.path / _MODEL
+        self._clear_model()
+        try:
+            with self.room("the model"):
+                made.mkdir()
+                yield made
+        finally:
+            with suppress(RecordError):
+                self._clear_model()
+
+    def _clear_model(self) -> None:
+        """What one that was killed left."""
+        remove(self.path / _MODEL)
 
     def finish(self, made: Path, source: Path) -> None:
         """Move a written model into the folder, its configuration last, with the tokenizer of its
         source and how that one generates; the checkpoints go."""
         for pattern in (*_TOKENIZER, "generation_config.json"):
             for file in source.glob(pattern):
-                shutil.copyfile(file, made / file.name)
-        for file in made.iterdir():
+                copy_beside(file, source, made / file.name)
+        files = sorted(made.iterdir(), key=lambda file: file.name == _CONFIG)
+        for file in files:
             with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):
+                sync(stream.fileno())
+        for file in files:
             os.replace(file, self.path / file.name)
+            self._own.append(self.path / file.name)
         sync_folder(self.path)
-        shutil.rmtree(made, ignore_errors=True)
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        remove_checkpoints(self.checkpoints)
+
+
+def _is_plain(path: Path) -> bool:
+    mode = path.lstat().st_mode
+    return stat.S_ISDIR(mode) or stat.S_ISREG(mode)

@@ -5,53 +5,37 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
-import os
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import TrainerCallback
 
-from deltalens.errors import DeltaLensError, RecordError, reason, said_by
+from deltalens.errors import DeltaLensError, said_by
 from deltalens.evaluate.finite import check_model
 from deltalens.evaluate.loading import LoadedModel, load_model, pick_device, pick_dtype
 from deltalens.evaluate.positions import longest_input
 from deltalens.evaluate.preferences import Preferences
 from deltalens.evaluate.rows import DataFile, read_files, read_rows
 from deltalens.evaluate.scoring import Scoring, can_generate
-from deltalens.integrations.transformers import GradientProbeCallback
+from deltalens.integrations.transformers import Attaching, GradientProbeCallback
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.fingerprint import take_fingerprints
 from deltalens.io.records import Measurement
 from deltalens.training.asked import METHODS, TrainingAsked, config_class
 from deltalens.training.choosing import Chooser
 from deltalens.training.folder import MASKS, TrainingFolder
+from deltalens.training.following import Following, NothingLeft, TrainingWatch
 from deltalens.training.measuring import scoring_of
 from deltalens.training.methods import Ready, prepare
-from deltalens.training.rows import collator, preferences, tokenised
+from deltalens.training.rows import preferences, tokenised
+from deltalens.training.trainer import make_savable, make_trainer
 
 __all__ = ["Trained", "TrainingWatch", "check_trainable", "train", "training_dtype"]
-
-
-@dataclass
-class TrainingWatch:
-    """How a training tells what it is doing; every hook may be left as it is."""
-
-    stage: Callable[[str, int | None], None] = field(default=lambda name, total: None)
-    """A stage begins: its name, and its number of steps if known."""
-    at: Callable[[int, int], None] = field(default=lambda done, total: None)
-    """So many steps of all are done."""
-    say: Callable[[str], None] = field(default=lambda text: None)
-    """The latest figures, on one line."""
 
 
 @dataclass(frozen=True)
@@ -151,17 +135,18 @@ def train(
         "trust_remote_code": trust_remote_code,
     }
     folder = TrainingFolder(Path(out), identity, [checkpoint.path], resume)
-    watch.stage("loading the model", None)
-    loaded = load_model(checkpoint, kind, where, trust_remote_code)
-    sitting = _Sitting(asked, folder, checkpoint, loaded, watch, eval_every)
-    sitting.prepare(rows, others, choosing)
-    folder.begin()
     try:
-        return sitting.run(configure, checkpoint_every, probe, resume)
+        watch.stage("loading the model", None)
+        loaded = load_model(checkpoint, kind, where, trust_remote_code)
+        sitting = _Sitting(asked, folder, checkpoint, loaded, watch, eval_every)
+        sitting.prepare(rows, others, choosing)
+        return sitting.run(configure, checkpoint_every, probe)
     except Exception:
-        if not resume and not sitting.taken:
+        if not folder.resumed and not folder.taken:
             folder.abandon()
         raise
+    finally:
+        folder.close()
 
 
 def training_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
@@ -205,12 +190,10 @@ class _Sitting:
         self.asked, self.folder, self.checkpoint = asked, folder, checkpoint
         self.model: Any = loaded.model
         self.loaded, self.watch, self.eval_every = loaded, watch, eval_every
-        self.notes: list[str] = []
+        self.notes: list[str] = [*folder.notes]
         self.scorings: list[Scoring | Preferences] = []
         self.chooser: Chooser | None = None
         self.rows: Any = None
-        self.taken = 0
-        """Steps of this sitting."""
         check_trainable(self.model, loaded.tokenizer, checkpoint.path)
 
     def prepare(
@@ -247,148 +230,80 @@ class _Sitting:
             self.ready: Ready = prepare(asked, self.model)
         self.notes += [str(one.message) for one in told if issubclass(one.category, UserWarning)]
         self.notes += self.ready.notes
-        _make_savable(self.model)
+        make_savable(self.model)
 
     def run(
-        self,
-        configure: Any,
-        checkpoint_every: int | None,
-        probe: Mapping[str, Any] | None,
-        resume: bool,
+        self, configure: Any, checkpoint_every: int | None, probe: Mapping[str, Any] | None
     ) -> Trained:
         """Take the steps that are left, and write the model."""
-        last = self.folder.last_checkpoint() if resume else None
-        first = int(last.name.rpartition("-")[2]) if last else 0
-        if resume:
-            self.folder.forget_after(first)
-            if self.chooser is not None:
-                self.chooser.forget_after(first)
-        callbacks: list[TrainerCallback] = list(self.ready.callbacks)
-        run = None
-        if probe is not None and self.ready.trains:
-            run = self.folder.run_folder(first)
-            _set_aside(run)
-            callbacks.append(GradientProbeCallback(run, **self.ready.watched, **probe))
-        following = _Following(self)
-        begun, steps = time.perf_counter(), 0
+        if self.folder.resumed and self.chooser is not None:
+            self.chooser.go_back_to(self.folder.last)
+        following = Following(self.folder, self.watch, self.evaluate, self.eval_every, self.chooser)
+        begun, steps, run = time.perf_counter(), 0, None
         if self.ready.trains:
-            trainer = self._trainer(configure, checkpoint_every, [*callbacks, following])
-            self.watch.stage("training", None)
-            failed = f"{self.checkpoint.path}: the training failed"
-            with following.interruptible(), said_by("trl", failed), self._room():
-                trainer.train(resume_from_checkpoint=str(last) if last else None)
-            steps = int(trainer.state.global_step)
+            steps, run = self._train(configure, checkpoint_every, probe, following)
         seconds = time.perf_counter() - begun
-        metrics: dict[str, Measurement] = {}
         finished = not following.interrupted
-        if finished:
-            if self.chooser is not None and steps:
-                self.folder.facts["chosen_step"] = self.chooser.restore()
-            made = self._made()
-            if self.ready.masks is not None:
-                masks = self.ready.masks()
-                masks.save(made / MASKS)
-                self.folder.facts["removed"] = masks.mask_ratio_by_layer()
-                self.folder.facts["removed_of_all"] = masks.mask_ratio
-            self.model = self.ready.plain()
-            metrics = self.evaluate(steps)
-            if gaps := [name for name, m in metrics.items() if not math.isfinite(m.value)]:
-                self.notes.append(
-                    f"not finite at the end: {', '.join(gaps)}. The training diverged (try a lower "
-                    "--lr), or the dtype is too narrow (--dtype)"
-                )
-            self._finish(made, steps, seconds)
-        losses = [line["loss"] for line in self.folder.metrics() if "loss" in line]
+        metrics = self._finish(steps, seconds) if finished else {}
+        losses = [line["loss"] for line in self.folder.metrics.lines() if "loss" in line]
         tail = losses[-max(1, len(losses) // 10) :]
-        loss = sum(tail) / len(tail) if tail else float("nan")
-        notes = tuple(self.notes)
         file = self.folder.path / MASKS
         return Trained(
             self.folder.path,
             steps,
             seconds,
-            loss,
+            sum(tail) / len(tail) if tail else float("nan"),
             finished,
             metrics,
-            notes,
+            tuple(self.notes),
             run,
             file if file.exists() else None,
             self.asked.loss_unit,
         )
 
-    @contextmanager
-    def _room(self) -> Iterator[None]:
-        """A checkpoint that the disk does not take is an error of its own: each of the libraries
-        that write one has its own way to say so."""
+    def _train(
+        self,
+        configure: Any,
+        checkpoint_every: int | None,
+        probe: Mapping[str, Any] | None,
+        following: Following,
+    ) -> tuple[int, Path | None]:
+        """Take the steps that are left; how many there were in all, and where a probe logged."""
+        last, run = self.folder.last, None
+        attached: list[Attaching[Any]] = []
+        if last is None or not last.last:
+            attached += self.ready.callbacks
+            if probe is not None:
+                run = self.folder.run_folder(last.step if last else 0)
+                attached.append(GradientProbeCallback(run, **self.ready.watched, **probe))
+        trainer = make_trainer(
+            self.asked,
+            configure,
+            self.loaded,
+            self.ready.model,
+            self.rows,
+            source=self.checkpoint.path,
+            checkpoints=self.folder.checkpoints,
+            longest=self.longest,
+            steps=self.steps,
+            checkpoint_every=checkpoint_every,
+            callbacks=[*attached, following],
+        )
+        self.watch.stage("training", None)
+        failed = f"{self.checkpoint.path}: the training failed"
         try:
-            yield
-        except Exception as error:
-            text = str(error)
-            if not (
-                isinstance(error, OSError | SafetensorError)
-                or "PytorchStreamWriter" in text
-                or "inline_container" in text
+            with (
+                following.interruptible(),
+                said_by("trl", failed),
+                self.folder.room("a checkpoint"),
             ):
-                raise
-            raise RecordError(
-                f"{self.folder.checkpoints}: a checkpoint cannot be written ({text.splitlines()[0]}"
-                "); the last whole one is kept: make room, and resume: it goes on from there"
-            ) from error
-
-    def _trainer(
-        self, configure: Any, checkpoint_every: int | None, callbacks: list[TrainerCallback]
-    ) -> Any:
-        import trl
-
-        asked, steps = self.asked, self.steps
-        options: dict[str, Any] = {
-            "output_dir": str(self.folder.checkpoints),
-            "num_train_epochs": asked.epochs,
-            "max_steps": asked.steps or -1,
-            "per_device_train_batch_size": asked.batch_size,
-            "gradient_accumulation_steps": asked.accumulate,
-            "learning_rate": asked.peak_learning_rate,
-            "weight_decay": asked.weight_decay,
-            "warmup_steps": int(asked.warmup * steps),
-            "lr_scheduler_type": "cosine",
-            "seed": asked.seed,
-            "max_length": self.longest,
-            "bf16": False,
-            "fp16": False,
-            _checkpointing_option(configure): asked.gradient_checkpointing,
-            "use_cpu": self.loaded.device.type == "cpu",
-            "dataloader_pin_memory": False,
-            "save_strategy": "steps",
-            "save_steps": checkpoint_every or max(1, steps // 10),
-            "save_total_limit": 2,
-            "logging_steps": 1,
-            "report_to": [],
-            "disable_tqdm": True,
-            **asked.recipe,
-        }
-        if asked.objective == "dpo":
-            made: Any = trl.DPOTrainer
-        else:
-            made = trl.SFTTrainer
-            options["dataset_kwargs"] = {"skip_prepare_dataset": True}
-        with said_by("trl", "the settings cannot be used"):
-            config = configure(**options)
-        with said_by("trl", f"{self.checkpoint.path}: cannot be trained so"):
-            trainer = made(
-                model=self.ready.model,
-                args=config,
-                train_dataset=self.rows,
-                data_collator=collator(config, self.loaded.tokenizer, self.model),
-                processing_class=self.loaded.tokenizer,
-                callbacks=callbacks,
-            )
-        if asked.accumulate_mean == "batch":
-            # A trainer that counts no tokens takes each micro-batch's mean, and divides by their
-            # number.
-            trainer.model_accepts_loss_kwargs = False
-        for spoken in ("PrinterCallback", "ProgressCallback"):
-            _silence(trainer, spoken)
-        return trainer
+                trainer.train(resume_from_checkpoint=str(last.path) if last else None)
+        except NothingLeft:
+            pass
+        finally:
+            for one in attached:
+                one.let_go()
+        return int(trainer.state.global_step), run
 
     def evaluate(self, step: int) -> dict[str, Measurement]:
         """Measure the model as it is, and log that."""
@@ -403,130 +318,39 @@ class _Sitting:
         }
         self.model.train(training)
         figures = {name: list(measured) for name, measured in found.items()}
-        self.folder.log({"step": step, "evaluated": figures})
+        self.folder.metrics.add({"step": step, "evaluated": figures})
         return found
 
-    def _made(self) -> Path:
-        """Where the result is written before it is moved into its place."""
-        made = self.folder.path / ".model"
-        made.mkdir(exist_ok=True)
-        return made
-
-    def _finish(self, made: Path, steps: int, seconds: float) -> None:
-        self.watch.stage("writing the model", None)
-        self.model.config.use_cache = bool(self.checkpoint.config.get("use_cache", True))
-        try:
+    def _finish(self, steps: int, seconds: float) -> dict[str, Measurement]:
+        """Measure and write what came out."""
+        if self.chooser is not None and steps:
+            self.folder.facts["chosen_step"] = self.chooser.restore()
+        with self.folder.new_model() as made:
+            if self.ready.masks is not None:
+                masks = self.ready.masks()
+                masks.save(made / MASKS)
+                self.folder.facts["removed"] = masks.mask_ratio_by_layer()
+                self.folder.facts["removed_of_all"] = masks.mask_ratio
+            self.model = self.ready.plain()
+            metrics = self.evaluate(steps)
+            if gaps := [name for name, m in metrics.items() if not math.isfinite(m.value)]:
+                self.notes.append(
+                    f"not finite at the end: {', '.join(gaps)}. The training diverged (try a lower "
+                    "--lr), or the dtype is too narrow (--dtype)"
+                )
+            self.watch.stage("writing the model", None)
+            self.model.config.use_cache = bool(self.checkpoint.config.get("use_cache", True))
             with said_by("transformers", f"{made}: cannot be written"):
                 self.model.save_pretrained(made)
-        except (OSError, SafetensorError) as error:
-            why = getattr(error, "strerror", None) or reason(error)
-            raise RecordError(f"{made}: cannot be written: {why}") from error
-        names = ("torch", "transformers", "trl", "accelerate", "datasets")
-        self.folder.facts |= {
-            "steps": steps,
-            "seconds": round(seconds, 3),
-            "model": str(self.checkpoint.path),
-            "notes": self.notes,
-            "units": {"loss": self.asked.loss_unit},
-            "versions": {name: importlib.metadata.version(name) for name in names},
-        }
-        self.folder.write_record()
-        self.folder.finish(made, self.checkpoint.folder)
-
-
-def _checkpointing_option(configure: Any) -> str:
-    """transformers renamed it."""
-    return (
-        "activation_checkpointing"
-        if "activation_checkpointing" in {one.name for one in dataclasses.fields(configure)}
-        else "gradient_checkpointing"
-    )
-
-
-def _make_savable(model: Any) -> None:
-    """transformers does not write a generation configuration that contradicts itself once trl has
-    set its padding token; the checkpoint's own file comes with the result as it is."""
-    config = model.generation_config
-    try:
-        config.validate(strict=True)
-    except ValueError:
-        names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        model.generation_config = type(config)(**{one: getattr(config, one) for one in names})
-
-
-def _silence(trainer: Any, name: str) -> None:
-    for one in list(trainer.callback_handler.callbacks):
-        if type(one).__name__ == name:
-            trainer.remove_callback(one)
-
-
-def _set_aside(run: Path) -> None:
-    """A sitting that was killed before its first checkpoint may have left a run."""
-    if run.exists():
-        number = 1
-        while (aside := run.with_name(f"{run.name}.lost-{number}")).exists():
-            number += 1
-        os.replace(run, aside)
-
-
-class _Following(TrainerCallback):
-    """Progress, metrics, evaluations, and what an interruption does."""
-
-    def __init__(self, sitting: _Sitting) -> None:
-        self.sitting = sitting
-        self.interrupted = False
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Ctrl-C ends the training after the step, with a checkpoint; a second one at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: Any) -> None:
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-            self.sitting.watch.say("stopping after this step; a checkpoint is written first")
-
-        before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for name, handler in before.items():
-                signal.signal(name, handler)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Progress, and the evaluation if it is due."""
-        self.sitting.taken += 1
-        self.sitting.watch.at(state.global_step, state.max_steps)
-        last = state.global_step >= state.max_steps
-        if self.interrupted and not last:
-            control.should_save = control.should_training_stop = True
-        self.interrupted = self.interrupted and not last
-        every, chooser = self.sitting.eval_every, self.sitting.chooser
-        if every and state.global_step % every == 0 and not last:
-            self.sitting.evaluate(state.global_step)
-        often = every or max(1, state.max_steps // 10)
-        if chooser is not None and (state.global_step % often == 0 or last):
-            line = {"step": state.global_step, "choosing": chooser.look(state.global_step)}
-            self.sitting.folder.log(line)
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A line of the metrics."""
-        logs = kwargs.get("logs") or {}
-        if "loss" not in logs:
-            return
-        line = {"step": state.global_step, "loss": float(logs["loss"])}
-        for name in ("learning_rate", "grad_norm", "rewards/accuracies", "rewards/margins"):
-            if name in logs:
-                line[name] = float(logs[name])
-        self.sitting.folder.log(line)
-        self.sitting.watch.say(f"loss {line['loss']:.4f}")
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A checkpoint has been written."""
-        name = f"checkpoint-{state.global_step}"
-        self.sitting.folder.complete(self.sitting.folder.checkpoints / name)
-        if self.sitting.chooser is not None:
-            self.sitting.chooser.tidy(state.global_step)
+            names = ("torch", "transformers", "trl", "accelerate", "datasets")
+            self.folder.facts |= {
+                "steps": steps,
+                "seconds": round(seconds, 3),
+                "model": str(self.checkpoint.path),
+                "notes": self.notes,
+                "units": {"loss": self.asked.loss_unit},
+                "versions": {name: importlib.metadata.version(name) for name in names},
+            }
+            self.folder.write_record()
+            self.folder.finish(made, self.checkpoint.folder)
+        return metrics

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deltalens import load_run
 from deltalens.errors import DeltaLensError
 from deltalens.training.asked import TrainingAsked
-from deltalens.training.folder import TrainingFolder
 from deltalens.training.recipe import read_recipe
 from deltalens.training.run import Trained, TrainingWatch, train
 from tests.training.folders import preferences, write_model, write_rows
@@ -144,18 +143,6 @@ def test_a_killed_training_goes_on_bit_for_bit(base: Path, rows: Path, tmp_path:
     assert killed.wait() == -signal.SIGKILL
     subprocess.run([*command, "--resume", "-o", str(out)], check=True, capture_output=True)
     assert same(tmp_path / "straight", out)
-
-
-def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
-    folder = TrainingFolder(tmp_path / "out", {}, [], resume=False)
-    folder.begin()
-    for step in (5, 10, 15):
-        (folder.checkpoints / f"checkpoint-{step}").mkdir()
-        (folder.checkpoints / f"checkpoint-{step}" / "model.safetensors").write_bytes(b"x")
-        if step < 15:
-            folder.complete(folder.checkpoints / f"checkpoint-{step}")
-    assert folder.last_checkpoint() == folder.checkpoints / "checkpoint-10"
-    assert not (folder.checkpoints / "checkpoint-15").exists()
 
 
 @pytest.mark.parametrize("bytes_left", [2_000, 100_000])

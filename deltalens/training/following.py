@@ -1,0 +1,118 @@
+"""What is done beside the steps of a training: progress, metrics, evaluations, interruptions."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainerCallback
+
+from deltalens.io.stopping import on_request
+from deltalens.training.checkpoints import steps_of
+from deltalens.training.choosing import Chooser
+from deltalens.training.folder import TrainingFolder
+
+__all__ = ["Following", "NothingLeft", "TrainingWatch"]
+
+
+@dataclass
+class TrainingWatch:
+    """How a training tells what it is doing; every hook may be left as it is."""
+
+    stage: Callable[[str, int | None], None] = field(default=lambda name, total: None)
+    """A stage begins: its name, and its number of steps if known."""
+    at: Callable[[int, int], None] = field(default=lambda done, total: None)
+    """So many steps of all are done."""
+    say: Callable[[str], None] = field(default=lambda text: None)
+    """The latest figures, on one line."""
+
+
+class NothingLeft(Exception):
+    """The checkpoint that a training goes on from is that of its last step. A trainer would take
+    one more: it looks whether that was the last one after each step, never before the first."""
+
+
+class Following(TrainerCallback):
+    """Told of every step of a trainer.
+
+    Args:
+        folder: where metrics and checkpoints go.
+        watch: told of progress.
+        evaluate: measures the model as it is after a step.
+        every: steps between evaluations.
+        chooser: measures held-out rows as often, or after every tenth of the training.
+    """
+
+    def __init__(
+        self,
+        folder: TrainingFolder,
+        watch: TrainingWatch,
+        evaluate: Callable[[int], object],
+        every: int | None,
+        chooser: Chooser | None,
+    ) -> None:
+        self.folder, self.watch, self.evaluate = folder, watch, evaluate
+        self.every, self.chooser = every, chooser
+        self.interrupted = False
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Ctrl-C, a polite kill and a terminal that closes end the training after the step, with a
+        checkpoint; a second Ctrl-C ends it at once."""
+
+        def stop(number: int, frame: Any) -> None:
+            if self.interrupted and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            with suppress(OSError):  # The terminal may be gone.
+                self.watch.say("stopping after this step; a checkpoint is written first")
+
+        with on_request(stop):
+            yield
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The checkpoint has been loaded, if there is one.
+
+        Raises:
+            NothingLeft: it is that of the last step.
+        """
+        if self.folder.last is not None and self.folder.last.last:
+            raise NothingLeft
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Progress, and the evaluation if it is due."""
+        self.folder.taken += 1
+        self.watch.at(state.global_step, state.max_steps)
+        last = state.global_step >= state.max_steps
+        if self.interrupted and not last:
+            control.should_save = control.should_training_stop = True
+        self.interrupted = self.interrupted and not last
+        if self.every and state.global_step % self.every == 0 and not last:
+            self.evaluate(state.global_step)
+        often = self.every or max(1, state.max_steps // 10)
+        if self.chooser is not None and (state.global_step % often == 0 or last):
+            line = {"step": state.global_step, "choosing": self.chooser.look(state.global_step)}
+            self.folder.metrics.add(line)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A line of the metrics."""
+        logs = kwargs.get("logs") or {}
+        if "loss" not in logs:
+            return
+        line = {"step": state.global_step, "loss": float(logs["loss"])}
+        for name in ("learning_rate", "grad_norm", "rewards/accuracies", "rewards/margins"):
+            if name in logs:
+                line[name] = float(logs[name])
+        self.folder.metrics.add(line)
+        self.watch.say(f"loss {line['loss']:.4f}")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A checkpoint has been written."""
+        step = state.global_step
+        best = self.chooser.best(step) if self.chooser is not None else None
+        self.folder.complete(step, state.global_step >= state.max_steps, best)
+        if self.chooser is not None:
+            self.chooser.tidy(steps_of(self.folder.checkpoints))

@@ -1,0 +1,127 @@
+"""trl's trainer, set up for a training of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from deltalens.errors import said_by
+from deltalens.evaluate.loading import LoadedModel
+from deltalens.training.asked import TrainingAsked
+from deltalens.training.rows import collator
+
+__all__ = ["make_savable", "make_trainer"]
+
+
+def make_trainer(
+    asked: TrainingAsked,
+    configure: Any,
+    loaded: LoadedModel,
+    model: Any,
+    rows: Any,
+    *,
+    source: Path,
+    checkpoints: Path,
+    longest: int | None,
+    steps: int,
+    checkpoint_every: int | None,
+    callbacks: Sequence[TrainerCallback],
+) -> Any:
+    """A trainer that says nothing itself.
+
+    Args:
+        asked: the training.
+        configure: the class of its configuration.
+        loaded: the model as it was loaded, with its tokenizer and device.
+        model: what is trained: that one, or one around it.
+        rows: tokenised.
+        source: the model's folder, for messages.
+        checkpoints: the folder for checkpoints.
+        longest: tokens of a row.
+        steps: of the whole training.
+        checkpoint_every: steps between checkpoints; a tenth of the training if not given.
+        callbacks: told of its steps, in this order.
+
+    Raises:
+        DeltaLensError: trl takes these settings not at all, or not for this model.
+    """
+    import trl
+
+    options: dict[str, Any] = {
+        "output_dir": str(checkpoints),
+        "num_train_epochs": asked.epochs,
+        "max_steps": asked.steps or -1,
+        "per_device_train_batch_size": asked.batch_size,
+        "gradient_accumulation_steps": asked.accumulate,
+        "learning_rate": asked.peak_learning_rate,
+        "weight_decay": asked.weight_decay,
+        "warmup_steps": int(asked.warmup * steps),
+        "lr_scheduler_type": "cosine",
+        "seed": asked.seed,
+        "max_length": longest,
+        "bf16": False,
+        "fp16": False,
+        _checkpointing_option(configure): asked.gradient_checkpointing,
+        "use_cpu": loaded.device.type == "cpu",
+        "dataloader_pin_memory": False,
+        "save_strategy": "steps",
+        "save_steps": checkpoint_every or max(1, steps // 10),
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "report_to": [],
+        "disable_tqdm": True,
+        **asked.recipe,
+    }
+    if asked.objective == "dpo":
+        made: Any = trl.DPOTrainer
+    else:
+        made = trl.SFTTrainer
+        options["dataset_kwargs"] = {"skip_prepare_dataset": True}
+    with said_by("trl", "the settings cannot be used"):
+        config = configure(**options)
+    with said_by("trl", f"{source}: cannot be trained so"):
+        trainer = made(
+            model=model,
+            args=config,
+            train_dataset=rows,
+            data_collator=collator(config, loaded.tokenizer, loaded.model),
+            processing_class=loaded.tokenizer,
+            callbacks=[*callbacks],
+        )
+    if asked.accumulate_mean == "batch":
+        # A trainer that counts no tokens takes each micro-batch's mean, and divides by their
+        # number.
+        trainer.model_accepts_loss_kwargs = False
+    for spoken in ("PrinterCallback", "ProgressCallback"):
+        _silence(trainer, spoken)
+    return trainer
+
+
+def make_savable(model: Any) -> None:
+    """transformers does not write a generation configuration that contradicts itself once trl has
+    set its padding token; the checkpoint's own file comes with the result as it is."""
+    config = model.generation_config
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        model.generation_config = type(config)(**{one: getattr(config, one) for one in names})
+
+
+def _checkpointing_option(configure: Any) -> str:
+    """transformers renamed it."""
+    return (
+        "activation_checkpointing"
+        if "activation_checkpointing" in {one.name for one in dataclasses.fields(configure)}
+        else "gradient_checkpointing"
+    )
+
+
+def _silence(trainer: Any, name: str) -> None:
+    for one in list(trainer.callback_handler.callbacks):
+        if type(one).__name__ == name:
+            trainer.remove_callback(one)

@@ -1,0 +1,10 @@
+"""What all tests begin with."""
+
+import signal
+
+# What a shell runs in the background has been told to ignore Ctrl-C, and hands that on; and with
+# nohup that a terminal closes. Tests send both.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        _default = signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(_number, _default)
