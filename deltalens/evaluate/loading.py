@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltalens.errors import DeltaLensError, reason
+from deltalens.errors import DeltaLensError, is_foreign, reason
 from deltalens.evaluate.scoring import batch_positions
 from deltalens.io.checkpoint import Checkpoint
+from deltalens.io.config import check_config, check_made
 from deltalens.io.header import FLOATS
+from deltalens.io.platform import quiet_panics
+from deltalens.io.tying import skeleton
 
 __all__ = ["LoadedModel", "check_fits", "load_model", "pick_device", "pick_dtype"]
 
@@ -150,8 +153,9 @@ def load_model(
     """Load with the class that the configuration names, from local files only.
 
     Raises:
-        DeltaLensError: no configuration, a class that transformers does not know (custom code is
-            run only when asked), or transformers cannot load it (its reason is given).
+        DeltaLensError: no configuration, one of a far larger model than the checkpoint has, a
+            class that transformers does not know (custom code is run only when asked), or
+            transformers cannot load it (its reason is given).
     """
     import transformers
 
@@ -160,31 +164,37 @@ def load_model(
             f"{checkpoint.path}: a study needs a folder with a config.json, to load the model; "
             "`inspect` and `drop` do not"
         )
+    check_config(checkpoint)
     loader = _loader(transformers, checkpoint, trust_remote_code)
+    made = skeleton(checkpoint.config)
+    if made is not None:
+        check_made(checkpoint, made)
     try:
-        model, info = loader.from_pretrained(
-            checkpoint.path,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-        tokenizer = _tokenizer(transformers, checkpoint.path, trust_remote_code)
+        with quiet_panics():
+            model, info = loader.from_pretrained(
+                checkpoint.path,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+            tokenizer = _tokenizer(transformers, checkpoint.path, trust_remote_code)
         model = model.to(device).eval()
     except torch.cuda.OutOfMemoryError as error:
         raise DeltaLensError(f"{checkpoint.path}: too large for {device}") from error
-    except Exception as error:  # Of transformers or of the model's code, which promise no kind.
+    except BaseException as error:  # Of transformers or of the model's code: they promise no kind.
+        if not is_foreign(error):
+            raise
         raise DeltaLensError(
             f"{checkpoint.path}: transformers cannot load it: {_reason(error)}"
         ) from error
     return LoadedModel(model, tokenizer, device, tuple(sorted(info["missing_keys"])))
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """An error of transformers on one line, without the report that it only logs."""
-    text = " ".join(str(error).split())
-    if "ignore_mismatched_sizes" in text:
+    if "ignore_mismatched_sizes" in str(error):
         return "its config.json asks for other shapes than its weights have"
     return reason(error)
 

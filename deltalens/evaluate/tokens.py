@@ -9,9 +9,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from deltalens.errors import DataError, reason, said_by
+from deltalens.errors import DataError, is_foreign, reason, said_by
+from deltalens.evaluate.deadline import Deadline
 from deltalens.evaluate.rows import DataFile, Row
-from deltalens.evaluate.turns import check_template, ends_of, text_ends, written
+from deltalens.evaluate.turns import (
+    SECONDS_OF_TEMPLATE,
+    check_template,
+    ends_of,
+    text_ends,
+    written,
+)
+from deltalens.io.platform import quiet_panics
 
 __all__ = ["Batch", "Tokens", "batches", "encode_preferences", "encode_rows", "padding_of"]
 
@@ -59,16 +67,17 @@ def encode_rows(
         data: the rows.
         tokenizer: the model's.
         longest: tokens that a row may have; a text is cut there.
-        model: tells what else ends an answer: its generation configuration.
+        model: tells what else ends an answer (its generation configuration), and which tokens are
+            known.
 
     Raises:
-        DataError: no row fits, the tokenizer has no chat template for conversations, or template or
-            tokenizer refuse a row.
+        DataError: no row fits, the tokenizer has no chat template for conversations, template or
+            tokenizer refuse a row, or the model does not know a token of it.
     """
     ends = ends_of(tokenizer, model)
     ids, prompts = _tokenise(data, tokenizer, "completion")
     encoded = []
-    for row, whole, prompt in zip(data.rows, ids, prompts, strict=True):
+    for place, (row, whole, prompt) in enumerate(zip(data.rows, ids, prompts, strict=True)):
         if row.text is not None:
             length, target = text_ends(ends, tokenizer).length(whole, 1), 1
             length = min(length, longest or length)
@@ -77,6 +86,7 @@ def encode_rows(
             target = max(1, _common_prefix(prompt, whole))
             length = ends.length(whole, target)
         if target < length <= (longest or length):
+            _check_known(model, data, whole[:length], place)
             encoded.append(Tokens(tuple(whole[:length]), target))
     if not encoded:
         raise _none_fits(data, longest)
@@ -109,6 +119,8 @@ def encode_preferences(
         target = max(1, min(_common_prefix(prompt, whole) for whole in pair))
         lengths = [ends.length(whole, target) for whole in pair]
         if target < min(lengths) and max(lengths) <= (longest or max(lengths)):
+            for whole, length in zip(pair, lengths, strict=True):
+                _check_known(model, data, whole[:length], place)
             first, second = (
                 Tokens(tuple(whole[:length]), target)
                 for whole, length in zip(pair, lengths, strict=True)
@@ -122,10 +134,29 @@ def encode_preferences(
 def padding_of(tokenizer: Any, model: Any) -> int:
     """The token that sequences are padded with; attention masks hide it."""
     text = model.config.get_text_config()
+    rows = _known(model)
     for found in (tokenizer.pad_token_id, getattr(text, "pad_token_id", None)):
-        if isinstance(found, int) and found >= 0:
+        if isinstance(found, int) and found >= 0 and (rows is None or found < rows):
             return found
     return 0
+
+
+def _known(model: Any) -> int | None:
+    """How many tokens a model has an embedding of; None where it does not say."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _check_known(model: Any | None, data: DataFile, whole: Sequence[int], place: int) -> None:
+    """Refuse tokens that the model has no embedding of: on an accelerator they end the process."""
+    rows = None if model is None else _known(model)
+    if rows is not None and max(whole, default=0) >= rows:
+        raise DataError(
+            f"{data.path}: {data.rows[place].place}: its tokenizer makes token {max(whole):,} of "
+            f"it, and the model knows {rows:,}; they do not belong together"
+        )
 
 
 def _tokenise(
@@ -142,7 +173,11 @@ def _tokenise(
             continue
         if conversation:
             check_template(tokenizer, data)
-        pairs = [_texts(data.rows[n], tokenizer, data, answer, end) for n in places]
+        with Deadline(SECONDS_OF_TEMPLATE) as deadline:
+            pairs = []
+            for n in places:
+                deadline.restart(f"{data.path}: {data.rows[n].place}: the chat template")
+                pairs.append(_texts(data.rows[n], tokenizer, data, answer, end))
         # A template writes special tokens itself.
         calls = [
             _ids(tokenizer, texts, data, places, special=not conversation)
@@ -178,13 +213,17 @@ def _ids(
         )["input_ids"]
         return found
 
-    try:
-        return call(texts)
-    except Exception as error:  # Of the tokenizers' library, which raises no kind of its own.
-        for text, place in zip(texts, places, strict=True):
-            with said_by("the tokenizer", f"{data.path}: {data.rows[place].place}"):
-                call([text])
-        raise DataError(f"{data.path}: the tokenizer says: {reason(error)}") from error
+    with quiet_panics():
+        try:
+            return call(texts)
+        except BaseException as error:  # Of a library that raises no kind of its own.
+            if not is_foreign(error):
+                raise
+            for text, place in zip(texts, places, strict=True):
+                where = f"{data.path}: {data.rows[place].place}"
+                with said_by("the tokenizer", where, kind=DataError):
+                    call([text])
+            raise DataError(f"{data.path}: the tokenizer says: {reason(error)}") from error
 
 
 def _none_fits(data: DataFile, longest: int | None) -> DataError:

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltalens.errors import DataError, said_by
+from deltalens.errors import DataError, DeltaLensError, is_foreign, said_by
+from deltalens.evaluate.deadline import Deadline
 from deltalens.evaluate.rows import DataFile, Row, Turns
+from deltalens.io.platform import quiet_panics
 
-__all__ = ["Ends", "check_template", "ends_of", "text_ends", "written"]
+__all__ = ["SECONDS_OF_TEMPLATE", "Ends", "check_template", "ends_of", "text_ends", "written"]
 
+SECONDS_OF_TEMPLATE = 5.0
+"""For one row; a long conversation takes thousandths. A template can loop without end."""
 _ANSWER = "answer7f3a"
 _PROBE = ({"role": "user", "content": "question7f3a"}, {"role": "assistant", "content": _ANSWER})
 
@@ -30,7 +34,7 @@ def written(
     Raises:
         DataError: the template refuses them, or writes out how a list looks in Python.
     """
-    with said_by("the chat template", f"{data.path}: {row.place}"):
+    with said_by("the chat template", f"{data.path}: {row.place}", kind=DataError):
         text = tokenizer.apply_chat_template(
             list(turns),
             tools=None if row.tools is None else list(row.tools),
@@ -117,10 +121,14 @@ def _turn_end(tokenizer: Any) -> tuple[int | None, list[int]]:
     if not getattr(tokenizer, "chat_template", None):
         return None, []
     try:
-        text = tokenizer.apply_chat_template(list(_PROBE), tokenize=False)
-        _, found, rest = text.rpartition(_ANSWER)
-        ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if found else []
-    except Exception:  # A template may refuse the two messages, with any error.
+        with quiet_panics(), Deadline(SECONDS_OF_TEMPLATE) as deadline:
+            deadline.restart("the chat template, on two short messages,")
+            text = tokenizer.apply_chat_template(list(_PROBE), tokenize=False)
+            _, found, rest = text.rpartition(_ANSWER)
+            ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if found else []
+    except BaseException as error:  # A template may refuse the two messages, with any error.
+        if not is_foreign(error) or isinstance(error, DeltaLensError):
+            raise
         return None, []
     own = {i for i, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
     for place, token in enumerate(ids):

@@ -6,9 +6,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-__all__ = ["advise_sequential", "lock", "read_into", "reserve", "sync"]
+__all__ = ["advise_sequential", "lock", "quiet_panics", "read_into", "reserve", "sync"]
 
 _LACKING = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 """What a call says that the kernel has and the file system has not."""
@@ -81,3 +82,35 @@ def sync(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in _LACKING:
             raise
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@contextmanager
+def quiet_panics() -> Iterator[None]:
+    """Keep off standard error what a library written in Rust prints there when it panics, a page of
+    its stack: the exception says it. What else is printed comes through at the end; where the
+    kernel has no files in memory, nothing is kept."""
+    try:
+        held, own = os.memfd_create("stderr"), os.dup(2)
+    except (AttributeError, OSError):
+        yield
+        return
+    os.dup2(held, 2)
+    panicked = False
+    try:
+        yield
+    except BaseException as error:
+        panicked = any(type(one).__name__ == "PanicException" for one in _causes(error))
+        raise
+    finally:
+        os.dup2(own, 2)
+        os.close(own)
+        os.lseek(held, 0, os.SEEK_SET)
+        with os.fdopen(held, "rb") as said, suppress(OSError):
+            if not panicked and (text := said.read()):
+                os.write(2, text)

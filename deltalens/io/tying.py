@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from deltalens.io.checkpoint import Checkpoint, TensorReader, same_values, torch_dtype
+from deltalens.io.config import layers_asked
 from deltalens.io.header import FLOATS, TensorEntry
 
-__all__ = ["Copies", "Tying", "may_tie", "stored_copies", "tying_of"]
+__all__ = ["Copies", "Tying", "may_tie", "skeleton", "stored_copies", "tying_of"]
 
 _INPUT = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|shared)\.weight$")
 _OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out|predictions\.decoder|output_projection)\.weight$")
@@ -24,7 +25,6 @@ _HEAD = re.compile(
     r"(head|embed_out|predictions|projection|proj_out|projector|decoder|output)(\.\w+)?\.weight$"
 )
 """Names of what may be an output embedding, generously: transformers is asked only then."""
-_LAYERS = ("_n_layer", "_n_layers", "_nlayer", "_nlayers")
 _LOOK = 32
 """Entries by which a tensor is told from the others of its shape before it is read."""
 
@@ -99,10 +99,9 @@ def _by_name(names: tuple[str, ...]) -> Tying:
 def _ask(config: str, names: tuple[str, ...]) -> Tying | None:
     """What transformers says; None where it does not know the architecture."""
     settings: dict[str, Any] = json.loads(config)
-    deepest = [n for key, n in _numbers(settings) if _counts_layers(key)]
-    if max(deepest, default=0) > len(names):
+    if layers_asked(settings) > len(names):
         return None  # More blocks than tensors: not this checkpoint's configuration.
-    model = _skeleton(settings)
+    model = skeleton(settings)
     if model is None:
         return None
     live = _live_names(model, names)
@@ -119,22 +118,9 @@ def _ask(config: str, names: tuple[str, ...]) -> Tying | None:
     return Tying(tuple(groups), members, live)
 
 
-def _numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _numbers(value)
-        elif isinstance(value, int):
-            yield str(key), value
-
-
-def _counts_layers(key: str) -> bool:
-    """Whether a setting is a number of layers, by how it is called."""
-    key = f"_{key}"
-    return key.endswith(_LAYERS) or (key.endswith("layers") and "_num_" in key)
-
-
-def _skeleton(settings: dict[str, Any]) -> Any | None:
-    """The model without memory for its weights; None where transformers cannot make it."""
+def skeleton(settings: dict[str, Any]) -> Any | None:
+    """The model of a configuration without memory for its weights; None where transformers cannot
+    make it."""
     import transformers
 
     architectures = settings.get("architectures")

@@ -18,8 +18,8 @@ import deltalens
 import deltalens.cli
 import deltalens.figures
 from deltalens import DeltaLensError
+from deltalens.io.config import _counts_layers
 from deltalens.io.pairing import _of_head, _of_quantisation, pair
-from deltalens.io.tying import _counts_layers
 from tests.bad_input.files import save, weights
 from tests.bad_input.test_mutations import TooLong, time_limit
 
