@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -23,6 +24,9 @@ from deltalens.cli import (
     sweep,
     train,
 )
+from deltalens.cli.console import BAD_INPUT
+from deltalens.cli.output import check_streams
+from deltalens.errors import DeltaLensError
 
 __all__ = ["app", "main"]
 
@@ -74,7 +78,17 @@ def root(
 
 def main() -> None:
     """Run the program."""
-    app()
+    check_streams()
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except DeltaLensError as error:
+        typer.echo(f"deltalens: {error}", err=True)
+        raise SystemExit(BAD_INPUT) from error
+    except BrokenPipeError as error:
+        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":
