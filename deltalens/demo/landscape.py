@@ -100,6 +100,7 @@ def _train_models(making: Making, domain: str, paths: LandscapePaths) -> None:
     from transformers import LlamaForCausalLM
 
     from deltalens.demo.stages import Making, Stage, finished
+    from deltalens.io.pretrained import read_model
     from deltalens.methods.mft import MaskTuning
 
     recipe, report = making.recipe, making.report
@@ -110,7 +111,7 @@ def _train_models(making: Making, domain: str, paths: LandscapePaths) -> None:
         made = Stage(
             name="ft",  # Names the rows: whoever goes on sees the same again.
             folder=path,
-            start=lambda: LlamaForCausalLM.from_pretrained(start),
+            start=lambda: read_model(start, LlamaForCausalLM, dtype="auto")[0],
             weights={domain: 1.0},
             steps=steps,
             learning_rate=rate,

@@ -21,6 +21,7 @@ from deltalens.demo.tasks import HeldOut, Row, held_out_prompts, stream
 from deltalens.demo.train import exact_match, train
 from deltalens.errors import DeltaLensError
 from deltalens.io.files import new_folder
+from deltalens.io.pretrained import read_model
 from deltalens.io.runs import load_run
 from deltalens.numerics.workers import one_thread
 from deltalens.probes.gradient import GradientProbe
@@ -127,7 +128,7 @@ def _finetune(making: Making) -> Stage:
     return Stage(
         name="ft",
         folder=making.paths.ft,
-        start=lambda: LlamaForCausalLM.from_pretrained(making.paths.base),
+        start=lambda: read_model(making.paths.base, LlamaForCausalLM, dtype="auto")[0],
         weights={FINETUNE_DOMAIN: 1.0},
         steps=recipe.finetune_steps,
         learning_rate=recipe.finetune_learning_rate,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltalens.errors import DeltaLensError, is_foreign, reason
+from deltalens.errors import CheckpointError, DeltaLensError, is_foreign, reason
 from deltalens.evaluate.scoring import batch_positions
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.config import check_config, check_made
 from deltalens.io.header import FLOATS
 from deltalens.io.platform import quiet_panics
+from deltalens.io.pretrained import class_of, own_code, read_model, read_tokenizer
 from deltalens.io.tying import skeleton
 
 __all__ = ["LoadedModel", "check_fits", "load_model", "pick_device", "pick_dtype"]
@@ -48,6 +51,8 @@ class LoadedModel:
     device: torch.device
     fresh: tuple[str, ...]
     """Parameters that the checkpoint lacks and transformers initialised at random."""
+    again: Callable[[], LoadedModel] | None = None
+    """Loads another one, as this one was."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -148,39 +153,39 @@ def load_model(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
     device: torch.device,
-    trust_remote_code: bool = False,
+    trust_remote_code: bool | None = None,
 ) -> LoadedModel:
     """Load with the class that the configuration names, from local files only.
+
+    Args:
+        checkpoint: a folder.
+        dtype: of the parameters.
+        device: where they are to be.
+        trust_remote_code: run code that the checkpoint brings. None: whoever asks has no such
+            option.
 
     Raises:
         DeltaLensError: no configuration, one of a far larger model than the checkpoint has, a
             class that transformers does not know (custom code is run only when asked), or
             transformers cannot load it (its reason is given).
     """
-    import transformers
-
     if not checkpoint.path.is_dir() or not checkpoint.config:
         raise DeltaLensError(
             f"{checkpoint.path}: a study needs a folder with a config.json, to load the model; "
             "`inspect` and `drop` do not"
         )
     check_config(checkpoint)
-    loader = _loader(transformers, checkpoint, trust_remote_code)
+    loader = _loader(checkpoint, trust_remote_code)
     made = skeleton(checkpoint.config)
     if made is not None:
         check_made(checkpoint, made)
     try:
         with quiet_panics():
-            model, info = loader.from_pretrained(
-                checkpoint.path,
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-            )
-            tokenizer = _tokenizer(transformers, checkpoint.path, trust_remote_code)
+            model, info = read_model(checkpoint.path, loader, dtype=dtype, trust=trust_remote_code)
+            tokenizer = _tokenizer(checkpoint.path, trust_remote_code)
         model = model.to(device).eval()
+    except DeltaLensError:
+        raise
     except torch.cuda.OutOfMemoryError as error:
         raise DeltaLensError(f"{checkpoint.path}: too large for {device}") from error
     except BaseException as error:  # Of transformers or of the model's code: they promise no kind.
@@ -189,7 +194,8 @@ def load_model(
         raise DeltaLensError(
             f"{checkpoint.path}: transformers cannot load it: {_reason(error)}"
         ) from error
-    return LoadedModel(model, tokenizer, device, tuple(sorted(info["missing_keys"])))
+    again = functools.partial(load_model, checkpoint, dtype, device, trust_remote_code)
+    return LoadedModel(model, tokenizer, device, tuple(sorted(info["missing_keys"])), again)
 
 
 def _reason(error: BaseException) -> str:
@@ -199,23 +205,17 @@ def _reason(error: BaseException) -> str:
     return reason(error)
 
 
-def _loader(transformers: Any, checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
-    names = checkpoint.config.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
-    loader = getattr(transformers, name, None) if isinstance(name, str) else None
-    if loader is not None:
-        return loader
-    if "auto_map" in checkpoint.config and not trust_remote_code:
-        raise DeltaLensError(
-            f"{checkpoint.path}: {name} is code of the checkpoint's own, which is not run unless "
-            "you have read it, trust it, and say so (trust_remote_code)"
-        )
+def _loader(checkpoint: Checkpoint, trust: bool | None) -> Any:
+    import transformers
+
+    if (found := class_of(checkpoint.config)) is not None:
+        return found
+    if "auto_map" in checkpoint.config and not trust:
+        raise CheckpointError(own_code(checkpoint.path, trust))
     return transformers.AutoModelForCausalLM
 
 
-def _tokenizer(transformers: Any, path: Path, trust_remote_code: bool) -> Any | None:
+def _tokenizer(path: Path, trust: bool | None) -> Any | None:
     if not any(path.glob("tokenizer*")) and not any(path.glob("vocab*")):
         return None
-    return transformers.AutoTokenizer.from_pretrained(
-        path, local_files_only=True, trust_remote_code=trust_remote_code
-    )
+    return read_tokenizer(path, trust)

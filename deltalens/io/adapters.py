@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from deltalens.errors import CheckpointError, reason
 from deltalens.io.checkpoint import ADAPTER, open_checkpoint
 from deltalens.io.header import TensorEntry, read_header
+from deltalens.io.pretrained import class_of, read_adapter, read_model, read_tokenizer
 
 __all__ = ["merge_adapter"]
 
@@ -52,7 +53,7 @@ _SHARE = 0.1
 """Of what the adapter changes: by so much the merged model may miss it, beside rounding."""
 
 
-def merge_adapter(adapter: Path, base: Path, folder: Path) -> Path:
+def merge_adapter(adapter: Path, base: Path, folder: Path, trust: bool | None = None) -> Path:
     """Merge a PEFT adapter into its base, through peft, and check that it is the same model: on
     random tokens its outputs equal those of the base with the adapter on it, up to rounding.
 
@@ -63,6 +64,7 @@ def merge_adapter(adapter: Path, base: Path, folder: Path) -> Path:
         adapter: the adapter's folder.
         base: the folder of the model that it was trained on.
         folder: where to write the merged checkpoint; it exists.
+        trust: run code that the base brings. None: whoever asks has no such option.
 
     Returns:
         The folder.
@@ -84,12 +86,12 @@ def merge_adapter(adapter: Path, base: Path, folder: Path) -> Path:
     _, stored = read_header(adapter / ADAPTER)
     try:
         with _quiet():
-            model = _load(adapter, base, stored, "auto")
+            model = _load(adapter, base, stored, "auto", trust)
             dtype = model.dtype
             model.merge_and_unload().save_pretrained(folder)
             del model
             _copy_tokenizer(base, adapter, folder)
-            _check_same(adapter, base, folder, stored, dtype)
+            _check_same(adapter, base, folder, stored, dtype, trust)
     except CheckpointError:
         raise
     except Exception as error:  # Of transformers, peft or safetensors, which promise no kind.
@@ -99,23 +101,22 @@ def merge_adapter(adapter: Path, base: Path, folder: Path) -> Path:
     return folder
 
 
-def _load(adapter: Path, base: Path, stored: list[TensorEntry], dtype: Any) -> Any:
+def _load(
+    adapter: Path, base: Path, stored: list[TensorEntry], dtype: Any, trust: bool | None
+) -> Any:
     """The base with the adapter on it, in evaluation mode; the same each time."""
     import transformers
-    from peft import PeftModel
 
     task = json.loads((adapter / _CONFIG).read_text(encoding="utf-8")).get("task_type")
     asked: dict[str, Any] = {}
     labels = [entry.shape[0] for entry in stored if _LABELS.search(entry.name) and entry.shape]
     if task in _LABELLED and labels:
         asked = {"num_labels": labels[-1], "ignore_mismatched_sizes": True}
-    loader = getattr(transformers, _TASKS.get(task, ""), None) or _own_class(transformers, base)
+    loader = getattr(transformers, _TASKS.get(task, ""), None) or _own_class(base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, info = loader.from_pretrained(
-            base, local_files_only=True, dtype=dtype, output_loading_info=True, **asked
-        )
-        rows = _rows(adapter, stored, model)
+        model, info = read_model(base, loader, dtype=dtype, trust=trust, **asked)
+        rows = _rows(adapter, stored, model, trust)
         if rows is not None:
             model.resize_token_embeddings(rows, mean_resizing=False)
     brought = {entry.name.replace(".modules_to_save", "") for entry in stored}
@@ -128,17 +129,18 @@ def _load(adapter: Path, base: Path, stored: list[TensorEntry], dtype: Any) -> A
             f"{adapter}: neither it nor {base} holds {', '.join(lacking)}: the merged model would "
             "be random there; give the base that the adapter was trained on"
         )
-    return PeftModel.from_pretrained(model, str(adapter), is_trainable=False).eval()
+    return read_adapter(model, adapter).eval()
 
 
-def _own_class(transformers: Any, base: Path) -> Any:
+def _own_class(base: Path) -> Any:
     """The class that the base's configuration names."""
+    import transformers
+
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    names = config.get("architectures") or [""]
-    return getattr(transformers, str(names[0]), None) or transformers.AutoModelForCausalLM
+    return class_of(config) or transformers.AutoModelForCausalLM
 
 
-def _rows(adapter: Path, stored: list[TensorEntry], model: Any) -> int | None:
+def _rows(adapter: Path, stored: list[TensorEntry], model: Any, trust: bool | None) -> int | None:
     """How many tokens the adapter knows, where the base's embedding has another number: as many as
     the embedding that it stores has rows, or else its tokenizer has tokens beyond the base's."""
     have = int(model.get_input_embeddings().weight.shape[0])
@@ -147,9 +149,7 @@ def _rows(adapter: Path, stored: list[TensorEntry], model: Any) -> int | None:
         return None if have in rows else max(rows)
     if not any(adapter.glob("tokenizer*")):
         return None
-    from transformers import AutoTokenizer
-
-    count = len(AutoTokenizer.from_pretrained(adapter, local_files_only=True))
+    count = len(read_tokenizer(adapter, trust))
     return count if count > have else None
 
 
@@ -165,21 +165,26 @@ def _copy_tokenizer(base: Path, adapter: Path, folder: Path) -> None:
 
 
 def _check_same(
-    adapter: Path, base: Path, folder: Path, stored: list[TensorEntry], dtype: torch.dtype
+    adapter: Path,
+    base: Path,
+    folder: Path,
+    stored: list[TensorEntry],
+    dtype: torch.dtype,
+    trust: bool | None,
 ) -> None:
     """Refuse a merged checkpoint that computes something else than the base with its adapter."""
     small = sum(entry.numel for entry in open_checkpoint(base).tensors.values()) <= _WIDE
     wide = torch.promote_types(dtype, torch.float32) if small else dtype
     rounding = (4 if small else 16) * torch.finfo(dtype).eps
-    model = _load(adapter, base, stored, wide)
+    model = _load(adapter, base, stored, wide, trust)
     inputs = _random_tokens(model.config)
     wanted = _outputs(model, inputs)
     with model.disable_adapter():
         plain = _outputs(model, inputs)
     loader = type(model.get_base_model())
     del model
-    merged = loader.from_pretrained(folder, local_files_only=True, dtype=wide).eval()
-    found = _outputs(merged, inputs)
+    merged, _ = read_model(folder, loader, dtype=wide, trust=trust)
+    found = _outputs(merged.eval(), inputs)
     if found.shape != wanted.shape:
         raise CheckpointError(
             f"{adapter}: merged into {base} it gives outputs of shape {list(found.shape)}, where "

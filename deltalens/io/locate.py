@@ -66,14 +66,14 @@ def _download(name: str, repository: str, revision: str | None, wanted: list[str
 
 @contextmanager
 def located(
-    ft: str, base: str, merge_adapter: bool = False, code: bool = False
+    ft: str, base: str, merge_adapter: bool = False, code: bool | None = None
 ) -> Iterator[tuple[Path, Path]]:
     """Both checkpoints as local paths; an adapter merged into its base, for as long as the block.
 
     Args:
         ft, base: what the user gave.
         merge_adapter: `ft` is an adapter, to be merged into `base` in a temporary folder.
-        code: see `locate`.
+        code: see `locate`. None: the command has no option that trusts it.
 
     Raises:
         CheckpointError: see `locate`; or the adapter cannot be merged.
@@ -81,7 +81,7 @@ def located(
     with ExitStack() as stack:
         from deltalens.io.checkpoint import is_adapter
 
-        ft_path, base_path = locate(ft, code), locate(base, code)
+        ft_path, base_path = locate(ft, bool(code)), locate(base, bool(code))
         if not merge_adapter and is_adapter(ft_path):
             raise CheckpointError(
                 f"{ft_path}: a PEFT adapter, not a whole model. Add --merge-adapter to merge it "
@@ -91,5 +91,5 @@ def located(
             from deltalens.io.adapters import merge_adapter as merge
 
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deltalens-merged-"))
-            ft_path = merge(ft_path, base_path, Path(folder))
+            ft_path = merge(ft_path, base_path, Path(folder), code)
         yield ft_path, base_path

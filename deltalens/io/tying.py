@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from deltalens.io.checkpoint import Checkpoint, TensorReader, same_values, torch_dtype
 from deltalens.io.config import layers_asked
 from deltalens.io.header import FLOATS, TensorEntry
+from deltalens.io.pretrained import empty_model
 
 __all__ = ["Copies", "Tying", "may_tie", "skeleton", "stored_copies", "tying_of"]
 
@@ -123,23 +123,10 @@ def skeleton(settings: dict[str, Any]) -> Any | None:
     make it."""
     import transformers
 
-    architectures = settings.get("architectures")
-    name = architectures[0] if isinstance(architectures, list) and architectures else None
-    loader = getattr(transformers, name, None) if isinstance(name, str) else None
-    if loader is None and "auto_map" in settings:
-        return None
     noise = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
-        if loader is not None:
-            known = loader.config_class
-        else:
-            known = type(transformers.AutoConfig.for_model(str(settings.get("model_type"))))
-        config = known.from_dict(settings)
-        with torch.device("meta"):
-            if loader is not None:
-                return loader(config)
-            return transformers.AutoModelForCausalLM.from_config(config)
+        return empty_model(settings)
     except Exception:  # Of transformers on a configuration of any kind, which promises no kind.
         return None
     finally:

@@ -281,6 +281,7 @@ class _Making:
             checkpoint_every=1 << 30,
             device=source.device,
             dtype=source.dtype,
+            trust_remote_code=None,
             watch=TrainingWatch(at=tell),
         )
         if not trained.finished:

@@ -77,7 +77,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     dtype: str = "auto",
-    trust_remote_code: bool = False,
+    trust_remote_code: bool | None = False,
     watch: TrainingWatch | None = None,
 ) -> Trained:
     """Train a checkpoint on rows by a method, and write the result as a checkpoint.
@@ -102,7 +102,8 @@ def train(
         probe: log the gradients with these options of `GradientProbe`.
         resume: go on with the training that `out` holds.
         device, dtype: `auto`: CUDA if there is one; the checkpoint's dtype there, fp32 on a CPU.
-        trust_remote_code: run model code that the checkpoint brings.
+        trust_remote_code: run model code that the checkpoint brings. None: as False, where there is
+            no option to say otherwise.
         watch: told of stages and steps.
 
     Raises:
@@ -132,7 +133,7 @@ def train(
         "device": where.type,
         "dtype": str(kind).removeprefix("torch."),
         "probe": dict(probe) if probe is not None else None,
-        "trust_remote_code": trust_remote_code,
+        "trust_remote_code": bool(trust_remote_code),
     }
     folder = TrainingFolder(Path(out), identity, [checkpoint.path], resume)
     try:

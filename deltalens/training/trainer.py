@@ -91,6 +91,7 @@ def make_trainer(
             data_collator=collator(config, loaded.tokenizer, loaded.model),
             processing_class=loaded.tokenizer,
             callbacks=[*callbacks],
+            **_reference(asked, config, loaded, model),
         )
     if asked.accumulate_mean == "batch":
         # A trainer that counts no tokens takes each micro-batch's mean, and divides by their
@@ -110,6 +111,17 @@ def make_savable(model: Any) -> None:
     except ValueError:
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         model.generation_config = type(config)(**{one: getattr(config, one) for one in names})
+
+
+def _reference(
+    asked: TrainingAsked, config: Any, loaded: LoadedModel, model: Any
+) -> dict[str, Any]:
+    """What DPO compares with: as the model was loaded, where trl would load it by itself, from
+    whatever files the folder holds."""
+    trls = asked.objective != "dpo" or hasattr(model, "peft_config")
+    if trls or config.precompute_ref_log_probs or loaded.again is None:
+        return {}
+    return {"ref_model": loaded.again().model}
 
 
 def _checkpointing_option(configure: Any) -> str:
