@@ -17,13 +17,14 @@ USED := import matplotlib.pyplot, pandas, pyarrow.parquet, scipy.stats, seaborn,
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench types clean
+.PHONY: help setup demo test test-all test-mutate lint bench types clean
 
 help:
 	@echo 'make setup     the environment of the library, in $(VENV)'
 	@echo 'make demo      a base, a fine-tune and their drop study from nothing; no network but pip'
 	@echo 'make test      the tests that take seconds'
 	@echo 'make test-all  every test that needs no accelerator'
+	@echo 'make test-mutate  damaged files by the thousand, under an hour; part of test-all'
 	@echo 'make lint      ruff, its formatter and the types'
 	@echo 'make types     mypy on a freshly installed tree'
 	@echo 'make bench     timings beside our peers, one JSON line each'
@@ -38,10 +39,14 @@ demo: $(CORE)
 # A process for each core, one thread each: torch's threads, where several processes have them, wait
 # for each other at every operation.
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'not slow and not gpu and not bench'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'not slow and not gpu and not bench and not mutate'
 
 test-all: $(DEV)
 	$(BIN)/pytest -m 'not gpu'
+
+# 25,000 damaged files; one alone: python -m tests.mutate --only NUMBER.
+test-mutate: $(DEV)
+	$(BIN)/pytest -m mutate tests/mutate
 
 lint: $(DEV)
 	$(BIN)/ruff check .
