@@ -1,0 +1,184 @@
+"""Rows of tables: Parquet, and the Arrow streams that a `datasets.Dataset` is saved as.
+
+A few bytes of either can stand for gigabytes: a value is stored once and meant a million times, or
+packed. What it comes to is counted before it is made.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from deltalens.errors import DataError, reason, said_by
+from deltalens.evaluate.arrow_sizes import is_packed, spread
+from deltalens.evaluate.row_values import FREE, Record, check_expansion, parse_json
+
+__all__ = ["of_folder", "of_parquet"]
+
+_ROWS_AT_ONCE = 256
+_AN_INDEX = 4
+"""Bytes that a value of a list takes at least."""
+_STATE, _SPLITS = "state.json", "dataset_dict.json"
+
+
+def of_parquet(
+    path: Path, file: io.BufferedReader, size: int, wanted: Collection[str]
+) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _arrow_faults(path, "a Parquet file"):
+        source = file if file.seekable() else pa.BufferReader(file.read())
+        plain = pq.ParquetFile(source)
+        leaves = [plain.schema.column(place) for place in range(len(plain.schema))]
+        # A text that is stored once stays so in memory, however many rows mean it.
+        once = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        table = pq.ParquetFile(source, metadata=plain.metadata, read_dictionary=once)
+        columns = _columns(table.schema_arrow.names, wanted)
+        batches = (
+            batch
+            for group in range(table.num_row_groups)
+            if _check_group(path, table.metadata.row_group(group), leaves, columns, size)
+            for batch in table.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns)
+        )
+        yield from _of_batches(path, batches, size)
+
+
+def _check_group(
+    path: Path, group: Any, leaves: list[Any], columns: Collection[str], size: int
+) -> bool:
+    """Refuse a group of rows of which one column comes to far more than the file; else true."""
+    for place, leaf in enumerate(leaves):
+        if leaf.path.partition(".")[0] in columns:
+            chunk = group.column(place)
+            # A list's values, many of which can be meant by a few bytes, are made all at once.
+            listed = _AN_INDEX * chunk.num_values if leaf.max_repetition_level else 0
+            check_expansion(path, max(chunk.total_uncompressed_size, listed), size)
+    return True
+
+
+def of_folder(path: Path, wanted: Collection[str]) -> Iterator[Record]:
+    """A `datasets.Dataset`, as `save_to_disk` writes one: Arrow streams, in order."""
+    import pyarrow as pa
+
+    state = _object(path / _STATE)
+    if state is None:
+        splits = (_object(path / _SPLITS) or {}).get("splits")
+        if isinstance(splits, list) and splits:
+            named = ", ".join(str(path / str(split)) for split in splits)
+            raise DataError(f"{path}: a data set with several splits; name one of them: {named}")
+        raise DataError(
+            f"{path}: a folder, and no data set that `save_to_disk` wrote (it has no {_STATE})"
+        )
+    if state.get("_indices_data_files"):
+        raise DataError(f"{path}: written by `datasets` 1; load it and save it again")
+    for file in _streams(path, state):
+        with _arrow_faults(file, "an Arrow stream"), pa.memory_map(str(file)) as mapped:
+            _check_plain(file, mapped)
+            reader = pa.ipc.open_stream(mapped)
+            columns = _columns(state.get("_format_columns") or reader.schema.names, wanted)
+            batches = (
+                batch.select(columns).slice(start, _ROWS_AT_ONCE)
+                for batch in reader
+                for start in range(0, batch.num_rows, _ROWS_AT_ONCE)
+            )
+            yield from _of_batches(file, batches, file.stat().st_size)
+
+
+def _streams(path: Path, state: dict[str, Any]) -> list[Path]:
+    """The files that a data set's state names: beside it, and nowhere else."""
+    try:
+        names = [one["filename"] for one in state["_data_files"]]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path / _STATE}: does not say which files hold the rows") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise DataError(f"{path / _STATE}: {str(name)[:80]!r} is no file of this folder")
+    return [path / name for name in names]
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is none."""
+    try:
+        found = parse_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    return found if isinstance(found, dict) else None
+
+
+def _columns(names: Collection[str], wanted: Collection[str]) -> list[str]:
+    return [name for name in names if name in wanted] or list(names)
+
+
+def _arrow_faults(path: Path, what: str) -> said_by:
+    return said_by("Arrow", f"{path}: not {what}", kind=DataError)
+
+
+def _check_plain(file: Path, mapped: Any) -> None:
+    """Refuse a stream whose batches are packed: each is unpacked whole, to what only it knows.
+    `datasets` packs none."""
+    import pyarrow as pa
+
+    for message in pa.ipc.MessageReader.open_stream(mapped):
+        try:
+            packed = is_packed(message.metadata.to_pybytes())
+        except (struct.error, IndexError) as error:
+            raise DataError(f"{file}: not an Arrow stream: a message is cut short") from error
+        if packed:
+            raise DataError(f"{file}: its batches are packed; save it without compression")
+    mapped.seek(0)
+
+
+def _of_batches(path: Path, batches: Iterator[Any], size: int) -> Iterator[Record]:
+    number = given = 0
+    for batch in batches:
+        # Damaged offsets would be followed out of the file.
+        batch.validate(full=True)
+        comes_to = sum(spread(path, column) for column in batch.columns)
+        given += comes_to
+        check_expansion(path, given, size)
+        with_json = {field.name: field.type for field in batch.schema if _holds_json(field.type)}
+        # Where rows are large, few are made at once.
+        step = max(1, batch.num_rows * FREE // max(FREE, comes_to))
+        for start in range(0, batch.num_rows, step):
+            try:
+                found = batch.slice(start, step).to_pylist()
+            except (ValueError, OverflowError) as error:
+                raise DataError(f"{path}: rows from {number + 1} on: {reason(error)}") from error
+            for record in found:
+                number += 1
+                yield f"row {number}", functools.partial(_parsed, record, with_json)
+
+
+def _parsed(record: dict[str, Any], with_json: dict[str, Any]) -> dict[str, Any]:
+    """A record whose values of Arrow's type for JSON are what their text says."""
+    return record | {name: _plain(record[name], kind) for name, kind in with_json.items()}
+
+
+def _is_json(kind: Any) -> bool:
+    return getattr(kind, "extension_name", None) == "arrow.json"
+
+
+def _holds_json(kind: Any) -> bool:
+    inner = (kind.field(place).type for place in range(kind.num_fields))
+    return _is_json(kind) or any(map(_holds_json, inner))
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    if value is None:
+        return None
+    if _is_json(kind):
+        return parse_json(value.encode())
+    if isinstance(value, dict):
+        return {name: _plain(one, kind.field(name).type) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one, kind.value_type) for one in value]
+    return value
