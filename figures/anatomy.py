@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import RecordError
+from deltalens.figures.drawn import load_drawn
 from deltalens.figures.style import WIDTH, save, styled
-from deltalens.io.records import load_study
 
 __all__ = ["draw"]
 
@@ -30,12 +30,18 @@ def draw(folder: str | Path) -> list[Path]:
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    record = load_study(folder)
+    record = load_drawn(folder)
     histograms: dict[str, Bins] = record.facts.get("histograms", {})
     if record.kind != "inspect" or not histograms:
         raise RecordError(f"{record.path}: no inspection of a delta")
-    entries = record.cells.drop_duplicates("name").set_index("name")["n"]
+    layers = record.cells[record.cells["level"] == "layer"]
+    entries = layers.drop_duplicates("name").set_index("name")["n"]
     drawn = {name: bins for name, bins in histograms.items() if bins}
+    lacking = [name for name in drawn if not entries.get(name, 0)]
+    if lacking:
+        raise RecordError(
+            f"{record.path}: its journal lacks the layer {lacking[0]!r}: inspect again"
+        )
     with styled():
         figure, (density, energy) = plt.subplots(1, 2, figsize=(WIDTH, 3.1), layout="constrained")
         for (name, bins), color in zip(drawn.items(), _colours(list(drawn)), strict=True):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from deltalens.catalog import axis_label, is_shown, scale_of
 from deltalens.errors import RecordError
+from deltalens.figures.drawn import load_drawn
 from deltalens.figures.style import METHOD, WIDTH, save, styled
-from deltalens.io.records import load_study
 from deltalens.io.tables import over_seeds
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def draw(folder: str | Path) -> list[Path]:
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
 
-    record = load_study(folder)
+    record = load_drawn(folder)
     if record.kind != "mask-ratio-sweep" or record.cells.empty:
         raise RecordError(f"{record.path}: no mask-ratio sweep with finished cells")
     frame = record.cells

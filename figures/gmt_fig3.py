@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from deltalens.catalog import axis_label, better_of, scale_of
 from deltalens.errors import RecordError
+from deltalens.figures.drawn import load_drawn
 from deltalens.figures.style import STRATEGY, WIDTH, save, styled
-from deltalens.io.records import StudyRecord, load_study
+from deltalens.io.records import StudyRecord
 from deltalens.io.tables import is_finite, over_seeds
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def draw(folder: str | Path) -> list[Path]:
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    record = load_study(folder)
+    record = load_drawn(folder)
     if record.kind != "drop-study" or record.cells.empty:
         raise RecordError(f"{record.path}: no drop study with finished cells")
     metrics = list(dict.fromkeys(record.cells["metric"]))

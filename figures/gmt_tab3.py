@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltalens.errors import RecordError
+from deltalens.figures.drawn import load_drawn
 from deltalens.figures.tables import Block, Entry, TableFigure, mark_best, printed, write
 from deltalens.io.papers import as_number, paper_table
-from deltalens.io.records import StudyRecord, load_study
+from deltalens.io.records import StudyRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +37,7 @@ def draw(folder: str | Path) -> list[Path]:
     Raises:
         RecordError: no efficiency study there, or no finished cell in it.
     """
-    record = load_study(folder)
+    record = load_drawn(folder)
     if record.kind != "efficiency" or record.cells.empty:
         raise RecordError(f"{record.path}: no efficiency study with finished cells")
     paper = paper_table("gmt_tab3")
@@ -57,8 +58,10 @@ def draw(folder: str | Path) -> list[Path]:
 
 def _study(record: StudyRecord) -> Block:
     names = dict.fromkeys([*record.asked.get("methods", ()), *record.cells["method"]])
-    speed, memory = _wide(record, "samples_per_second"), _wide(record, "peak_mb")
-    hooks = _wide(record, "hook_share")
+    shown = ("samples_per_second", "peak_mb", "hook_share")
+    speed, memory, hooks = (_wide(record, metric) for metric in shown)
+    # A table leaves out a method of which nothing is finite.
+    hooks, memory = (wide.reindex(columns=speed.columns) for wide in (hooks, memory))
     flops = float(record.facts["flops_of_a_step"]) / 1e9
     paired = speed.dropna()
     rows = []

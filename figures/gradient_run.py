@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,8 @@ def draw(folder: str | Path) -> list[Path]:
     run = load_run(folder)
     if run.tensors.empty:
         raise RecordError(f"{run.path}: no step logged yet; nothing to draw")
+    # Of a step that was cut short by a kill some tables have rows, and this one has none.
+    run = replace(run, histograms=_known(run.histograms, run), masks=_known(run.masks, run))
     time = _Time.of(run.tensors["step"])
     masks = run.masks.assign(column=time.column(run.masks["step"]))
     pictures: list[Path] = []
@@ -79,6 +81,15 @@ def draw(folder: str | Path) -> list[Path]:
         if run.learned["step"].nunique() > 1:
             pictures += save(learned_masks(run.learned), run.path, "learned_masks")
     return pictures
+
+
+def _known(frame: pd.DataFrame, run: RunRecord) -> pd.DataFrame:
+    """The rows about steps and tensors that the table of tensors has."""
+    known = run.tensors
+    there = frame["step"].isin(known["step"].unique()) & frame["tensor"].isin(
+        known["tensor"].unique()
+    )
+    return frame if there.all() else frame[there]
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,7 @@ def _histograms(run: RunRecord, time: _Time) -> Any:
     edges = _row_edge(np.arange(first, first + counts.shape[2] + 1))
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = counts / entries[:, :, None] / np.diff(edges)
-    shares[shares == 0] = np.nan
+    shares[(shares == 0) | ~np.isfinite(shares)] = np.nan
     figure, axes = _grid(len(shown), 2, 1.9, sharex=True, sharey=True)
     norm = LogNorm(_FAINTEST, max(2 * _FAINTEST, np.nanmax(shares)))
     for place, (axis, group) in enumerate(zip(axes, shown, strict=True)):

@@ -12,7 +12,9 @@ import numpy as np
 
 from deltalens.catalog import axis_label, scale_of
 from deltalens.errors import RecordError
-from deltalens.io.records import StudyRecord, load_study
+from deltalens.figures.drawn import load_drawn
+from deltalens.io.records import StudyRecord
+from deltalens.io.tables import is_finite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +73,7 @@ def load_landscape(folder: str | Path) -> StudyRecord:
     Raises:
         RecordError: another study, or no finished point of the grid.
     """
-    record = load_study(folder)
+    record = load_drawn(folder)
     if record.kind != "landscape" or (record.cells["mark"] == "grid").sum() == 0:
         raise RecordError(f"{record.path}: no landscape with finished points")
     return record
@@ -83,7 +85,8 @@ def panels(record: StudyRecord, metric: str) -> list[Panel]:
     cells = record.cells[record.cells["metric"] == metric]
     made = []
     for data, frame in cells.groupby("data", sort=False):
-        frame = frame.assign(value=scale_of(metric) * frame["value"])
+        value = frame["value"].where(is_finite(frame["value"]))
+        frame = frame.assign(value=scale_of(metric) * value)
         at = dict(zip(frame["mark"], frame["value"], strict=True))
         marks = [{**mark, "value": at.get(mark["name"], math.nan)} for mark in plane["marks"]]
         grid = frame[frame["mark"] == "grid"][["a", "b", "value"]]

@@ -137,6 +137,8 @@ def _legend(figure: Any) -> None:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     order = {look.label: place for place, look in enumerate(LOOKS.values())}
     names = sorted(handles, key=lambda name: order.get(name, len(order)))
+    if not names:  # Nothing is finite.
+        return
     abreast = max(1, 110 // (max(map(len, names)) + 8))
     lines = -(-len(names) // abreast)
     figure.legend(

@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltalens.catalog import is_shown
 from deltalens.errors import RecordError
-from deltalens.io.records import StudyRecord, load_study
+from deltalens.figures.drawn import load_drawn
+from deltalens.io.records import StudyRecord
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["LOOKS", "Look", "MftStudy", "in_order", "label", "load", "load_all"]
+
+
+_AT_STEP = re.compile(r"(?P<name>[^@]*)@(?P<step>\d{1,15})")
 
 
 class Look(NamedTuple):
@@ -124,7 +128,7 @@ def load(folder: str | Path, kind: str) -> MftStudy:
     Raises:
         RecordError: none of that kind there, or nothing measured in it.
     """
-    record = load_study(folder)
+    record = load_drawn(folder)
     if record.kind != kind or record.cells.empty:
         raise RecordError(f"{record.path}: no {kind} with finished cells")
     keys = [name for name in record.cells.columns if name not in ("metric", "value", "stderr", "n")]
@@ -159,8 +163,9 @@ def _files(record: StudyRecord) -> list[list[Any]]:
 
 def _parts(metric: str, only: str) -> tuple[str, str, float]:
     data, _, last = metric.rpartition("/")
-    name, _, step = last.partition("@")
-    return data or only, name, float(step) if step else math.nan
+    found = _AT_STEP.fullmatch(last)
+    name, step = (found["name"], float(found["step"])) if found else (last, math.nan)
+    return data or only, name, step
 
 
 def load_all(folders: Sequence[str | Path], kind: str) -> list[MftStudy]:

@@ -148,9 +148,12 @@ def masked(study: MftStudy) -> str:
             "mask ratio 0.2, or 0.1 if none was given: the study's version did not tell them apart"
         )
     if isinstance(ratio, str) and "=" in ratio:
-        ratio = dict(part.split("=") for part in ratio.split(","))
+        parts = [part.rpartition("=") for part in ratio.split(",")]
+        ratio = {kind: one for kind, _, one in parts}
     if isinstance(ratio, dict):
-        return "mask ratio " + " and ".join(f"{one} ({kind})" for kind, one in ratio.items())
+        return "mask ratio " + " and ".join(
+            f"{one} ({kind})" if kind else one for kind, one in ratio.items()
+        )
     return "" if ratio is None else f"mask ratio {ratio}"
 
 

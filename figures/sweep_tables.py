@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from deltalens.catalog import axis_label, better_of, is_shown, scale_of, short_name
 from deltalens.errors import RecordError
+from deltalens.figures.drawn import load_drawn
 from deltalens.figures.tables import SPREAD, Block, Measure, measured
-from deltalens.io.records import StudyRecord, load_study
+from deltalens.io.records import StudyRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,7 +153,7 @@ def load_sweep(folder: str | Path) -> Sweep:
     Raises:
         RecordError: no mask-ratio sweep there, or nothing measured in it.
     """
-    record = load_study(folder)
+    record = load_drawn(folder)
     if record.kind != "mask-ratio-sweep" or record.cells.empty:
         raise RecordError(f"{record.path}: no mask-ratio sweep with finished cells")
     # The journal has the cells as they finished; means are to repeat byte for byte.
@@ -191,7 +192,7 @@ def best_ratio(held: dict[float, list[float]], metric: str) -> float:
     better = better_of(metric)
     if better is None:
         raise RecordError(
-            f"{metric}: which way is better is not known; name the ratio: draw(folder, ratio=R)"
+            f"{metric!r}: which way is better is not known; name the ratio: draw(folder, ratio=R)"
         )
     sign = 1 if better == "lower" else -1
     return min(held, key=lambda ratio: (_rank(sign, held[ratio]), ratio))

@@ -52,7 +52,11 @@ _NUMBER = Either((Real(-_LARGEST, _LARGEST), Text(among=("nan", "inf", "-inf")))
 _MEASUREMENT = Row((_NUMBER, _NUMBER, COUNT))
 _NOT_NUMBERS = frozenset(("nan", "inf", "-inf"))
 _ANY = Either((NAME, Whole(-(1 << 63)), Real(), FLAG, NOTHING))
-_LINE = {"setting": Fields(), "metrics": Named(_MEASUREMENT), "seconds": Real(0)}
+_LINE: Mapping[str, Check] = {
+    "setting": Fields(),
+    "metrics": Named(_MEASUREMENT),
+    "seconds": Real(0),
+}
 
 
 class Measurement(NamedTuple):

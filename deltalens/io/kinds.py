@@ -87,37 +87,36 @@ class StudyKind:
     rule: Rule | None = None
 
 
-def _fields(needed: Mapping[str, Check], known: Mapping[str, Check], of: Record) -> Fields:
-    return Fields(needed, {**of, **known})
+def _asked(needed: Mapping[str, Check], known: Mapping[str, Check]) -> Fields:
+    return Fields(needed, {**_ASKED, **known})
 
 
-def _asked(needed: Mapping[str, Check] | None = None, **known: Check) -> Fields:
-    return _fields(needed or {}, known, _ASKED)
+def _facts(needed: Mapping[str, Check], known: Mapping[str, Check]) -> Fields:
+    return Fields(needed, {**_FACTS, **known})
 
 
-def _facts(needed: Mapping[str, Check] | None = None, **known: Check) -> Fields:
-    return _fields(needed or {}, known, _FACTS)
+_TRAINING: Mapping[str, Check] = {
+    "methods": _METHODS,
+    "seeds": _SEEDS,
+    "objective": Text(among=("sft", "dpo")),
+    "settings": Named(_OF_METHOD),
+    "data": _FILE,
+    "eval_data": Items(_FILE, 1, 10_000),
+    "choose_on": Either((NOTHING, _FILE)),
+    "steps": Either((NOTHING, _SIZE)),
+    # The first version had one setting for all methods.
+    **_OF_METHOD.known,
+}
 
 
 def _trainings(
-    axis: Mapping[str, Check], *, asked: Mapping[str, Check] | None = None, **known: Check
+    axis: Mapping[str, Check], asked: Mapping[str, Check], facts: Mapping[str, Check] | None = None
 ) -> StudyKind:
     """A study whose cells are trainings."""
     return StudyKind(
         {"method": NAME, **axis, "seed": _SEED},
-        _asked(
-            methods=_METHODS,
-            seeds=_SEEDS,
-            objective=Text(among=("sft", "dpo")),
-            settings=Named(_OF_METHOD),
-            data=_FILE,
-            eval_data=Items(_FILE, 1, 10_000),
-            choose_on=Either((NOTHING, _FILE)),
-            steps=Either((NOTHING, _SIZE)),
-            **_OF_METHOD.known,
-            **(asked or {}),
-        ),
-        _facts(units=Named(NAME), **known),
+        _asked({}, {**_TRAINING, **asked}),
+        _facts({}, {"units": Named(NAME), **(facts or {})}),
     )
 
 
@@ -138,12 +137,9 @@ _DROP_STUDY = StudyKind(
     {"strategy": NAME, "scope": NAME, "rate": _SHARE, "seed": _SEED},
     _asked(
         {"changed_only": FLAG},
-        strategies=_METHODS,
-        rates=Items(_RATE),
-        seeds=_SEEDS,
-        **_MEASURED,
+        {"strategies": _METHODS, "rates": Items(_RATE), "seeds": _SEEDS, **_MEASURED},
     ),
-    _facts({"entries": _SIZE, "unchanged": COUNT}, **_DELTA),
+    _facts({"entries": _SIZE, "unchanged": COUNT}, _DELTA),
     rule=_one_delta,
 )
 
@@ -160,10 +156,13 @@ def _some_bins(asked: Record, facts: Record) -> Iterator[str]:
 
 _INSPECTION = StudyKind(
     {"level": NAME, "name": NAME},
-    _asked(),
+    _asked({}, {}),
     _facts(
-        histograms=Named(Items(Row((Whole(-100_000, 100_000), _SIZE)))),
-        per_octave=Whole(1, 1_000),
+        {},
+        {
+            "histograms": Named(Items(Row((Whole(-100_000, 100_000), _SIZE)))),
+            "per_octave": Whole(1, 1_000),
+        },
     ),
     rule=_some_bins,
 )
@@ -180,29 +179,23 @@ def _some_delta(asked: Record, facts: Record) -> Iterator[str]:
 
 _LAYERS_DROPPED = StudyKind(
     {"method": NAME, **_LAYERS, "seed": _SEED},
-    _asked({"groups": Items(Whole(1, _MANY), 1, _MANY)}, **_MEASURED),
+    _asked({"groups": Items(Whole(1, _MANY), 1, _MANY)}, _MEASURED),
     _facts(
-        {
-            "blocks": Named(_PART, Text(form=r"\d{1,5}", example="7")),
-            "outside": _PART,
-        },
-        entries=_SIZE,
-        unchanged=COUNT,
-        most_cached_bytes=COUNT,
-        **_DELTA,
+        {"blocks": Named(_PART, Text(form=r"\d{1,5}", example="7")), "outside": _PART},
+        {"entries": _SIZE, "unchanged": COUNT, "most_cached_bytes": COUNT, **_DELTA},
     ),
     rule=_some_delta,
 )
 _LAYERS_TRAINED = _trainings(
     _LAYERS,
-    asked={"sizes": Items(Whole(1, _MANY), 1, _MANY), "data_ratio": _RATE},
-    blocks=Whole(1, _MANY),
+    {"sizes": Items(Whole(1, _MANY), 1, _MANY), "data_ratio": _RATE},
+    {"blocks": Whole(1, _MANY)},
 )
 
 _EFFICIENCY = StudyKind(
     {"method": NAME, "repeat": COUNT},
-    _asked(methods=_METHODS, repeats=_SEEDS, batch_size=_SIZE, data=_FILE),
-    _facts({"flops_of_a_step": Real(0, 1e30)}, parameters=COUNT),
+    _asked({}, {"methods": _METHODS, "repeats": _SEEDS, "batch_size": _SIZE, "data": _FILE}),
+    _facts({"flops_of_a_step": Real(0, 1e30)}, {"parameters": COUNT}),
     metrics=("samples_per_second", "hook_share", "peak_mb"),
 )
 
@@ -251,17 +244,11 @@ _LANDSCAPE = StudyKind(
             "grid": Items(Whole(2, 10_000), 1, 2),
             "range": Either((NOTHING, Items(Row((_PLACE, _PLACE)), 1, 2))),
         },
-        **_MEASURED,
+        _MEASURED,
     ),
     _facts(
-        {
-            "plane": _PLANE,
-            "points": COUNT,
-            "data": Items(NAME, 1),
-        },
-        models=Items(NAME, 1),
-        tensors=COUNT,
-        entries=COUNT,
+        {"plane": _PLANE, "points": COUNT, "data": Items(NAME, 1)},
+        {"models": Items(Text(), 1), "tensors": COUNT, "entries": COUNT},
     ),
     rule=_one_plane,
 )
@@ -269,10 +256,10 @@ _LANDSCAPE = StudyKind(
 STUDIES: Mapping[str, StudyKind] = {
     "drop-study": _DROP_STUDY,
     "inspect": _INSPECTION,
-    "mask-ratio-sweep": _trainings({"mask_ratio": _SHARE}, asked={"ratios": Items(_RATE)}),
-    "data-ratio-sweep": _trainings({"data_ratio": _SHARE}, asked={"ratios": Items(_RATE)}),
+    "mask-ratio-sweep": _trainings({"mask_ratio": _SHARE}, {"ratios": Items(_RATE)}),
+    "data-ratio-sweep": _trainings({"data_ratio": _SHARE}, {"ratios": Items(_RATE)}),
     "layer-sweep": _LAYERS_TRAINED,
-    "comparison": _trainings({}),
+    "comparison": _trainings({}, {}),
     "efficiency": _EFFICIENCY,
     "landscape": _LANDSCAPE,
 }

@@ -31,9 +31,11 @@ class Column(NamedTuple):
     """`int64`, `float64` or `string`."""
     least: float | None = None
     most: float | None = None
-    """Bounds of its numbers; NaN lies within any."""
+    """Bounds of its numbers."""
     gaps: bool = False
     """A row may have no value."""
+    nan: bool = True
+    """A number may be NaN."""
 
 
 def write_parquet(file: Path, table: pa.Table) -> None:
@@ -114,8 +116,11 @@ def _check_columns(file: Path, table: pa.Table, columns: Mapping[str, Column]) -
             raise RecordError(f"{file}: column {name!r} has gaps")
         if column.least is None or not len(values):
             continue
-        most = float("inf") if column.most is None else column.most
-        outside = pc.or_(pc.less(values, column.least), pc.greater(values, most))
+        outside, bounds = pc.less(values, column.least), f"at least {column.least:g}"
+        if column.most is not None:
+            outside = pc.or_(outside, pc.greater(values, column.most))
+            bounds += f", at most {column.most:g}"
+        if not column.nan:
+            outside = pc.or_(outside, pc.is_nan(values))
         if pc.any(outside).as_py():
-            bounds = f"at least {column.least:g}" + (f", at most {most:g}" if column.most else "")
             raise RecordError(f"{file}: column {name!r} has a value that is not {bounds}")

@@ -39,7 +39,7 @@ RUN = "run.json"
 _STEP, _NAME = Column("int64"), Column("string")
 _COUNT, _COUNT_OR_GAP = Column("int64", 0), Column("int64", 0, gaps=True)
 _SIZE = Column("float64", 0)
-_SHARE, _SHARE_OR_GAP = Column("float64", 0, 1), Column("float64", 0, 1, gaps=True)
+_SHARE_OR_GAP = Column("float64", 0, 1, gaps=True)
 
 
 def _overlaps(*against: str) -> dict[str, Column]:
@@ -51,8 +51,8 @@ TABLES: dict[str, dict[str, Column]] = {
     "histograms": {
         "step": _STEP,
         "tensor": _NAME,
-        "low": Column("float64", 5e-324, 1e308),
-        "high": Column("float64", 5e-324),
+        "low": Column("float64", 5e-324, 1e308, nan=False),
+        "high": Column("float64", 5e-324, nan=False),
         "count": _COUNT,
     },
     "tensors": {
@@ -76,7 +76,7 @@ TABLES: dict[str, dict[str, Column]] = {
     "masks": {
         "step": _STEP,
         "tensor": _NAME,
-        "mask_ratio": _SHARE,
+        "mask_ratio": Column("float64", 0, 1, nan=False),
         "threshold": _SIZE,
         "kept": _COUNT_OR_GAP,
         "entries": _COUNT,

@@ -141,6 +141,11 @@ class Text:
         return f"a text of at most {self.longest:,} characters"
 
 
+FLAG, NOTHING, COUNT = Flag(), Nothing(), Whole()
+NAME = Text(1_000)
+"""Of a file, a model, a tensor, a method, a metric."""
+
+
 @dataclass(frozen=True)
 class Items:
     """A list."""
@@ -185,7 +190,7 @@ class Named:
     """An object of values of one kind, by any names."""
 
     of: Check
-    names: Check = field(default_factory=lambda: NAME)
+    names: Check = NAME
 
     def faults(self, value: Any, at: str) -> Iterator[str]:
         """See `Check`."""
@@ -241,11 +246,6 @@ class Either:
 
     def __str__(self) -> str:
         return " or ".join(map(str, self.of))
-
-
-FLAG, NOTHING, COUNT = Flag(), Nothing(), Whole()
-NAME = Text(1_000)
-"""Of a file, a model, a tensor, a method, a metric."""
 
 
 def _short(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,14 +27,16 @@ class EfficiencySummary:
     record: StudyRecord
 
     def relative(self) -> dict[str, pd.Series[float]]:
-        """Method -> samples per second relative to plain fine-tuning's in the same repeat."""
+        """Method -> samples per second relative to plain fine-tuning's in the same repeat; nothing
+        while that has not been measured."""
         speed = self._wide("samples_per_second").dropna()
+        if "sft" not in speed:
+            return {}
         return {str(name): speed[name] / speed["sft"] for name in speed.columns}
 
     def table(self) -> Table:
         """A row for each method: medians; the relative speed with its 10th and 90th percentile."""
-        speed, memory = self._wide("samples_per_second"), self._wide("peak_mb")
-        hooks, step = self._wide("hook_share"), self.record.facts["flops_of_a_step"]
+        step = self.record.facts["flops_of_a_step"]
         plain = _of_paper("sft")
         rows = []
         for name, ratio in self.relative().items():
@@ -42,11 +45,11 @@ class EfficiencySummary:
             rows.append(
                 (
                     name,
-                    f"{speed[name].median():.2f}",
+                    f"{self._median('samples_per_second', name):.2f}",
                     f"{ratio.median():.3f} ({low:.3f}-{high:.3f})",
-                    f"{100 * hooks[name].median():.1f} %",
+                    f"{100 * self._median('hook_share', name):.1f} %",
                     f"{step / 1e9:.2f}",
-                    f"{memory[name].median():,.0f}",
+                    f"{self._median('peak_mb', name):,.0f}",
                     " / ".join(f"{a / b:.3f}" for a, b in zip(paper, plain, strict=True))
                     if paper
                     else "-",
@@ -77,11 +80,11 @@ class EfficiencySummary:
             "flops_of_a_step": self.record.facts["flops_of_a_step"],
             "methods": {
                 name: {
-                    "samples_per_second": float(self._wide("samples_per_second")[name].median()),
+                    "samples_per_second": self._median("samples_per_second", name),
                     "relative": float(ratio.median()),
                     "relative_p10_p90": [float(ratio.quantile(q)) for q in (0.1, 0.9)],
-                    "hook_share": float(self._wide("hook_share")[name].median()),
-                    "peak_mb": float(self._wide("peak_mb")[name].median()),
+                    "hook_share": self._median("hook_share", name),
+                    "peak_mb": self._median("peak_mb", name),
                 }
                 for name, ratio in self.relative().items()
             },
@@ -90,6 +93,11 @@ class EfficiencySummary:
     def _wide(self, metric: str) -> pd.DataFrame:
         frame = self.record.cells[self.record.cells["metric"] == metric]
         return frame.pivot_table(index="repeat", columns="method", values="value", sort=False)
+
+    def _median(self, metric: str, method: str) -> float:
+        wide = self._wide(metric)
+        # It leaves out a method of which nothing is finite.
+        return float(wide[method].median()) if method in wide else math.nan
 
 
 def _of_paper(method: str) -> list[float]:

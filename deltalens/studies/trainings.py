@@ -7,15 +7,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltalens.errors import DeltaLensError
+from deltalens.errors import DeltaLensError, RecordError, reason
 from deltalens.evaluate.loading import LoadedModel, load_model, pick_device
 from deltalens.evaluate.rows import DataFile, read_files, read_rows
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.identity import Union
+from deltalens.io.plain_json import parse_json
 from deltalens.io.records import (
     Measurement,
     Setting,
@@ -24,6 +26,7 @@ from deltalens.io.records import (
     check_study_folder,
     load_study,
 )
+from deltalens.io.schema import Items, Text, require
 from deltalens.studies import axes
 from deltalens.studies.drop import drop
 from deltalens.studies.processes import Tell
@@ -207,7 +210,12 @@ def run_trainings(
     }
     study = StudyFolder.open(out, kind, asked, columns, fresh, grows)
     try:
-        planned = plans(study.asked)
+        try:
+            planned = plans(study.asked)
+        except (TypeError, KeyError, ValueError) as error:
+            raise RecordError(
+                f"{out}: what its trainings were asked cannot be read: {reason(error)}"
+            ) from error
         done = [cell.setting for cell in study.cells]
         for setting, plan in planned:
             if plan.lacks and setting not in done:
@@ -343,7 +351,13 @@ def _gather_notes(study: StudyFolder) -> None:
     file = study.path / _NOTES
     if not file.exists():
         return
-    said = {note for line in file.read_text("utf-8").splitlines() for note in json.loads(line)}
+    said: set[str] = set()
+    for line in file.read_bytes().splitlines():
+        # One that a kill tore belongs to a cell that is made again, and says it again.
+        with suppress(RecordError):
+            notes = parse_json(file, line)
+            require(file, notes, Items(Text()))
+            said.update(notes)
     study.facts["notes"] = sorted({*study.facts.get("notes", []), *said})
     study.write_manifest()
     file.unlink()

@@ -14,6 +14,7 @@ import pytest
 
 import deltalens
 from deltalens.errors import RecordError
+from deltalens.figures.gradient_run import draw
 from deltalens.io.checksum import CHECKSUM
 from deltalens.io.parquet import write_parquet
 from deltalens.io.runs import TABLES, RunWriter
@@ -116,6 +117,7 @@ def test_runs_without_checksums_are_read(run: Path) -> None:
         ("histograms", {"low": None}, "'low' is missing"),
         ("histograms", {"low": [0.5, 0.0] * 4}, "'low' has a value that is not at least"),
         ("histograms", {"low": [0.5, float("inf")] * 4}, "'low' has a value"),
+        ("histograms", {"low": [0.5, float("nan")] * 4}, "'low' has a value"),
         ("histograms", {"low": ["a", "b"] * 4}, "'low' is of string, where float64"),
         ("histograms", {"count": [1, -1] * 4}, "'count' has a value that is not at least 0"),
         ("tensors", {"entries": [1, None] * 4}, "'entries' has gaps"),
@@ -137,6 +139,13 @@ def test_a_column_that_this_version_does_not_know_is_left_alone(run: Path) -> No
     table = pq.read_table(file)
     write_parquet(file, table.append_column("later", pa.array([1.0] * len(table))))
     assert set(tables_of(run)["tensors"]["later"]) == {1.0}
+
+
+def test_rows_of_a_step_that_a_kill_cut_short_are_not_drawn(run: Path) -> None:
+    for table in ("histograms", "masks"):
+        names = ["a.norm.weight", *NAMES[1:]] * 4
+        replace(part(run, table), step=[-1, 0, 1, 1, 2, 2, 9, 10], tensor=names)
+    assert draw(run)
 
 
 @pytest.mark.parametrize("facts", [None, [], {"tensors": []}, {"tensors": {"a": -1}}])

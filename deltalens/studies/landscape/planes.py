@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,9 @@ class Mark:
     """From the plane, in weight space; 0 for one that lies in it."""
 
 
+_OF_A_MARK = [field.name for field in fields(Mark)]
+
+
 @dataclass(frozen=True)
 class Shape:
     """A plane (or line) as its study's facts hold it."""
@@ -94,7 +97,7 @@ class Shape:
         """From JSON values."""
         return cls(
             tuple(facts["labels"]),
-            tuple(Mark(**mark) for mark in facts["marks"]),
+            tuple(Mark(*(mark[name] for name in _OF_A_MARK)) for mark in facts["marks"]),
             tuple((low, high) for low, high in facts["ranges"]),
             tuple(tuple(factors) for factors in facts["terms"]),
             facts["found"],
