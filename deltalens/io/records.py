@@ -331,7 +331,8 @@ def _table(cells: Sequence[Cell], columns: Sequence[str]) -> bytes:
 def _held(path: Path) -> dict[str, Any]:
     """The manifest, of whatever kind."""
     manifest = read_manifest(path, MANIFEST, "study")
-    parts = {"asked": Fields({"kind": NAME}), "facts": Fields(), "columns": Items(NAME, 0, 100)}
+    asked = Fields({"kind": NAME})
+    parts = Fields({"asked": asked, "facts": Fields(), "columns": Items(NAME, 0, 100)})
     require(path / MANIFEST, manifest, parts)
     return manifest
 
