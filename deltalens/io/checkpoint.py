@@ -41,6 +41,7 @@ ADAPTER = "adapter_model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _BLOCK = 1 << 20
 _NO_SHARD = "which is no .safetensors file"
+_LARGEST_JSON = 100_000_000
 _SHOWN = 3
 """Differences between an index and its shards that a note names."""
 _TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -97,7 +98,7 @@ class Checkpoint:
         """`config.json`, or {} where there is none."""
         file = self.folder / "config.json"
         try:
-            config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            config = json.loads(_bounded(file)) if file.is_file() else {}
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{file}: not valid JSON: {error}") from error
         if not isinstance(config, dict):
@@ -335,7 +336,7 @@ def _instead(file: Path) -> str:
 def _open_indexed(path: Path) -> Checkpoint:
     file = path / INDEX
     try:
-        index = json.loads(file.read_text(encoding="utf-8"))
+        index = json.loads(_bounded(file))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not valid JSON: {error}") from error
     names = index.get("weight_map") if isinstance(index, dict) else None
@@ -365,6 +366,20 @@ def _open_indexed(path: Path) -> Checkpoint:
             "hold counts, as for transformers"
         )
     return checkpoint
+
+
+def _bounded(file: Path) -> str:
+    """The text of a file in JSON.
+
+    Raises:
+        CheckpointError: it is longer than that of any model.
+        OSError, UnicodeDecodeError: it cannot be read.
+    """
+    with file.open("rb") as stream:
+        content = stream.read(_LARGEST_JSON + 1)
+    if len(content) > _LARGEST_JSON:
+        raise CheckpointError(f"{file}: longer than {_LARGEST_JSON:,} bytes, which no model's is")
+    return content.decode("utf-8")
 
 
 def _few(faults: list[str]) -> str:

@@ -34,6 +34,9 @@ _MOST_DIMENSIONS = 64
 _LONGEST_NAME = 1_000
 """Characters: models keep to a tenth of it, and libraries look for patterns in every name."""
 _LARGEST = 1 << 63
+_LARGE, _SPARSE = 1 << 30, 64
+"""A file so large has at least this part of its bytes on the disk, packed by the file system or
+not; reading the zeros of a hole of terabytes would take days."""
 _LFS_POINTER = b"version "
 
 
@@ -65,7 +68,8 @@ def read_header(file: Path) -> tuple[bytes, list[TensorEntry]]:
         CheckpointError: the file cannot be read, or is not what its header says.
     """
     try:
-        size = file.stat().st_size
+        about = file.stat()
+        size = about.st_size
         with file.open("rb") as stream:
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little")
@@ -85,6 +89,12 @@ def read_header(file: Path) -> tuple[bytes, list[TensorEntry]]:
             header = stream.read(length)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    on_disk = 512 * about.st_blocks  # 0 where the file system does not say.
+    if size > _LARGE and 0 < on_disk < size // _SPARSE:
+        raise CheckpointError(
+            f"{file}: a hole, not weights: {size:,} bytes long, of which the disk holds "
+            f"{on_disk:,}; download or copy it again"
+        )
     fields = _parse(file, header)
     fields.pop("__metadata__", None)
     entries = [_entry(file, name, field, 8 + length) for name, field in fields.items()]

@@ -395,3 +395,22 @@ def test_a_file_that_is_gone_when_it_is_read_is_said_to_be(tmp_path: Path) -> No
         checkpoint.read("model.norm.weight")
     with pytest.raises(DeltaLensError, match="cannot be read: No such file"):
         _ = checkpoint.fingerprint
+
+
+def test_a_hole_of_a_terabyte_is_no_checkpoint(tmp_path: Path) -> None:
+    size = 1 << 40
+    header = {"w": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
+    folder = folder_with(tmp_path / "model", {SINGLE: shard_bytes(header)})
+    with (folder / SINGLE).open("r+b") as stream:
+        stream.truncate(len(shard_bytes(header)) + size)
+    with pytest.raises(DeltaLensError, match=r"a hole, not weights: 1,099,511,\d+,\d+ bytes long"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX])
+def test_a_configuration_or_an_index_longer_than_any_is_not_read(tmp_path: Path, name: str) -> None:
+    save_sharded(tmp_path / "model", weights())
+    with (tmp_path / "model" / name).open("r+b") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(DeltaLensError, match=r"longer than 100,000,000 bytes, which no model's"):
+        open_checkpoint(tmp_path / "model").config  # noqa: B018
