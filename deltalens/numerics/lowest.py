@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltalens.errors import DeltaLensError
+from deltalens.errors import DeltaLensError, said_by
 from deltalens.numerics.bits import infinity_bits, integer_of, magnitude_bits
 from deltalens.numerics.bracket import around
 from deltalens.numerics.hashing import index_hash
@@ -115,8 +115,13 @@ def array_of(tensor: Tensor) -> np.ndarray:
 
 
 def prepare(dtype: torch.dtype) -> None:
-    """Compile or load the loops for a dtype now, so that no step has to wait for it."""
-    keep_highest(torch.ones(64, dtype=dtype), 3, 0)
+    """Compile or load the loops for a dtype now, so that no step has to wait for it.
+
+    Raises:
+        DeltaLensError: numba cannot compile them.
+    """
+    with said_by("numba", f"the loops for {dtype} cannot be compiled"):
+        keep_highest(torch.ones(64, dtype=dtype), 3, 0)
 
 
 def _keys(values: Tensor, by_value: bool) -> Tensor:

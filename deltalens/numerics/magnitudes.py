@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltalens.errors import DeltaLensError
+from deltalens.errors import DeltaLensError, said_by
 from deltalens.numerics.bits import (
     CHUNK,
     PREFIXES,
@@ -294,16 +294,21 @@ def settle(unit: Sequence[Marked], bounds: Sequence[Boundary]) -> list[int]:
 
 
 def prepare(dtype: torch.dtype) -> None:
-    """Compile or load the loops for a dtype now, so that no step has to wait for it."""
-    values, scratch = torch.zeros(64, dtype=dtype), Scratch()
-    found = scan(values, None, scratch)
-    bounds = [Boundary(0, 1 << _shift(dtype), 0)]
-    marked = mark(values, None, found, bounds, scratch)
-    settle([marked], bounds)
-    numbers_of(found, [0.5])
-    compare(marked.masks[0], [None] * 3, marked.masks[0])
-    shrunk = shrink(values, None, found, bounds[0], marked.masks[0], scratch)
-    settle_shrunk([values], [shrunk], bounds[0], marked.masks)
+    """Compile or load the loops for a dtype now, so that no step has to wait for it.
+
+    Raises:
+        DeltaLensError: numba cannot compile them.
+    """
+    with said_by("numba", f"the loops for {dtype} cannot be compiled"):
+        values, scratch = torch.zeros(64, dtype=dtype), Scratch()
+        found = scan(values, None, scratch)
+        bounds = [Boundary(0, 1 << _shift(dtype), 0)]
+        marked = mark(values, None, found, bounds, scratch)
+        settle([marked], bounds)
+        numbers_of(found, [0.5])
+        compare(marked.masks[0], [None] * 3, marked.masks[0])
+        shrunk = shrink(values, None, found, bounds[0], marked.masks[0], scratch)
+        settle_shrunk([values], [shrunk], bounds[0], marked.masks)
 
 
 @dataclass

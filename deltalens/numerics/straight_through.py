@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from deltalens.errors import said_by
 from deltalens.numerics.bits import integer_of
 from deltalens.numerics.lowest import PARTS, array_of
 from deltalens.numerics.overlap import PackedMask
@@ -116,8 +117,13 @@ def _over(size: int, visit: Any) -> None:
 
 
 def prepare(dtype: torch.dtype) -> None:
-    """Compile or load the loops for weights of a dtype now, so that no step has to wait for it."""
-    weight = torch.ones(64, dtype=dtype)
-    none_kept, masked = PackedMask(64), torch.empty_like(weight)
-    for before in (None, none_kept):
-        mask_into(weight, none_kept, masked, before)
+    """Compile or load the loops for weights of a dtype now, so that no step has to wait for it.
+
+    Raises:
+        DeltaLensError: numba cannot compile them.
+    """
+    with said_by("numba", f"the loops for {dtype} cannot be compiled"):
+        weight = torch.ones(64, dtype=dtype)
+        none_kept, masked = PackedMask(64), torch.empty_like(weight)
+        for before in (None, none_kept):
+            mask_into(weight, none_kept, masked, before)

@@ -75,3 +75,32 @@ def test_a_full_disk_costs_only_time(tmp_path):
     zeros, warned, text = run(tmp_path, full)
     assert (zeros, warned) == ("1", "1")
     assert "No space left" in text
+
+
+FAILS = """
+import sys, numba.core.dispatcher as dispatcher, torch
+from deltalens.errors import DeltaLensError
+from deltalens.numerics import lowest, magnitudes, straight_through
+
+def fail(*given, **more):
+    raise RuntimeError("no compiler")
+
+dispatcher._FunctionCompiler.compile = fail
+for module in (lowest, magnitudes, straight_through):
+    try:
+        module.prepare(torch.float32)
+    except DeltaLensError as error:
+        print(error)
+"""
+
+
+def test_loops_that_cannot_be_compiled_are_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAILS],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    line = "the loops for torch.float32 cannot be compiled: numba says: RuntimeError: no compiler\n"
+    assert done.stdout == 3 * line
