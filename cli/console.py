@@ -17,6 +17,7 @@ import typer
 
 from deltalens.cli.fitting import FittingTable
 from deltalens.errors import DeltaLensError
+from deltalens.io.escaping import plain, plain_lines
 from deltalens.io.stopping import on_request
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ __all__ = [
     "notes",
     "print_json",
     "quieten",
+    "say",
     "show",
 ]
 
@@ -65,23 +67,44 @@ class Summary(Protocol):
 def command(debug: bool, interrupted: str = "stopped; nothing was written") -> Iterator[None]:
     """The frame of a command: a `DeltaLensError` becomes its message and exit code 2, Ctrl-C (or a
     polite kill, or a terminal that closes) what it means here and exit code 130."""
+    shown, warnings.showwarning = warnings.showwarning, _warn
     try:
         with on_request(signal.default_int_handler):
             yield
     except DeltaLensError as error:
         if debug:
-            traceback.print_exc()
+            for line in traceback.format_exc().splitlines():
+                say(line, err=True)
         else:
-            typer.echo(f"deltalens: {error}", err=True)
+            say(f"deltalens: {error}", err=True, lines=True)
         raise typer.Exit(BAD_INPUT) from error
     except KeyboardInterrupt as error:
         if debug:
             raise
-        typer.echo(f"\ndeltalens: {interrupted}", err=True)
+        say("", err=True)
+        say(f"deltalens: {interrupted}", err=True)
         raise typer.Exit(INTERRUPTED) from error
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from error
+    finally:
+        warnings.showwarning = shown
+
+
+def say(text: object, err: bool = False, lines: bool = False) -> None:
+    """Print a line: whatever is in it, a terminal shows it and obeys nothing of it.
+
+    Args:
+        text: to be printed.
+        err: on standard error.
+        lines: further lines, each indented by two spaces, are meant (a list of faults).
+    """
+    typer.echo(plain_lines(text) if lines else plain(text), err=err)
+
+
+def _warn(message: object, category: type, *_: object, **__: object) -> None:
+    """As Python shows a warning, in one line."""
+    say(f"{category.__name__}: {message}", err=True, lines=True)
 
 
 def changed_only(of: str) -> bool:
@@ -95,7 +118,8 @@ def console() -> Console:
     """Where results are printed; without colour under NO_COLOR or into a pipe."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    width = None if sys.stdout.isatty() else 120
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def print_json(value: Any) -> None:
@@ -104,7 +128,9 @@ def print_json(value: Any) -> None:
 
     from deltalens.io.records import encode_finite
 
-    typer.echo(json.dumps(encode_finite(value), indent=2))
+    # DEL is the one control character that json leaves as it is.
+    for line in json.dumps(encode_finite(value), indent=2).replace("\x7f", r"\u007f").split("\n"):
+        say(line)
 
 
 def quieten() -> None:
@@ -133,6 +159,7 @@ class Meter:
 
     def stage(self, name: str, total: int | None) -> None:
         """A stage begins."""
+        name = plain(name)
         self._name, self._total, self._done, self._latest = name, total or 0, 0, ""
         self._part = 0.0
         self._said, self._first = time.monotonic(), None
@@ -163,13 +190,14 @@ class Meter:
             left = math.nan
             if done > before:
                 left = (now - begun) * (self._total - done) / (done - before)
-            typer.echo(
+            say(
                 f"{self._name}: {100 * done // self._total:.0f} % done{_left(left)}{self._latest}",
                 err=True,
             )
 
     def say(self, text: str) -> None:
         """The stage's latest figures, beside its name."""
+        text = plain(text)
         if self._bar is not None:
             self._bar.update(self._task, description=f"{self._name}  {text}")
         self._latest = f", {text}"
@@ -203,7 +231,7 @@ def meter(quiet: bool) -> Iterator[Meter]:
     from rich.progress import TimeRemainingColumn as TimeLeft
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeLeft(elapsed_when_finished=True),
@@ -232,9 +260,9 @@ def show(
     for table in summary.tables():
         console().print(FittingTable(table))
     for sentence in summary.sentences():
-        typer.echo(sentence)
+        say(sentence)
     for note in record.facts.get("notes", []):
-        typer.echo(f"note: {note}")
-    typer.echo(f"table:   {record.path / 'cells.csv'}")
+        say(f"note: {note}")
+    say(f"table:   {record.path / 'cells.csv'}")
     for picture in pictures:
-        typer.echo(f"picture: {picture}")
+        say(f"picture: {picture}")

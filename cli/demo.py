@@ -94,4 +94,4 @@ def interrupted(out: Path) -> str:
 def say(quiet: bool, text: str) -> None:
     """Print, unless asked for quiet."""
     if not quiet:
-        typer.echo(text)
+        console.say(text)

@@ -96,14 +96,14 @@ def drop(
             )
         elif not quiet:
             share = 100 * result.put_back / result.entries
-            typer.echo(
+            console.say(
                 f"{result.put_back:,} of {result.entries:,} entries ({share:.2f} %) put back to "
                 f"the base, {strategy} first"
             )
             if result.unchanged is not None:
-                typer.echo(
+                console.say(
                     f"{100 * result.unchanged / result.entries:.2f} % had not changed at all"
                 )
             for note in console.notes(result.pairing):
-                typer.echo(f"note: {note}")
-            typer.echo(f"written: {result.out}")
+                console.say(f"note: {note}")
+            console.say(f"written: {result.out}")

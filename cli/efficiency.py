@@ -109,7 +109,7 @@ def efficiency(
         elif not quiet:
             console.console().print(FittingTable(summary.table()))
             for sentence in summary.sentences():
-                typer.echo(sentence)
-            typer.echo(f"table:   {record.path / 'cells.csv'}")
+                console.say(sentence)
+            console.say(f"table:   {record.path / 'cells.csv'}")
             for picture in pictures:
-                typer.echo(f"picture: {picture}")
+                console.say(f"picture: {picture}")

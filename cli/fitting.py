@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from deltalens.io.escaping import plain
 from deltalens.io.tables import Table
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ class FittingTable:
     """
 
     def __init__(self, table: Table) -> None:
-        self.table = table
+        heads = tuple("\n".join(map(plain, head.split("\n"))) for head in table.columns)
+        rows = tuple(tuple(map(plain, row)) for row in table.rows)
+        self.table = Table(plain(table.title), heads, rows)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
         def fits(table: Table) -> bool:
@@ -51,15 +54,19 @@ def _made(table: Table, wraps: bool = False) -> RichTable:
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     made = RichTable(
-        box=SIMPLE_HEAD, title=table.title or None, title_justify="left", pad_edge=False
+        box=SIMPLE_HEAD,
+        title=Text(table.title) if table.title else None,
+        title_justify="left",
+        pad_edge=False,
     )
     for place, name in enumerate(table.columns):
         side = "right" if place else "left"
-        made.add_column(name, justify=side, no_wrap=not wraps, overflow="fold")  # type: ignore[arg-type]
+        made.add_column(Text(name), justify=side, no_wrap=not wraps, overflow="fold")  # type: ignore[arg-type]
     for row in table.rows:
-        made.add_row(*row)
+        made.add_row(*map(Text, row))
     return made
 
 

@@ -71,8 +71,8 @@ def inspect(
         for table in found.tables(levels):
             terminal.print(FittingTable(table))
         for note in console.notes(found.pairing):
-            typer.echo(f"note: {note}")
+            console.say(f"note: {note}")
         if out is not None:
-            typer.echo(f"table:   {out / 'cells.csv'}")
+            console.say(f"table:   {out / 'cells.csv'}")
         for picture in pictures:
-            typer.echo(f"picture: {picture}")
+            console.say(f"picture: {picture}")

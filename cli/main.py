@@ -9,6 +9,7 @@ import typer
 
 from deltalens.cli import (
     compare,
+    console,
     demo,
     demo_gmt,
     demo_landscape,
@@ -62,7 +63,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from deltalens.io.version import version
 
-        typer.echo(f"deltalens {version()}")
+        console.say(f"deltalens {version()}")
         raise typer.Exit
 
 
@@ -85,7 +86,7 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except DeltaLensError as error:
-        typer.echo(f"deltalens: {error}", err=True)
+        console.say(f"deltalens: {error}", err=True, lines=True)
         raise SystemExit(BAD_INPUT) from error
     except BrokenPipeError as error:
         raise SystemExit(1) from error

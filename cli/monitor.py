@@ -13,6 +13,7 @@ from deltalens.cli import console
 from deltalens.cli.fitting import FittingTable
 from deltalens.cli.options import Debug, Json, Quiet
 from deltalens.errors import DeltaLensError, RecordError
+from deltalens.io.escaping import plain
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -63,16 +64,16 @@ def monitor(
             console.print_json({**summary.as_json(), "pictures": [str(p) for p in pictures]})
         elif not quiet:
             for picture in pictures:
-                typer.echo(f"picture: {picture}")
+                console.say(f"picture: {picture}")
 
 
 def _shown(folder: Path, summary: RunSummary) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    lines = (Text(line, overflow="fold") for line in summary.lines())
+    lines = (Text(plain(line), overflow="fold") for line in summary.lines())
     return Group(
-        Text(str(folder), style="bold", overflow="fold"),
+        Text(plain(folder), style="bold", overflow="fold"),
         *lines,
         *(FittingTable(table) for table in summary.tables()),
     )

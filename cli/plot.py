@@ -33,4 +33,4 @@ def plot(
             console.print_json({"pictures": [str(picture) for picture in pictures]})
         else:
             for picture in pictures:
-                typer.echo(f"drawn: {picture}")
+                console.say(f"drawn: {picture}")

@@ -254,17 +254,17 @@ def _show(trained: Trained, pictures: list[Path], *, as_json: bool, quiet: bool)
         return
     if trained.steps:
         took = f"{trained.steps:,} steps in {trained.seconds:,.1f} s"
-        typer.echo(took)
+        console.say(took)
         said = f"{trained.loss:.4f} ({trained.loss_unit})"
-        typer.echo(f"mean training loss over the last 10 % of steps: {said}")
+        console.say(f"mean training loss over the last 10 % of steps: {said}")
     for name, measured in trained.metrics.items():
-        typer.echo(f"{name}: {measured.value:.4g} (n = {measured.n:,})")
+        console.say(f"{name}: {measured.value:.4g} (n = {measured.n:,})")
     for note in trained.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"model:   {trained.path}")
+        console.say(f"note: {note}")
+    console.say(f"model:   {trained.path}")
     if trained.masks:
-        typer.echo(f"masks:   {trained.masks}")
+        console.say(f"masks:   {trained.masks}")
     for picture in pictures:
-        typer.echo(f"drawn:   {picture}")
+        console.say(f"drawn:   {picture}")
     if trained.run:
-        typer.echo(f"run:     {trained.run}  (deltalens monitor {trained.run})")
+        console.say(f"run:     {trained.run}  (deltalens monitor {trained.run})")

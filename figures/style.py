@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltalens.io.escaping import plain_label
 from deltalens.io.files import write_whole
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as PNG and SVG, each whole or not at all; the same figure, the same bytes."""
     import matplotlib.pyplot as plt
 
+    _make_plain(figure)
     written = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         content = io.BytesIO()
@@ -70,3 +73,28 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         write_whole(written[-1], content.getvalue())
     plt.close(figure)
     return written
+
+
+def _make_plain(figure: Figure) -> None:
+    """Every text but the numbers at the axes, which matplotlib writes itself."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter, FuncFormatter
+
+    ticks = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                ticks |= {id(tick.label1), id(tick.label2)}
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FixedFormatter):
+                formatter.seq = [plain_label(label) for label in formatter.seq]
+            elif isinstance(formatter, FuncFormatter):
+                formatter.func = functools.partial(_plain_tick, formatter.func)
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and id(text) not in ticks:
+            label = plain_label(text.get_text())
+            text.set_text(label if text.get_parse_math() else label.replace(r"\$", "$"))
+
+
+def _plain_tick(label: Callable[[float, int | None], str], value: float, place: int | None) -> str:
+    return plain_label(label(value, place))

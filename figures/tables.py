@@ -11,6 +11,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from deltalens.catalog import Better
 from deltalens.figures.table_picture import draw_blocks
+from deltalens.io.escaping import plain_cell, plain_markdown
 from deltalens.io.files import write_whole
 from deltalens.io.papers import PaperTable, as_number
 
@@ -246,14 +248,15 @@ def write(table: TableFigure, folder: Path) -> list[Path]:
     return [*written, *draw_blocks(table, folder)]
 
 
+_CSV = ("column", "value", "deviation", "seeds", "best", "text")
+
+
 def _as_csv(table: TableFigure) -> str:
     """Tidy: a row for each entry; labels that a block does not have are empty."""
     names = dict.fromkeys(name for block in table.blocks for name in block.heads[: block.labels])
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(
-        ["source", "block", *names, "column", "value", "deviation", "seeds", "best", "text"]
-    )
+    rows.writerow(map(plain_cell, ["source", "block", *names, *_CSV]))
     for block in table.blocks:
         for row in block.rows:
             held = dict(
@@ -263,7 +266,7 @@ def _as_csv(table: TableFigure) -> str:
             for head, entry in list(zip(block.heads, row, strict=True))[block.labels :]:
                 numbers = [_number(entry.value), _number(entry.deviation), entry.seeds or ""]
                 where = [block.source, block.title, *labels, head.replace("\n", ", ")]
-                rows.writerow([*where, *numbers, int(entry.best), entry.text])
+                rows.writerow(map(plain_cell, [*where, *numbers, int(entry.best), entry.text]))
     return text.getvalue()
 
 
@@ -272,16 +275,22 @@ def _number(value: float) -> str:
 
 
 def _as_markdown(table: TableFigure) -> str:
-    lines = [f"# {table.title}", ""]
+    lines = [f"# {plain_markdown(table.title)}", ""]
     for block in table.blocks:
-        lines += [f"**{block.title}**", "", _line(head.replace("\n", ", ") for head in block.heads)]
+        lines += [
+            f"**{plain_markdown(block.title)}**",
+            "",
+            _line(head.replace("\n", ", ") for head in block.heads),
+        ]
         sides = [":--" if place < block.labels else "--:" for place in range(len(block.heads))]
         lines.append(_line(sides))
         for row in block.rows:
-            lines.append(_line(f"**{e.text}**" if e.best else e.text for e in row))
+            lines.append(_line((e.text for e in row), [e.best for e in row]))
         lines.append("")
-    return "\n".join(lines + [f"- {note}" for note in table.notes]) + "\n"
+    return "\n".join(lines + [f"- {plain_markdown(note)}" for note in table.notes]) + "\n"
 
 
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+def _line(cells: Iterable[str], bold: Sequence[bool] = ()) -> str:
+    shown = map(plain_markdown, cells)
+    marked = (f"**{c}**" if strong else c for c, strong in zip_longest(shown, bold))
+    return f"| {' | '.join(marked)} |"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from deltalens.errors import RecordError
+from deltalens.io.escaping import plain_cell
 from deltalens.io.files import (
     LOCK,
     append_to,
@@ -324,7 +325,9 @@ def _table(cells: Sequence[Cell], columns: Sequence[str]) -> bytes:
     rows.writerow([*columns, "metric", "value", "stderr", "n"])
     for cell in cells:
         for name, m in cell.metrics.items():
-            rows.writerow([*_key(cell.setting, columns), name, repr(m.value), repr(m.stderr), m.n])
+            rows.writerow(
+                [*_key(cell.setting, columns), plain_cell(name), repr(m.value), repr(m.stderr), m.n]
+            )
     return text.getvalue().encode()
 
 
@@ -369,7 +372,7 @@ def _check_found(file: Path, manifest: Mapping[str, Any], cells: Sequence[Cell])
 
 def _key(setting: Setting, columns: Sequence[str]) -> tuple[str, ...]:
     """A setting as the table shows it."""
-    return tuple("" if setting[name] is None else str(setting[name]) for name in columns)
+    return tuple(str(plain_cell(setting[name])) for name in columns)
 
 
 def encode_finite(value: Any) -> Any:
