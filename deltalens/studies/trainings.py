@@ -16,6 +16,7 @@ from deltalens.errors import DeltaLensError, RecordError, reason
 from deltalens.evaluate.loading import LoadedModel, load_model, pick_device
 from deltalens.evaluate.rows import DataFile, read_files, read_rows
 from deltalens.io.checkpoint import open_checkpoint
+from deltalens.io.files import append_to, discard, new_folder, read_plain
 from deltalens.io.identity import Union
 from deltalens.io.plain_json import parse_json
 from deltalens.io.records import (
@@ -27,11 +28,13 @@ from deltalens.io.records import (
     load_study,
 )
 from deltalens.io.schema import Items, Text, require
+from deltalens.io.seal import check_seal, write_seal
 from deltalens.studies import axes
 from deltalens.studies.drop import drop
 from deltalens.studies.processes import Tell
 from deltalens.studies.study import Metrics, StudyWatch, read_weights, run_cells
 from deltalens.training.asked import OWN, TrainingAsked, check_own
+from deltalens.training.checkpoints import remove
 from deltalens.training.following import TrainingWatch
 from deltalens.training.measuring import scoring_of
 from deltalens.training.metrics import Metrics as TrainingMetrics
@@ -233,6 +236,9 @@ def run_trainings(
             **(facts or {}),
         }
         study.write_manifest()
+        for name in (_KEPT, _GROUND):
+            if (out / name).is_symlink():
+                raise RecordError(f"{out / name}: a link; remove it")
         if not study.cells:
             # What another study, stopped before this one began afresh, would have built on.
             shutil.rmtree(out / _GROUND, ignore_errors=True)
@@ -242,8 +248,10 @@ def run_trainings(
     finally:
         for left in out.glob(f"{_CELL}*"):
             shutil.rmtree(left, ignore_errors=True)
-        _gather_notes(study)
-        study.close()
+        try:
+            _gather_notes(study)
+        finally:
+            study.close()
     return load_study(out)
 
 
@@ -298,7 +306,7 @@ class _Making:
             _note(self.out, [f"{plan.asked.method}: {note}" for note in trained.notes])
         needed = {one.training for one in self.plans.values() if one.builds}
         if not plan.builds and plan.training in needed:
-            _copy(made, self.out / _GROUND / plan.training)
+            _copy(made, self.out / _GROUND / plan.training, seals=True)
         found = {**trained.metrics, **_on_the_way(made, trained.steps)}
         if trained.steps:
             found["training_loss"] = Measurement(trained.loss)
@@ -314,6 +322,12 @@ class _Making:
     def _ground(self, plan: Plan, made: Path, tell: Tell) -> Path:
         """The result of the training that a plan builds on: kept by its own cell, or trained."""
         ground = self.out / _GROUND / plan.training
+        if os.path.lexists(ground):
+            try:
+                check_seal(ground)
+            except RecordError as error:
+                _note(self.out, [f"{error}; trained again"])
+                remove(ground)
         if not ground.exists():
             alone = dataclasses.replace(plan, drop=None, continued=False)
             self._train(alone, plan.start or self.source.model, made, tell)
@@ -342,17 +356,18 @@ class _Making:
 
 def _note(out: Path, notes: Sequence[str]) -> None:
     """Cells are made in several processes: each adds a line."""
-    with (out / _NOTES).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(list(notes)) + "\n")
+    append_to(out / _NOTES, (json.dumps(list(notes)) + "\n").encode())
 
 
 def _gather_notes(study: StudyFolder) -> None:
-    """What trainings said goes into the study's own record."""
+    """What trainings said goes into the study's own record. A torn line was never said."""
     file = study.path / _NOTES
-    if not file.exists():
+    try:
+        lines = read_plain(file).split(b"\n")[:-1]
+    except FileNotFoundError:
         return
     said: set[str] = set()
-    for line in file.read_bytes().splitlines():
+    for line in lines:
         # One that a kill tore belongs to a cell that is made again, and says it again.
         with suppress(RecordError):
             notes = parse_json(file, line)
@@ -360,7 +375,7 @@ def _gather_notes(study: StudyFolder) -> None:
             said.update(notes)
     study.facts["notes"] = sorted({*study.facts.get("notes", []), *said})
     study.write_manifest()
-    file.unlink()
+    discard(file)
 
 
 def _on_the_way(made: Path, steps: int) -> Metrics:
@@ -373,13 +388,20 @@ def _on_the_way(made: Path, steps: int) -> Metrics:
     }
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Whole or not at all; where another process was first, its copy stays."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
+def _copy(source: Path, target: Path, seals: bool = False) -> None:
+    """Whole or not at all; where another process was first, its copy stays.
+
+    Args:
+        source, target: folders.
+        seals: it is used later on, and checked then.
+    """
+    if target.is_dir():
+        return
     try:
-        partial.rename(target)
-    except OSError:
-        shutil.rmtree(partial)
+        with new_folder(target) as made:
+            shutil.copytree(source, made, dirs_exist_ok=True)
+            if seals:
+                write_seal(made, {}, target.name)
+    except DeltaLensError:
+        if not target.is_dir():
+            raise

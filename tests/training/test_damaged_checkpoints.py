@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from deltalens.errors import DeltaLensError
+from deltalens.io.seal import SEAL
 from deltalens.training.asked import TrainingAsked
-from deltalens.training.checkpoints import SEAL, seal
+from deltalens.training.checkpoints import seal
 from deltalens.training.folder import TrainingFolder
 from deltalens.training.metrics import Metrics
 from deltalens.training.run import TrainingWatch, train
@@ -121,7 +122,7 @@ def test_a_checkpoint_without_its_seal_was_cut_short_and_is_passed_over(out: Pat
 def test_the_best_weights_so_far_belong_to_a_checkpoint(out: Path) -> None:
     checkpoints = out / "checkpoints"
     held = json.loads((checkpoints / "checkpoint-3" / SEAL).read_text())
-    flip(checkpoints / next(iter(held["best"])))
+    flip(checkpoints / next(iter(held["about"]["best"])))
     with pytest.warns(UserWarning, match=r"best-3\.safetensors: damaged.*from checkpoint-2"):
         assert opened(out).last.step == 2  # type: ignore[union-attr]
 
@@ -133,7 +134,7 @@ def test_a_file_too_many_and_another_name_are_damage(out: Path) -> None:
     with pytest.warns(UserWarning, match="gone on from checkpoint-2") as told:
         folder = opened(out)
     assert "the seal of checkpoint-2" in folder.notes[0]
-    assert "pytorch_model.bin: no part of the checkpoint" in folder.notes[1]
+    assert "pytorch_model.bin: no part of what was written" in folder.notes[1]
     assert len(told) == 2
     assert folder.last is not None
     assert folder.last.step == 2
@@ -170,8 +171,9 @@ def test_a_damaged_checkpoint_is_noted_and_the_training_comes_to_the_same(
 def sealed_again(checkpoint: Path) -> None:
     """As who forges a checkpoint would."""
     held = json.loads((checkpoint / SEAL).read_text())
-    best = [checkpoint.parent / name for name in held["best"]]
-    seal(checkpoint, held["last"], tuple(held["metrics"]), best[0] if best else None)
+    about = held["about"]
+    best = [checkpoint.parent / name for name in about["best"]]
+    seal(checkpoint, about["last"], tuple(about["metrics"]), best[0] if best else None)
 
 
 class Trap:
