@@ -16,6 +16,7 @@ from typing import Any
 from deltalens.errors import DataError, reason, said_by
 from deltalens.evaluate.arrow_sizes import is_packed, spread
 from deltalens.evaluate.row_values import FREE, Record, check_expansion, parse_json
+from deltalens.io.files import open_input
 
 __all__ = ["of_folder", "of_parquet"]
 
@@ -76,11 +77,17 @@ def of_folder(path: Path, wanted: Collection[str]) -> Iterator[Record]:
         )
     if state.get("_indices_data_files"):
         raise DataError(f"{path}: written by `datasets` 1; load it and save it again")
+    named = state.get("_format_columns") or None
+    if not (named is None or (isinstance(named, list) and all(map(_is_text, named)))):
+        raise DataError(f"{path / _STATE}: _format_columns is no list of names")
     for file in _streams(path, state):
+        if file.exists() and not file.is_file():
+            raise DataError(f"{file}: a folder, pipe or device where a file of rows should be")
         with _arrow_faults(file, "an Arrow stream"), pa.memory_map(str(file)) as mapped:
             _check_plain(file, mapped)
             reader = pa.ipc.open_stream(mapped)
-            columns = _columns(state.get("_format_columns") or reader.schema.names, wanted)
+            there = reader.schema.names
+            columns = _columns(there if named is None else _held(file, named, there), wanted)
             batches = (
                 batch.select(columns).slice(start, _ROWS_AT_ONCE)
                 for batch in reader
@@ -104,7 +111,8 @@ def _streams(path: Path, state: dict[str, Any]) -> list[Path]:
 def _object(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None where there is none."""
     try:
-        found = parse_json(path.read_bytes())
+        with open_input(path) as stream:
+            found = parse_json(stream.read())
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -112,6 +120,18 @@ def _object(path: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     return found if isinstance(found, dict) else None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _held(file: Path, named: list[str], there: list[str]) -> list[str]:
+    """The columns that a data set's state names, all of which its files have."""
+    missing = [name for name in named if name not in there]
+    if missing:
+        raise DataError(f"{file}: has no column {missing[0][:80]!r}, which {_STATE} names")
+    return named
 
 
 def _columns(names: Collection[str], wanted: Collection[str]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from deltalens.errors import DataError
 from deltalens.evaluate.arrow_rows import of_folder, of_parquet
 from deltalens.evaluate.row_values import Record, check_expansion, parse_json
+from deltalens.io.files import open_input
 
 __all__ = ["Record", "name_of", "records"]
 
@@ -70,7 +71,7 @@ def _opened(path: Path) -> Iterator[tuple[io.BufferedReader, int]]:
     """A file, unpacked where it is packed, and its size on the disk."""
     try:
         size = path.stat().st_size
-        with path.open("rb") as plain:
+        with open_input(path) as plain:
             if plain.peek(2).startswith(_GZIP):
                 with gzip.GzipFile(fileobj=plain) as packed:
                     yield io.BufferedReader(_Unpacked(path, packed, size)), size

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import io
 import os
 import re
 import secrets
@@ -35,6 +36,7 @@ __all__ = [
     "is_temporary",
     "lock_folder",
     "new_folder",
+    "open_input",
     "open_plain",
     "read_plain",
     "replacing",
@@ -291,6 +293,22 @@ def read_plain(file: Path) -> bytes:
     """
     with open_plain(file) as stream:
         return stream.read()
+
+
+def open_input(file: Path) -> io.BufferedReader:
+    """A file that a user names, to be read. A link is followed, and a pipe is read from its writer:
+    one that has none is empty, and nobody waits for one.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.set_blocking(descriptor, True)
+    try:
+        return open(descriptor, "rb")
+    except OSError:  # A folder.
+        os.close(descriptor)
+        raise
 
 
 def discard(file: Path) -> None:

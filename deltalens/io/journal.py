@@ -131,8 +131,6 @@ def read_journal(file: Path, kind: CellKind, repair: bool = False) -> list[Cell]
     except OSError as error:
         raise RecordError(f"{file}: cannot be read: {error.strerror}") from error
     whole = raw[: raw.rfind(b"\n") + 1]
-    if repair and len(whole) < len(raw):
-        os.truncate(file, len(whole))
     found: dict[tuple[Any, ...], tuple[int, Cell]] = {}
     for number, line in enumerate(whole.split(b"\n")[:-1], 1):
         cell = parse_line(f"{file}, line {number}", line, kind)
@@ -142,6 +140,9 @@ def read_journal(file: Path, kind: CellKind, repair: bool = False) -> list[Cell]
                 f"{file}: lines {first} and {number} measured the same cell, with other numbers; "
                 "remove one of them"
             )
+    if repair and len(whole) < len(raw):
+        # A study that is refused stays as it is.
+        os.truncate(file, len(whole))
     return [cell for _, cell in found.values()]
 
 

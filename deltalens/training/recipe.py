@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import DeltaLensError, said_by, several
+from deltalens.io.files import open_input
 from deltalens.training.asked import config_class
 
 __all__ = ["read_recipe"]
@@ -59,7 +60,7 @@ def read_recipe(path: Path | None, objective: str) -> dict[str, Any]:
     import yaml
 
     try:
-        with path.open("rb") as stream:
+        with open_input(path) as stream:
             content = stream.read(_LARGEST_RECIPE + 1)
     except OSError as error:
         raise DeltaLensError(f"{path}: cannot be read: {error.strerror}") from error

@@ -40,6 +40,36 @@ def fault(tmp_path: Path, line: object) -> str:
     return found.removeprefix("line 2: ")
 
 
+def saved(folder: Path, state: object) -> Path:
+    """A data set as `save_to_disk` writes one, with a state of its own."""
+    import pyarrow as pa
+
+    folder.mkdir()
+    table = pa.Table.from_pylist([{"text": "once"}, {"text": "twice"}])
+    with (
+        pa.OSFile(str(folder / "a.arrow"), "wb") as out,
+        pa.ipc.new_stream(out, table.schema) as to,
+    ):
+        to.write_table(table)
+    (folder / "state.json").write_text(json.dumps(state))
+    return folder
+
+
+@pytest.mark.parametrize("columns", [7, "text", {"text": 1}, ["text", 3]])
+def test_a_data_set_whose_state_names_no_columns_is_refused(
+    tmp_path: Path, columns: object
+) -> None:
+    state = {"_data_files": [{"filename": "a.arrow"}], "_format_columns": columns}
+    with pytest.raises(DeltaLensError, match="_format_columns is no list of names"):
+        read_rows(saved(tmp_path / "rows", state))
+
+
+def test_a_data_set_whose_state_names_another_column_is_refused(tmp_path: Path) -> None:
+    state = {"_data_files": [{"filename": "a.arrow"}], "_format_columns": ["text", "score"]}
+    with pytest.raises(DeltaLensError, match=r"a\.arrow: has no column 'score', which state\.json"):
+        read_rows(saved(tmp_path / "rows", state))
+
+
 def test_a_file_that_is_not_there_cannot_be_read(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none.jsonl") == "cannot be read: No such file or directory"
 

@@ -14,9 +14,11 @@ import pytest
 
 import deltalens
 from deltalens import DeltaLensError
+from deltalens.evaluate.rows import read_rows
 from deltalens.figures import draw
 from deltalens.io.files import write_whole
 from deltalens.io.records import StudyFolder
+from deltalens.training.recipe import read_recipe
 from tests.bad_input.files import save, tuned, weights
 
 SECRET = "not yours\n"
@@ -79,6 +81,37 @@ def test_reading_never_waits(study: Path, victim: Path, name: str, kind: str) ->
     in_its_place(study / name, kind, victim)
     with pytest.raises(DeltaLensError, match=name.replace(".", r"\.")):
         deltalens.load_study(study)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl", "rows.parquet", "saved/state.json", "saved/a.arrow"]
+)
+def test_rows_are_not_waited_for_where_a_pipe_has_no_writer(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DeltaLensError, match=r"pipe|no rows|not a Parquet file|not valid JSON"):
+        read_rows(folder if "/" in name else tmp_path / name)
+
+
+@pytest.mark.timeout(60)
+def test_a_recipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "recipe.yaml")
+    assert read_recipe(tmp_path / "recipe.yaml", "sft") == {}
+
+
+@pytest.mark.timeout(60)
+def test_rows_that_another_process_pipes_are_read() -> None:
+    reading, writing = os.pipe()
+    with open(writing, "w") as stream:
+        stream.write("".join(f'{{"text": "row {number}"}}\n' for number in range(100)))
+    try:
+        assert len(read_rows(f"/dev/fd/{reading}").rows) == 100
+    finally:
+        os.close(reading)
 
 
 @pytest.mark.parametrize("name", ["cells.csv", "anatomy.png", "anatomy.svg"])

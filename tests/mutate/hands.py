@@ -105,7 +105,7 @@ def tried(numbers: Sequence[int], folder: Path, seed: int, jobs: int) -> Iterato
         for hand in list(running.values()):
             if hand.pipe in ready:
                 yield from hand.heard()
-            if hand.done or time.monotonic() - hand.since > SECONDS:
+            if hand.done or hand.hangs():
                 yield from hand.ended()
                 del running[hand.pipe]
                 free.append(hand.place)
@@ -124,12 +124,18 @@ class _Hand:
         self.pipe, outlet = os.pipe()
         self._text = b""
         self._begun = "?", "?"
-        self.since = time.monotonic()
         self.process = os.fork()
         if self.process == 0:
             os.close(self.pipe)
             _work(folder, self.bench, seed, numbers, outlet)
         os.close(outlet)
+        self._starts()
+
+    def _starts(self) -> None:
+        """It begins with a mutant."""
+        self._since = time.monotonic()
+        self._looked = False, -1.0
+        self._began_at = self._spent()[1]
 
     def heard(self) -> Iterator[Verdict]:
         """What it found since."""
@@ -137,13 +143,27 @@ class _Hand:
         self.done = not text
         *lines, self._text = (self._text + text).split(b"\n")
         for line in lines:
-            self.since = time.monotonic()
+            self._starts()
             found = json.loads(line)
             if isinstance(found, list):
                 self._begun = found[0], found[1]
             else:
                 self.left.pop(0)
                 yield Verdict(**found)
+
+    def hangs(self) -> bool:
+        """Whether it has been busy with one mutant for too long, or idle as long: where many share
+        the machine, it may be that it had no turn."""
+        if time.monotonic() - self._since < SECONDS:
+            return False
+        before = self._looked
+        self._looked = asleep, spent = self._spent()
+        return spent - self._began_at > SECONDS or (asleep and spent == before[1])
+
+    def _spent(self) -> tuple[bool, float]:
+        """Whether it sleeps, and its seconds of processor time."""
+        stat = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
+        return stat[0] == "S", sum(map(int, stat[11:13])) / os.sysconf("SC_CLK_TCK")
 
     def ended(self) -> Iterator[Verdict]:
         """It is over: all is tried, or the mutant at hand hangs, or was the end of it."""

@@ -182,22 +182,10 @@ def loaded(file: Path) -> Seen:
 
 def summariser(kind: str) -> Callable[[Any], Any]:
     """What the study's command says of it."""
-    from deltalens.studies.efficiency_summary import summarise_efficiency
-    from deltalens.studies.landscape.summary import summarise_landscape
-    from deltalens.studies.layer_summary import summarise_layers
-    from deltalens.studies.summary import summarise
-    from deltalens.studies.sweep_summary import summarise_sweep
+    from tests.records.studies import SUMMARISE
 
-    known: dict[str, Callable[[Any], Any]] = {
-        "drop-study": summarise,
-        "drop-study-on-data": summarise,
-        "inspect": lambda record: None,
-        "landscape": summarise_landscape,
-        "plane": summarise_landscape,
-        "layer-sweep": summarise_layers,
-        "efficiency": summarise_efficiency,
-    }
-    return known.get(kind, summarise_sweep)
+    same = {"drop-study-on-data": "drop-study", "plane": "landscape"}
+    return SUMMARISE.get(same.get(kind, kind), lambda record: None)
 
 
 def drawn(file: Path) -> Seen:

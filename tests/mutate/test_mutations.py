@@ -98,9 +98,14 @@ def careless(file: Path) -> Seen:
     return Seen(None, {"value": json.loads(file.read_text())["nowhere"]})
 
 
-def hanging(file: Path) -> Seen:
+def busy(file: Path) -> Seen:
     while True:
-        time.sleep(1)
+        pass
+
+
+def waiting(file: Path) -> Seen:
+    time.sleep(1000)
+    return Seen(None, {})
 
 
 def crashing(file: Path) -> Seen:
@@ -127,7 +132,8 @@ def folder(tmp_path: Path) -> Path:
         (sampling, "wrong number", False),
         (untidy, "left or changed", True),
         (careless, "builtins.KeyError", True),
-        (hanging, "takes longer than 1 s", True),
+        (busy, "takes longer than 1 s", True),
+        (waiting, "takes longer than 1 s", True),
         (crashing, "killed by SIGSEGV", True),
         (quiet, "message too short or too long", True),
     ],
@@ -141,7 +147,7 @@ def test_every_kind_of_misbehaviour_is_noticed(
 ) -> None:
     monkeypatch.setattr(hands, "mutant", behaviour(run, own))
     monkeypatch.setattr(hands, "SECONDS", 1.0)
-    count = 3 if run is hanging else 40
+    count = 3 if run in (busy, waiting) else 40
     verdicts = list(hands.tried(range(count), folder, 0, 1))
     assert sorted(one.number for one in verdicts) == list(range(count))
     assert found in {one.found for one in verdicts}, verdicts[0].said

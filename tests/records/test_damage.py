@@ -14,6 +14,7 @@ import deltalens
 from deltalens import DeltaLensError
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyFolder
+from deltalens.studies.drop_study import COLUMNS
 from tests.records.edits import edit
 from tests.records.studies import KINDS, make_study
 
@@ -61,6 +62,15 @@ def test_a_damaged_line_is_named_with_what_to_do_and_the_rest_goes_on(study: Pat
     file.write_bytes(b"".join([lines[0], *lines[2:]]))
     (study / "cells.csv").unlink()
     assert len(cells_of(study).drop_duplicates(["strategy", "rate", "seed"])) == len(lines) - 1
+
+
+def test_a_study_that_is_refused_stays_as_it_is(study: Path) -> None:
+    file, asked = study / "cells.jsonl", dict(deltalens.load_study(study).asked)
+    damaged = file.read_bytes().replace(b"0.5", b"0.6", 1) + b'{"setting": {"strat'
+    file.write_bytes(damaged)
+    with pytest.raises(RecordError, match="line 2: damaged"):
+        StudyFolder.open(study, asked.pop("kind"), asked, COLUMNS)
+    assert file.read_bytes() == damaged
 
 
 def test_a_torn_last_line_does_not_count_and_a_whole_one_without_checksum_is_refused(
