@@ -22,7 +22,7 @@ __all__ = [
 
 SHOWN = 20
 _LONGEST = 500
-_LONGEST_REASON = 1_000
+_LONGEST_REASON = 4_000
 _COMPARED, _BEGINNING = 50, 200
 """Names, and characters of each, that difflib compares: it is quadratic in both."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltalens.errors import CheckpointError, reason
+from deltalens.errors import CheckpointError, is_foreign, reason
 from deltalens.io.checkpoint import ADAPTER, open_checkpoint
 from deltalens.io.header import TensorEntry, read_header
 from deltalens.io.pretrained import class_of, read_adapter, read_model, read_tokenizer
@@ -92,9 +92,9 @@ def merge_adapter(adapter: Path, base: Path, folder: Path, trust: bool | None = 
             del model
             _copy_tokenizer(base, adapter, folder)
             _check_same(adapter, base, folder, stored, dtype, trust)
-    except CheckpointError:
-        raise
-    except Exception as error:  # Of transformers, peft or safetensors, which promise no kind.
+    except BaseException as error:  # Of transformers, peft or safetensors: of any kind.
+        if isinstance(error, CheckpointError) or not is_foreign(error):
+            raise
         raise CheckpointError(
             f"{adapter}: cannot be merged into {base}: {reason(error)}"
         ) from error

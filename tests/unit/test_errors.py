@@ -31,7 +31,7 @@ def test_what_ends_a_program_passes(error: BaseException) -> None:
 def test_an_error_that_quotes_its_whole_file_is_cut() -> None:
     with pytest.raises(DeltaLensError) as caught, said_by("b", "a"):
         raise ValueError("x" * 50_000_000)
-    assert 500 < len(str(caught.value)) < 2_000
+    assert 500 < len(str(caught.value)) < 5_000
     assert str(caught.value).endswith("...")
 
 
