@@ -17,7 +17,7 @@ USED := import matplotlib.pyplot, pandas, pyarrow.parquet, scipy.stats, seaborn,
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-mutate lint bench types clean
+.PHONY: help setup demo test test-all test-kill test-mutate lint bench types clean
 
 help:
 	@echo 'make setup     the environment of the library, in $(VENV)'
@@ -25,6 +25,7 @@ help:
 	@echo 'make test      the tests that take seconds'
 	@echo 'make test-all  every test that needs no accelerator'
 	@echo 'make test-mutate  damaged files by the thousand, under an hour; part of test-all'
+	@echo 'make test-kill    every command that writes, killed 200 times, under an hour; part of test-all'
 	@echo 'make lint      ruff, its formatter and the types'
 	@echo 'make types     mypy on a freshly installed tree'
 	@echo 'make bench     timings beside our peers, one JSON line each'
@@ -39,7 +40,7 @@ demo: $(CORE)
 # A process for each core, one thread each: torch's threads, where several processes have them, wait
 # for each other at every operation.
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'not slow and not gpu and not bench and not mutate'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'not slow and not gpu and not bench and not kill and not mutate'
 
 test-all: $(DEV)
 	$(BIN)/pytest -m 'not gpu'
@@ -47,6 +48,10 @@ test-all: $(DEV)
 # 25,000 damaged files; one alone: python -m tests.mutate --only NUMBER.
 test-mutate: $(DEV)
 	$(BIN)/pytest -m mutate tests/mutate
+
+# Every command that writes, killed at 200 moments and given again.
+test-kill: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m kill tests/kill
 
 lint: $(DEV)
 	$(BIN)/ruff check .

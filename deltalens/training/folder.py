@@ -129,6 +129,7 @@ class TrainingFolder:
     def _go_on(self) -> None:
         self._check_same()
         self._refuse_links()
+        self._tidy_runs()
         self._clear_model()
         if self.finished:
             remove_checkpoints(self.checkpoints)
@@ -167,6 +168,13 @@ class TrainingFolder:
         for one in found:
             if os.path.lexists(one) and not _is_plain(one):
                 raise RecordError(f"{one}: a link, pipe or device; remove it")
+
+    def _tidy_runs(self) -> None:
+        """Runs of calls that were killed stay; what they were writing, and their locks, do not."""
+        for run in [self.path / RUN, *self.path.glob(f"{RUN}-from-*")]:
+            for folder, _, names in os.walk(run):
+                for name in filter(is_remains, names):
+                    discard(Path(folder, name))
 
     @property
     def finished(self) -> bool:
