@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deltalens.errors import CheckpointError
+from deltalens.io.files import open_input
 
 __all__ = ["FLOATS", "TensorEntry", "read_header"]
 
@@ -70,7 +71,7 @@ def read_header(file: Path) -> tuple[bytes, list[TensorEntry]]:
     try:
         about = file.stat()
         size = about.st_size
-        with file.open("rb") as stream:
+        with open_input(file) as stream:
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little")
             if prefix == _LFS_POINTER:

@@ -98,6 +98,16 @@ def test_rows_are_not_waited_for_where_a_pipe_has_no_writer(tmp_path: Path, name
 
 
 @pytest.mark.timeout(60)
+def test_weights_are_not_waited_for(models: tuple[Path, Path]) -> None:
+    (models[1] / "model.safetensors").unlink()
+    os.mkfifo(models[1] / "model.safetensors")
+    with pytest.raises(
+        DeltaLensError, match=r"model\.safetensors: truncated or no safetensors file"
+    ):
+        deltalens.inspect(*models)
+
+
+@pytest.mark.timeout(60)
 def test_a_recipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "recipe.yaml")
     assert read_recipe(tmp_path / "recipe.yaml", "sft") == {}
