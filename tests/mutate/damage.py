@@ -17,7 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DAMAGES", "OUTSIDE", "replace_file"]
+from deltalens.io.checksum import sealed
+
+__all__ = ["OUTSIDE", "Damage", "damage_sealed", "damaged", "remove", "replace_file"]
 
 Draw = random.Random
 Damage = Callable[[Draw, bytes, Sequence[bytes]], bytes]
@@ -178,6 +180,22 @@ def _damage_line(draw: Draw, line: bytes) -> bytes:
     return b",".join(fields)
 
 
+def damage_sealed(draw: Draw, content: bytes, others: Sequence[bytes]) -> bytes:
+    """A record of ours that says something else under a right checksum: as one that a bug of ours
+    wrote, or a forger."""
+    lines = content.splitlines(keepends=True)
+    whole = not all(line.startswith(b"{") and line.endswith(b"}\n") for line in lines)
+    place = draw.randrange(len(lines))
+    text = damage_json(draw, json.loads(content if whole else lines[place]))
+    try:
+        record = json.loads(text)
+        text = json.dumps(sealed(record)) if isinstance(record, dict) else text
+    except (ValueError, RecursionError):
+        pass
+    made = text.encode() + b"\n"
+    return made if whole else b"".join([*lines[:place], made, *lines[place + 1 :]])
+
+
 def damage_shard(draw: Draw, content: bytes, others: Sequence[bytes]) -> bytes:
     """A safetensors file: bytes anywhere, bytes or JSON of the header, its length, or the data."""
     length = int.from_bytes(content[:8], "little")
@@ -292,10 +310,11 @@ DAMAGES: dict[str, Damage] = {
 """By a file's ending; of others the bytes."""
 
 
-def damaged(draw: Draw, file: Path, others: Sequence[bytes]) -> bytes:
-    """The content of a damaged file: another one than it has."""
+def damaged(draw: Draw, file: Path, others: Sequence[bytes], damage: Damage | None = None) -> bytes:
+    """The content of a damaged file: another one than it has. How, says its ending, if nothing
+    else is given."""
     content = file.read_bytes()
-    damage = DAMAGES.get(file.suffix, damage_bytes)
+    damage = damage or DAMAGES.get(file.suffix, damage_bytes)
     for _ in range(20):
         made = damage(draw, content, others)
         if made != content:
@@ -305,23 +324,24 @@ def damaged(draw: Draw, file: Path, others: Sequence[bytes]) -> bytes:
 
 def replace_file(draw: Draw, file: Path) -> str:
     """Something else in a file's place; what it is."""
-    kind = draw.choice(["nothing", "empty", "folder", "pipe", "link", "outside", "loop", "full"])
+    kinds = ["nothing", "empty file", "folder", "full folder", "pipe"]
+    kind = draw.choice([*kinds, "link to nothing", "link out", "link to itself", "link to its own"])
     content = file.read_bytes()
     file.unlink()
-    if kind == "empty":
+    if kind == "empty file":
         file.write_bytes(b"")
-    elif kind in ("folder", "full"):
+    elif kind.endswith("folder"):
         file.mkdir()
-        if kind == "full":
+        if kind == "full folder":
             (file / "x").write_bytes(content)
     elif kind == "pipe":
         os.mkfifo(file)
-    elif kind == "link":
-        file.symlink_to("nowhere")
-    elif kind == "outside":
-        file.symlink_to(os.path.relpath(Path(OUTSIDE), file.parent))
-    elif kind == "loop":
-        file.symlink_to(file.name)
+    elif kind == "link to its own":
+        file.with_name(f"{file.name}.blob").write_bytes(content)
+        file.symlink_to(f"{file.name}.blob")
+    elif kind.startswith("link"):
+        out = os.path.relpath(OUTSIDE, file.parent)
+        file.symlink_to({"link to nothing": "nowhere", "link out": out}.get(kind, file.name))
     return kind
 
 

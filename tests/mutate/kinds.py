@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from tests.mutate import operations as do
+from tests.mutate.damage import Damage, damage_sealed
 from tests.mutate.operations import Seen
 from tests.mutate.workbench import STUDIES
 
@@ -52,6 +53,8 @@ class Kind:
     """Of 100 mutants."""
     own: bool = False
     """Whether deltalens wrote it: then a mutant is refused, or gives the clean number."""
+    damage: Damage | None = None
+    """Instead of that of the files' endings."""
     replaced: float = field(default=0.03)
     """How often something else takes the file's place: a folder, a pipe, a link, nothing."""
 
@@ -63,7 +66,8 @@ def _resumes(*kinds: str) -> tuple[Operation, ...]:
     return tuple(Operation(do.again(kind), 1, True, _MADE) for kind in kinds)
 
 
-_PICTURES = tuple(f"studies/*/*.{end}" for end in ("png", "svg", "csv", "md"))
+_PICTURES = tuple(f"*/*/*.{end}" for end in ("png", "svg", "csv", "md"))
+_OF_A_RUN = ("run/*.png", "run/*.svg")
 _STUDY = tuple(f"studies/*/{name}" for name in ("*.json", "*.jsonl", "*.csv", ".lock"))
 _PAIR = Operation(do.paired, 6)
 _INSPECT = Operation(do.inspected, 4)
@@ -120,12 +124,39 @@ KINDS: tuple[Kind, ...] = (
     ),
     *map(_study, STUDIES),
     Kind(
+        "older study",
+        ("older/*/study.json", "older/*/cells.*"),
+        (Operation(do.loaded, 14), Operation(do.drawn, 2, True, _PICTURES)),
+        6,
+    ),
+    Kind(
+        "forged study",
+        ("studies/*/study.json", "studies/*/cells.jsonl"),
+        (Operation(do.loaded, 14), Operation(do.drawn, 2, True, _PICTURES)),
+        8,
+        damage=damage_sealed,
+    ),
+    Kind(
+        "forged run",
+        ("run/run.json",),
+        (Operation(do.watched, 8), Operation(do.watched_and_drawn, 1, True, _OF_A_RUN)),
+        2,
+        damage=damage_sealed,
+    ),
+    Kind(
+        "forged training",
+        ("training/train.json", "training/metrics.jsonl", "removed/train.json"),
+        (Operation(do.trainings, 1, True, ("training/*", "training/**", "removed/*.*")),),
+        2,
+        damage=damage_sealed,
+    ),
+    Kind(
         "run",
         ("run/run.json", "run/*/*.parquet"),
         (
             Operation(do.watched, 8),
-            Operation(do.watched_and_drawn, 1, True, ("run/*.png", "run/*.svg")),
-            Operation(do.by_command("monitor", "run"), 1, True, ("run/*.png", "run/*.svg")),
+            Operation(do.watched_and_drawn, 1, True, _OF_A_RUN),
+            Operation(do.by_command("monitor", "run"), 1, True, _OF_A_RUN),
         ),
         6,
         own=True,

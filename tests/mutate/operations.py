@@ -299,6 +299,11 @@ def training_resumed(file: Path) -> Seen:
     return Seen(None, {"weights": weights, "metrics": metrics}, resumed=True)
 
 
+def trainings(file: Path) -> Seen:
+    """A training whose removed shares are drawn, or one that goes on."""
+    return drawn(file) if file.parts[0] == "removed" else training_resumed(file)
+
+
 def by_command(*arguments: str) -> Callable[[Path], Seen]:
     """A command line, `FOLDER` in it standing for the file's: exit code 0, or 2 and one message."""
 

@@ -39,8 +39,7 @@ def mutated(tmp_path: Path, count: int, jobs: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
-@pytest.mark.mutate
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_two_thousand_damaged_files_are_refused_or_harmless(tmp_path: Path) -> None:
     found = Counter(one["found"] for one in mutated(tmp_path, QUICK, 1))
     assert found["refused"] > 0.3 * QUICK
@@ -57,7 +56,7 @@ def test_damaged_files_of_every_kind_are_refused_or_harmless(tmp_path: Path) -> 
 
 def behaviour(run: Callable[[Path], Seen], own: bool = True) -> Callable[[int, int], Mutant]:
     """Mutants of which nothing but this is done."""
-    kind = Kind("record", ("record.json",), (Operation(run, makes=("new",)),), 1, own, replaced=0)
+    kind = Kind("record", ("record.json",), (Operation(run, makes=("*",)),), 1, own, replaced=0)
 
     def made(seed: int, number: int) -> Mutant:
         return Mutant(number, kind, kind.operations[0], mutant(seed, number).draw)
@@ -92,6 +91,11 @@ def sampling(file: Path) -> Seen:
 def untidy(file: Path) -> Seen:
     Path(".record.part").touch()
     raise DeltaLensError("the disk is full, and so on")
+
+
+def leaving(file: Path) -> Seen:
+    Path(".record.json.0123abcd-7-89ab.part").touch()
+    return Seen(None, {})
 
 
 def careless(file: Path) -> Seen:
@@ -131,6 +135,7 @@ def folder(tmp_path: Path) -> Path:
         (trusting, "wrong number", True),
         (sampling, "wrong number", False),
         (untidy, "left or changed", True),
+        (leaving, "left or changed", True),
         (careless, "builtins.KeyError", True),
         (busy, "takes longer than 1 s", True),
         (waiting, "takes longer than 1 s", True),

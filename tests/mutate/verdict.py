@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import DeltaLensError
+from deltalens.io.files import is_temporary
 from tests.mutate.damage import damaged, remove, replace_file
 from tests.mutate.kinds import Kind, Mutant
 from tests.mutate.operations import Refused, Seen, Unsound
@@ -79,7 +80,7 @@ class Bench:
         if chance < mutant.kind.replaced + UNTOUCHED:
             return file, "untouched"
         others = [one.read_bytes() for one in files if one.suffix == file.suffix]
-        file.write_bytes(damaged(mutant.draw, file, others))
+        file.write_bytes(damaged(mutant.draw, file, others, mutant.kind.damage))
         return file, "damaged"
 
     def verdict(self, mutant: Mutant, file: Path, damage: str) -> Verdict:
@@ -126,7 +127,8 @@ class Bench:
         left = sorted(
             name
             for name in changed
-            if Path(name).name != ".lock" and not any(fnmatch(name, one) for one in allowed)
+            if is_temporary(Path(name).name)
+            or (Path(name).name != ".lock" and not any(fnmatch(name, one) for one in allowed))
         )
         if error is not None and not isinstance(error, (DeltaLensError, Refused)):
             return _fault(error), frames(error), said[:500]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,13 @@ from typing import Any
 
 from deltalens.studies.trainings import TrainingData
 from deltalens.training.asked import TrainingAsked
+from tests.mutate.damage import OUTSIDE
 
 CELLS = "answers.jsonl"
 """The rows that studies measure and learn."""
 STEPS = 4
+BEFORE = Path(__file__).parents[1] / "studies" / "before"
+"""Studies of the first version, whose records have no checksums."""
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}{% generation %}"
     "{{ message['content'] }}{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}"
@@ -46,6 +50,7 @@ def build(root: Path) -> None:
 
     torch.set_num_threads(1)
     with inside(root), steady_clock():
+        Path(OUTSIDE).write_text("not yours\n")
         write_models()
         write_rows()
         Path("recipe.yaml").write_text(RECIPE)
@@ -55,6 +60,7 @@ def build(root: Path) -> None:
         write_trainings()
         for kind, study in STUDIES.items():
             study(Path("studies", kind))
+        shutil.copytree(BEFORE, "older")
 
 
 @contextmanager
