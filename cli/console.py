@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -40,6 +41,7 @@ __all__ = [
     "print_json",
     "quieten",
     "say",
+    "say_trace",
     "show",
 ]
 
@@ -73,10 +75,9 @@ def command(debug: bool, interrupted: str = "stopped; nothing was written") -> I
             yield
     except DeltaLensError as error:
         if debug:
-            for line in traceback.format_exc().splitlines():
-                say(line, err=True)
+            say_trace()
         else:
-            say(f"deltalens: {error}", err=True, lines=True)
+            say(error, err=True, before="deltalens: ")
         raise typer.Exit(BAD_INPUT) from error
     except KeyboardInterrupt as error:
         if debug:
@@ -91,20 +92,34 @@ def command(debug: bool, interrupted: str = "stopped; nothing was written") -> I
         warnings.showwarning = shown
 
 
-def say(text: object, err: bool = False, lines: bool = False) -> None:
-    """Print a line: whatever is in it, a terminal shows it and obeys nothing of it.
+def say(text: object, err: bool = False, before: str = "") -> None:
+    """Print a line, or the lines of `Lines`: whatever is in it, a terminal shows it and obeys
+    nothing of it.
 
     Args:
-        text: to be printed.
+        text: to be printed; of an exception or a warning its message.
         err: on standard error.
-        lines: further lines, each indented by two spaces, are meant (a list of faults).
+        before: our own words in front of it.
     """
-    typer.echo(plain_lines(text) if lines else plain(text), err=err)
+    typer.echo(f"{before}{plain_lines(text)}", err=err)
+
+
+def say_trace() -> None:
+    """Print where the exception that is being handled comes from."""
+    for line in traceback.format_exc().rstrip().split("\n"):
+        say(line, err=True)
 
 
 def _warn(message: object, category: type, *_: object, **__: object) -> None:
     """As Python shows a warning, in one line."""
-    say(f"{category.__name__}: {message}", err=True, lines=True)
+    say(message, err=True, before=f"{category.__name__}: ")
+
+
+class _PlainLog(logging.Formatter):
+    """What another library logs can quote a file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
 
 
 def changed_only(of: str) -> bool:
@@ -136,11 +151,14 @@ def print_json(value: Any) -> None:
 def quieten() -> None:
     """Keep transformers' own bars and notices off the terminal: deltalens says what matters. What
     one library will rename in another is no news to a user."""
-    from transformers.utils import logging
+    from transformers.utils import logging as theirs
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    for handler in (logging.lastResort, *logging.getLogger("transformers").handlers):
+        if handler is not None:
+            handler.setFormatter(_PlainLog())
 
 
 class Meter:

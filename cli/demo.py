@@ -12,6 +12,7 @@ from deltalens.cli import console
 from deltalens.cli.drop_study import drop_study
 from deltalens.cli.inspect import inspect
 from deltalens.cli.options import Debug, Quiet
+from deltalens.errors import Lines
 
 __all__ = ["DEFAULT_FOLDER", "Folder", "app", "interrupted", "made", "say"]
 
@@ -92,6 +93,6 @@ def interrupted(out: Path) -> str:
 
 
 def say(quiet: bool, text: str) -> None:
-    """Print, unless asked for quiet."""
+    """Print the lines of a text, unless asked for quiet."""
     if not quiet:
-        console.say(text)
+        console.say(Lines(*text.split("\n")))

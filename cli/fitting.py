@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from deltalens.io.escaping import plain
+from deltalens.io.escaping import plain, plain_lines
 from deltalens.io.tables import Table
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class FittingTable:
     """
 
     def __init__(self, table: Table) -> None:
-        heads = tuple("\n".join(map(plain, head.split("\n"))) for head in table.columns)
+        heads = tuple(plain_lines(head) for head in table.columns)
         rows = tuple(tuple(map(plain, row)) for row in table.rows)
         self.table = Table(plain(table.title), heads, rows)
 

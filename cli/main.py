@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
 
 from deltalens.cli import (
     compare,
@@ -28,11 +31,38 @@ from deltalens.cli import (
 from deltalens.cli.console import BAD_INPUT
 from deltalens.cli.output import check_streams
 from deltalens.errors import DeltaLensError
+from deltalens.io.escaping import plain
 
 __all__ = ["app", "main"]
 
+_UsageError = cast("type[Exception]", typer.BadParameter.__bases__[0])
+"""What typer raises for a command line; the library that it is from changes with typer."""
+
+
+class _Commands(TyperGroup):
+    """Words on a command line can be names of files, which a shell's pattern brought."""
+
+    def make_context(self, *given: Any, **more: Any) -> Any:
+        with _plain_usage():
+            return super().make_context(*given, **more)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _plain_usage():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _plain_usage() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        error.message = plain(error.message)  # type: ignore[attr-defined]
+        raise
+
+
 app = typer.Typer(
     name="deltalens",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -86,9 +116,13 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except DeltaLensError as error:
-        console.say(f"deltalens: {error}", err=True, lines=True)
+        console.say(error, err=True, before="deltalens: ")
         raise SystemExit(BAD_INPUT) from error
     except BrokenPipeError as error:
+        raise SystemExit(1) from error
+    except Exception as error:
+        # A bug of ours: what Python would print itself, escaped.
+        console.say_trace()
         raise SystemExit(1) from error
 
 

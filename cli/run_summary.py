@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deltalens.errors import Lines
 from deltalens.figures.gradient_run import GROUPS, group_of
 from deltalens.io.runs import RunRecord
 from deltalens.io.tables import Table
@@ -120,7 +121,10 @@ class RunSummary:
         masks = self.groups[0].masks
         for start in range(0, len(masks), _RATIOS_ACROSS):
             some = range(start, min(len(masks), start + _RATIOS_ACROSS))
-            heads = [(f"overlap\nat {masks[n].mask_ratio:g}", "chance", "coverage") for n in some]
+            heads = [
+                (Lines("overlap", f"at {masks[n].mask_ratio:g}"), "chance", "coverage")
+                for n in some
+            ]
             yield Table(
                 "overlap with the mask of the previous logged step, by mask ratio" * (not start),
                 ("group", *(head for three in heads for head in three)),

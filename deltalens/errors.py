@@ -11,6 +11,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "DeltaLensError",
+    "Lines",
     "PairingError",
     "RecordError",
     "is_foreign",
@@ -25,6 +26,29 @@ _LONGEST = 500
 _LONGEST_REASON = 4_000
 _COMPARED, _BEGINNING = 50, 200
 """Names, and characters of each, that difflib compares: it is quadratic in both."""
+
+
+class Lines(str):
+    """A message of several lines: only in one made as this do line ends count. One in a part came
+    with a name, and is written as an escape, lest the name writes a line of its own.
+
+    Args:
+        parts: a line each, or more where they are `Lines` themselves.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *parts: str) -> Lines:
+        lines = (
+            str(part) if isinstance(part, Lines) else part.replace("\n", "\\n") for part in parts
+        )
+        return super().__new__(cls, "\n".join(lines))
+
+    def __str__(self) -> Lines:
+        return self
+
+    def __reduce__(self) -> tuple[type[Lines], tuple[str, ...]]:
+        return Lines, tuple(self.split("\n"))
 
 
 class DeltaLensError(Exception):
@@ -47,14 +71,14 @@ class RecordError(DeltaLensError):
     """A study or run folder cannot be used."""
 
 
-def several(headline: str, faults: Sequence[str]) -> str:
+def several(headline: str, faults: Sequence[str]) -> Lines:
     """One message for all faults of a check: the first 20, the rest counted. A hostile name can be
     as long as its file: a fault is cut where it would fill the terminal."""
     short = (fault if len(fault) < _LONGEST else f"{fault[:_LONGEST]}..." for fault in faults)
     lines = [headline, *(f"  - {fault}" for fault in itertools.islice(short, SHOWN))]
     if len(faults) > SHOWN:
         lines.append(f"  ... and {len(faults) - SHOWN} more")
-    return "\n".join(lines)
+    return Lines(*lines)
 
 
 def nearest(name: str, names: Iterable[str], count: int, cutoff: float) -> list[str]:

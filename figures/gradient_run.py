@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deltalens.errors import RecordError
+from deltalens.errors import Lines, RecordError
 from deltalens.figures.learned_masks import learned_masks
 from deltalens.figures.style import WIDTH, save, styled
 from deltalens.io.runs import RunRecord, load_run
@@ -293,7 +293,7 @@ def _by_layer(masks: pd.DataFrame, time: _Time) -> Any:
             rasterized=True,
         )
         chance = float(_per(rows.assign(all=0), ["all"], "chance_previous").iloc[0])
-        axis.set_title(f"mask ratio {ratio:g}\n(chance {chance:.2g})", fontsize=9)
+        axis.set_title(Lines(f"mask ratio {ratio:g}", f"(chance {chance:.2g})"), fontsize=9)
         axis.grid(False)
         axis.tick_params(axis="y", labelsize=8)
         bar = figure.colorbar(mesh, ax=axis, orientation="horizontal", extend="both", aspect=14)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import fill
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 
+from deltalens.errors import Lines
 from deltalens.figures.landscape_panels import (
     MARKERS,
     Panel,
@@ -188,4 +189,4 @@ def _shape(panel: Panel) -> float:
 
 
 def _wrapped(label: str) -> str:
-    return fill(label, 42, break_long_words=False, break_on_hyphens=False)
+    return Lines(*wrap(label, 42, break_long_words=False, break_on_hyphens=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from deltalens.errors import Lines
 from deltalens.figures.style import WIDTH
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def learned_masks(learned: pd.DataFrame) -> Any:
             axis.plot(mean.index, mean, color=color, linewidth=1.6, label=name, zorder=2)
     chance = _mean(learned.dropna(subset=["chance_first"]), "chance_first")
     above.plot(chance.index, chance, color="0.4", linestyle=":", label="by chance")
-    above.set_ylabel("Jaccard index of the masks\nwith those of ...")
-    below.set_ylabel("weights that changed sides\nsince ... (%)")
+    above.set_ylabel(Lines("Jaccard index of the masks", "with those of ..."))
+    below.set_ylabel(Lines("weights that changed sides", "since ... (%)"))
     axes[-1].set_xlabel("step")
     below.set_ylim(bottom=0)
     if varies:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltalens.catalog import axis_label
+from deltalens.errors import Lines
 from deltalens.figures.mft_studies import LOOKS, Look, MftStudy
 from deltalens.figures.style import WIDTH, save, styled
 from deltalens.io.tables import over_seeds
@@ -153,4 +154,4 @@ def _legend(figure: Any) -> None:
 def _wrapped(text: str) -> str:
     import textwrap
 
-    return "\n".join(textwrap.wrap(text, 132))
+    return Lines(*textwrap.wrap(text, 132))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from deltalens.errors import RecordError
+from deltalens.errors import Lines, RecordError
 from deltalens.figures.mft_studies import MftStudy, in_order, label
 from deltalens.figures.sweep_tables import measure
 from deltalens.figures.tables import Block, Measure, measured
@@ -43,7 +43,7 @@ class Column(NamedTuple):
         """How it is shown."""
         shown, told = measure(self.name), self.data.startswith(self.domain)
         where = self.data if told else f"{self.domain} → {self.data}"
-        return replace(shown, name="/".join(self), head=f"{where}\n{shown.head}")
+        return replace(shown, name="/".join(self), head=Lines(where, shown.head))
 
 
 class Line(NamedTuple):

@@ -46,6 +46,7 @@ _RC: dict[Any, Any] = {
     "legend.frameon": False,
     "figure.dpi": 150,
     "savefig.dpi": 150,
+    "text.usetex": False,
     "svg.hashsalt": "deltalens",
     "svg.fonttype": "none",
 }

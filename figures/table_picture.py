@@ -9,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltalens.errors import Lines
 from deltalens.figures.style import WIDTH, save, styled
 
 if TYPE_CHECKING:
@@ -140,7 +141,9 @@ def _agreeing(before: Sequence[Entry], row: Sequence[Entry]) -> int:
 def _head_lines(head: str) -> list[str]:
     """A head of one line that ends with a longer remark in brackets gets two."""
     name, _, remark = head.partition(" (")
-    return head.split("\n") if "\n" in head or len(remark) < 4 else [name, f"({remark}"]
+    if isinstance(head, Lines) and "\n" in head:
+        return head.split("\n")
+    return [head] if len(remark) < 4 else [name, f"({remark}"]
 
 
 def _wrapped(text: str, width: float, size: float, weight: str) -> list[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltalens.catalog import Better
+from deltalens.errors import Lines
 from deltalens.figures.table_picture import draw_blocks
 from deltalens.io.escaping import plain_cell, plain_markdown
 from deltalens.io.files import write_whole
@@ -153,13 +154,13 @@ def measured(
         (*map(Entry, row), *entries, _count([entry.seeds for entry in entries]))
         for row, entries in zip(rows, zip(*columns, strict=True), strict=True)
     )
-    heads = [measure.head + _counted(frame, measure) for measure in measures]
+    heads = [Lines(measure.head, *_counted(frame, measure)) for measure in measures]
     return Block("study", title, (*labels, *heads, "seeds"), lines, len(labels), grouped)
 
 
-def _counted(frame: pd.DataFrame, measure: Measure) -> str:
+def _counted(frame: pd.DataFrame, measure: Measure) -> list[str]:
     counts = [int(n) for n in frame[frame["metric"] == measure.name]["n"] if n > 0]
-    return f"\nn = {_span(counts)}" if counts else ""
+    return [f"n = {_span(counts)}"] if counts else []
 
 
 def _count(seeds: Sequence[int]) -> Entry:
@@ -265,9 +266,14 @@ def _as_csv(table: TableFigure) -> str:
             labels = [held.get(name, "") for name in names]
             for head, entry in list(zip(block.heads, row, strict=True))[block.labels :]:
                 numbers = [_number(entry.value), _number(entry.deviation), entry.seeds or ""]
-                where = [block.source, block.title, *labels, head.replace("\n", ", ")]
+                where = [block.source, block.title, *labels, _joined(head)]
                 rows.writerow(map(plain_cell, [*where, *numbers, int(entry.best), entry.text]))
     return text.getvalue()
+
+
+def _joined(head: str) -> str:
+    """A head on one line; a line end that came with a name stays, to be escaped."""
+    return head.replace("\n", ", ") if isinstance(head, Lines) else head
 
 
 def _number(value: float) -> str:
@@ -280,7 +286,7 @@ def _as_markdown(table: TableFigure) -> str:
         lines += [
             f"**{plain_markdown(block.title)}**",
             "",
-            _line(head.replace("\n", ", ") for head in block.heads),
+            _line(map(_joined, block.heads)),
         ]
         sides = [":--" if place < block.labels else "--:" for place in range(len(block.heads))]
         lines.append(_line(sides))

@@ -11,6 +11,7 @@ from typing import Any
 
 from deltalens.errors import DataError, DeltaLensError, several
 from deltalens.evaluate.row_files import name_of, records
+from deltalens.io.plain_json import check_names
 
 __all__ = ["FIELDS", "DataFile", "Row", "Turns", "read_files", "read_rows"]
 
@@ -96,6 +97,7 @@ def read_rows(
     unknown = [name for name in fields if name not in FIELDS]
     if unknown:
         raise DeltaLensError(f"field {unknown[0]!r}: choose from {', '.join(FIELDS)}")
+    check_names(name_of(path))
     rows: list[Row] = []
     faults: list[str] = []
     for place, read in records(path, {*FIELDS, *_BESIDE, *fields.values()}):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltalens.errors import CheckpointError, nearest, several
+from deltalens.errors import CheckpointError, Lines, nearest, several
 from deltalens.io.checksum import checksum
 from deltalens.io.collection import collection_paused
 from deltalens.io.fingerprint import files_beside, fingerprint_of
@@ -262,7 +262,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def _open(path: Path) -> Checkpoint:
     if os.path.isfile(path):
         if path.suffix != ".safetensors":
-            raise CheckpointError(f"{path}: not a safetensors file. {_instead(path)}")
+            raise CheckpointError(_instead(f"{path}: not a safetensors file.", path))
         return _with_floats(Checkpoint(path, [path]))
     if not os.path.isdir(path):
         raise CheckpointError(f"{path}: no such file or folder")
@@ -313,8 +313,11 @@ def _only_file(path: Path) -> Path:
     pickled = [file for file in held if file.suffix in _PICKLES]
     if pickled:
         raise CheckpointError(
-            f"{path}: only pickled weights ({pickled[0].name}), which can run code when loaded. "
-            f"{_instead(pickled[0])}"
+            _instead(
+                f"{path}: only pickled weights ({pickled[0].name}), which can run code when "
+                "loaded.",
+                pickled[0],
+            )
         )
     raise CheckpointError(
         f"{path}: no safetensors file in this folder; give the one that holds {SINGLE}, or "
@@ -322,14 +325,15 @@ def _only_file(path: Path) -> Path:
     )
 
 
-def _instead(file: Path) -> str:
+def _instead(said: str, file: Path) -> str:
+    """What is wrong, and what to do."""
     if file.suffix not in _PICKLES:
-        return "Give a folder with a model in it, or a .safetensors file"
+        return f"{said} Give a folder with a model in it, or a .safetensors file"
     pickled, converted = str(file.parent.absolute()), f"{file.parent.absolute()}-st"
-    return (
-        'If you trust the file, convert its folder once:\n  python -c "from transformers import '
-        f"AutoModelForCausalLM as M; M.from_pretrained({pickled!r}).save_pretrained({converted!r})"
-        '"'
+    return Lines(
+        f"{said} If you trust the file, convert its folder once:",
+        '  python -c "from transformers import AutoModelForCausalLM as M; '
+        f'M.from_pretrained({pickled!r}).save_pretrained({converted!r})"',
     )
 
 

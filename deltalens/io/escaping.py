@@ -7,11 +7,18 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from deltalens.errors import Lines
+
 __all__ = ["plain", "plain_cell", "plain_label", "plain_lines", "plain_markdown"]
 
 _HARMLESS = re.compile(r"[ -~\u00a1-\u00ac\u00ae-\u02ff\u0370-\u05ff\u2013-\u2027\u2190-\u22ff]*")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20", "\t", "\r", "\n")
+"""What a formula begins with: the second four are the same as wide as a Chinese character."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-](inf|nan)")
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Letters, marks and signs that nothing is seen of; all else that is unseen is of category C."""
 _MARKDOWN = str.maketrans(
     {
         "\\": "\\\\",
@@ -42,9 +49,15 @@ def plain(text: object) -> str:
 
 
 def plain_lines(text: object) -> str:
-    """Text that may have further lines, each indented by two spaces, as a list of faults has them;
-    any other line end is part of a name, and escaped. Else as `plain`."""
-    return "\n  ".join(plain(part) for part in str(text).split("\n  "))
+    """A message of one line as `plain`; of several, made as `Lines`, each line so. A line end in
+    any other text came with a name, and is escaped, whatever follows it.
+
+    Args:
+        text: text, or an exception with one.
+    """
+    text = str(text)
+    lines = text.split("\n") if isinstance(text, Lines) else [text]
+    return "\n".join(map(plain, lines))
 
 
 def plain_cell(value: object) -> object:
@@ -59,8 +72,8 @@ def plain_cell(value: object) -> object:
 
 
 def plain_label(text: str) -> str:
-    """Text in a picture: lines stay, else as `plain`; a dollar is a dollar, and no formula."""
-    return "\n".join(plain(line) for line in text.split("\n")).replace("$", r"\$")
+    """Text in a picture: as `plain_lines`; a dollar is a dollar, and no formula."""
+    return plain_lines(text).replace("$", r"\$")
 
 
 def plain_markdown(text: str) -> str:
@@ -69,6 +82,8 @@ def plain_markdown(text: str) -> str:
 
 
 def _is_shown(one: str) -> bool:
+    if _UNSEEN.match(one):
+        return False
     # Cc: control, Cf: format, Cs: surrogates, Co, Cn: nothing that could be shown, Zl, Zp: lines.
     return unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 

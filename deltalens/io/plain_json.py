@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from deltalens.errors import RecordError
 
-__all__ = ["parse_json"]
+__all__ = ["check_names", "parse_json"]
 
-_DEEPEST = 64
+_DEEPEST, _SHOWN = 64, 60
 
 
 def parse_json(where: str | Path, content: bytes | str) -> Any:
@@ -35,6 +36,33 @@ def parse_json(where: str | Path, content: bytes | str) -> Any:
     return value
 
 
+def check_names(asked: Any) -> None:
+    """Refuse to begin what could not be recorded: JSON has no bytes that are not UTF-8, as a file
+    system has them in names.
+
+    Args:
+        asked: JSON values, with names of files in them.
+
+    Raises:
+        RecordError: one is no valid Unicode.
+    """
+    for text in _texts(asked):
+        if not _is_unicode(text):
+            raise RecordError(
+                f"{text[:_SHOWN]!r} is not valid Unicode, and cannot be recorded; rename it"
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _texts(one)
+    elif isinstance(value, dict):
+        yield from _texts([*value, *value.values()])
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
@@ -55,13 +83,14 @@ def _check(where: str | Path, value: Any) -> None:
                 parts += [*one, *one.values()]
             elif isinstance(one, list):
                 parts += one
-            elif isinstance(one, str) and not one.isascii():
-                _check_text(where, one)
+            elif isinstance(one, str) and not _is_unicode(one):
+                raise RecordError(f"{where}: damaged: {one[:_SHOWN]!r} is not valid Unicode")
         held, depth = parts, depth + 1
 
 
-def _check_text(where: str | Path, text: str) -> None:
+def _is_unicode(text: str) -> bool:
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RecordError(f"{where}: damaged: {text[:60]!r} is not valid Unicode") from error
+    except UnicodeEncodeError:
+        return False
+    return True

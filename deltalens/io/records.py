@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ from deltalens.io.journal import (
 )
 from deltalens.io.kinds import kind_of
 from deltalens.io.manifest import read_manifest, write_manifest
+from deltalens.io.plain_json import check_names
 from deltalens.io.schema import NAME, Fields, Items, refuse, require
 from deltalens.io.version import IDENTITY, has_checksums
 
@@ -129,6 +131,7 @@ class StudyFolder:
                 writing to it.
         """
         path = Path(path)
+        check_names([kind, asked])
         asked = json.loads(json.dumps({"kind": kind, **asked}))
         made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
         begun = False
@@ -305,9 +308,16 @@ def _as_in_table(
         rows = [tuple(row[: len(columns)]) for row in csv.reader(text)][1:]
     except (ValueError, csv.Error):
         rows = []
-    order = {row: place for place, row in enumerate(dict.fromkeys(rows))}
-    placed = {order.get(tuple(_key(cell.setting, columns)), -1): cell for cell in cells}
-    listed = [placed[place] for place in sorted(placed) if place >= 0]
+    order: dict[tuple[str, ...], list[int]] = {}
+    for place, (row, _) in enumerate(groupby(rows)):
+        order.setdefault(row, []).append(place)
+    last = {_key(cell.setting, columns): cell for cell in cells}
+    places: dict[tuple[str, ...], int] = {}
+    for key in last:
+        if there := order.get(_row(key)):
+            # Settings that differ can look alike in the table.
+            places[key] = there.pop(0) if there[1:] else there[0]
+    listed = [last[key] for key in sorted(places, key=places.__getitem__)]
     if _table(listed, columns) != raw:
         warnings.warn(
             f"{file}: not the table of its journal (damaged, or edited): passed over; the same "
@@ -324,10 +334,9 @@ def _table(cells: Sequence[Cell], columns: Sequence[str]) -> bytes:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow([*columns, "metric", "value", "stderr", "n"])
     for cell in cells:
+        setting = _row(_key(cell.setting, columns))
         for name, m in cell.metrics.items():
-            rows.writerow(
-                [*_key(cell.setting, columns), plain_cell(name), repr(m.value), repr(m.stderr), m.n]
-            )
+            rows.writerow([*setting, plain_cell(name), repr(m.value), repr(m.stderr), m.n])
     return text.getvalue().encode()
 
 
@@ -371,8 +380,13 @@ def _check_found(file: Path, manifest: Mapping[str, Any], cells: Sequence[Cell])
 
 
 def _key(setting: Setting, columns: Sequence[str]) -> tuple[str, ...]:
-    """A setting as the table shows it."""
-    return tuple(str(plain_cell(setting[name])) for name in columns)
+    """A setting as text: values that look alike are one, whichever type JSON gives them."""
+    return tuple("" if setting[name] is None else str(setting[name]) for name in columns)
+
+
+def _row(key: Sequence[str]) -> tuple[str, ...]:
+    """A setting as the table shows it: what differs can look alike there."""
+    return tuple(str(plain_cell(part)) for part in key)
 
 
 def encode_finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from deltalens.io.escaping import plain_lines
 from deltalens.io.stopping import ignore_requests
 
 __all__ = ["Here", "Processes", "processes"]
@@ -132,12 +134,18 @@ def _begin(
     if len(devices) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
     torch.set_num_threads(threads)
+    warnings.formatwarning = _one_line
     if quiet:
         from transformers.utils import logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
     _here.update(function=function, outbox=outbox)
+
+
+def _one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> str:
+    """A warning as the commands show it."""
+    return f"{category.__name__}: {plain_lines(message)}\n"
 
 
 def _end_with(alive: Connection) -> None:

@@ -32,6 +32,7 @@ from deltalens.io.files import (
 )
 from deltalens.io.identity import check_version, united
 from deltalens.io.manifest import read_manifest, write_manifest
+from deltalens.io.plain_json import check_names
 from deltalens.io.platform import sync
 from deltalens.io.schema import Fields, require
 from deltalens.io.version import IDENTITY
@@ -66,12 +67,13 @@ class TrainingFolder:
     Raises:
         RecordError: the folder holds something else, another training (the fields that differ are
             named), or one that is finished, another process is writing to it, or none of its
-            checkpoints is whole.
+            checkpoints is whole; or a name in it, or its own, is no valid Unicode.
     """
 
     def __init__(
         self, path: Path, asked: Mapping[str, Any], inputs: list[Path], resume: bool
     ) -> None:
+        check_names([str(path), dict(asked)])
         self.path, self.asked = path, json.loads(json.dumps(dict(asked)))
         self.facts: dict[str, Any] = {}
         self.notes: list[str] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import warnings
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,6 +14,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from deltalens import load_study
+from deltalens.cli import main
 from deltalens.cli.main import app
 from deltalens.figures import style
 from tests.architecture.import_graph import ROOT
@@ -143,3 +145,45 @@ def test_commands_print_in_one_place() -> None:
             if name in ("sys.stdout.write", "sys.stderr.write", "traceback.print_exc"):
                 around.append((file.name, name))
     assert around == [("console.py", "typer.echo")]
+
+
+@pytest.mark.parametrize("line", [["inspect", "a", "b", "{}"], ["plot", "--{}"], ["{}"], ["drop"]])
+def test_a_refused_command_line_shows_names_and_obeys_none(line: list[str]) -> None:
+    """As a shell's pattern brings them."""
+    result = run(*(part.format(NASTY[0] + "\u202e\n") for part in line))
+    assert result.exit_code == 2
+    assert [mark for mark in FORBIDDEN if mark in result.stderr_bytes] == []
+
+
+def test_a_trace_shows_names_and_obeys_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise ValueError(NASTY[0])
+
+    monkeypatch.setattr(main, "app", broken)
+    monkeypatch.setattr(main, "check_streams", lambda: None)
+    with pytest.raises(SystemExit):
+        main.main()
+    said = capsys.readouterr().err
+    is_clean(said.encode())
+    assert "ValueError" in said
+
+
+def test_names_that_are_escaped_alike_keep_their_own_numbers(tmp_path: Path) -> None:
+    names = ("\x1b", r"\x1b", "=1", "'=1")
+    draws = torch.Generator().manual_seed(0)
+    base = {f"{name}.weight": torch.randn(8, 4, generator=draws) for name in names}
+    ft = {name: one + (place + 1) * one.abs() for place, (name, one) in enumerate(base.items())}
+    out = tmp_path / "out"
+    run("inspect", save(tmp_path / "ft", ft), save(tmp_path / "base", base), "-o", out)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cells = load_study(out).cells
+    own = cells[(cells["level"] == "tensor") & (cells["metric"] == "relative_norm")]
+    norms = dict(zip(own["name"], own["value"], strict=True))
+    for place, name in enumerate(names):
+        assert norms[f"{name}.weight"] == pytest.approx(place + 1)
+    rows = [row for row in csv.reader((out / "cells.csv").open(newline=""))][1:]
+    listed = [row[3] for row in rows if row[0] == "tensor" and row[2] == "relative_norm"]
+    assert sorted(map(float, listed)) == pytest.approx([1, 2, 3, 4])

@@ -2,12 +2,14 @@
 
 import csv
 import io
+import pickle
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deltalens.errors import DeltaLensError, Lines, several
 from deltalens.io.escaping import (
     plain,
     plain_cell,
@@ -45,6 +47,7 @@ def test_ordinary_names_stay(text: str) -> None:
         ("\udcff", r"\udcff"),
         ("\U000e0041", r"\U000e0041"),
         ("\x7f\x08", r"\x7f\x08"),
+        ("\u115f\u3164\u034f\ufe0f", r"\u115f\u3164\u034f\ufe0f"),
     ],
 )
 def test_what_a_terminal_would_obey_is_written_out(text: str, shown: str) -> None:
@@ -52,9 +55,14 @@ def test_what_a_terminal_would_obey_is_written_out(text: str, shown: str) -> Non
 
 
 def test_only_lines_of_a_list_stay_lines() -> None:
-    assert plain_lines("faults:\n  - one\ndeltalens: all is well\n  - two") == (
-        "faults:\n  - one\\ndeltalens: all is well\n  - two"
-    )
+    error = DeltaLensError(several("of a\n  - b:", ["one\n  - forged", "two"]))
+    assert plain_lines(error) == r"of a\n  - b:" + "\n" + r"  - one\n  - forged" + "\n  - two"
+    assert plain_lines("a\n  - forged") == r"a\n  - forged"
+
+
+def test_lines_of_a_list_pass_from_one_process_to_another() -> None:
+    error = pickle.loads(pickle.dumps(DeltaLensError(several("a", ["b\\", "c\nd"]))))
+    assert plain_lines(error) == "a\n  - b\\\n  - c\\nd"
 
 
 @given(ANY)
@@ -76,13 +84,14 @@ def test_nothing_is_an_empty_cell() -> None:
     assert plain_cell(None) == ""
 
 
-@pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "@SUM(1)", "-cmd", "+1+2"])
+@pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "@SUM(1)", "-cmd", "+1+2", "\uff1dcmd"])
 def test_formulas_get_an_apostrophe(text: str) -> None:
     assert plain_cell(text) == f"'{text}"
 
 
 def test_a_dollar_is_no_formula_and_lines_of_a_label_stay() -> None:
-    assert plain_label("$x$\n\x1b") == "\\$x\\$\n\\x1b"
+    assert plain_label("$x$\n\x1b") == r"\$x\$\n\x1b"
+    assert plain_label(Lines("$x$", "\x1b")) == "\\$x\\$\n\\x1b"
 
 
 def test_markdown_has_no_cells_tags_and_links_of_a_name() -> None:

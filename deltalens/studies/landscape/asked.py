@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from deltalens.errors import DeltaLensError, PairingError
+from deltalens.errors import DeltaLensError, Lines, PairingError
 from deltalens.evaluate.loading import _free_memory
 from deltalens.evaluate.rows import DataFile
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
@@ -239,9 +239,9 @@ def pairings(
         try:
             found.append(pair(origin, other, include, exclude, strict))
         except PairingError as error:
-            faults.append(str(error))
+            faults.append(error.args[0])
     if faults:
-        raise PairingError("\n".join(faults))
+        raise PairingError(Lines(*faults))
     return found
 
 
