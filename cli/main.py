@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,6 +111,8 @@ def root(
 def main() -> None:
     """Run the program."""
     check_streams()
+    # Where there is no home, matplotlib tells how to make its next start faster.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         try:
             app()
