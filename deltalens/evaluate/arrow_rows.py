@@ -77,8 +77,8 @@ def of_folder(path: Path, wanted: Collection[str]) -> Iterator[Record]:
         )
     if state.get("_indices_data_files"):
         raise DataError(f"{path}: written by `datasets` 1; load it and save it again")
-    named = state.get("_format_columns") or None
-    if not (named is None or (isinstance(named, list) and all(map(_is_text, named)))):
+    chosen = state.get("_format_columns") or None
+    if not (chosen is None or (isinstance(chosen, list) and all(map(_is_text, chosen)))):
         raise DataError(f"{path / _STATE}: _format_columns is no list of names")
     for file in _streams(path, state):
         if file.exists() and not file.is_file():
@@ -87,7 +87,7 @@ def of_folder(path: Path, wanted: Collection[str]) -> Iterator[Record]:
             _check_plain(file, mapped)
             reader = pa.ipc.open_stream(mapped)
             there = reader.schema.names
-            columns = _columns(there if named is None else _held(file, named, there), wanted)
+            columns = _columns(there if chosen is None else _held(file, chosen, there), wanted)
             batches = (
                 batch.select(columns).slice(start, _ROWS_AT_ONCE)
                 for batch in reader

@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ __all__ = [
     "new_folder",
     "open_input",
     "open_plain",
+    "passing_folder",
     "read_plain",
     "replacing",
     "sync_folder",
@@ -152,6 +154,27 @@ def new_folder(out: Path) -> Iterator[Path]:
             # Only those go that are empty: above an output that did not appear.
             with suppress(OSError):
                 folder.rmdir()
+
+
+@contextmanager
+def passing_folder(name: str) -> Iterator[Path]:
+    """A folder where the system has temporary ones, for as long as the block. What killed processes
+    left of the same name goes first: it may be as large as a model.
+
+    Raises:
+        DeltaLensError: it cannot be made.
+    """
+    place = Path(tempfile.gettempdir()) / name
+    try:
+        _remove_stale(place)
+        temporary = _temporary(place)
+        temporary.mkdir(mode=0o700)
+    except OSError as error:
+        raise DeltaLensError(f"{place.parent}: cannot be written: {_why(error)}") from error
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

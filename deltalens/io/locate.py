@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from deltalens.errors import CheckpointError
+from deltalens.io.files import passing_folder
 
 __all__ = ["locate", "located"]
 
@@ -90,6 +90,6 @@ def located(
         if merge_adapter:
             from deltalens.io.adapters import merge_adapter as merge
 
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deltalens-merged-"))
-            ft_path = merge(ft_path, base_path, Path(folder), code)
+            folder = stack.enter_context(passing_folder("deltalens-merged"))
+            ft_path = merge(ft_path, base_path, folder, code)
         yield ft_path, base_path

@@ -24,6 +24,8 @@ NEVER_SAID = {
     ("deltalens.io.records", "--fresh"),
     # A study's trainings lie in folders of its own, which are new.
     ("deltalens.training.folder", "--resume"),
+    # Said where `trust` is True or False: commands without the option hand in None.
+    ("deltalens.io.pretrained", "--trust-remote-code"),
     # The names of options as their commands are told, not messages.
     ("deltalens.cli.options", "--score-lr"),
 }
