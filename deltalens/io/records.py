@@ -172,6 +172,9 @@ class StudyFolder:
         headline = f"{self.path} holds another study (use another folder, or --fresh):"
         self.asked = united(headline, manifest["asked"], self.asked, axes)
         self._grown = self.asked != manifest["asked"]
+        table = self.path / TABLE
+        if table.is_dir() and not table.is_symlink():
+            raise RecordError(f"{table}: a folder where the study's table belongs; remove it")
         if once is not None:
             raise RecordError(f"{self.path} cannot be gone on with: {once}")
         self.facts = manifest["facts"]

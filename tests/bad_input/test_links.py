@@ -74,6 +74,17 @@ def test_a_record_that_is_no_plain_file_is_refused_or_replaced(
     assert victim.read_text() == SECRET
 
 
+def test_a_folder_under_the_table_s_name_is_refused_before_anything_is_measured(
+    study: Path, victim: Path
+) -> None:
+    asked = deltalens.load_study(study).asked
+    before = (study / "cells.jsonl").read_bytes()
+    in_its_place(study / "cells.csv", "folder", victim)
+    with pytest.raises(DeltaLensError, match=r"cells\.csv: a folder where .* belongs; remove it"):
+        StudyFolder.open(study, asked["kind"], asked, ["level", "name"])
+    assert (study / "cells.jsonl").read_bytes() == before
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", ["link", "pipe"])
 @pytest.mark.parametrize("name", ["cells.jsonl", "study.json", "cells.csv"])
