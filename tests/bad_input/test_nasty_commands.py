@@ -28,7 +28,7 @@ class Made:
 
     def line(self, name: str) -> list[object]:
         """A command's words."""
-        data = ["--data", self.rows, "--limit", 4, "--prompt-field", NAME]
+        data = ["--data", self.rows, "--limit", 8, "--prompt-field", NAME]
         both = [self.ft, self.base, *data, "--data", self.more]
         tests = ["--eval-data", self.rows, "--eval-data", self.more]
         training = [self.ft, *data, *tests, "--steps", 1, "--seeds", 1]
