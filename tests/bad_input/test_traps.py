@@ -31,7 +31,7 @@ LOADING = {
     "sweep layers mft": "sweep layers mft {ft} -o {out} --data {rows} --eval-data {rows} --steps 1 "
     "--seeds 1 --group 1",
     "compare": "compare sft {ft} -o {out} --data {rows} --eval-data {rows} --steps 1 --seeds 1",
-    "efficiency": "efficiency {ft} -o {out} --data {rows}",
+    "efficiency": "efficiency {ft} -o {out} --data {rows} --batch-size 2",
 } | {
     f"train {method}": f"train {method} {{ft}} -o {{out}} --data {{rows}} --steps 1"
     for method in ("sft", "gmt", "random-mask", "hft", "mft", "random-mask-weights", "lora")
