@@ -75,4 +75,4 @@ def read_texts(folder: Path, vocabulary: int = 0) -> list[list[int]]:
 def vocabulary_of(model: nn.Module) -> int:
     """How many tokens a model knows; 0 where its configuration does not say."""
     config: Any = model.config
-    return int(getattr(config.get_text_config(), "vocab_size", 0))
+    return int(getattr(config.get_text_config(), "vocab_size", None) or 0)

@@ -19,7 +19,7 @@ import deltalens
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.figures import draw
 from deltalens.io.records import load_study
-from deltalens.studies import drop_run, layer_run
+from deltalens.studies import drop_run, layer_run, texts
 from deltalens.studies.efficiency import efficiency
 from deltalens.studies.landscape.grid import Axis, common_grid
 from deltalens.studies.layer_drop import sweep_layers_drop
@@ -81,7 +81,7 @@ def test_a_drop_study_grows_and_a_part_of_it_changes_nothing(
     study("whole", WHOLE[case])
     for number, part in enumerate(PARTS[case]):
         if number == 1:  # From here on the texts are those of the first call.
-            monkeypatch.setattr(drop_run, "sample_texts", None)
+            monkeypatch.setattr(texts, "sample_texts", None)
         study("s", part)
     assert files(tmp_path / "s", *more) == files(tmp_path / "whole", *more)
     monkeypatch.setattr(drop_run, "LiveModel", None)
