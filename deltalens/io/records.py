@@ -328,8 +328,8 @@ def _as_in_table(
             stacklevel=3,
         )
         return cells
-    there = {id(cell) for cell in listed}
-    return listed + [cell for cell in cells if id(cell) not in there]
+    in_table = {id(cell) for cell in listed}
+    return listed + [cell for cell in cells if id(cell) not in in_table]
 
 
 def _table(cells: Sequence[Cell], columns: Sequence[str]) -> bytes:
