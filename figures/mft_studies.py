@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["LOOKS", "Look", "MftStudy", "in_order", "label", "load", "load_all"]
 
 
-_AT_STEP = re.compile(r"(?P<name>[^@]*)@(?P<step>\d{1,15})")
+_AT_STEP = re.compile(r"\A(?P<name>[^@]*)@(?P<step>\d{1,15})")
 
 
 class Look(NamedTuple):

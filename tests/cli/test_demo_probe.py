@@ -122,7 +122,7 @@ def test_run_that_lost_steps_is_not_kept(copied: Path, monkeypatch: pytest.Monke
     def full(*_: object) -> None:
         raise DeltaLensError("no space left")
 
-    monkeypatch.setattr(runs, "_write_part", full)
+    monkeypatch.setattr(runs, "write_parquet", full)
     with (
         pytest.warns(UserWarning, match="no space left"),
         pytest.raises(DeltaLensError, match="logged 0 of 5 steps"),

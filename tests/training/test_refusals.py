@@ -131,14 +131,17 @@ def test_a_training_that_fails_before_its_first_step_leaves_nothing(
     train(model, rows, tmp_path / "new" / "out", asked())
 
 
+BEYOND = "its tokenizer makes token 53 of it, and the model knows 4"
+
+
 @pytest.mark.parametrize("evaluated", [False, True])
 def test_tokens_that_the_model_does_not_have(rows: Path, tmp_path: Path, evaluated: bool) -> None:
     model = small_vocabulary(tmp_path / "model")
     given = asked(method="l1-mask") if evaluated else asked()
-    with pytest.raises(DeltaLensError, match="says: IndexError: index out of range"):
+    with pytest.raises(DeltaLensError, match=BEYOND):
         train(model, rows, tmp_path / "out", given, eval_data=[rows])
     assert not (tmp_path / "out").exists()
-    with pytest.raises(DeltaLensError, match="says: IndexError: index out of range"):
+    with pytest.raises(DeltaLensError, match=BEYOND):
         efficiency(model, rows, tmp_path / "study", TrainingAsked(batch_size=4))
     assert not (tmp_path / "study").exists()
 
@@ -148,12 +151,11 @@ def test_one_line_and_exit_code_2(rows: Path, tmp_path: Path) -> None:
     command = ["train", "sft", str(model), "--data", str(rows), "-o", str(tmp_path / "out")]
     said = CliRunner().invoke(app, [*command, "-q"])
     assert said.exit_code == 2
-    (line,) = [one for one in said.stderr.splitlines() if "IndexError" in one]
+    (line,) = [one for one in said.stderr.splitlines() if BEYOND in one]
     assert line.startswith("deltalens: ")
     debugged = CliRunner().invoke(app, [*command, "-q", "--debug"])
     assert debugged.exit_code == 2
     assert "Traceback" in debugged.stderr
-    assert "in forward" in debugged.stderr
 
 
 def test_only_causal_language_models_are_trained(rows: Path, tmp_path: Path) -> None:
