@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,28 +12,13 @@ from deltalens import load_study
 from deltalens.errors import RecordError
 from deltalens.figures import draw
 from deltalens.io.records import StudyFolder
-from deltalens.studies.efficiency_summary import summarise_efficiency
-from deltalens.studies.landscape.summary import summarise_landscape
-from deltalens.studies.layer_summary import summarise_layers
 from deltalens.studies.mft_sweeps import compare
-from deltalens.studies.summary import summarise
-from deltalens.studies.sweep_summary import summarise_sweep
 from deltalens.studies.trainings import TrainingData
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import train
+from tests.records.studies import BEFORE, SUMMARISE
 from tests.training.folders import write_model, write_rows
 
-BEFORE = Path(__file__).parent / "before"
-SUMMARISE: dict[str, Callable[..., Any]] = {
-    "drop-study": summarise,
-    "layer-sweep": summarise_layers,
-    "layer-sweep-mft": summarise_sweep,
-    "comparison": summarise_sweep,
-    "data-ratio-sweep": summarise_sweep,
-    "mask-ratio-sweep": summarise_sweep,
-    "efficiency": summarise_efficiency,
-    "landscape": summarise_landscape,
-}
 WHY = "made by another deltalens .* can be read and drawn, but not gone on with"
 
 

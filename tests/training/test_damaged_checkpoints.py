@@ -17,19 +17,8 @@ from deltalens.training.checkpoints import seal
 from deltalens.training.folder import TrainingFolder
 from deltalens.training.metrics import Metrics
 from deltalens.training.run import TrainingWatch, train
-from tests.training.folders import write_model, write_rows
 
 ASKED = TrainingAsked(steps=4, batch_size=4, learning_rate=1e-2)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows") / "train.jsonl")
 
 
 def go(base: Path, rows: Path, out: Path, **more: Any) -> Any:

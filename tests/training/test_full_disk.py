@@ -17,19 +17,8 @@ from deltalens.errors import DeltaLensError
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.folder import TrainingFolder
 from deltalens.training.run import TrainingWatch, train
-from tests.training.folders import write_model, write_rows
 
 ASKED = TrainingAsked(method="mft", steps=2, batch_size=4, learning_rate=1e-2)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows") / "train.jsonl")
 
 
 @pytest.fixture(scope="module")

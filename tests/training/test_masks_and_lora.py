@@ -27,11 +27,6 @@ def ft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("ft"))
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
-
-
 def asked(method: str, **more: Any) -> TrainingAsked:
     given = {"steps": 6, "batch_size": 4, "learning_rate": 1e-2, **more}
     return TrainingAsked(method=method, **given)

@@ -15,18 +15,7 @@ from deltalens.io.files import lock_folder, unlock_folder
 from deltalens.io.runs import RunWriter
 from deltalens.training.folder import TrainingFolder
 from deltalens.training.run import TrainingWatch, train
-from tests.training.folders import write_model, write_rows
 from tests.training.test_train import asked
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows") / "train.jsonl")
 
 
 def test_two_trainings_do_not_meet_in_a_folder(base: Path, rows: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.trainings import TrainingData
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import train
-from tests.training.folders import preferences, write_model, write_rows
+from tests.training.folders import preferences, write_rows
 
 MEASURED = ["preference_accuracy", "dpo_loss", "reward_margin"]
 METHODS: dict[str, dict[str, Any]] = {
@@ -23,11 +23,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "mft": {"mask_ratio": "0.3"},
     "lora": {"lora_rank": 2, "learning_rate": 5e-2},
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

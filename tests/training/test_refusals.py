@@ -16,7 +16,7 @@ from deltalens.studies.efficiency import efficiency
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.lora import adapted
 from deltalens.training.run import TrainingWatch, train
-from tests.training.folders import write_model, write_rows
+from tests.training.folders import write_model
 from tests.training.models import TOKENIZER, make
 
 FITTING = {
@@ -47,11 +47,6 @@ def folder(path: Path, model: Any) -> Path:
     model.save_pretrained(path)
     TOKENIZER.save_pretrained(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
 
 
 @pytest.mark.parametrize("name", FITTING)

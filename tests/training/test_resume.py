@@ -15,19 +15,8 @@ from deltalens.training import run
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.folder import TrainingFolder
 from deltalens.training.run import Trained, train
-from tests.training.folders import write_model, write_rows
 
 RESULT = ("model.safetensors", "metrics.jsonl", "config.json", "tokenizer.json")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows") / "train.jsonl")
 
 
 def asked(**more: Any) -> TrainingAsked:

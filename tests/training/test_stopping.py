@@ -12,20 +12,9 @@ import pytest
 
 from deltalens.io import stopping
 from deltalens.training.run import TrainingWatch, train
-from tests.training.folders import write_model, write_rows
 from tests.training.test_train import asked
 
 ALL = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows") / "train.jsonl")
 
 
 @pytest.mark.parametrize("number", ALL)

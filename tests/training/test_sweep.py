@@ -19,20 +19,9 @@ from deltalens.studies.sweep_summary import summarise_sweep
 from deltalens.studies.trainings import TrainingData
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import train
-from tests.training.folders import write_model, write_rows
 
 METHODS = ("gmt", "random-mask", "one-off-drop", "hft")
 ASKED = TrainingAsked(steps=3, batch_size=8, learning_rate=1e-2)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
 
 
 def sweep(base: Path, rows: Path, out: Path, **more: Any) -> StudyRecord:

@@ -20,17 +20,7 @@ from deltalens.errors import DeltaLensError
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.recipe import read_recipe
 from deltalens.training.run import Trained, TrainingWatch, train
-from tests.training.folders import preferences, write_model, write_rows
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows") / "train.jsonl")
+from tests.training.folders import preferences, write_rows
 
 
 def asked(**more: Any) -> TrainingAsked:
