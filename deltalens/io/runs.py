@@ -100,6 +100,8 @@ _RECORD = {
     "asked": Fields(),
     "facts": Fields(known={"tensors": Named(COUNT, Text()), "passed_over": Named(Text(), Text())}),
 }
+_CLOSED = {"parts": Fields(known=dict.fromkeys(TABLES, COUNT))}
+"""How many parts each table has, of a run that was closed."""
 
 _SECONDS = 10.0
 """A part is written when so much time has passed since the last one."""
@@ -160,9 +162,13 @@ class RunWriter:
             self.discard()
             raise
 
-    def write_manifest(self) -> None:
-        """Write `run.json`: what was asked, and the facts so far."""
-        write_manifest(self.path / RUN, {"asked": self.asked, "facts": self.facts})
+    def write_manifest(self, closed: bool = False) -> None:
+        """Write `run.json`: what was asked, and the facts so far; of a run that is closed, how many
+        parts each table has, so that none can go missing without a word."""
+        known: dict[str, Any] = {"asked": self.asked, "facts": self.facts}
+        if closed:
+            known["parts"] = {name: len(_parts(self.path / name)) for name in TABLES}
+        write_manifest(self.path / RUN, known)
 
     def add(self, table: str, columns: Mapping[str, Any]) -> None:
         """Rows of a table, by column: a list, an array, or for text (codes, words); a missing
@@ -246,7 +252,7 @@ class RunWriter:
             for name, parts in self._parts.items():
                 if parts > 1:
                     _compact(self.path, name)
-            self.write_manifest()
+            self.write_manifest(closed=True)
         finally:
             unlock_folder(self.path, self._lock)
 
@@ -313,13 +319,14 @@ def load_run(folder: str | Path) -> RunRecord:
     """
     path = Path(folder)
     manifest = read_manifest(path, RUN, "run")
-    require(path / RUN, manifest, _RECORD)
+    require(path / RUN, manifest, Fields(_RECORD, _CLOSED))
     sealed = has_checksums(manifest["format"])
-    tables = {name: _read_table(path, name, sealed) for name in TABLES}
+    closed = manifest.get("parts", {})
+    tables = {name: _read_table(path, name, sealed, closed.get(name)) for name in TABLES}
     return RunRecord(path, manifest["asked"], manifest["facts"], **tables)
 
 
-def _read_table(path: Path, name: str, sealed: bool) -> pd.DataFrame:
+def _read_table(path: Path, name: str, sealed: bool, closed: int | None) -> pd.DataFrame:
     import pandas as pd
 
     folder = path / name
@@ -327,6 +334,8 @@ def _read_table(path: Path, name: str, sealed: bool) -> pd.DataFrame:
         # Killed while the joined table was about to take the place of its parts.
         folder = path / f".{name}.old"
     parts = _parts(folder)
+    if closed is not None and len(parts) != closed:
+        raise RecordError(f"{folder}: has {len(parts)} parts, and had {closed} when it was closed")
     if not parts:
         return pd.DataFrame(columns=list(TABLES[name]))
     frame: pd.DataFrame = _joined(parts, TABLES[name], sealed).to_pandas()

@@ -15,6 +15,7 @@ from deltalens import GradientProbe, load_run
 from deltalens.cli import monitor
 from deltalens.cli.main import app
 from deltalens.figures.gradient_run import group_of
+from deltalens.io.manifest import read_manifest, write_manifest
 
 STEPS = 12
 PICTURES = ("gradient_histograms", "mask_overlap", "overlap_by_layer", "coverage", "updates")
@@ -83,6 +84,12 @@ def typed(*arguments: object, code: int = 0) -> str:
     result = CliRunner().invoke(app, ["monitor", *map(str, arguments)])
     assert result.exit_code == code, result.output
     return result.output
+
+
+def just_begun(run: Path, folder: Path) -> None:
+    """What a run's folder holds before its first step is written."""
+    held = read_manifest(run, "run.json", "run")
+    write_manifest(folder / "run.json", {name: held[name] for name in ("asked", "facts")})
 
 
 def group(shown: dict, name: str) -> dict:
@@ -187,7 +194,7 @@ def test_run_that_is_still_open_is_shown(tmp_path, monkeypatch):
 
 
 def test_run_without_rows_says_so(run, tmp_path):
-    shutil.copy(run / "run.json", tmp_path)
+    just_begun(run, tmp_path)
     assert "no step logged yet" in typed(tmp_path)
     assert list(tmp_path.glob("*.png")) == []
 
@@ -224,7 +231,7 @@ def test_followed_run_shows_what_was_added(run, tmp_path, monkeypatch):
         for table in ("histograms", "tensors", "masks"):
             shutil.copytree(run / table, tmp_path / table)
 
-    shutil.copy(run / "run.json", tmp_path)
+    just_begun(run, tmp_path)
     monkeypatch.setattr(monitor.time, "sleep", meanwhile)
     assert "12 steps logged" in typed(tmp_path, "--follow", "--no-pictures")
 

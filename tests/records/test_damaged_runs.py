@@ -153,3 +153,9 @@ def test_facts_of_another_kind_are_refused(run: Path, facts: Any) -> None:
     edit(run / "run.json", lambda said: said.update(facts=facts))
     with pytest.raises(RecordError, match=r"run\.json: facts"):
         deltalens.load_run(run)
+
+
+def test_a_part_that_is_gone_is_missed_once_the_run_is_closed(run: Path) -> None:
+    part(run, "tensors").unlink()
+    with pytest.raises(RecordError, match="tensors: has 0 parts, and had 1 when it was closed"):
+        deltalens.load_run(run)
