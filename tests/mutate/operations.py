@@ -292,11 +292,13 @@ def merged(file: Path) -> Seen:
 
 
 def training_resumed(file: Path) -> Seen:
-    """A stopped training, to its end."""
-    workbench.training(Path("training"), resume=True)
+    """A stopped training, to its end. Lines that somebody took away are missed in words."""
+    trained = workbench.training(Path("training"), resume=True)
     weights = hashlib.sha256(Path("training/model.safetensors").read_bytes()).hexdigest()
-    metrics = Path("training/metrics.jsonl").read_text()
-    return Seen(None, {"weights": weights, "metrics": metrics}, resumed=True)
+    numbers = {"weights": weights}
+    if not any("metrics.jsonl: missing; begun anew" in note for note in trained.notes):
+        numbers["metrics"] = Path("training/metrics.jsonl").read_text()
+    return Seen(None, numbers, resumed=True)
 
 
 def trainings(file: Path) -> Seen:

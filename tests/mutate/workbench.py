@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltalens.studies.trainings import TrainingData
 from deltalens.training.asked import TrainingAsked
 from tests.mutate.damage import OUTSIDE
+
+if TYPE_CHECKING:
+    from deltalens.training.run import Trained
 
 CELLS = "answers.jsonl"
 """The rows that studies measure and learn."""
@@ -209,7 +212,7 @@ def asked(method: str | None = None, **more: Any) -> TrainingAsked:
     return TrainingAsked(method=method, **given)
 
 
-def training(out: Path, resume: bool = False, stop: int | None = None) -> None:
+def training(out: Path, resume: bool = False, stop: int | None = None) -> Trained:
     """The training that `training` holds the first half of."""
     from deltalens.training.run import TrainingWatch, train
 
@@ -217,7 +220,7 @@ def training(out: Path, resume: bool = False, stop: int | None = None) -> None:
         if done == stop:
             os.kill(os.getpid(), signal.SIGINT)
 
-    train(
+    return train(
         "base",
         f"rows/{CELLS}",
         out,
