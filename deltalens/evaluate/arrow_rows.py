@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import io
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from deltalens.errors import DataError, reason, said_by
 from deltalens.evaluate.arrow_sizes import is_packed, spread
+from deltalens.evaluate.parquet_footer import ColumnSize, column_sizes
 from deltalens.evaluate.row_values import FREE, Record, check_expansion, parse_json
 from deltalens.io.files import open_input
 
@@ -29,12 +30,12 @@ _STATE, _SPLITS = "state.json", "dataset_dict.json"
 def of_parquet(
     path: Path, file: io.BufferedReader, size: int, wanted: Collection[str]
 ) -> Iterator[Record]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with _arrow_faults(path, "a Parquet file"):
-        source = file if file.seekable() else pa.BufferReader(file.read())
+        source = file if file.seekable() else io.BytesIO(file.read())
         plain = pq.ParquetFile(source)
+        sizes = _sizes(path, source)
         leaves = [plain.schema.column(place) for place in range(len(plain.schema))]
         # A text that is stored once stays so in memory, however many rows mean it.
         once = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
@@ -42,23 +43,33 @@ def of_parquet(
         columns = _columns(table.schema_arrow.names, wanted)
         batches = (
             batch
-            for group in range(table.num_row_groups)
-            if _check_group(path, table.metadata.row_group(group), leaves, columns, size)
+            for group, held in enumerate(sizes[: table.num_row_groups])
+            if _check_group(path, held, leaves, columns, size)
             for batch in table.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns)
         )
         yield from _of_batches(path, batches, size)
 
 
+def _sizes(path: Path, source: io.BufferedIOBase) -> list[list[ColumnSize]]:
+    try:
+        return column_sizes(source)
+    except ValueError as error:
+        raise DataError(f"{path}: not a Parquet file: {error}") from error
+
+
 def _check_group(
-    path: Path, group: Any, leaves: list[Any], columns: Collection[str], size: int
+    path: Path,
+    group: Sequence[ColumnSize],
+    leaves: Sequence[Any],
+    columns: Collection[str],
+    size: int,
 ) -> bool:
     """Refuse a group of rows of which one column comes to far more than the file; else true."""
-    for place, leaf in enumerate(leaves):
+    for held, leaf in zip(group, leaves, strict=True):
         if leaf.path.partition(".")[0] in columns:
-            chunk = group.column(place)
             # A list's values, many of which can be meant by a few bytes, are made all at once.
-            listed = _AN_INDEX * chunk.num_values if leaf.max_repetition_level else 0
-            check_expansion(path, max(chunk.total_uncompressed_size, listed), size)
+            listed = _AN_INDEX * held.values if leaf.max_repetition_level else 0
+            check_expansion(path, max(held.unpacked, listed), size)
     return True
 
 
