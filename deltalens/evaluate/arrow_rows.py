@@ -30,6 +30,17 @@ _STATE, _SPLITS = "state.json", "dataset_dict.json"
 def of_parquet(
     path: Path, file: io.BufferedReader, size: int, wanted: Collection[str]
 ) -> Iterator[Record]:
+    """The rows of a Parquet file, in order, read piece by piece.
+
+    Args:
+        path: its name, for messages.
+        file: open.
+        size: bytes on the disk, against which is held what it comes to.
+        wanted: the fields that may be asked for; other columns are not read.
+
+    Raises:
+        DataError: it is damaged, or comes to far more than its size.
+    """
     import pyarrow.parquet as pq
 
     with _arrow_faults(path, "a Parquet file"):

@@ -7,13 +7,13 @@ accepts a header that names a tensor twice. It is the oracle in the tests.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from deltalens.errors import CheckpointError
 from deltalens.io.files import open_input
+from deltalens.io.plain_json import is_unicode, name_twice
 
 __all__ = ["FLOATS", "TensorEntry", "read_header"]
 
@@ -108,8 +108,7 @@ def _parse(file: Path, header: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) < len(pairs):
-            counts = Counter(name for name, _ in pairs)
-            twice = _shown(next(name for name, count in counts.items() if count > 1))
+            twice = _shown(name_twice(pairs))
             raise CheckpointError(f"{file}: its header names {twice} more than once")
         return fields
 
@@ -143,7 +142,7 @@ def _are_counts(numbers: object, most: int) -> bool:
 
 
 def _entry(file: Path, name: str, field: Any, data: int) -> TensorEntry:
-    if not name.isascii() and not _is_unicode(name):
+    if not name.isascii() and not is_unicode(name):
         raise _refused(file, name, "its name is not valid Unicode")
     if len(name) > _LONGEST_NAME:
         raise _refused(file, name, f"its name has more than {_LONGEST_NAME:,} characters")
@@ -170,15 +169,6 @@ def _entry(file: Path, name: str, field: Any, data: int) -> TensorEntry:
 
 def _refused(file: Path, name: str, why: str) -> CheckpointError:
     return CheckpointError(f"{file}: tensor {_shown(name)}: {why}")
-
-
-def _is_unicode(name: str) -> bool:
-    """Whether a name has no lone surrogate."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_layout(file: Path, entries: list[TensorEntry], data: int, size: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from deltalens.errors import RecordError
 
-__all__ = ["check_names", "parse_json"]
+__all__ = ["check_names", "is_unicode", "name_twice", "parse_json"]
 
 _DEEPEST, _SHOWN = 64, 60
 
@@ -47,7 +48,7 @@ def check_names(asked: Any) -> None:
         RecordError: one is no valid Unicode.
     """
     for text in _texts(asked):
-        if not _is_unicode(text):
+        if not is_unicode(text):
             raise RecordError(
                 f"{text[:_SHOWN]!r} is not valid Unicode, and cannot be recorded; rename it"
             )
@@ -66,10 +67,14 @@ def _texts(value: Any) -> Iterator[str]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise ValueError(f"{twice[:60]!r} more than once in an object")
+        raise ValueError(f"{name_twice(pairs)[:_SHOWN]!r} more than once in an object")
     return fields
+
+
+def name_twice(pairs: list[tuple[str, Any]]) -> str:
+    """The first name of an object, as `json` reads it, that stands in it more than once."""
+    counts = Counter(name for name, _ in pairs)
+    return next(name for name, count in counts.items() if count > 1)
 
 
 def _check(where: str | Path, value: Any) -> None:
@@ -83,12 +88,13 @@ def _check(where: str | Path, value: Any) -> None:
                 parts += [*one, *one.values()]
             elif isinstance(one, list):
                 parts += one
-            elif isinstance(one, str) and not _is_unicode(one):
+            elif isinstance(one, str) and not is_unicode(one):
                 raise RecordError(f"{where}: damaged: {one[:_SHOWN]!r} is not valid Unicode")
         held, depth = parts, depth + 1
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text has no lone surrogate."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
