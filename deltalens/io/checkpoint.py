@@ -215,7 +215,7 @@ class TensorReader:
         return torch.from_numpy(taken).view(dtype)
 
     def _open(self, file: Path) -> int:
-        if file != self._file:
+        if file is not self._file and file != self._file:  # Paths are slow to compare.
             self.close()
             self._descriptor = os.open(file, os.O_RDONLY)
             self._file = file
@@ -357,11 +357,12 @@ def _open_indexed(path: Path) -> Checkpoint:
         raise CheckpointError(
             several(f"{file} names shards that are not there; is the download complete?", faults)
         )
-    checkpoint = Checkpoint(path, [path / shard for shard in sorted(shards)])
-    called = {file: file.name for file in checkpoint.headers}
-    lies = {name: called[entry.file] for name, entry in checkpoint.tensors.items()}
+    files = {shard: path / shard for shard in sorted(shards)}
+    checkpoint = Checkpoint(path, list(files.values()))
     differing = [
-        f"{name!r} is not in {shard!r}" for name, shard in names.items() if lies.get(name) != shard
+        f"{name!r} is not in {shard!r}"
+        for name, shard in names.items()
+        if name not in checkpoint.tensors or checkpoint.tensors[name].file is not files[shard]
     ]
     differing += [f"{name!r} is in a shard only" for name in checkpoint.tensors.keys() - names]
     if differing:

@@ -113,7 +113,11 @@ def _parse(file: Path, header: bytes) -> dict[str, Any]:
         return fields
 
     try:
-        fields = json.loads(header.decode("utf-8"), object_pairs_hook=unique)
+        text = header.decode("utf-8")
+        fields = json.loads(text)
+        if header.count(b":") != _names_in(fields):
+            # Each name is followed by one colon: it stands twice, or a string holds a colon.
+            fields = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: its header is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
@@ -122,6 +126,13 @@ def _parse(file: Path, header: bytes) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{file}: __metadata__ is not an object of strings")
     return fields
+
+
+def _names_in(fields: object) -> int:
+    """How many names the objects of a header have, two levels deep."""
+    if not isinstance(fields, dict):
+        return 0
+    return len(fields) + sum(len(field) for field in fields.values() if isinstance(field, dict))
 
 
 def _shown(value: object) -> str:

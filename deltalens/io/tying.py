@@ -188,8 +188,7 @@ def stored_copies(checkpoint: Checkpoint) -> Copies:
     or the configuration may tie an output embedding that is stored.
     """
     floats = {n: entry for n, entry in checkpoint.tensors.items() if entry.dtype in FLOATS}
-    heads = any(_HEAD.search(name) for name in floats)
-    asked = heads and may_tie(checkpoint.config)
+    asked = may_tie(checkpoint.config) and any(_HEAD.search(name) for name in floats)
     if not asked and not _any_alike(floats.values()):
         return Copies({}, {})
     equal: dict[str, str] = {}
