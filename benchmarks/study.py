@@ -12,9 +12,9 @@ from torch import nn
 
 import deltalens
 from deltalens.demo import build_demo
-from deltalens.evaluate.fidelity import Fidelity
-from deltalens.evaluate.scoring import Scoring
 from deltalens.io.records import Measurement
+from deltalens.scoring.fidelity import Fidelity
+from deltalens.scoring.scoring import Scoring
 from deltalens.studies.study import StudyWatch
 
 DEMO = Path("deltalens-demo")

@@ -93,9 +93,9 @@ def drop_study(
     with console.command(
         debug, f"stopped; finished cells are kept in {out}, the same command goes on"
     ):
-        from deltalens.evaluate.rows import read_files
         from deltalens.io.locate import located
         from deltalens.io.records import check_study_folder
+        from deltalens.scoring.rows import read_files
         from deltalens.studies.drop_asked import FidelityTexts
         from deltalens.studies.drop_study import drop_study as run
         from deltalens.studies.study import StudyWatch

@@ -107,9 +107,9 @@ def landscape(
     """
     kept = f"stopped; finished points are kept in {out}, the same command goes on"
     with console.command(debug, kept):
-        from deltalens.evaluate.rows import read_files
         from deltalens.io.locate import locate
         from deltalens.io.records import check_study_folder
+        from deltalens.scoring.rows import read_files
         from deltalens.studies.landscape.scan import scan_landscape
         from deltalens.studies.landscape.summary import summarise_landscape
         from deltalens.studies.study import StudyWatch

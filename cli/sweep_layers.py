@@ -95,10 +95,10 @@ def layers_drop(
     with console.command(
         debug, f"stopped; finished cells are kept in {out}, the same command goes on"
     ):
-        from deltalens.evaluate.rows import read_files
         from deltalens.figures import draw
         from deltalens.io.locate import located
         from deltalens.io.records import check_study_folder
+        from deltalens.scoring.rows import read_files
         from deltalens.studies.drop_asked import FidelityTexts
         from deltalens.studies.layer_drop import sweep_layers_drop
         from deltalens.studies.layer_summary import summarise_layers

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.rows import DataFile
 from deltalens.io.identity import Union
 from deltalens.io.pairing import Pairing, Scope
 from deltalens.io.records import Setting
 from deltalens.numerics.rates import show_rate
 from deltalens.numerics.selection import STRATEGIES
+from deltalens.scoring.rows import DataFile
 from deltalens.studies import axes
 from deltalens.studies.code import KnownFunction, identify
 from deltalens.studies.selecting import DropSetting, check_strategy

@@ -9,14 +9,14 @@ from fractions import Fraction
 from torch import nn
 
 from deltalens.errors import DeltaLensError, reason
-from deltalens.evaluate.fidelity import Fidelity
-from deltalens.evaluate.finite import check_measured
-from deltalens.evaluate.loading import LoadedModel
-from deltalens.evaluate.scoring import Scoring, can_generate
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Measurement, Setting, StudyFolder
 from deltalens.numerics.selection import Selection
 from deltalens.numerics.workers import workers
+from deltalens.scoring.fidelity import Fidelity
+from deltalens.scoring.finite import check_measured
+from deltalens.scoring.loading import LoadedModel
+from deltalens.scoring.scoring import Scoring, can_generate
 from deltalens.studies.deltas import DeltaStream
 from deltalens.studies.drop_asked import BASE, DropAsked, MeasureAsked, Metric, measured_by
 from deltalens.studies.live import LiveModel

@@ -10,19 +10,19 @@ import torch
 
 from deltalens.catalog import check_better
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.loading import (
+from deltalens.io.checkpoint import Checkpoint
+from deltalens.io.pairing import check_scope, pair
+from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
+from deltalens.numerics.rates import Rate, exact_rates
+from deltalens.numerics.selection import STRATEGIES
+from deltalens.scoring.loading import (
     LoadedModel,
     check_fits,
     load_model,
     pick_device,
     pick_dtype,
 )
-from deltalens.evaluate.rows import read_files
-from deltalens.io.checkpoint import Checkpoint
-from deltalens.io.pairing import check_scope, pair
-from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
-from deltalens.numerics.rates import Rate, exact_rates
-from deltalens.numerics.selection import STRATEGIES
+from deltalens.scoring.rows import read_files
 from deltalens.studies.axes import in_order
 from deltalens.studies.drop_asked import (
     GROWS,

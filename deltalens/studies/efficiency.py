@@ -14,11 +14,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deltalens.errors import DeltaLensError, said_by
-from deltalens.evaluate.finite import check_model
-from deltalens.evaluate.loading import load_model, pick_device
-from deltalens.evaluate.positions import longest_input
-from deltalens.evaluate.rows import DataFile, read_rows
-from deltalens.evaluate.tokens import Batch, batches, encode_rows, padding_of
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.records import (
     Measurement,
@@ -28,6 +23,11 @@ from deltalens.io.records import (
     check_study_folder,
     load_study,
 )
+from deltalens.scoring.finite import check_model
+from deltalens.scoring.loading import load_model, pick_device
+from deltalens.scoring.positions import longest_input
+from deltalens.scoring.rows import DataFile, read_rows
+from deltalens.scoring.tokens import Batch, batches, encode_rows, padding_of
 from deltalens.studies import axes
 from deltalens.studies.study import Metrics, StudyWatch, read_weights, run_cells
 from deltalens.studies.trainings import cells_own

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from deltalens.catalog import check_better
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.loading import check_fits, load_model, pick_device, pick_dtype
-from deltalens.evaluate.rows import read_files
 from deltalens.io.pairing import pair
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
+from deltalens.scoring.loading import check_fits, load_model, pick_device, pick_dtype
+from deltalens.scoring.rows import read_files
 from deltalens.studies import axes
 from deltalens.studies.drop_asked import (
     FidelityTexts,

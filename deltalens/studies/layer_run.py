@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.loading import LoadedModel
-from deltalens.evaluate.prefix import Prefix, find_blocks
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Setting, StudyFolder
 from deltalens.numerics.workers import workers
+from deltalens.scoring.loading import LoadedModel
+from deltalens.scoring.prefix import Prefix, find_blocks
 from deltalens.studies.deltas import DeltaStream, Span
 from deltalens.studies.drop_asked import Metric
 from deltalens.studies.drop_run import Evaluation

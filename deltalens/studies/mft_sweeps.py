@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.loading import pick_device
-from deltalens.evaluate.rows import read_rows
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.pairing import block_of
 from deltalens.io.records import Setting, StudyRecord
 from deltalens.numerics.rates import Rate, exact_rate, exact_rates, show_rate
+from deltalens.scoring.loading import pick_device
+from deltalens.scoring.rows import read_rows
 from deltalens.studies import axes
 from deltalens.studies.study import StudyWatch
 from deltalens.studies.trainings import (

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from deltalens.evaluate.fidelity import Fidelity, sample_texts
-from deltalens.evaluate.loading import LoadedModel
-from deltalens.evaluate.turns import ends_of
 from deltalens.io.manifest import read_manifest, write_manifest
 from deltalens.io.records import StudyFolder
 from deltalens.io.schema import Items, Whole, require
+from deltalens.scoring.fidelity import Fidelity, sample_texts
+from deltalens.scoring.loading import LoadedModel
+from deltalens.scoring.turns import ends_of
 from deltalens.studies.drop_asked import FidelityTexts
 from deltalens.studies.study import StudyWatch
 

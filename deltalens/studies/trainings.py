@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import DeltaLensError, RecordError, reason
-from deltalens.evaluate.loading import LoadedModel, load_model, pick_device
-from deltalens.evaluate.rows import DataFile, read_files, read_rows
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.files import append_to, discard, new_folder, read_plain
 from deltalens.io.identity import Union
@@ -29,6 +27,8 @@ from deltalens.io.records import (
 )
 from deltalens.io.schema import Items, Text, require
 from deltalens.io.seal import check_seal, write_seal
+from deltalens.scoring.loading import LoadedModel, load_model, pick_device
+from deltalens.scoring.rows import DataFile, read_files, read_rows
 from deltalens.studies import axes
 from deltalens.studies.drop import drop
 from deltalens.studies.processes import Tell

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from deltalens.errors import RecordError
-from deltalens.evaluate.preferences import Preferences
-from deltalens.evaluate.scoring import Scoring
 from deltalens.io.files import write_whole
+from deltalens.scoring.preferences import Preferences
+from deltalens.scoring.scoring import Scoring
 from deltalens.training.checkpoints import BEST, SealedCheckpoint, remove
 
 __all__ = ["Chooser"]

@@ -6,9 +6,9 @@ import dataclasses
 from typing import Any
 
 from deltalens.errors import DataError
-from deltalens.evaluate.rows import DataFile, Row
-from deltalens.evaluate.tokens import encode_preferences, encode_rows, padding_of
-from deltalens.evaluate.turns import Ends, ends_of
+from deltalens.scoring.rows import DataFile, Row
+from deltalens.scoring.tokens import encode_preferences, encode_rows, padding_of
+from deltalens.scoring.turns import Ends, ends_of
 
 __all__ = ["collator", "preferences", "tokenised"]
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from deltalens.errors import said_by
-from deltalens.evaluate.loading import LoadedModel
+from deltalens.scoring.loading import LoadedModel
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.rows import collator
 

@@ -84,8 +84,8 @@ def test_graph_finds_what_is_said_far_below_a_command(graph: Graph) -> None:
     """A message in a function that only lazily imported modules call, and one in a method."""
     start = ("deltalens.cli.drop_study", "drop_study")
     reached = graph.reached(start)
-    assert ("deltalens.evaluate.loading", "check_fits") in reached
+    assert ("deltalens.scoring.loading", "check_fits") in reached
     assert ("deltalens.studies.live", "LiveModel") in reached
     assert ("deltalens.studies.landscape.scan", "scan_landscape") not in reached
-    said: Definition = graph.nodes["deltalens.evaluate.loading", "check_fits"]
+    said: Definition = graph.nodes["deltalens.scoring.loading", "check_fits"]
     assert any("--batch-tokens" in text for _, text in said.messages)

@@ -8,7 +8,7 @@ import sys
 import pyarrow.parquet  # noqa: F401
 
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.rows import read_rows
+from deltalens.scoring.rows import read_rows
 from tests.studies.memory import peak
 
 

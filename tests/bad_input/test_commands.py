@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from deltalens import DeltaLensError
 from deltalens.cli.main import app
-from deltalens.evaluate import loading
+from deltalens.scoring import loading
 from tests.bad_input.files import (
     SHARDS,
     SINGLE,

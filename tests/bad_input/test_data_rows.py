@@ -9,7 +9,7 @@ import pytest
 
 import deltalens
 from deltalens import DeltaLensError
-from deltalens.evaluate.rows import read_rows
+from deltalens.scoring.rows import read_rows
 from deltalens.studies.study import StudyWatch
 from tests.bad_input.files import left_in, save, tuned, weights
 

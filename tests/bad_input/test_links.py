@@ -14,10 +14,10 @@ import pytest
 
 import deltalens
 from deltalens import DeltaLensError
-from deltalens.evaluate.rows import read_rows
 from deltalens.figures import draw
 from deltalens.io.files import write_whole
 from deltalens.io.records import StudyFolder
+from deltalens.scoring.rows import read_rows
 from deltalens.training.recipe import read_recipe
 from tests.bad_input.files import save, tuned, weights
 

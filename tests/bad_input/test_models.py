@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from deltalens.errors import DataError, DeltaLensError
-from deltalens.evaluate.deadline import Deadline
-from deltalens.evaluate.loading import LoadedModel, load_model
-from deltalens.evaluate.rows import DataFile, read_rows
-from deltalens.evaluate.tokens import encode_rows, padding_of
 from deltalens.io.checkpoint import open_checkpoint
+from deltalens.scoring.deadline import Deadline
+from deltalens.scoring.loading import LoadedModel, load_model
+from deltalens.scoring.rows import DataFile, read_rows
+from deltalens.scoring.tokens import encode_rows, padding_of
 from tests.bad_input.files import save_llama_pair
 
 ROW = {"prompt": "a", "completion": "b"}

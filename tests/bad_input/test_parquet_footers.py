@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deltalens.evaluate.parquet_footer import column_sizes
+from deltalens.scoring.parquet_footer import column_sizes
 
 TABLE = pa.table(
     {
@@ -26,7 +26,7 @@ READ = """
 import sys
 from pathlib import Path
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.rows import read_rows
+from deltalens.scoring.rows import read_rows
 for file in sorted(Path(sys.argv[1]).iterdir()):
     try:
         read_rows(file)

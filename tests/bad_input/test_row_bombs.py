@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deltalens.errors import DataError
-from deltalens.evaluate.rows import read_rows
+from deltalens.scoring.rows import read_rows
 
 MANY = 1_000_000
 ALLOWED = 200 << 20

@@ -89,7 +89,7 @@ def _models() -> list[str]:
 
 def read(file: Path) -> Seen:
     """Rows of any kind of file."""
-    from deltalens.evaluate.rows import read_rows
+    from deltalens.scoring.rows import read_rows
 
     given = file.parent if file.parent.name == "saved" else file
     found = read_rows(given)

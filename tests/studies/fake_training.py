@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from deltalens.evaluate.loading import pick_device
-from deltalens.evaluate.rows import read_rows
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.records import Measurement
+from deltalens.scoring.loading import pick_device
+from deltalens.scoring.rows import read_rows
 from deltalens.studies import trainings
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import Trained, training_dtype

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from deltalens.evaluate.fidelity import Fidelity, sample_texts
+from deltalens.scoring.fidelity import Fidelity, sample_texts
 
 
 def peak() -> int:

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import deltalens
-from deltalens.evaluate.fidelity import KEPT, Fidelity, sample_texts
+from deltalens.scoring.fidelity import KEPT, Fidelity, sample_texts
 from deltalens.studies.drop_asked import FidelityTexts
 from deltalens.studies.texts import read_texts
 from tests.studies import memory
@@ -154,7 +154,7 @@ def test_sampling_in_several_batches_goes_on_with_the_same_generator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ft, _ = two_models(57)
-    monkeypatch.setattr("deltalens.evaluate.fidelity._MEMORY", 16 * 57 * 4)
+    monkeypatch.setattr("deltalens.scoring.fidelity._MEMORY", 16 * 57 * 4)
     texts = sample_texts(ft, 10, 12, seed=3)
     assert len(texts) == 10
     assert len({tuple(text) for text in texts}) == 10

@@ -14,9 +14,9 @@ import transformers
 from torch import nn
 
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.prefix import Prefix, find_blocks
-from deltalens.evaluate.scoring import Scoring
 from deltalens.io.records import StudyRecord, load_study
+from deltalens.scoring.prefix import Prefix, find_blocks
+from deltalens.scoring.scoring import Scoring
 from deltalens.studies import layer_drop as module
 from deltalens.studies.layer_drop import sweep_layers_drop
 from deltalens.studies.layer_summary import summarise_layers

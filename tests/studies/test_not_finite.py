@@ -14,10 +14,10 @@ from torch import nn
 
 import deltalens
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.fidelity import Fidelity, sample_texts
-from deltalens.evaluate.rows import read_rows
-from deltalens.evaluate.scoring import Scoring
 from deltalens.io.records import StudyRecord, load_study
+from deltalens.scoring.fidelity import Fidelity, sample_texts
+from deltalens.scoring.rows import read_rows
+from deltalens.scoring.scoring import Scoring
 from deltalens.studies import drop_study as module
 from deltalens.studies.layer_drop import sweep_layers_drop
 from deltalens.studies.layer_summary import summarise_layers

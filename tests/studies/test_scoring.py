@@ -15,8 +15,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import deltalens
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.rows import read_rows
-from deltalens.evaluate.scoring import Scoring, batch_positions
+from deltalens.scoring.rows import read_rows
+from deltalens.scoring.scoring import Scoring, batch_positions
 from tests.studies.conftest import PairOf
 from tests.studies.families import initialised, llama, opt, plain, save_pair, tokenizer
 from tests.studies.runs import write_rows

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.rows import read_rows
+from deltalens.scoring.rows import read_rows
 from tests.studies.conftest import PairOf, pair_of
 from tests.studies.runs import command, succeeds
 

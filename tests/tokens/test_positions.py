@@ -12,10 +12,10 @@ import pytest
 import torch
 import transformers as hf
 
-from deltalens.evaluate.positions import longest_input
-from deltalens.evaluate.rows import read_rows
-from deltalens.evaluate.scoring import Scoring
-from deltalens.evaluate.tokens import encode_rows
+from deltalens.scoring.positions import longest_input
+from deltalens.scoring.rows import read_rows
+from deltalens.scoring.scoring import Scoring
+from deltalens.scoring.tokens import encode_rows
 from tests.tokens.kinds import tokenizer
 
 TABLE = 40

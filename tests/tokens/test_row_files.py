@@ -14,8 +14,8 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Json, List, load_from_disk
 
 from deltalens.errors import DataError
-from deltalens.evaluate import row_files
-from deltalens.evaluate.rows import read_rows
+from deltalens.scoring import row_files
+from deltalens.scoring.rows import read_rows
 from tests.tokens.kinds import CALL, TOOLS
 
 ROWS: list[dict[str, Any]] = [

@@ -14,11 +14,11 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from trl import extract_prompt
 
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.fidelity import sample_texts
-from deltalens.evaluate.rows import DataFile, read_rows
-from deltalens.evaluate.scoring import Scoring
-from deltalens.evaluate.tokens import encode_rows
-from deltalens.evaluate.turns import ends_of
+from deltalens.scoring.fidelity import sample_texts
+from deltalens.scoring.rows import DataFile, read_rows
+from deltalens.scoring.scoring import Scoring
+from deltalens.scoring.tokens import encode_rows
+from deltalens.scoring.turns import ends_of
 from tests.tokens.kinds import CALL, CHATML, TOOLS, model, tokenizer, turns
 
 PLAIN = "characters"

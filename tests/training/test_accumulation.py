@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deltalens import DeltaLensError, load_run
-from deltalens.evaluate.rows import read_rows
+from deltalens.scoring.rows import read_rows
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.rows import tokenised
 from deltalens.training.run import train

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.rows import read_rows
-from deltalens.evaluate.tokens import encode_preferences
+from deltalens.scoring.rows import read_rows
+from deltalens.scoring.tokens import encode_preferences
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.rows import collator, preferences
 from deltalens.training.run import train

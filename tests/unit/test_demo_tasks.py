@@ -23,7 +23,7 @@ from deltalens.demo.model import build_model, build_tokenizer
 from deltalens.demo.tasks import DOMAINS, PIECES, Row, held_out_prompts, hold_out, stream
 from deltalens.demo.train import encode, exact_match, train
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.rows import read_rows
+from deltalens.scoring.rows import read_rows
 
 TINY = Recipe(
     hidden_size=16,

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from deltalens.errors import DeltaLensError, Lines, PairingError
-from deltalens.evaluate.loading import _free_memory
-from deltalens.evaluate.rows import DataFile
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.pairing import Pairing, pair
+from deltalens.scoring.loading import _free_memory
+from deltalens.scoring.rows import DataFile
 from deltalens.studies.drop_asked import FIDELITY, FidelityTexts
 from deltalens.studies.landscape.directions import NORMALISATIONS
 from deltalens.studies.landscape.grid import parse_grid, parse_range

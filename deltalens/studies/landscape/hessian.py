@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.differentiable import LossPart
+from deltalens.scoring.differentiable import LossPart
 from deltalens.studies.landscape.slots import Slot
 
 __all__ = ["top_of_hessian"]

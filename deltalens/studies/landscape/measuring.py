@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from deltalens.evaluate.loading import LoadedModel
-from deltalens.evaluate.scoring import Scoring
 from deltalens.io.records import Measurement, StudyFolder
+from deltalens.scoring.loading import LoadedModel
+from deltalens.scoring.scoring import Scoring
 from deltalens.studies.drop_asked import FIDELITY, Metric, measured_by
 from deltalens.studies.landscape.asked import Asked
 from deltalens.studies.study import Metrics, StudyWatch

@@ -10,10 +10,10 @@ from torch import nn
 
 from deltalens.catalog import check_better
 from deltalens.errors import DeltaLensError
-from deltalens.evaluate.differentiable import LossPart
-from deltalens.evaluate.loading import check_fits, pick_device
-from deltalens.evaluate.rows import read_files
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
+from deltalens.scoring.differentiable import LossPart
+from deltalens.scoring.loading import check_fits, pick_device
+from deltalens.scoring.rows import read_files
 from deltalens.studies.code import identify
 from deltalens.studies.drop_asked import FidelityTexts, Metric, answer_regex, known_metric
 from deltalens.studies.landscape.asked import check, check_room, pick_plane

@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deltalens.errors import SHOWN, DeltaLensError
-from deltalens.evaluate.differentiable import LossPart, loss_parts
-from deltalens.evaluate.finite import check_measured
-from deltalens.evaluate.loading import LoadedModel
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.files import replacing
 from deltalens.io.records import Cell, Setting, StudyFolder
 from deltalens.numerics.workers import workers
+from deltalens.scoring.differentiable import LossPart, loss_parts
+from deltalens.scoring.finite import check_measured
+from deltalens.scoring.loading import LoadedModel
 from deltalens.studies.drop_asked import Metric
 from deltalens.studies.landscape.asked import Asked
 from deltalens.studies.landscape.directions import Direction, StoredDirection, random_directions

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from deltalens.errors import DataError
-from deltalens.evaluate.arrow_rows import of_folder, of_parquet
-from deltalens.evaluate.row_values import Record, check_expansion, parse_json
 from deltalens.io.files import open_input
+from deltalens.scoring.arrow_rows import of_folder, of_parquet
+from deltalens.scoring.row_values import Record, check_expansion, parse_json
 
 __all__ = ["Record", "name_of", "records"]
 

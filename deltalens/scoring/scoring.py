@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from deltalens.errors import DeltaLensError, said_by
-from deltalens.evaluate.finite import check_model
-from deltalens.evaluate.positions import longest_input
-from deltalens.evaluate.rows import DataFile
-from deltalens.evaluate.statistics import mean, ratio
-from deltalens.evaluate.tokens import Batch, Tokens, batches, encode_rows, padding_of
-from deltalens.evaluate.turns import ends_of
 from deltalens.io.records import Measurement
+from deltalens.scoring.finite import check_model
+from deltalens.scoring.positions import longest_input
+from deltalens.scoring.rows import DataFile
+from deltalens.scoring.statistics import mean, ratio
+from deltalens.scoring.tokens import Batch, Tokens, batches, encode_rows, padding_of
+from deltalens.scoring.turns import ends_of
 
 __all__ = ["Scoring", "batch_positions", "can_generate", "score"]
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltalens.evaluate.finite import check_model
-from deltalens.evaluate.positions import longest_input
-from deltalens.evaluate.rows import DataFile
-from deltalens.evaluate.scoring import batch_positions, score
-from deltalens.evaluate.statistics import mean
-from deltalens.evaluate.tokens import batches, encode_preferences, padding_of
 from deltalens.io.records import Measurement
+from deltalens.scoring.finite import check_model
+from deltalens.scoring.positions import longest_input
+from deltalens.scoring.rows import DataFile
+from deltalens.scoring.scoring import batch_positions, score
+from deltalens.scoring.statistics import mean
+from deltalens.scoring.tokens import batches, encode_preferences, padding_of
 
 __all__ = ["Preferences"]
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from deltalens.errors import DeltaLensError, said_by
-from deltalens.evaluate.finite import are_numbers, no_numbers
-from deltalens.evaluate.positions import longest_input
-from deltalens.evaluate.scoring import can_generate
-from deltalens.evaluate.statistics import ratio
 from deltalens.io.records import Measurement
+from deltalens.scoring.finite import are_numbers, no_numbers
+from deltalens.scoring.positions import longest_input
+from deltalens.scoring.scoring import can_generate
+from deltalens.scoring.statistics import ratio
 
 __all__ = ["KEPT", "Fidelity", "sample_texts"]
 

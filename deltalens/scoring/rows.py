@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import DataError, DeltaLensError, several
-from deltalens.evaluate.row_files import name_of, records
 from deltalens.io.plain_json import check_names
+from deltalens.scoring.row_files import name_of, records
 
 __all__ = ["FIELDS", "DataFile", "Row", "Turns", "read_files", "read_rows"]
 

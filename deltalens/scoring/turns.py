@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltalens.errors import DataError, DeltaLensError, is_foreign, said_by
-from deltalens.evaluate.deadline import Deadline
-from deltalens.evaluate.rows import DataFile, Row, Turns
 from deltalens.io.platform import quiet_panics
+from deltalens.scoring.deadline import Deadline
+from deltalens.scoring.rows import DataFile, Row, Turns
 
 __all__ = ["SECONDS_OF_TEMPLATE", "Ends", "check_template", "ends_of", "text_ends", "written"]
 

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from deltalens.errors import DataError, is_foreign, reason, said_by
-from deltalens.evaluate.deadline import Deadline
-from deltalens.evaluate.rows import DataFile, Row
-from deltalens.evaluate.turns import (
+from deltalens.io.platform import quiet_panics
+from deltalens.scoring.deadline import Deadline
+from deltalens.scoring.rows import DataFile, Row
+from deltalens.scoring.turns import (
     SECONDS_OF_TEMPLATE,
     check_template,
     ends_of,
     text_ends,
     written,
 )
-from deltalens.io.platform import quiet_panics
 
 __all__ = ["Batch", "Tokens", "batches", "encode_preferences", "encode_rows", "padding_of"]
 

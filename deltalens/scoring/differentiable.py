@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from deltalens.evaluate.scoring import Scoring, score
-from deltalens.evaluate.tokens import Batch
+from deltalens.scoring.scoring import Scoring, score
+from deltalens.scoring.tokens import Batch
 
 __all__ = ["LossPart", "loss_parts"]
 

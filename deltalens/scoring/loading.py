@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from deltalens.errors import CheckpointError, DeltaLensError, is_foreign, reason
-from deltalens.evaluate.scoring import batch_positions
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.config import check_config, check_made
 from deltalens.io.header import FLOATS
 from deltalens.io.platform import quiet_panics
 from deltalens.io.pretrained import class_of, own_code, read_model, read_tokenizer
 from deltalens.io.tying import skeleton
+from deltalens.scoring.scoring import batch_positions
 
 __all__ = ["LoadedModel", "check_fits", "load_model", "pick_device", "pick_dtype"]
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import DataError, reason, said_by
-from deltalens.evaluate.arrow_sizes import is_packed, spread
-from deltalens.evaluate.parquet_footer import ColumnSize, column_sizes
-from deltalens.evaluate.row_values import FREE, Record, check_expansion, parse_json
 from deltalens.io.files import open_input
+from deltalens.scoring.arrow_sizes import is_packed, spread
+from deltalens.scoring.parquet_footer import ColumnSize, column_sizes
+from deltalens.scoring.row_values import FREE, Record, check_expansion, parse_json
 
 __all__ = ["of_folder", "of_parquet"]
 
