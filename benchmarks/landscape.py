@@ -20,8 +20,8 @@ from deltalens.numerics.workers import workers
 from deltalens.studies.landscape.directions import random_directions
 from deltalens.studies.landscape.grid import Axis, Point, coarse_to_fine
 from deltalens.studies.landscape.moving import MovedModel
-from deltalens.studies.landscape.slots import slots_of_checkpoint
-from deltalens.studies.landscape.weights import StoredWeights
+from deltalens.studies.places import slots_of_checkpoint
+from deltalens.studies.weights import StoredWeights
 
 TURNS = 150
 PEER_ROUNDS = 10

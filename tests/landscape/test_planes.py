@@ -13,8 +13,8 @@ from torch import Tensor
 
 from deltalens.studies.landscape.directions import RandomDirection, random_directions
 from deltalens.studies.landscape.sitting import DIRECTIONS
-from deltalens.studies.landscape.slots import slots_of_module
-from deltalens.studies.landscape.weights import HeldWeights
+from deltalens.studies.places import slots_of_module
+from deltalens.studies.weights import HeldWeights
 from tests.landscape.models import SIZE, Quadratic, closed_form, quadratics, scan
 
 EXACT = {"rtol": 0, "atol": 1e-6}

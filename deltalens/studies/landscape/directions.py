@@ -13,8 +13,8 @@ from deltalens.errors import DeltaLensError
 from deltalens.numerics.hashing import name_key
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.workers import Each
-from deltalens.studies.landscape.slots import Slot
-from deltalens.studies.landscape.weights import CHUNK, Weights
+from deltalens.studies.places import Slot
+from deltalens.studies.weights import CHUNK, Weights
 
 __all__ = [
     "NORMALISATIONS",

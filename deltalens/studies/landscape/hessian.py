@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deltalens.errors import DeltaLensError
 from deltalens.scoring.differentiable import LossPart
-from deltalens.studies.landscape.slots import Slot
+from deltalens.studies.places import Slot
 
 __all__ = ["top_of_hessian"]
 

@@ -15,13 +15,13 @@ from deltalens.scoring.loading import LoadedModel, load_model, pick_dtype
 from deltalens.studies.code import identify_module
 from deltalens.studies.landscape.asked import Asked, pairings, steps_of
 from deltalens.studies.landscape.grid import GRID
-from deltalens.studies.landscape.slots import (
+from deltalens.studies.places import (
     Slot,
     check_holds,
     slots_of_checkpoint,
     slots_of_module,
 )
-from deltalens.studies.landscape.weights import HeldWeights, StoredWeights, Weights, paired_weights
+from deltalens.studies.weights import HeldWeights, StoredWeights, Weights, paired_weights
 
 __all__ = ["Given", "HeldModels", "StoredModels"]
 

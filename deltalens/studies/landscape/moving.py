@@ -11,8 +11,8 @@ from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.workers import in_order, one_thread, workers
 from deltalens.studies.landscape.directions import Direction
 from deltalens.studies.landscape.grid import Point
-from deltalens.studies.landscape.slots import Slot
-from deltalens.studies.landscape.weights import CHUNK, Weights
+from deltalens.studies.places import Slot
+from deltalens.studies.weights import CHUNK, Weights
 
 __all__ = ["MovedModel"]
 

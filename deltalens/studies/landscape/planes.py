@@ -15,7 +15,7 @@ from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.workers import Each
 from deltalens.studies.landscape.directions import Combination
 from deltalens.studies.landscape.grid import Axis
-from deltalens.studies.landscape.weights import CHUNK, Weights
+from deltalens.studies.weights import CHUNK, Weights
 
 __all__ = [
     "PLANES",

@@ -36,9 +36,9 @@ from deltalens.studies.landscape.planes import (
     plane_through,
     principal_plane,
 )
-from deltalens.studies.landscape.slots import Slot, passed_over
-from deltalens.studies.landscape.weights import StoredWeights
+from deltalens.studies.places import Slot, passed_over
 from deltalens.studies.study import Metrics, StudyWatch
+from deltalens.studies.weights import StoredWeights
 
 __all__ = ["COLUMNS", "KIND", "Sitting", "write_table"]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from deltalens.errors import DeltaLensError, several
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.header import FLOATS
-from deltalens.studies.landscape.weights import Weights
 from deltalens.studies.live import _Places, _same_bits, _stored_views
+from deltalens.studies.weights import Weights
 
 __all__ = ["Slot", "check_holds", "passed_over", "slots_of_checkpoint", "slots_of_module"]
 
