@@ -11,7 +11,7 @@ from torch import distributed as dist
 
 from deltalens.errors import DeltaLensError
 from deltalens.gradients import ChosenNames, Gradient, GradientStep
-from deltalens.io.pairing import block_of
+from deltalens.names import Scope, unit_of
 from deltalens.numerics import on_device
 
 __all__ = ["StepUnits", "Unit", "by_place", "is_here", "rank_at", "reducer", "units_of"]
@@ -20,21 +20,17 @@ Unit = list[Gradient]
 """Gradients that are ranked together: of one dtype, device and sharding."""
 
 
-def units_of(gradients: Sequence[Gradient], scope: str) -> list[Unit]:
+def units_of(gradients: Sequence[Gradient], scope: Scope) -> list[Unit]:
     """What is ranked together under a scope: `tensor`, `layer` (a transformer block) or `global`.
 
     Entries of different dtypes, devices or sharding never are.
     """
     units: dict[Any, Unit] = {}
     for gradient in gradients:
-        name = _unit_name(gradient.name, scope)
+        name = unit_of(gradient.name, scope)
         local = gradient.local
         units.setdefault((name, local.dtype, local.device, gradient.groups), []).append(gradient)
     return list(units.values())
-
-
-def _unit_name(name: str, scope: str) -> str:
-    return {"tensor": name, "layer": block_of(name)}.get(scope, "")
 
 
 class StepUnits:
@@ -46,7 +42,7 @@ class StepUnits:
         names: of the parameters that are ranked.
     """
 
-    def __init__(self, scope: str, names: ChosenNames) -> None:
+    def __init__(self, scope: Scope, names: ChosenNames) -> None:
         self._scope, self._names = scope, names
         self._whole: object = self
         self._part_of: dict[str, int] = {}
@@ -62,11 +58,11 @@ class StepUnits:
         if step.whole is not self._whole:
             self._whole, self._part_of = step.whole, {}
         for one in gradients:
-            unit = _unit_name(one.name, self._scope)
+            unit = unit_of(one.name, self._scope)
             if self._part_of.setdefault(unit, step.part) != step.part:
                 self._refuse(step, one.name)
         for name in step.elsewhere:
-            if name in self._names and _unit_name(name, self._scope) in self._part_of:
+            if name in self._names and unit_of(name, self._scope) in self._part_of:
                 self._refuse(step, name)
 
     def _refuse(self, step: GradientStep, name: str) -> None:

@@ -22,10 +22,10 @@ from deltalens.errors import CheckpointError, RecordError
 from deltalens.io.checksum import CHECKSUM, checksum
 from deltalens.io.files import write_whole
 from deltalens.io.header import read_header
-from deltalens.io.pairing import block_of
 from deltalens.io.plain_json import parse_json
 from deltalens.io.schema import NAME, Fields, Items, Row, Text, Whole, require
 from deltalens.io.version import FORMAT, FORMATS, has_checksums, version
+from deltalens.names import block_of
 
 __all__ = ["MaskFile", "StoredMask", "fingerprint_of", "read_masks", "write_masks"]
 

@@ -9,28 +9,17 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
-from deltalens.errors import SHOWN, DeltaLensError, PairingError, nearest, several
+from deltalens.errors import SHOWN, PairingError, nearest, several
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.collection import collection_paused
 from deltalens.io.header import FLOATS, TensorEntry
 from deltalens.io.naming import Choice, Names
 from deltalens.io.tying import Tying, may_tie, stored_copies, tying_of
+from deltalens.names import Scope, unit_of
 
-__all__ = [
-    "SCOPES",
-    "Pairing",
-    "Scope",
-    "TensorPair",
-    "Unit",
-    "block_of",
-    "check_scope",
-    "pair",
-]
-
-Scope = Literal["tensor", "layer", "global"]
-SCOPES: tuple[Scope, ...] = get_args(Scope)
+__all__ = ["Pairing", "TensorPair", "Unit", "pair"]
 
 # A name comes from a file, and may be made to be slow: no pattern may look at a part of it twice.
 _BUFFER = re.compile(
@@ -116,18 +105,8 @@ class Pairing:
         """
         groups: dict[str, list[TensorPair]] = {}
         for one in self.pairs:
-            unit = {"tensor": one.name, "layer": block_of(one.name), "global": "all"}[scope]
-            groups.setdefault(unit, []).append(one)
+            groups.setdefault(unit_of(one.name, scope), []).append(one)
         return tuple(Unit(name, tuple(pairs)) for name, pairs in groups.items())
-
-
-def block_of(name: str) -> str:
-    """A tensor's block: its name up to and including the first integer component, or all of it."""
-    parts = name.split(".")
-    for place, part in enumerate(parts):
-        if part.isdigit():
-            return ".".join(parts[: place + 1])
-    return name
 
 
 def _of_quantisation(name: str) -> bool:
@@ -423,15 +402,3 @@ def _named(entries: Collection[TensorEntry]) -> str:
 
 def _reasons(kept: dict[str, str]) -> list[str]:
     return [f"{name}: {why}" for name, why in kept.items()]
-
-
-def check_scope(scope: str) -> Scope:
-    """A scope's name, checked.
-
-    Raises:
-        DeltaLensError: it is none of tensor, layer, global.
-    """
-    for known in SCOPES:
-        if scope == known:
-            return known
-    raise DeltaLensError(f"scope {scope!r}: choose one of {', '.join(SCOPES)}")

@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 
 from deltalens.errors import DeltaLensError, several
 from deltalens.gradients import Gradient, GradientStep, every_parameter
-from deltalens.io.pairing import block_of
 from deltalens.methods.gmt import Ratio, mask_ratio_at
 from deltalens.methods.masking import StepMask
+from deltalens.names import block_of, in_block
 from deltalens.numerics.drawing import draw
 from deltalens.numerics.hashing import hashed_range, name_key
 from deltalens.numerics.magnitudes import clear_beside
@@ -170,7 +170,7 @@ class HalfFreeze(StepMask):
         """Names of the frozen parameters."""
         for trained in (True, False):
             some = [name for name, one in there if one.requires_grad == trained]
-            if any(map(_in_block, some)) or not any(map(_in_block, dims)):
+            if any(map(in_block, some)) or not any(map(in_block, dims)):
                 self.frozen |= frozen_half(some, dims, seed)
 
     def mask(
@@ -178,7 +178,7 @@ class HalfFreeze(StepMask):
     ) -> None:
         """Take the gradients of what is frozen away: optimizers pass over such parameters."""
         if new := [
-            one.name for one in gradients if _in_block(one.name) and one.name not in self._drawn
+            one.name for one in gradients if in_block(one.name) and one.name not in self._drawn
         ]:
             raise DeltaLensError(
                 several(
@@ -194,10 +194,6 @@ class HalfFreeze(StepMask):
                 kept[one.name].fill()
 
 
-def _in_block(name: str) -> bool:
-    return block_of(name) != name
-
-
 def frozen_half(names: Sequence[str], dims: Mapping[str, int], seed: int) -> set[str]:
     """Which parameters `HalfFreeze` freezes.
 
@@ -211,7 +207,7 @@ def frozen_half(names: Sequence[str], dims: Mapping[str, int], seed: int) -> set
     """
     blocks: dict[str, dict[str, dict[str, list[str]]]] = {}
     for name in names:
-        if _in_block(name):
+        if in_block(name):
             block = block_of(name)
             layer = name.rpartition(".")[0]
             kinds = blocks.setdefault(block, {"attention": {}, "mlp": {}, "norm": {}})

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from deltalens.errors import DeltaLensError, several
 from deltalens.gradients import FLOATS, Gradient, GradientStep, every_parameter
-from deltalens.io.pairing import check_scope
 from deltalens.methods.masking import StepMask
+from deltalens.names import check_scope
 from deltalens.numerics import magnitudes, on_device
 from deltalens.numerics.bits import magnitude_of_bits
 from deltalens.numerics.overlap import PackedMask

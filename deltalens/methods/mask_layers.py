@@ -15,14 +15,13 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
 from deltalens.errors import DeltaLensError, nearest, several
-from deltalens.io.pairing import block_of
+from deltalens.names import block_number, block_of
 
 __all__ = [
     "MODULES",
     "Blocks",
     "Kind",
     "Layer",
-    "block_number",
     "block_numbers",
     "choose_layers",
     "linear_layers",
@@ -50,6 +49,11 @@ class Layer:
     def weight_name(self) -> str:
         """The weight's name in the model."""
         return f"{self.name}.weight" if self.name else "weight"
+
+    @property
+    def block(self) -> int | None:
+        """The number of the block that it is in, if it is in one."""
+        return block_number(self.weight_name)
 
     @property
     def entries(self) -> int:
@@ -147,7 +151,7 @@ def _included(layers: Sequence[Layer], include: str) -> list[Layer]:
 def _in_blocks(
     model: nn.Module, layers: Sequence[Layer], blocks: Blocks, kinds: set[str]
 ) -> list[Layer]:
-    numbers = {layer.name: block_number(layer) for layer in layers}
+    numbers = {layer.name: layer.block for layer in layers}
     there = sorted({number for number in numbers.values() if number is not None})
     if not there:
         raise DeltaLensError(
@@ -176,12 +180,6 @@ def _in_blocks(
             )
         )
     return chosen
-
-
-def block_number(layer: Layer) -> int | None:
-    """The number of the block that a layer is in, if it is in one."""
-    block = block_of(layer.weight_name)
-    return int(block.rpartition(".")[2]) if block != layer.weight_name else None
 
 
 def block_numbers(blocks: Blocks) -> list[int]:
@@ -226,9 +224,7 @@ def _note_fused(model: nn.Module, blocks: set[int]) -> None:
     fused = [
         name
         for name, parameter in model.named_parameters()
-        if parameter.dim() == 3
-        and (block := block_of(name)) != name
-        and int(block.rpartition(".")[2]) in blocks
+        if parameter.dim() == 3 and block_number(name) in blocks
     ]
     if fused:
         warnings.warn(

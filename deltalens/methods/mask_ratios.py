@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from deltalens.errors import DeltaLensError, several
-from deltalens.methods.mask_layers import MODULES, Layer, block_number, block_numbers
+from deltalens.methods.mask_layers import MODULES, Layer, block_numbers
 from deltalens.numerics.rates import exact_rate, show_rate
 
 __all__ = ["Ratio", "Ratios", "about_ratios", "ratios_of"]
@@ -35,7 +35,7 @@ class _Rule:
 
     def fits(self, layer: Layer) -> bool:
         """Whether the layer is one of them."""
-        if self.blocks is not None and block_number(layer) not in self.blocks:
+        if self.blocks is not None and layer.block not in self.blocks:
             return False
         if self.name in ("", layer.kind):
             return True
@@ -111,7 +111,7 @@ def _refuse_unused(rules: Sequence[_Rule], layers: Sequence[Layer]) -> None:
     unused = [rule.key for rule in rules if not any(rule.fits(layer) for layer in layers)]
     if unused:
         names = sorted({_PROJECTION.sub("", layer.name.rpartition(".")[2]) for layer in layers})
-        numbers = {number for layer in layers if (number := block_number(layer)) is not None}
+        numbers = {number for layer in layers if (number := layer.block) is not None}
         there = f", blocks {min(numbers)} to {max(numbers)}" if numbers else ""
         raise DeltaLensError(
             f"mask_ratio for {', '.join(unused)}: no masked layer is called so; there "

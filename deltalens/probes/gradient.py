@@ -27,8 +27,8 @@ from deltalens.gradients import (
     Subscriber,
     every_parameter,
 )
-from deltalens.io.pairing import check_scope
 from deltalens.io.runs import RunWriter
+from deltalens.names import check_scope
 from deltalens.numerics.magnitudes import prepare
 from deltalens.numerics.overlap import PackedMask, compare
 from deltalens.numerics.scratch import Scratch

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deltalens.gradients import Gradient, GradientStep
+from deltalens.names import Scope
 from deltalens.numerics import magnitudes, on_device
 from deltalens.numerics.bits import magnitude_of_bits
 from deltalens.numerics.magnitudes import Numbers
@@ -56,7 +57,7 @@ class Survey:
 def survey(
     step: GradientStep,
     gradients: Sequence[Gradient],
-    scope: str,
+    scope: Scope,
     mask_ratios: Sequence[float],
     scratch: Scratch,
 ) -> list[Survey]:

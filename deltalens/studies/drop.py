@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.io.files import check_new_folder
-from deltalens.io.pairing import Pairing, Unit, check_scope, pair
+from deltalens.io.pairing import Pairing, Unit, pair
 from deltalens.io.version import version
 from deltalens.io.writer import CheckpointWriter, write_like
+from deltalens.names import check_scope
 from deltalens.numerics.kernels import largest_magnitude
 from deltalens.numerics.rates import Rate, exact_rate, show_rate
 from deltalens.numerics.scratch import Scratch

@@ -14,8 +14,9 @@ from torch import nn
 
 from deltalens.errors import DeltaLensError
 from deltalens.io.identity import Union
-from deltalens.io.pairing import Pairing, Scope
+from deltalens.io.pairing import Pairing
 from deltalens.io.records import Setting
+from deltalens.names import Scope
 from deltalens.numerics.rates import show_rate
 from deltalens.numerics.selection import STRATEGIES
 from deltalens.scoring.rows import DataFile

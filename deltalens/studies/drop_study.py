@@ -11,8 +11,9 @@ import torch
 from deltalens.catalog import check_better
 from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import Checkpoint
-from deltalens.io.pairing import check_scope, pair
+from deltalens.io.pairing import pair
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
+from deltalens.names import check_scope
 from deltalens.numerics.rates import Rate, exact_rates
 from deltalens.numerics.selection import STRATEGIES
 from deltalens.scoring.loading import (

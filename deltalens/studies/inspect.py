@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from deltalens.io.checkpoint import torch_dtype
-from deltalens.io.pairing import Pairing, TensorPair, block_of, pair
+from deltalens.io.pairing import Pairing, TensorPair, pair
 from deltalens.io.records import Cell, Measurement, StudyFolder, check_study_folder
 from deltalens.io.tables import Table
+from deltalens.names import block_of
 from deltalens.numerics.anatomy import anatomy_of, octaves
 from deltalens.numerics.histogram import MagnitudeHistogram
 from deltalens.numerics.kernels import count_true

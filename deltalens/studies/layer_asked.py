@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from deltalens.errors import DeltaLensError, several
-from deltalens.io.pairing import Pairing, block_of
+from deltalens.io.pairing import Pairing
 from deltalens.io.records import Setting
+from deltalens.names import block_number
 from deltalens.studies.drop_asked import MeasureAsked, measuring_identity
 
-__all__ = ["Group", "LayersAsked", "block_number", "groups_of", "stacks_of"]
+__all__ = ["Group", "LayersAsked", "groups_of"]
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,6 @@ class LayersAsked(MeasureAsked):
 def _setting(method: str, group: Group | None = None) -> Setting:
     size, name = (group.size, str(group)) if group else (0, "")
     return {"method": method, "size": size, "group": name, "seed": 0}
-
-
-def block_number(name: str) -> int | None:
-    """The number of the block that a tensor belongs to; None if it is in none."""
-    block = block_of(name)
-    return int(block.rpartition(".")[2]) if block != name else None
-
-
-def stacks_of(pairing: Pairing) -> set[str]:
-    """The lists of blocks in the fine-tune: `model.layers`, ..."""
-    names = pairing.ft.tensors
-    return {block_of(name).rpartition(".")[0] for name in names if block_number(name) is not None}
 
 
 def groups_of(pairing: Pairing, sizes: Sequence[int]) -> tuple[Group, ...]:

@@ -12,13 +12,14 @@ from torch import nn
 from deltalens.errors import DeltaLensError
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Setting, StudyFolder
+from deltalens.names import block_number, stacks_of
 from deltalens.numerics.workers import workers
 from deltalens.scoring.loading import LoadedModel
 from deltalens.scoring.prefix import Prefix, find_blocks
 from deltalens.studies.deltas import DeltaStream, Span
 from deltalens.studies.drop_asked import Metric
 from deltalens.studies.drop_run import Evaluation
-from deltalens.studies.layer_asked import Group, LayersAsked, block_number, stacks_of
+from deltalens.studies.layer_asked import Group, LayersAsked
 from deltalens.studies.live import LiveModel
 from deltalens.studies.processes import Tell
 from deltalens.studies.selecting import find_nonfinite, no_delta
@@ -128,7 +129,7 @@ class LayerRun(Evaluation):
                 raise DeltaLensError("a metric of your own may look at any part of the model")
             if self.measured.answer_pattern is not None:
                 raise DeltaLensError("the model generates")
-            blocks = find_blocks(model, stacks_of(self.pairing))
+            blocks = find_blocks(model, stacks_of(self.pairing.ft.tensors))
             if self.asked.groups and max(g.blocks[-1] for g in self.asked.groups) >= len(blocks):
                 raise DeltaLensError(f"{type(model).__name__} has {len(blocks)} blocks")
         except DeltaLensError as error:

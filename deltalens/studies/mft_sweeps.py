@@ -9,8 +9,8 @@ from typing import Any
 
 from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import open_checkpoint
-from deltalens.io.pairing import block_of
 from deltalens.io.records import Setting, StudyRecord
+from deltalens.names import block_number
 from deltalens.numerics.rates import Rate, exact_rate, exact_rates, show_rate
 from deltalens.scoring.loading import pick_device
 from deltalens.scoring.rows import read_rows
@@ -296,8 +296,7 @@ def blocks_of(model: str | Path) -> int:
         DeltaLensError: none.
     """
     names = open_checkpoint(model).tensors
-    found = {block for name in names if (block := block_of(name)) != name}
-    numbers = {int(block.rpartition(".")[2]) for block in found}
+    numbers = {number for name in names if (number := block_number(name)) is not None}
     if not numbers:
         raise DeltaLensError(f"{model}: no blocks (names with a number) among its tensors")
     return max(numbers) + 1

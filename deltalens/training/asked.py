@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 from deltalens.errors import DeltaLensError
-from deltalens.io.pairing import check_scope
+from deltalens.names import check_scope
 from deltalens.numerics.rates import exact_rate, show_rate
 
 __all__ = [

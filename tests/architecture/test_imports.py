@@ -18,20 +18,21 @@ from tests.architecture.import_graph import (
 )
 
 # A unit is the part after `deltalens.`; each may import itself and what stands in its row.
-BELOW_PROBES = {"errors", "numerics", "io", "gradients", "ranking"}
+BELOW_PROBES = {"errors", "names", "numerics", "io", "gradients", "ranking"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "catalog": {"errors"},
+    "names": {"errors"},
     "numerics": {"errors"},
-    "io": {"errors"},
+    "io": {"errors", "names"},
     "scoring": {"errors", "numerics", "io"},
-    "gradients": {"errors", "numerics"},
-    "ranking": {"errors", "numerics", "io", "gradients"},
+    "gradients": {"errors", "names", "numerics"},
+    "ranking": {"errors", "names", "numerics", "io", "gradients"},
     "probes": BELOW_PROBES,
     "methods": BELOW_PROBES,
     "integrations": BELOW_PROBES | {"probes", "methods"},
-    "training": {"errors", "numerics", "io", "scoring", "methods", "integrations"},
-    "studies": {"errors", "catalog", "numerics", "io", "scoring", "training"},
+    "training": {"errors", "names", "numerics", "io", "scoring", "methods", "integrations"},
+    "studies": {"errors", "catalog", "names", "numerics", "io", "scoring", "training"},
     "demo": {"errors", "numerics", "io", "probes", "methods"},
 }
 RECORDS = (
@@ -72,7 +73,7 @@ def may_import(module: str, item: Import, record_helpers: set[str]) -> bool:
     if not there:
         return item.names == ("__version__",)
     if here == "figures":
-        return there in ("errors", "catalog") or item.target in {*RECORDS, *record_helpers}
+        return there in ("errors", "catalog", "names") or item.target in {*RECORDS, *record_helpers}
     return there in ALLOWED.get(here, set())
 
 
@@ -91,7 +92,14 @@ def torch_users(modules: dict[str, Module]) -> list[str]:
     return [
         f"{name}:{item.line} imports {item.target}"
         for name in sorted(
-            reached(modules, "deltalens.errors", "deltalens.catalog", *RECORDS, *figures)
+            reached(
+                modules,
+                "deltalens.errors",
+                "deltalens.catalog",
+                "deltalens.names",
+                *RECORDS,
+                *figures,
+            )
         )
         for item in running(modules[name])
         if item.target.split(".")[0] in TORCH
