@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from benchmarks.measure import KEPT
+from deltalens.studies.engine import StudyWatch
 from deltalens.studies.layer_drop import sweep_layers_drop
-from deltalens.studies.study import StudyWatch
 
 HIDDEN, BLOCKS, VOCABULARY = 512, 8, 1024
 ROWS, LENGTH, BATCH_TOKENS = 32, 255, 512

@@ -14,8 +14,8 @@ import deltalens
 from deltalens.demo import build_demo
 from deltalens.io.records import Measurement
 from deltalens.scoring.fidelity import Fidelity
-from deltalens.scoring.scoring import Scoring
-from deltalens.studies.study import StudyWatch
+from deltalens.scoring.file_scoring import Scoring
+from deltalens.studies.engine import StudyWatch
 
 DEMO = Path("deltalens-demo")
 

@@ -98,7 +98,7 @@ def drop_study(
         from deltalens.scoring.rows import read_files
         from deltalens.studies.drop_asked import FidelityTexts
         from deltalens.studies.drop_study import drop_study as run
-        from deltalens.studies.study import StudyWatch
+        from deltalens.studies.engine import StudyWatch
         from deltalens.studies.summary import summarise
 
         changed_only = console.changed_only(of)

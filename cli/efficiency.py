@@ -69,7 +69,7 @@ def efficiency(
         from deltalens.io.locate import locate
         from deltalens.studies.efficiency import efficiency as run
         from deltalens.studies.efficiency_summary import summarise_efficiency
-        from deltalens.studies.study import StudyWatch
+        from deltalens.studies.engine import StudyWatch
         from deltalens.training.asked import TrainingAsked
 
         console.quieten()

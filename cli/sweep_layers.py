@@ -100,9 +100,9 @@ def layers_drop(
         from deltalens.io.records import check_study_folder
         from deltalens.scoring.rows import read_files
         from deltalens.studies.drop_asked import FidelityTexts
+        from deltalens.studies.engine import StudyWatch
         from deltalens.studies.layer_drop import sweep_layers_drop
         from deltalens.studies.layer_summary import summarise_layers
-        from deltalens.studies.study import StudyWatch
 
         console.quieten()
         # Before anything is fetched or merged:

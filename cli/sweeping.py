@@ -51,7 +51,7 @@ from deltalens.cli.options import (
 
 if TYPE_CHECKING:
     from deltalens.io.records import StudyRecord
-    from deltalens.studies.study import StudyWatch
+    from deltalens.studies.engine import StudyWatch
     from deltalens.studies.trainings import TrainingData
     from deltalens.training.asked import TrainingAsked
 
@@ -122,7 +122,7 @@ class Sweep:
         kept = f"stopped; finished trainings are kept in {self.out}, the same command goes on"
         with console.command(self.debug, kept):
             from deltalens.figures import draw
-            from deltalens.studies.study import StudyWatch
+            from deltalens.studies.engine import StudyWatch
 
             console.quieten()
             with console.meter(self.quiet or self.as_json) as meter:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from deltalens.scoring.scoring import Scoring, score
+from deltalens.scoring.file_scoring import Scoring, score
 from deltalens.scoring.tokens import Batch
 
 __all__ = ["LossPart", "loss_parts"]

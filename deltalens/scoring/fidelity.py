@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from deltalens.errors import DeltaLensError, said_by
 from deltalens.io.records import Measurement
+from deltalens.scoring.file_scoring import can_generate
 from deltalens.scoring.finite import are_numbers, no_numbers
 from deltalens.scoring.positions import longest_input
-from deltalens.scoring.scoring import can_generate
 from deltalens.scoring.statistics import ratio
 
 __all__ = ["KEPT", "Fidelity", "sample_texts"]

@@ -20,7 +20,7 @@ from deltalens.io.header import FLOATS
 from deltalens.io.platform import quiet_panics
 from deltalens.io.pretrained import class_of, own_code, read_model, read_tokenizer
 from deltalens.io.tying import skeleton
-from deltalens.scoring.scoring import batch_positions
+from deltalens.scoring.file_scoring import batch_positions
 
 __all__ = ["LoadedModel", "check_fits", "load_model", "pick_device", "pick_dtype"]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from deltalens.io.records import Measurement
+from deltalens.scoring.file_scoring import batch_positions, score
 from deltalens.scoring.finite import check_model
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.rows import DataFile
-from deltalens.scoring.scoring import batch_positions, score
 from deltalens.scoring.statistics import mean
 from deltalens.scoring.tokens import batches, encode_preferences, padding_of
 

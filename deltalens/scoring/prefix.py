@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deltalens.errors import DeltaLensError
-from deltalens.scoring.scoring import can_generate
+from deltalens.scoring.file_scoring import can_generate
 
 __all__ = ["Prefix", "find_blocks"]
 

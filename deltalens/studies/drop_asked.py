@@ -19,9 +19,9 @@ from deltalens.io.records import Setting
 from deltalens.names import Scope
 from deltalens.numerics.rates import show_rate
 from deltalens.numerics.selection import STRATEGIES
+from deltalens.scoring.code import KnownFunction, identify
 from deltalens.scoring.rows import DataFile
 from deltalens.studies import axes
-from deltalens.studies.code import KnownFunction, identify
 from deltalens.studies.selecting import DropSetting, check_strategy
 
 __all__ = [

@@ -14,15 +14,15 @@ from deltalens.io.records import Measurement, Setting, StudyFolder
 from deltalens.numerics.selection import Selection
 from deltalens.numerics.workers import workers
 from deltalens.scoring.fidelity import Fidelity
+from deltalens.scoring.file_scoring import Scoring, can_generate
 from deltalens.scoring.finite import check_measured
 from deltalens.scoring.loading import LoadedModel
-from deltalens.scoring.scoring import Scoring, can_generate
 from deltalens.studies.deltas import DeltaStream
 from deltalens.studies.drop_asked import BASE, DropAsked, MeasureAsked, Metric, measured_by
+from deltalens.studies.engine import Metrics, StudyWatch, run_cells
+from deltalens.studies.executors import Tell
 from deltalens.studies.live import LiveModel
-from deltalens.studies.processes import Tell
 from deltalens.studies.selecting import DropSetting, no_delta, select_unit
-from deltalens.studies.study import Metrics, StudyWatch, run_cells
 from deltalens.studies.texts import fidelity_of, vocabulary_of
 
 __all__ = ["DropRun", "Evaluation"]

@@ -36,8 +36,8 @@ from deltalens.studies.drop_asked import (
     known_metric,
 )
 from deltalens.studies.drop_run import DropRun
+from deltalens.studies.engine import StudyWatch, keep_better, read_weights
 from deltalens.studies.selecting import check_strategy
-from deltalens.studies.study import StudyWatch, keep_better, read_weights
 
 __all__ = ["COLUMNS", "drop_study"]
 

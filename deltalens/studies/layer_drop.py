@@ -22,9 +22,9 @@ from deltalens.studies.drop_asked import (
     check_metrics,
     known_metric,
 )
+from deltalens.studies.engine import StudyWatch, keep_better, read_weights
 from deltalens.studies.layer_asked import LayersAsked, groups_of
 from deltalens.studies.layer_run import LayerRun
-from deltalens.studies.study import StudyWatch, keep_better, read_weights
 
 __all__ = ["COLUMNS", "KIND", "sweep_layers_drop"]
 

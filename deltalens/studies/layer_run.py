@@ -21,9 +21,7 @@ from deltalens.studies.drop_asked import Metric
 from deltalens.studies.drop_run import Evaluation
 from deltalens.studies.layer_asked import Group, LayersAsked
 from deltalens.studies.live import LiveModel
-from deltalens.studies.processes import Tell
 from deltalens.studies.selecting import find_nonfinite, no_delta
-from deltalens.studies.study import Metrics, StudyWatch, run_cells
 
 __all__ = ["LayerRun"]
 

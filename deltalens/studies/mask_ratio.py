@@ -11,7 +11,7 @@ from deltalens.errors import DeltaLensError
 from deltalens.io.records import Setting, StudyRecord
 from deltalens.numerics.rates import Rate, exact_rates, show_rate
 from deltalens.studies import axes
-from deltalens.studies.study import StudyWatch
+from deltalens.studies.engine import StudyWatch
 from deltalens.studies.trainings import (
     Plan,
     TrainingData,

@@ -15,7 +15,7 @@ from deltalens.numerics.rates import Rate, exact_rate, exact_rates, show_rate
 from deltalens.scoring.loading import pick_device
 from deltalens.scoring.rows import read_rows
 from deltalens.studies import axes
-from deltalens.studies.study import StudyWatch
+from deltalens.studies.engine import StudyWatch
 from deltalens.studies.trainings import (
     Plan,
     TrainingData,

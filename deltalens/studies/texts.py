@@ -15,7 +15,7 @@ from deltalens.scoring.fidelity import Fidelity, sample_texts
 from deltalens.scoring.loading import LoadedModel
 from deltalens.scoring.turns import ends_of
 from deltalens.studies.drop_asked import FidelityTexts
-from deltalens.studies.study import StudyWatch
+from deltalens.studies.engine import StudyWatch
 
 __all__ = ["TEXTS", "fidelity_of", "read_texts", "vocabulary_of"]
 

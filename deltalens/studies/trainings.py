@@ -31,8 +31,8 @@ from deltalens.scoring.loading import LoadedModel, load_model, pick_device
 from deltalens.scoring.rows import DataFile, read_files, read_rows
 from deltalens.studies import axes
 from deltalens.studies.drop import drop
-from deltalens.studies.processes import Tell
-from deltalens.studies.study import Metrics, StudyWatch, read_weights, run_cells
+from deltalens.studies.engine import Metrics, StudyWatch, read_weights, run_cells
+from deltalens.studies.executors import Tell
 from deltalens.training.asked import OWN, TrainingAsked, check_own
 from deltalens.training.checkpoints import remove
 from deltalens.training.following import TrainingWatch

@@ -13,8 +13,8 @@ from torch import nn
 
 from deltalens.errors import RecordError
 from deltalens.io.files import write_whole
+from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.preferences import Preferences
-from deltalens.scoring.scoring import Scoring
 from deltalens.training.checkpoints import BEST, SealedCheckpoint, remove
 
 __all__ = ["Chooser"]

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.preferences import Preferences
 from deltalens.scoring.rows import DataFile
-from deltalens.scoring.scoring import Scoring
 from deltalens.training.asked import TrainingAsked
 
 __all__ = ["scoring_of"]

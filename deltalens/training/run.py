@@ -20,12 +20,12 @@ from deltalens.integrations.transformers import Attaching, GradientProbeCallback
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.fingerprint import take_fingerprints
 from deltalens.io.records import Measurement
+from deltalens.scoring.file_scoring import Scoring, can_generate
 from deltalens.scoring.finite import check_model
 from deltalens.scoring.loading import LoadedModel, load_model, pick_device, pick_dtype
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.preferences import Preferences
 from deltalens.scoring.rows import DataFile, read_files, read_rows
-from deltalens.scoring.scoring import Scoring, can_generate
 from deltalens.training.asked import METHODS, TrainingAsked, config_class
 from deltalens.training.choosing import Chooser
 from deltalens.training.folder import MASKS, TrainingFolder

@@ -10,7 +10,7 @@ import pytest
 import deltalens
 from deltalens import DeltaLensError
 from deltalens.scoring.rows import read_rows
-from deltalens.studies.study import StudyWatch
+from deltalens.studies.engine import StudyWatch
 from tests.bad_input.files import left_in, save, tuned, weights
 
 GOOD = {"prompt": "1+1=", "completion": "2"}

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import deltalens
+from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.rows import read_rows
-from deltalens.scoring.scoring import Scoring
 from deltalens.studies.landscape import models as module
 from deltalens.studies.landscape.moving import MovedModel
 from tests.landscape.conftest import Three, write_three

@@ -15,7 +15,7 @@ import deltalens
 from deltalens.cli.main import app
 from deltalens.io.records import Cell
 from deltalens.studies.drop_asked import FidelityTexts
-from deltalens.studies.study import StudyWatch
+from deltalens.studies.engine import StudyWatch
 from tests.studies.families import Pair, States, state_of
 
 FEW = FidelityTexts(sequences=6, new_tokens=8)

@@ -25,10 +25,10 @@ from deltalens.errors import DeltaLensError, RecordError
 from deltalens.numerics.workers import one_thread
 from deltalens.studies import drop_study, efficiency, layer_drop
 from deltalens.studies.drop_asked import FidelityTexts
+from deltalens.studies.engine import StudyWatch
 from deltalens.studies.landscape import scan
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.mft_sweeps import compare, sweep_data_ratio, sweep_layers
-from deltalens.studies.study import StudyWatch
 from deltalens.studies.trainings import TrainingData
 from deltalens.training.asked import OWN, TrainingAsked
 from deltalens.training.run import TrainingWatch, train

@@ -13,7 +13,7 @@ import pytest
 from deltalens import load_study
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Cell, Measurement, Setting, StudyFolder
-from deltalens.studies.study import Metrics, StudyWatch, run_cells
+from deltalens.studies.engine import Metrics, StudyWatch, run_cells
 
 COLUMNS = ("name", "point", "needs")
 CELLS: list[Setting] = [
@@ -116,7 +116,7 @@ def test_ctrl_c_ends_every_process(tmp_path: Path) -> None:
 def test_processes_end_with_the_one_that_asked(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from deltalens.studies.study import StudyWatch
+from deltalens.studies.engine import StudyWatch
 from tests.studies.test_jobs import run
 def told(folder, cell):
     print(int(cell.metrics["process"].value), flush=True)

@@ -16,8 +16,8 @@ import deltalens
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import StudyRecord, load_study
 from deltalens.scoring.fidelity import Fidelity, sample_texts
+from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.rows import read_rows
-from deltalens.scoring.scoring import Scoring
 from deltalens.studies import drop_study as module
 from deltalens.studies.layer_drop import sweep_layers_drop
 from deltalens.studies.layer_summary import summarise_layers

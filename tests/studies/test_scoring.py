@@ -15,8 +15,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import deltalens
 from deltalens.errors import DeltaLensError
+from deltalens.scoring.file_scoring import Scoring, batch_positions
 from deltalens.scoring.rows import read_rows
-from deltalens.scoring.scoring import Scoring, batch_positions
 from tests.studies.conftest import PairOf
 from tests.studies.families import initialised, llama, opt, plain, save_pair, tokenizer
 from tests.studies.runs import write_rows
@@ -252,7 +252,7 @@ def study(
         calls += len(texts) if isinstance(texts, list) else 1
         return original(self, *given, **more)
 
-    from deltalens.studies.study import StudyWatch
+    from deltalens.studies.engine import StudyWatch
 
     pair = pair_of(family="gpt2", tied=True)
     with pytest.MonkeyPatch.context() as patch:

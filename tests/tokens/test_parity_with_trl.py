@@ -14,8 +14,8 @@ from datasets import Dataset, Features, Json, List
 from transformers import GenerationConfig
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.rows import read_rows
-from deltalens.scoring.scoring import Scoring
 from deltalens.scoring.tokens import encode_preferences, encode_rows
 from tests.tokens.kinds import KINDS, ROWS, model, tokenizer, turns
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 import transformers as hf
 
+from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.rows import read_rows
-from deltalens.scoring.scoring import Scoring
 from deltalens.scoring.tokens import encode_rows
 from tests.tokens.kinds import tokenizer
 

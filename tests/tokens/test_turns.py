@@ -15,8 +15,8 @@ from trl import extract_prompt
 
 from deltalens.errors import DeltaLensError
 from deltalens.scoring.fidelity import sample_texts
+from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.rows import DataFile, read_rows
-from deltalens.scoring.scoring import Scoring
 from deltalens.scoring.tokens import encode_rows
 from deltalens.scoring.turns import ends_of
 from tests.tokens.kinds import CALL, CHATML, TOOLS, model, tokenizer, turns

@@ -11,8 +11,8 @@ import pytest
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Cell, StudyRecord
 from deltalens.studies import trainings
+from deltalens.studies.engine import StudyWatch
 from deltalens.studies.mask_ratio import sweep_mask_ratio
-from deltalens.studies.study import StudyWatch
 from deltalens.studies.trainings import TrainingData
 from deltalens.training.asked import TrainingAsked
 from tests.training.folders import write_model, write_rows

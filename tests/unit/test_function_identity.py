@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import nn
 
-from deltalens.studies.code import identify, identify_module
+from deltalens.scoring.code import identify, identify_module
 from tests.studies.families import tokenizer
 
 Result = Any
@@ -315,7 +315,7 @@ def test_it_is_the_same_in_another_process() -> None:
 
     script = (
         "from tests.unit.test_function_identity import AGAIN, PAIRS\n"
-        "from deltalens.studies.code import identify\n"
+        "from deltalens.scoring.code import identify\n"
         "made = [make() for make in AGAIN.values()] + [f for two in PAIRS.values() for f in two]\n"
         "print([identify(one, None).asked for one in made])"
     )

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from deltalens.io.records import Measurement, StudyFolder
+from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.loading import LoadedModel
-from deltalens.scoring.scoring import Scoring
 from deltalens.studies.drop_asked import FIDELITY, Metric, measured_by
+from deltalens.studies.engine import Metrics, StudyWatch
 from deltalens.studies.landscape.asked import Asked
-from deltalens.studies.study import Metrics, StudyWatch
 from deltalens.studies.texts import fidelity_of
 
 __all__ = ["CUSTOM", "TEXTS", "Measure", "Measuring", "custom_measure", "finite"]

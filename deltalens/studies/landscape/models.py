@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from deltalens.errors import DeltaLensError, PairingError, several
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
+from deltalens.scoring.code import identify_module
 from deltalens.scoring.loading import LoadedModel, load_model, pick_dtype
-from deltalens.studies.code import identify_module
 from deltalens.studies.landscape.asked import Asked, pairings, steps_of
 from deltalens.studies.landscape.grid import GRID
 from deltalens.studies.places import (

@@ -11,16 +11,16 @@ from torch import nn
 from deltalens.catalog import check_better
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
+from deltalens.scoring.code import identify
 from deltalens.scoring.differentiable import LossPart
 from deltalens.scoring.loading import check_fits, pick_device
 from deltalens.scoring.rows import read_files
-from deltalens.studies.code import identify
 from deltalens.studies.drop_asked import FidelityTexts, Metric, answer_regex, known_metric
+from deltalens.studies.engine import StudyWatch, keep_better, read_weights
 from deltalens.studies.landscape.asked import check, check_room, pick_plane
 from deltalens.studies.landscape.grid import common_grid
 from deltalens.studies.landscape.models import Given, HeldModels, StoredModels
 from deltalens.studies.landscape.sitting import COLUMNS, KIND, Sitting
-from deltalens.studies.study import StudyWatch, keep_better, read_weights
 
 __all__ = ["COLUMNS", "KIND", "scan_landscape"]
 

@@ -20,6 +20,7 @@ from deltalens.scoring.differentiable import LossPart, loss_parts
 from deltalens.scoring.finite import check_measured
 from deltalens.scoring.loading import LoadedModel
 from deltalens.studies.drop_asked import Metric
+from deltalens.studies.engine import Metrics, StudyWatch
 from deltalens.studies.landscape.asked import Asked
 from deltalens.studies.landscape.directions import Direction, StoredDirection, random_directions
 from deltalens.studies.landscape.grid import GRID, Point, coarse_to_fine, grid_points
@@ -37,7 +38,6 @@ from deltalens.studies.landscape.planes import (
     principal_plane,
 )
 from deltalens.studies.places import Slot, passed_over
-from deltalens.studies.study import Metrics, StudyWatch
 from deltalens.studies.weights import StoredWeights
 
 __all__ = ["COLUMNS", "KIND", "Sitting", "write_table"]

@@ -14,7 +14,7 @@ from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.fingerprint import take_fingerprints
 from deltalens.io.records import Cell, Measurement, Setting, StudyFolder
-from deltalens.studies.processes import Here, Processes, Tell, processes
+from deltalens.studies.executors import Here, Processes, Tell, processes
 
 __all__ = ["Measure", "Metrics", "StudyWatch", "keep_better", "read_weights", "run_cells"]
 

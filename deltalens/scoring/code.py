@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from deltalens.studies.digests import Digest, Unknown
+from deltalens.scoring.digests import Digest, Unknown
 
 __all__ = ["KnownFunction", "identify", "identify_module"]
 
