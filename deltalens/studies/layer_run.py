@@ -19,6 +19,8 @@ from deltalens.scoring.prefix import Prefix, find_blocks
 from deltalens.studies.deltas import DeltaStream, Span
 from deltalens.studies.drop_asked import Metric
 from deltalens.studies.drop_run import Evaluation
+from deltalens.studies.engine import Metrics, StudyWatch, run_cells
+from deltalens.studies.executors import Tell
 from deltalens.studies.layer_asked import Group, LayersAsked
 from deltalens.studies.live import LiveModel
 from deltalens.studies.selecting import find_nonfinite, no_delta
