@@ -108,7 +108,7 @@ def _study(out: Path, start: str, domain: str) -> Path:
 def _finetune(name: str, base: Path, data: Path, out: Path, quiet: bool) -> None:
     """Train on few rows until they are known by heart, unless that is done."""
     from deltalens.io.checkpoint import open_checkpoint
-    from deltalens.io.manifest import read_manifest
+    from deltalens.io.records import read_manifest
 
     ft = out / f"ft-{name}"
     if (ft / "config.json").exists():

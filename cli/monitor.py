@@ -48,7 +48,7 @@ def monitor(
     """
     with console.command(debug, "stopped"):
         from deltalens.cli.run_summary import summarize
-        from deltalens.io.runs import load_run
+        from deltalens.io.records import load_run
 
         if follow and (as_json or quiet):
             raise DeltaLensError("--follow shows a summary: leave out --json and --quiet")
@@ -84,7 +84,7 @@ def _followed(folder: Path) -> RunSummary:
     from rich.live import Live
 
     from deltalens.cli.run_summary import summarize
-    from deltalens.io.runs import load_run
+    from deltalens.io.records import load_run
 
     state = _state(folder)
     summary = summarize(load_run(folder))

@@ -11,7 +11,7 @@ import numpy as np
 
 from deltalens.errors import Lines
 from deltalens.figures.gradient_run import GROUPS, group_of
-from deltalens.io.runs import RunRecord
+from deltalens.io.records import RunRecord
 from deltalens.io.tables import Table
 
 if TYPE_CHECKING:

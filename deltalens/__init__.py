@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from deltalens.errors import DeltaLensError as DeltaLensError
     from deltalens.io.checkpoint import open_checkpoint as open_checkpoint
     from deltalens.io.pairing import pair as pair
+    from deltalens.io.records import load_run as load_run
     from deltalens.io.records import load_study as load_study
-    from deltalens.io.runs import load_run as load_run
     from deltalens.methods.baselines import HalfFreeze as HalfFreeze
     from deltalens.methods.baselines import RandomMask as RandomMask
     from deltalens.methods.gmt import GradientMask as GradientMask
@@ -39,7 +39,7 @@ _HOME = {
     "HalfFreeze": "deltalens.methods.baselines",
     "MaskTuning": "deltalens.methods.mft",
     "RandomMask": "deltalens.methods.baselines",
-    "load_run": "deltalens.io.runs",
+    "load_run": "deltalens.io.records",
     "load_study": "deltalens.io.records",
     "scan_landscape": "deltalens.studies.landscape.scan",
 }

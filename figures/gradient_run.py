@@ -12,7 +12,7 @@ import numpy as np
 from deltalens.errors import Lines, RecordError
 from deltalens.figures.learned_masks import learned_masks
 from deltalens.figures.style import WIDTH, save, styled
-from deltalens.io.runs import RunRecord, load_run
+from deltalens.io.records import RunRecord, load_run
 
 if TYPE_CHECKING:
     import pandas as pd

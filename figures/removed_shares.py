@@ -8,7 +8,7 @@ from typing import Any
 
 from deltalens.errors import RecordError
 from deltalens.figures.style import WIDTH, save, styled
-from deltalens.io.manifest import read_manifest
+from deltalens.io.records import read_manifest
 
 __all__ = ["RECORD", "draw"]
 

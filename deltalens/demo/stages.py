@@ -22,7 +22,7 @@ from deltalens.demo.train import exact_match, train
 from deltalens.errors import DeltaLensError
 from deltalens.io.files import new_folder
 from deltalens.io.pretrained import read_model
-from deltalens.io.runs import load_run
+from deltalens.io.records import load_run
 from deltalens.numerics.workers import one_thread
 from deltalens.probes.gradient import GradientProbe
 

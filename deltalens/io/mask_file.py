@@ -23,7 +23,7 @@ from deltalens.io.checksum import CHECKSUM, checksum
 from deltalens.io.files import write_whole
 from deltalens.io.header import read_header
 from deltalens.io.plain_json import parse_json
-from deltalens.io.schema import NAME, Fields, Items, Row, Text, Whole, require
+from deltalens.io.records.schema import NAME, Fields, Items, Row, Text, Whole, require
 from deltalens.io.version import FORMAT, FORMATS, has_checksums, version
 from deltalens.names import block_of
 

@@ -27,7 +27,7 @@ from deltalens.gradients import (
     Subscriber,
     every_parameter,
 )
-from deltalens.io.runs import RunWriter
+from deltalens.io.records import RunWriter
 from deltalens.names import check_scope
 from deltalens.numerics.magnitudes import prepare
 from deltalens.numerics.overlap import PackedMask, compare

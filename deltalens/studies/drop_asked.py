@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from deltalens.errors import DeltaLensError
-from deltalens.io.identity import Union
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Setting
+from deltalens.io.records.identity import Union
 from deltalens.names import Scope
 from deltalens.numerics.rates import show_rate
 from deltalens.numerics.selection import STRATEGIES

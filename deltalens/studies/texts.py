@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from deltalens.io.manifest import read_manifest, write_manifest
-from deltalens.io.records import StudyFolder
-from deltalens.io.schema import Items, Whole, require
+from deltalens.io.records import StudyFolder, read_manifest, write_manifest
+from deltalens.io.records.schema import Items, Whole, require
 from deltalens.scoring.fidelity import Fidelity, sample_texts
 from deltalens.scoring.loading import LoadedModel
 from deltalens.scoring.turns import ends_of

@@ -15,7 +15,6 @@ from typing import Any
 from deltalens.errors import DeltaLensError, RecordError, reason
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.files import append_to, discard, new_folder, read_plain
-from deltalens.io.identity import Union
 from deltalens.io.plain_json import parse_json
 from deltalens.io.records import (
     Measurement,
@@ -25,8 +24,11 @@ from deltalens.io.records import (
     check_study_folder,
     load_study,
 )
-from deltalens.io.schema import Items, Text, require
-from deltalens.io.seal import check_seal, write_seal
+from deltalens.io.records.checkpoints import remove
+from deltalens.io.records.identity import Union
+from deltalens.io.records.metrics import Metrics as TrainingMetrics
+from deltalens.io.records.schema import Items, Text, require
+from deltalens.io.records.seal import check_seal, write_seal
 from deltalens.scoring.loading import LoadedModel, load_model, pick_device
 from deltalens.scoring.rows import DataFile, read_files, read_rows
 from deltalens.studies import axes
@@ -34,10 +36,8 @@ from deltalens.studies.drop import drop
 from deltalens.studies.engine import Metrics, StudyWatch, read_weights, run_cells
 from deltalens.studies.executors import Tell
 from deltalens.training.asked import OWN, TrainingAsked, check_own
-from deltalens.training.checkpoints import remove
 from deltalens.training.following import TrainingWatch
 from deltalens.training.measuring import scoring_of
-from deltalens.training.metrics import Metrics as TrainingMetrics
 from deltalens.training.run import train, training_dtype
 
 __all__ = ["Plan", "TrainingData", "cells_own", "check_trainings", "run_trainings"]

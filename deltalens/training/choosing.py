@@ -13,9 +13,9 @@ from torch import nn
 
 from deltalens.errors import RecordError
 from deltalens.io.files import write_whole
+from deltalens.io.records.checkpoints import BEST, SealedCheckpoint, remove
 from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.preferences import Preferences
-from deltalens.training.checkpoints import BEST, SealedCheckpoint, remove
 
 __all__ = ["Chooser"]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from deltalens.io.records.checkpoints import steps_of
+from deltalens.io.records.training import TrainingFolder
 from deltalens.io.stopping import on_request
-from deltalens.training.checkpoints import steps_of
 from deltalens.training.choosing import Chooser
-from deltalens.training.folder import TrainingFolder
 
 __all__ = ["Following", "NothingLeft", "TrainingWatch"]
 

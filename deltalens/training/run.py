@@ -20,6 +20,7 @@ from deltalens.integrations.transformers import Attaching, GradientProbeCallback
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.fingerprint import take_fingerprints
 from deltalens.io.records import Measurement
+from deltalens.io.records.training import MASKS, TrainingFolder
 from deltalens.scoring.file_scoring import Scoring, can_generate
 from deltalens.scoring.finite import check_model
 from deltalens.scoring.loading import LoadedModel, load_model, pick_device, pick_dtype
@@ -28,7 +29,6 @@ from deltalens.scoring.preferences import Preferences
 from deltalens.scoring.rows import DataFile, read_files, read_rows
 from deltalens.training.asked import METHODS, TrainingAsked, config_class
 from deltalens.training.choosing import Chooser
-from deltalens.training.folder import MASKS, TrainingFolder
 from deltalens.training.following import Following, NothingLeft, TrainingWatch
 from deltalens.training.measuring import scoring_of
 from deltalens.training.methods import Ready, prepare

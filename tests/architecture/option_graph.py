@@ -84,6 +84,8 @@ class Graph:
         queue = [start]
         while queue:
             here = queue.pop()
+            while here not in self.nodes and here[1] in self._imports.get(here[0], {}):
+                here = self._imports[here[0]][here[1]]  # A package shows what a module of it has.
             if here in seen or here not in self.nodes:
                 continue
             seen.add(here)

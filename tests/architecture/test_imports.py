@@ -35,12 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "studies": {"errors", "catalog", "names", "numerics", "io", "scoring", "training"},
     "demo": {"errors", "numerics", "io", "probes", "methods"},
 }
-RECORDS = (
-    "deltalens.io.records",
-    "deltalens.io.runs",
-    "deltalens.io.papers",
-    "deltalens.io.tables",
-)
+RECORDS = ("deltalens.io.records", "deltalens.io.papers", "deltalens.io.tables")
 TORCH = {"torch", "transformers", "accelerate", "peft", "trl", "lm_eval"}
 
 

@@ -21,9 +21,9 @@ NEVER_SAID = {
     ("deltalens.studies.selecting", "--exclude"),
     ("deltalens.studies.selecting", "--rescale"),
     # An inspection never goes on with a folder: it writes its own anew.
-    ("deltalens.io.records", "--fresh"),
+    ("deltalens.io.records.study", "--fresh"),
     # A study's trainings lie in folders of its own, which are new.
-    ("deltalens.training.folder", "--resume"),
+    ("deltalens.io.records.training", "--resume"),
     # Said where `trust` is True or False: commands without the option hand in None.
     ("deltalens.io.pretrained", "--trust-remote-code"),
     # The names of options as their commands are told, not messages.

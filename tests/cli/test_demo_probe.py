@@ -14,7 +14,7 @@ from deltalens import DeltaLensError, load_run
 from deltalens.cli import demo, demo_probe
 from deltalens.cli.main import app
 from deltalens.demo import Recipe, build, build_demo, build_probe_run, stages
-from deltalens.io import runs
+from deltalens.io.records import run as runs
 
 PICTURES = ("gradient_histograms", "mask_overlap", "overlap_by_layer", "coverage", "updates")
 TINY = Recipe(

@@ -15,7 +15,7 @@ from deltalens import GradientProbe, load_run
 from deltalens.cli import monitor
 from deltalens.cli.main import app
 from deltalens.figures.gradient_run import group_of
-from deltalens.io.manifest import read_manifest, write_manifest
+from deltalens.io.records import read_manifest, write_manifest
 
 STEPS = 12
 PICTURES = ("gradient_histograms", "mask_overlap", "overlap_by_layer", "coverage", "updates")
@@ -186,8 +186,8 @@ def test_run_of_one_step_is_drawn(tmp_path):
 
 
 def test_run_that_is_still_open_is_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr("deltalens.io.runs._SECONDS", 0.0)
-    monkeypatch.setattr("deltalens.io.runs.RunWriter.close", lambda writer: writer.flush())
+    monkeypatch.setattr("deltalens.io.records.run._SECONDS", 0.0)
+    monkeypatch.setattr("deltalens.io.records.run.RunWriter.close", lambda writer: writer.flush())
     run = train(tmp_path / "run", steps=3)
     assert len(list((run / "tensors").glob("*.parquet"))) > 1
     assert "3 steps logged" in typed(run, "--no-pictures")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from deltalens import GradientProbe, load_run
-from deltalens.io import runs
+from deltalens.io.records import run as runs
 
 INTERVAL = 0.15
 

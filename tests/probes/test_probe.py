@@ -271,7 +271,7 @@ def test_a_full_disk_ends_the_logging_and_not_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from deltalens.errors import RecordError
-    from deltalens.io import runs
+    from deltalens.io.records import run as runs
 
     def full(*_: Any) -> None:
         raise RecordError("no space left")

@@ -16,8 +16,8 @@ import deltalens
 from deltalens.errors import RecordError
 from deltalens.figures.gradient_run import draw
 from deltalens.io.checksum import CHECKSUM
-from deltalens.io.parquet import write_parquet
-from deltalens.io.runs import TABLES, RunWriter
+from deltalens.io.records.parquet import write_parquet
+from deltalens.io.records.run import TABLES, RunWriter
 from tests.records.edits import edit
 
 NAMES = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"]

@@ -12,7 +12,7 @@ import pytest
 
 import deltalens
 from deltalens.errors import RecordError
-from deltalens.io.kinds import kind_of
+from deltalens.io.records.kinds import kind_of
 from tests.records.edits import edit
 from tests.records.studies import KINDS, make_study
 

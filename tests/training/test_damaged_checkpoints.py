@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from deltalens.errors import DeltaLensError
-from deltalens.io.seal import SEAL
+from deltalens.io.records.checkpoints import seal
+from deltalens.io.records.metrics import Metrics
+from deltalens.io.records.seal import SEAL
+from deltalens.io.records.training import TrainingFolder
 from deltalens.training.asked import TrainingAsked
-from deltalens.training.checkpoints import seal
-from deltalens.training.folder import TrainingFolder
-from deltalens.training.metrics import Metrics
 from deltalens.training.run import TrainingWatch, train
 
 ASKED = TrainingAsked(steps=4, batch_size=4, learning_rate=1e-2)

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from deltalens.cli.main import app
 from deltalens.errors import DeltaLensError
+from deltalens.io.records.training import TrainingFolder
 from deltalens.training.asked import TrainingAsked
-from deltalens.training.folder import TrainingFolder
 from deltalens.training.run import TrainingWatch, train
 
 ASKED = TrainingAsked(method="mft", steps=2, batch_size=4, learning_rate=1e-2)

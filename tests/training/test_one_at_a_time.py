@@ -12,8 +12,8 @@ import pytest
 from deltalens.errors import DeltaLensError
 from deltalens.io import files
 from deltalens.io.files import lock_folder, unlock_folder
-from deltalens.io.runs import RunWriter
-from deltalens.training.folder import TrainingFolder
+from deltalens.io.records import RunWriter
+from deltalens.io.records.training import TrainingFolder
 from deltalens.training.run import TrainingWatch, train
 from tests.training.test_train import asked
 

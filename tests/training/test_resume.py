@@ -11,9 +11,9 @@ import pytest
 from safetensors import safe_open
 
 from deltalens.errors import DeltaLensError
+from deltalens.io.records.training import TrainingFolder
 from deltalens.training import run
 from deltalens.training.asked import TrainingAsked
-from deltalens.training.folder import TrainingFolder
 from deltalens.training.run import Trained, train
 
 RESULT = ("model.safetensors", "metrics.jsonl", "config.json", "tokenizer.json")

@@ -12,7 +12,7 @@ from deltalens.errors import RecordError
 from deltalens.io.checksum import checksum, checksum_of_file
 from deltalens.io.files import append_to, discard, read_plain, write_whole
 from deltalens.io.plain_json import parse_json
-from deltalens.io.schema import COUNT, Fields, require
+from deltalens.io.records.schema import COUNT, Fields, require
 
 __all__ = ["METRICS", "Metrics"]
 

@@ -19,7 +19,7 @@ from deltalens.errors import RecordError
 from deltalens.io.checksum import check_sealed, sealed
 from deltalens.io.files import read_plain
 from deltalens.io.plain_json import parse_json
-from deltalens.io.schema import (
+from deltalens.io.records.schema import (
     COUNT,
     FLAG,
     NAME,

@@ -31,8 +31,10 @@ from deltalens.io.files import (
     read_plain,
     write_whole,
 )
-from deltalens.io.identity import Union, check_version, united
-from deltalens.io.journal import (
+from deltalens.io.plain_json import check_names
+from deltalens.io.records.folder import read_manifest, write_manifest
+from deltalens.io.records.identity import Union, check_version, united
+from deltalens.io.records.journal import (
     Cell,
     CellKind,
     Measurement,
@@ -41,10 +43,8 @@ from deltalens.io.journal import (
     parse_line,
     read_journal,
 )
-from deltalens.io.kinds import kind_of
-from deltalens.io.manifest import read_manifest, write_manifest
-from deltalens.io.plain_json import check_names
-from deltalens.io.schema import NAME, Fields, Items, refuse, require
+from deltalens.io.records.kinds import kind_of
+from deltalens.io.records.schema import NAME, Fields, Items, refuse, require
 from deltalens.io.version import IDENTITY, has_checksums
 
 if TYPE_CHECKING:

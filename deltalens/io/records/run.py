@@ -23,9 +23,9 @@ from deltalens.io.files import (
     lock_folder,
     unlock_folder,
 )
-from deltalens.io.manifest import read_manifest, write_manifest
-from deltalens.io.parquet import Column, read_parquet, write_parquet
-from deltalens.io.schema import COUNT, Fields, Named, Text, require
+from deltalens.io.records.folder import read_manifest, write_manifest
+from deltalens.io.records.parquet import Column, read_parquet, write_parquet
+from deltalens.io.records.schema import COUNT, Fields, Named, Text, require
 from deltalens.io.version import has_checksums
 
 if TYPE_CHECKING:

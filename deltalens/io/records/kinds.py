@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltalens.io.schema import (
+from deltalens.io.records.schema import (
     COUNT,
     FLAG,
     NAME,

@@ -30,20 +30,20 @@ from deltalens.io.files import (
     sync_folder,
     unlock_folder,
 )
-from deltalens.io.identity import check_version, united
-from deltalens.io.manifest import read_manifest, write_manifest
 from deltalens.io.plain_json import check_names
 from deltalens.io.platform import sync
-from deltalens.io.schema import Fields, require
-from deltalens.io.version import IDENTITY
-from deltalens.training.checkpoints import (
+from deltalens.io.records.checkpoints import (
     SealedCheckpoint,
     last_whole,
     remove,
     remove_checkpoints,
     seal,
 )
-from deltalens.training.metrics import METRICS, Metrics
+from deltalens.io.records.folder import read_manifest, write_manifest
+from deltalens.io.records.identity import check_version, united
+from deltalens.io.records.metrics import METRICS, Metrics
+from deltalens.io.records.schema import Fields, require
+from deltalens.io.version import IDENTITY
 
 __all__ = ["CHECKPOINTS", "MASKS", "RECORD", "RUN", "TrainingFolder"]
 

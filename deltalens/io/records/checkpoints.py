@@ -16,7 +16,7 @@ from pathlib import Path
 from deltalens.errors import RecordError, reason, several
 from deltalens.io.checksum import checksum_of_file
 from deltalens.io.files import is_temporary
-from deltalens.io.seal import SEAL, check_file, check_seal, write_seal
+from deltalens.io.records.seal import SEAL, check_file, check_seal, write_seal
 
 __all__ = [
     "BEST",
