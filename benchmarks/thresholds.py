@@ -7,9 +7,9 @@ from fractions import Fraction
 import torch
 
 from benchmarks.measure import interleaved, report
-from deltalens.numerics.order import find_boundaries, parts_of
 from deltalens.numerics.selection import prefix_size
-from deltalens.numerics.threshold import threshold_of
+from deltalens.numerics.selection.find import find_boundaries, parts_of
+from deltalens.numerics.selection.threshold import threshold_of
 from deltalens.numerics.workers import workers
 
 SIZE = 1 << 24

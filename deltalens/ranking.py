@@ -12,7 +12,7 @@ from torch import distributed as dist
 from deltalens.errors import DeltaLensError
 from deltalens.gradients import ChosenNames, Gradient, GradientStep
 from deltalens.names import Scope, unit_of
-from deltalens.numerics import on_device
+from deltalens.numerics.selection import device as on_device
 
 __all__ = ["StepUnits", "Unit", "by_place", "is_here", "rank_at", "reducer", "units_of"]
 

@@ -14,8 +14,8 @@ from torch.optim.optimizer import Optimizer
 
 from deltalens.errors import several
 from deltalens.gradients.parameters import FLOATS, dense, local_part
-from deltalens.numerics.magnitudes import Scan, scan
 from deltalens.numerics.scratch import Scratch
+from deltalens.numerics.selection.cpu import Scan, scan
 
 __all__ = ["Gradient", "GradientStep", "PassedOver", "Step", "gradients_of"]
 

@@ -18,10 +18,10 @@ from deltalens.gradients import Gradient, GradientStep, every_parameter
 from deltalens.methods.gmt import Ratio, mask_ratio_at
 from deltalens.methods.masking import StepMask
 from deltalens.names import block_of, in_block
-from deltalens.numerics.drawing import draw
 from deltalens.numerics.hashing import hashed_range, name_key
-from deltalens.numerics.magnitudes import clear_beside
-from deltalens.numerics.overlap import PackedMask
+from deltalens.numerics.masks import PackedMask
+from deltalens.numerics.selection.cpu import clear_beside
+from deltalens.numerics.selection.drawing import draw
 from deltalens.numerics.workers import in_order, over, workers
 
 __all__ = ["HalfFreeze", "RandomMask"]

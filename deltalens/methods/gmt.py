@@ -14,10 +14,11 @@ from deltalens.errors import DeltaLensError, several
 from deltalens.gradients import FLOATS, Gradient, GradientStep, every_parameter
 from deltalens.methods.masking import StepMask
 from deltalens.names import check_scope
-from deltalens.numerics import magnitudes, on_device
 from deltalens.numerics.bits import magnitude_of_bits
-from deltalens.numerics.overlap import PackedMask
+from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.rates import exact_rate
+from deltalens.numerics.selection import cpu as magnitudes
+from deltalens.numerics.selection import device as on_device
 from deltalens.numerics.workers import Each, over, workers
 from deltalens.ranking import StepUnits, Unit, by_place, rank_at, reducer, units_of
 

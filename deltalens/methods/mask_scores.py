@@ -21,9 +21,10 @@ from deltalens.errors import DeltaLensError
 from deltalens.gradients import local_part
 from deltalens.methods.mask_layers import Layer
 from deltalens.methods.weight_masks import of_shard, whole
-from deltalens.numerics import lowest, straight_through
+from deltalens.numerics import straight_through
 from deltalens.numerics.hashing import name_key
-from deltalens.numerics.overlap import PackedMask
+from deltalens.numerics.masks import PackedMask
+from deltalens.numerics.selection import lowest
 from deltalens.numerics.workers import over, workers
 
 __all__ = [

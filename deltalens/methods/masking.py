@@ -24,9 +24,9 @@ from deltalens.gradients import (
     Subscriber,
     local_part,
 )
-from deltalens.numerics.magnitudes import restore_beside
-from deltalens.numerics.overlap import PackedMask
+from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.scratch import Scratch
+from deltalens.numerics.selection.cpu import restore_beside
 
 __all__ = ["APPLY_TO", "ApplyTo", "StepMask"]
 

@@ -34,9 +34,10 @@ from deltalens.methods.mask_scores import (
     select_together,
 )
 from deltalens.methods.weight_masks import WeightMask, WeightMasks
-from deltalens.numerics import lowest, straight_through
+from deltalens.numerics import straight_through
 from deltalens.numerics.hashing import name_key
-from deltalens.numerics.overlap import PackedMask
+from deltalens.numerics.masks import PackedMask
+from deltalens.numerics.selection import lowest
 
 __all__ = ["MaskTuning"]
 

@@ -28,11 +28,11 @@ from deltalens.methods.mask_layers import (
     linear_layers,
 )
 from deltalens.methods.mask_ratios import Ratios, about_ratios, ratios_of
-from deltalens.numerics.drawing import draw
 from deltalens.numerics.hashing import name_key
-from deltalens.numerics.lowest import keep_highest
-from deltalens.numerics.magnitudes import clear_beside
-from deltalens.numerics.overlap import PackedMask
+from deltalens.numerics.masks import PackedMask
+from deltalens.numerics.selection.cpu import clear_beside
+from deltalens.numerics.selection.drawing import draw
+from deltalens.numerics.selection.lowest import keep_highest
 from deltalens.numerics.workers import in_order
 
 __all__ = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deltalens.numerics.histogram import MagnitudeHistogram
+from deltalens.numerics.selection.counts import MagnitudeHistogram
 
 __all__ = ["Anatomy", "anatomy_of", "octaves"]
 

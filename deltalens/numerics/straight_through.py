@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from deltalens.errors import said_by
 from deltalens.numerics.bits import integer_of
-from deltalens.numerics.lowest import PARTS, array_of
-from deltalens.numerics.overlap import PackedMask
+from deltalens.numerics.masks import PackedMask
+from deltalens.numerics.selection.lowest import PARTS, array_of
 from deltalens.numerics.workers import workers
 
 __all__ = ["mask_into", "prepare", "straight_through"]

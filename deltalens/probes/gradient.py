@@ -29,9 +29,9 @@ from deltalens.gradients import (
 )
 from deltalens.io.records import RunWriter
 from deltalens.names import check_scope
-from deltalens.numerics.magnitudes import prepare
-from deltalens.numerics.overlap import PackedMask, compare
+from deltalens.numerics.masks import PackedMask, compare
 from deltalens.numerics.scratch import Scratch
+from deltalens.numerics.selection.cpu import prepare
 from deltalens.probes.history import History, LearnedMasks
 from deltalens.probes.sinks import Sink, sink_of
 from deltalens.probes.survey import QUANTILES, Survey, Top, fetch, survey

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from deltalens.numerics.overlap import PackedMask, chance_of, compare, containment, jaccard
+from deltalens.numerics.masks import PackedMask, chance_of, compare, containment, jaccard
 
 __all__ = ["History", "LearnedMasks"]
 

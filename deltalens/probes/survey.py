@@ -16,12 +16,13 @@ from torch import Tensor
 
 from deltalens.gradients import Gradient, GradientStep
 from deltalens.names import Scope
-from deltalens.numerics import magnitudes, on_device
 from deltalens.numerics.bits import magnitude_of_bits
-from deltalens.numerics.magnitudes import Numbers
-from deltalens.numerics.overlap import PackedMask
+from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.rates import exact_rate
 from deltalens.numerics.scratch import Scratch
+from deltalens.numerics.selection import cpu as magnitudes
+from deltalens.numerics.selection import device as on_device
+from deltalens.numerics.selection.cpu import Numbers
 from deltalens.numerics.workers import over, workers
 from deltalens.ranking import Unit, by_place, rank_at, reducer, units_of
 

@@ -11,7 +11,7 @@ from torch import distributed as dist
 
 from deltalens.gradients import Gradient, dense, local_part
 from deltalens.numerics.bits import integer_of
-from deltalens.numerics.overlap import PackedMask
+from deltalens.numerics.masks import PackedMask
 
 __all__ = ["Updates"]
 

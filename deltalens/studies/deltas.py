@@ -11,8 +11,8 @@ from torch import Tensor
 
 from deltalens.io.checkpoint import TensorReader, torch_dtype
 from deltalens.io.pairing import TensorPair
-from deltalens.numerics.bracket import Sample
 from deltalens.numerics.scratch import Scratch
+from deltalens.numerics.selection.bracket import Sample
 
 __all__ = ["DeltaChunk", "DeltaStream", "Span"]
 

@@ -18,7 +18,7 @@ from deltalens.io.records import Setting
 from deltalens.io.records.identity import Union
 from deltalens.names import Scope
 from deltalens.numerics.rates import show_rate
-from deltalens.numerics.selection import STRATEGIES
+from deltalens.numerics.selection.prefix import STRATEGIES
 from deltalens.scoring.code import KnownFunction, identify
 from deltalens.scoring.rows import DataFile
 from deltalens.studies import axes

@@ -11,7 +11,7 @@ from torch import nn
 from deltalens.errors import DeltaLensError, reason
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Measurement, Setting, StudyFolder
-from deltalens.numerics.selection import Selection
+from deltalens.numerics.selection.prefix import Selection
 from deltalens.numerics.workers import workers
 from deltalens.scoring.fidelity import Fidelity
 from deltalens.scoring.file_scoring import Scoring, can_generate

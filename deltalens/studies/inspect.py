@@ -19,9 +19,9 @@ from deltalens.io.records import Cell, Measurement, StudyFolder, check_study_fol
 from deltalens.io.tables import Table
 from deltalens.names import block_of
 from deltalens.numerics.anatomy import anatomy_of, octaves
-from deltalens.numerics.histogram import MagnitudeHistogram
 from deltalens.numerics.kernels import count_true
 from deltalens.numerics.scratch import Scratch
+from deltalens.numerics.selection.counts import MagnitudeHistogram
 from deltalens.numerics.workers import workers
 from deltalens.studies.deltas import DeltaChunk, DeltaStream, Span
 from deltalens.studies.selecting import find_nonfinite, no_delta

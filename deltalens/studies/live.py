@@ -18,7 +18,7 @@ from deltalens.io.header import TensorEntry
 from deltalens.io.pairing import Pairing
 from deltalens.numerics.bits import cast_once
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection import Selection
+from deltalens.numerics.selection.prefix import Selection
 from deltalens.numerics.workers import Each, in_order, workers
 from deltalens.studies.deltas import DeltaStream, Span
 from deltalens.studies.selecting import check_finite, edit_chunk

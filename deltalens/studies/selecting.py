@@ -13,21 +13,21 @@ from torch import Tensor
 from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import torch_dtype
 from deltalens.io.pairing import Pairing, TensorPair, Unit
-from deltalens.numerics.bracket import find_boundary, sample_stride
-from deltalens.numerics.drawing import draw
 from deltalens.numerics.hashing import hashed_range, index_hash, name_key
-from deltalens.numerics.histogram import MagnitudeHistogram
 from deltalens.numerics.kernels import runs_of_true, where_true
-from deltalens.numerics.order import (
+from deltalens.numerics.rates import show_rate
+from deltalens.numerics.scratch import Scratch
+from deltalens.numerics.selection.bracket import find_boundary, sample_stride
+from deltalens.numerics.selection.counts import MagnitudeHistogram
+from deltalens.numerics.selection.drawing import draw
+from deltalens.numerics.selection.find import (
     Boundary,
     Chunk,
     find_boundaries,
     find_random_boundaries,
     histogram_of,
 )
-from deltalens.numerics.rates import show_rate
-from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection import (
+from deltalens.numerics.selection.prefix import (
     STRATEGIES,
     Selection,
     Strategy,

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from deltalens.numerics.hashing import hashed_range
-from deltalens.numerics.histogram import MagnitudeHistogram
-from deltalens.numerics.order import find_boundaries, find_random_boundaries, parts_of
-from deltalens.numerics.selection import Selection, put_back
-from deltalens.numerics.threshold import threshold_of
+from deltalens.numerics.selection.counts import MagnitudeHistogram
+from deltalens.numerics.selection.find import find_boundaries, find_random_boundaries, parts_of
+from deltalens.numerics.selection.prefix import Selection, put_back
+from deltalens.numerics.selection.threshold import threshold_of
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from deltalens import GradientMask
 from deltalens.gradients import Gradient, GradientStep
-from deltalens.numerics.overlap import PackedMask, compare
+from deltalens.numerics.masks import PackedMask, compare
 from deltalens.numerics.scratch import Scratch
 from deltalens.probes.survey import Survey, fetch, survey
 from tests.oracles.pairs import make

@@ -35,7 +35,7 @@ _MORE = [
     "deltalens.figures.gmt_tab3",
     "deltalens.figures.landscape",
     "deltalens.figures.mft_tab5",
-    "deltalens.numerics.compiled",
+    "deltalens.numerics.selection.loops",
     "deltalens.numerics.compiled_masks",
     "deltalens.studies.efficiency",
     "deltalens.studies.landscape.scan",

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltalens.errors import DeltaLensError
-from deltalens.numerics import lowest
 from deltalens.numerics.hashing import name_key
+from deltalens.numerics.selection import lowest
 from tests.oracles import mft
 from tests.oracles.order import count_for
 from tests.oracles.pairs import KINDS, make

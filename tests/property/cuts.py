@@ -10,7 +10,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from deltalens.numerics import bracket, drawing, hashing, histogram, order, threshold, ties
+from deltalens.numerics import hashing
+from deltalens.numerics.selection import bracket, drawing, threshold
+from deltalens.numerics.selection import counts as histogram
+from deltalens.numerics.selection import find as order
+from deltalens.numerics.selection import windows as ties
 from deltalens.studies import deltas
 
 

@@ -20,12 +20,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deltalens.errors import DeltaLensError
-from deltalens.numerics import bracket, drawing, order, selection, threshold
-from deltalens.numerics.bracket import Sample, find_boundary, sample_stride
-from deltalens.numerics.drawing import draw
 from deltalens.numerics.hashing import hashed_range, index_hash, name_key
-from deltalens.numerics.histogram import MagnitudeHistogram
-from deltalens.numerics.order import (
+from deltalens.numerics.rates import exact_rate, exact_rates, parse_rates, show_rate
+from deltalens.numerics.selection import bracket, drawing, threshold
+from deltalens.numerics.selection import find as order
+from deltalens.numerics.selection import prefix as selection
+from deltalens.numerics.selection.bracket import Sample, find_boundary, sample_stride
+from deltalens.numerics.selection.counts import MagnitudeHistogram
+from deltalens.numerics.selection.drawing import draw
+from deltalens.numerics.selection.find import (
     EVERYTHING,
     NOTHING,
     Boundary,
@@ -36,9 +39,8 @@ from deltalens.numerics.order import (
     histogram_of,
     parts_of,
 )
-from deltalens.numerics.rates import exact_rate, exact_rates, parse_rates, show_rate
-from deltalens.numerics.selection import Selection, count_at, prefix_size
-from deltalens.numerics.threshold import threshold_of
+from deltalens.numerics.selection.prefix import Selection, count_at, prefix_size
+from deltalens.numerics.selection.threshold import threshold_of
 from deltalens.numerics.workers import Each, in_order, workers
 from tests.oracles import order as oracle
 from tests.oracles.order import FORMATS, STRATEGIES, Entry, Strategy

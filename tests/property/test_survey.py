@@ -14,16 +14,18 @@ from torch._subclasses import FakeTensorMode
 
 from deltalens import ranking
 from deltalens.gradients import Gradient, GradientStep
-from deltalens.numerics import magnitudes, on_device, overlap
-from deltalens.numerics.overlap import (
+from deltalens.numerics import masks as overlap
+from deltalens.numerics.masks import (
     PackedMask,
     chance_of,
     compare,
     containment,
     jaccard,
 )
-from deltalens.numerics.overlap import _compare_there as on_there
+from deltalens.numerics.masks import _compare_there as on_there
 from deltalens.numerics.scratch import Scratch
+from deltalens.numerics.selection import cpu as magnitudes
+from deltalens.numerics.selection import device as on_device
 from deltalens.probes import survey as surveys
 from deltalens.probes.survey import QUANTILES, Survey, fetch
 from tests.oracles import gradients as oracle

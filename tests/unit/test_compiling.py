@@ -16,7 +16,7 @@ import torch
 {before}
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    from deltalens.numerics import magnitudes
+    from deltalens.numerics.selection import cpu as magnitudes
     from deltalens.numerics.scratch import Scratch
     gradient = torch.tensor([0.0, 1.0, -2.0, 3.0])
     scan = magnitudes.scan(gradient, None, Scratch())
@@ -80,7 +80,9 @@ def test_a_full_disk_costs_only_time(tmp_path):
 FAILS = """
 import sys, numba.core.dispatcher as dispatcher, torch
 from deltalens.errors import DeltaLensError
-from deltalens.numerics import lowest, magnitudes, straight_through
+from deltalens.numerics import straight_through
+from deltalens.numerics.selection import cpu as magnitudes
+from deltalens.numerics.selection import lowest
 
 def fail(*given, **more):
     raise RuntimeError("no compiler")

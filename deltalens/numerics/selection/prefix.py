@@ -13,9 +13,9 @@ from torch import Tensor
 from deltalens.numerics.bits import cast_once, integer_of, magnitude_bits
 from deltalens.numerics.hashing import hashed_range, index_hash, name_key
 from deltalens.numerics.kernels import equal, less, select, take, where_true
-from deltalens.numerics.order import EVERYTHING, NOTHING, Boundary
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.ties import Tie, up_to
+from deltalens.numerics.selection.find import EVERYTHING, NOTHING, Boundary
+from deltalens.numerics.selection.windows import Tie, up_to
 
 __all__ = ["STRATEGIES", "Selection", "Strategy", "count_at", "prefix_size", "put_back"]
 

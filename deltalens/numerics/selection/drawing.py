@@ -14,9 +14,9 @@ from torch import Tensor
 
 from deltalens.numerics.hashing import hashed_range, name_key
 from deltalens.numerics.kernels import count_true, less, less_equal, take_at, where_true
-from deltalens.numerics.order import Boundary
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.ties import SIGMAS, Near, hash_window, up_to
+from deltalens.numerics.selection.find import Boundary
+from deltalens.numerics.selection.windows import SIGMAS, Near, hash_window, up_to
 from deltalens.numerics.workers import Each, in_order
 
 __all__ = ["draw"]

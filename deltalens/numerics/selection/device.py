@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from deltalens.numerics.bits import PREFIXES, digits, magnitude_bits
-from deltalens.numerics.magnitudes import Numbers, octaves_of, smallest_with
-from deltalens.numerics.overlap import PackedMask
+from deltalens.numerics.masks import PackedMask
+from deltalens.numerics.selection.cpu import Numbers, octaves_of, smallest_with
 
 __all__ = [
     "Part",

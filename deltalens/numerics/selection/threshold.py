@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from deltalens.numerics.bits import CHUNK, PART, integer_of, magnitude_bits
-from deltalens.numerics.bracket import around
 from deltalens.numerics.kernels import count_true, less, take
-from deltalens.numerics.order import find_thresholds, parts_of
 from deltalens.numerics.scratch import Scratch
+from deltalens.numerics.selection.bracket import around
+from deltalens.numerics.selection.find import find_thresholds, parts_of
 from deltalens.numerics.workers import Each, in_order
 
 __all__ = ["threshold_of"]

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from deltalens.errors import DeltaLensError, said_by
 from deltalens.numerics.bits import infinity_bits, integer_of, magnitude_bits
-from deltalens.numerics.bracket import around
 from deltalens.numerics.hashing import index_hash
-from deltalens.numerics.overlap import PackedMask
+from deltalens.numerics.masks import PackedMask
+from deltalens.numerics.selection.bracket import around
 from deltalens.numerics.workers import in_order, workers
 
 __all__ = ["PARTS", "Bracket", "array_of", "keep_above", "keep_highest", "prepare"]
@@ -265,7 +265,7 @@ def _settle(seen: _Seen, removed: int, key: int) -> int | None:
 
 def _include(kept: PackedMask, places: np.ndarray) -> None:
     if kept.bytes.device.type == "cpu":
-        from deltalens.numerics import compiled
+        from deltalens.numerics.selection import loops as compiled
 
         compiled.set_bits(kept.words, places, np.ones(places.size, np.int8), 1)
         return

@@ -27,7 +27,7 @@ from deltalens.numerics.bits import (
     magnitude_bits,
     magnitude_of_bits,
 )
-from deltalens.numerics.overlap import PackedMask, compare
+from deltalens.numerics.masks import PackedMask, compare
 from deltalens.numerics.scratch import Scratch
 
 __all__ = [
@@ -105,7 +105,7 @@ def scan(values: Tensor, scale: Tensor | None, scratch: Scratch) -> Scan:
         scale: what they have to be divided by, 0-D.
         scratch: reused memory.
     """
-    from deltalens.numerics import compiled
+    from deltalens.numerics.selection import loops as compiled
 
     if values.numel() >= _MOST:
         raise DeltaLensError(f"a tensor of {values.numel():,} entries: 2^32 are too many")
@@ -211,7 +211,7 @@ def _together(scans: Sequence[Scan]) -> _Counts:
 
 
 def _prefixes_at(counted: _Counts, ranks: Sequence[int]) -> tuple[list[int], list[int]]:
-    from deltalens.numerics import compiled
+    from deltalens.numerics.selection import loops as compiled
 
     asked = np.array(ranks, dtype=np.int64)
     prefixes, inside = np.empty_like(asked), np.empty_like(asked)
@@ -244,7 +244,7 @@ def mark(
         found: what it found of this tensor.
         bounds: of each mask.
     """
-    from deltalens.numerics import compiled
+    from deltalens.numerics.selection import loops as compiled
 
     masks, words = PackedMask.several(len(bounds), values.numel())
     integer = np.dtype(f"i{values.dtype.itemsize}")
@@ -276,7 +276,7 @@ def settle(unit: Sequence[Marked], bounds: Sequence[Boundary]) -> list[int]:
         unit: the tensors that are ranked together.
         bounds: of each of their masks.
     """
-    from deltalens.numerics import compiled
+    from deltalens.numerics.selection import loops as compiled
 
     thresholds = []
     for place, bound in enumerate(bounds):
@@ -337,7 +337,7 @@ def shrink(
         bound: where the threshold lies.
         kept: the entries above the bin are made true in it.
     """
-    from deltalens.numerics import compiled
+    from deltalens.numerics.selection import loops as compiled
 
     integer = np.dtype(f"i{values.dtype.itemsize}")
     if not bound.high:
@@ -372,7 +372,7 @@ def settle_shrunk(
         bound: where the threshold lies.
         kept: the masks given to it.
     """
-    from deltalens.numerics import compiled
+    from deltalens.numerics.selection import loops as compiled
 
     if bound.low == bound.high:
         return bound.low
@@ -386,14 +386,14 @@ def settle_shrunk(
 
 def clear_beside(values: Tensor, kept: PackedMask) -> None:
     """Make zero, in place, every entry that is not in a mask; on the CPU."""
-    from deltalens.numerics import compiled
+    from deltalens.numerics.selection import loops as compiled
 
     compiled.clear_beside(_integers(values), kept.words.view(np.uint32))
 
 
 def restore_beside(values: Tensor, before: Tensor, kept: PackedMask) -> None:
     """Put back, in place and bit by bit, every entry that is not in a mask; on the CPU."""
-    from deltalens.numerics import compiled
+    from deltalens.numerics.selection import loops as compiled
 
     compiled.restore_beside(_integers(values), _integers(before), kept.words.view(np.uint32))
 
@@ -432,7 +432,7 @@ class Numbers:
 
 def numbers_of(found: Scan, fractions: Sequence[float]) -> Numbers:
     """What a scan says, with quantiles of the finite entries by nearest rank."""
-    from deltalens.numerics import compiled
+    from deltalens.numerics.selection import loops as compiled
 
     starts = octaves_of(found.dtype).starts
     octaves = np.zeros(len(starts) - 1, dtype=np.int64)

@@ -26,9 +26,9 @@ from deltalens.numerics.kernels import (
     runs_of_true,
     take_at,
 )
-from deltalens.numerics.order import EVERYTHING, NOTHING, Boundary, Part, Source
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.ties import Near
+from deltalens.numerics.selection.find import EVERYTHING, NOTHING, Boundary, Part, Source
+from deltalens.numerics.selection.windows import Near
 from deltalens.numerics.workers import Each, in_order
 
 __all__ = ["Bracketed", "Sample", "around", "find_boundary", "sample_stride"]

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from deltalens.numerics.bits import CHUNK, PART, digits, integer_of, magnitude_bits
 from deltalens.numerics.hashing import index_hash, name_key
-from deltalens.numerics.histogram import MagnitudeHistogram
 from deltalens.numerics.kernels import equal, less, runs_of_true, take
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.ties import Tie, split_ties
+from deltalens.numerics.selection.counts import MagnitudeHistogram
+from deltalens.numerics.selection.windows import Tie, split_ties
 from deltalens.numerics.workers import Each, in_order
 
 __all__ = [

@@ -117,7 +117,7 @@ def compare(mask: PackedMask, others: Sequence[PackedMask | None], ever: PackedM
         `ever`, and in the last of the others; 0 where there is no other. A GPU is not waited for.
     """
     if mask.bytes.device.type == "cpu":
-        from deltalens.numerics import compiled
+        from deltalens.numerics.selection import loops as compiled
 
         none = np.empty(0, dtype=np.uint64)
         previous, first, last = (none if other is None else other.words for other in others)

@@ -1,0 +1,1 @@
+"""The selection of entries by rank: one order over them, and its prefixes."""
