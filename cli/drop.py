@@ -57,7 +57,7 @@ def drop(
     deltalens drop ft/ base/ --strategy trivial --rate 0.7 -o ft-dropped/
     """
     with console.command(debug):
-        from deltalens.io.files import check_new_folder
+        from deltalens.io.folders import check_new_folder
         from deltalens.io.locate import located
         from deltalens.studies.drop import drop as run
 

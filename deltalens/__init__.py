@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deltalens.errors import DeltaLensError as DeltaLensError
     from deltalens.io.checkpoint import open_checkpoint as open_checkpoint
-    from deltalens.io.pairing import pair as pair
+    from deltalens.io.matching import pair as pair
     from deltalens.io.records import load_run as load_run
     from deltalens.io.records import load_study as load_study
     from deltalens.methods.baselines import HalfFreeze as HalfFreeze
@@ -30,7 +30,7 @@ _HOME = {
     "DeltaLensError": "deltalens.errors",
     "apply_masks": "deltalens.methods.weight_masks",
     "open_checkpoint": "deltalens.io.checkpoint",
-    "pair": "deltalens.io.pairing",
+    "pair": "deltalens.io.matching",
     "drop": "deltalens.studies.drop",
     "drop_study": "deltalens.studies.drop_study",
     "inspect": "deltalens.studies.inspect",

@@ -20,7 +20,7 @@ from deltalens.demo.recipe import Recipe
 from deltalens.demo.tasks import HeldOut, Row, held_out_prompts, stream
 from deltalens.demo.train import exact_match, train
 from deltalens.errors import DeltaLensError
-from deltalens.io.files import new_folder
+from deltalens.io.folders import new_folder
 from deltalens.io.pretrained import read_model
 from deltalens.io.records import load_run
 from deltalens.numerics.workers import one_thread

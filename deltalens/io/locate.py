@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from deltalens.errors import CheckpointError
-from deltalens.io.files import passing_folder
+from deltalens.io.folders import passing_folder
 
 __all__ = ["locate", "located"]
 

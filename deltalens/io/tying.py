@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deltalens.io.checkpoint import Checkpoint, TensorReader, same_values, torch_dtype
+from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.config import layers_asked
 from deltalens.io.header import FLOATS, TensorEntry
 from deltalens.io.pretrained import empty_model
+from deltalens.io.reader import TensorReader, same_values, torch_dtype
 
 __all__ = ["Copies", "Tying", "may_tie", "skeleton", "stored_copies", "tying_of"]
 

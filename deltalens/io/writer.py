@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from deltalens.io.checkpoint import Checkpoint
-from deltalens.io.files import check_space, copy_beside, new_folder
+from deltalens.io.files import copy_beside
+from deltalens.io.folders import check_space, new_folder
 from deltalens.io.header import TensorEntry
 from deltalens.io.platform import reserve, sync
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deltalens.io.checkpoint import TensorReader, torch_dtype
 from deltalens.io.pairing import TensorPair
+from deltalens.io.reader import TensorReader, torch_dtype
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection.bracket import Sample
 

@@ -9,8 +9,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from deltalens.io.files import check_new_folder
-from deltalens.io.pairing import Pairing, Unit, pair
+from deltalens.io.folders import check_new_folder
+from deltalens.io.matching import pair
+from deltalens.io.pairing import Pairing, Unit
 from deltalens.io.version import version
 from deltalens.io.writer import CheckpointWriter, write_like
 from deltalens.names import check_scope

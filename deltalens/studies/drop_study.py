@@ -11,7 +11,7 @@ import torch
 from deltalens.catalog import check_better
 from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import Checkpoint
-from deltalens.io.pairing import pair
+from deltalens.io.matching import pair
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
 from deltalens.names import check_scope
 from deltalens.numerics.rates import Rate, exact_rates

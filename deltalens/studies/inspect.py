@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltalens.io.checkpoint import torch_dtype
-from deltalens.io.pairing import Pairing, TensorPair, pair
+from deltalens.io.matching import pair
+from deltalens.io.pairing import Pairing, TensorPair
+from deltalens.io.reader import torch_dtype
 from deltalens.io.records import Cell, Measurement, StudyFolder, check_study_folder
 from deltalens.io.tables import Table
 from deltalens.names import block_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deltalens.catalog import check_better
 from deltalens.errors import DeltaLensError
-from deltalens.io.pairing import pair
+from deltalens.io.matching import pair
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
 from deltalens.scoring.loading import check_fits, load_model, pick_device, pick_dtype
 from deltalens.scoring.rows import read_files

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from deltalens.errors import DeltaLensError, several
-from deltalens.io.checkpoint import TensorReader, torch_dtype
 from deltalens.io.header import TensorEntry
 from deltalens.io.pairing import Pairing
+from deltalens.io.reader import TensorReader, torch_dtype
 from deltalens.numerics.bits import cast_once
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection.prefix import Selection

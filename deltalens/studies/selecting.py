@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from deltalens.errors import DeltaLensError
-from deltalens.io.checkpoint import torch_dtype
 from deltalens.io.pairing import Pairing, TensorPair, Unit
+from deltalens.io.reader import torch_dtype
 from deltalens.numerics.hashing import hashed_range, index_hash, name_key
 from deltalens.numerics.kernels import runs_of_true, where_true
 from deltalens.numerics.rates import show_rate

@@ -14,7 +14,8 @@ from typing import Any
 
 from deltalens.errors import DeltaLensError, RecordError, reason
 from deltalens.io.checkpoint import open_checkpoint
-from deltalens.io.files import append_to, discard, new_folder, read_plain
+from deltalens.io.files import append_to, discard, read_plain
+from deltalens.io.folders import new_folder
 from deltalens.io.plain_json import parse_json
 from deltalens.io.records import (
     Measurement,

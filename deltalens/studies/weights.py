@@ -10,9 +10,10 @@ import torch
 import xxhash
 from torch import Tensor
 
-from deltalens.io.checkpoint import Checkpoint, TensorReader, torch_dtype
+from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.header import TensorEntry
 from deltalens.io.pairing import Pairing
+from deltalens.io.reader import TensorReader, torch_dtype
 from deltalens.numerics.scratch import Scratch
 
 __all__ = ["CHUNK", "HeldWeights", "StoredWeights", "Weights", "paired_weights"]

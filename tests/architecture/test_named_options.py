@@ -17,7 +17,7 @@ ELSEWHERE = re.compile(r"`[a-z][a-z -]* --[^`]*`")
 NEVER_SAID = {
     # A study's own one-off drops are of a training that ended finite on the base that it began
     # with, without rescaling, and a sweep over layers does not rescale.
-    ("deltalens.io.pairing", "--exclude"),
+    ("deltalens.io.matching", "--exclude"),
     ("deltalens.studies.selecting", "--exclude"),
     ("deltalens.studies.selecting", "--rescale"),
     # An inspection never goes on with a folder: it writes its own anew.

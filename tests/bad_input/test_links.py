@@ -174,15 +174,19 @@ def test_two_processes_that_draw_the_same_do_not_meet(study: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from deltalens.io.files import {what}
+from deltalens.io.{module} import {what}
 with {what}(Path(sys.argv[1])) as made:
     os.kill(os.getpid(), 9)
 """
 
 
-@pytest.mark.parametrize("what", ["writing_whole", "new_folder"])
-def test_the_next_call_removes_what_a_killed_one_left(tmp_path: Path, what: str) -> None:
-    program = KILLED.format(what=what)
+@pytest.mark.parametrize(
+    ("module", "what"), [("files", "writing_whole"), ("folders", "new_folder")]
+)
+def test_the_next_call_removes_what_a_killed_one_left(
+    tmp_path: Path, module: str, what: str
+) -> None:
+    program = KILLED.format(module=module, what=what)
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "out")], check=False)
     (tmp_path / ".other.0badcafe-1-00.part").touch()
     assert len(list(tmp_path.glob(".out.*.part"))) == 1

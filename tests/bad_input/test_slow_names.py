@@ -21,14 +21,14 @@ import deltalens.cli
 import deltalens.figures
 from deltalens import DeltaLensError
 from deltalens.io.config import _counts_layers
-from deltalens.io.pairing import _of_head, _of_quantisation, pair
+from deltalens.io.matching import _of_head, _of_quantisation, pair
 from tests.bad_input.files import save, weights
 
 LENGTH = 100_000
 SECONDS = 0.7
 """A pattern that looks once at everything takes a twentieth of it, at that length; a quadratic one
 takes many times as much."""
-NAMES_OF_FILES = "deltalens.io.files._TEMPORARY"
+NAMES_OF_FILES = "deltalens.io.temporary._TEMPORARY"
 """A pattern for the names in a folder, which no file system lets be longer than 255 bytes."""
 
 

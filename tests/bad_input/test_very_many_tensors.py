@@ -13,7 +13,8 @@ import torch
 
 from deltalens.errors import DeltaLensError, nearest
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
-from deltalens.io.pairing import Pairing, pair
+from deltalens.io.matching import pair
+from deltalens.io.pairing import Pairing
 from deltalens.io.writer import write_like
 from deltalens.studies.live import _Places
 from tests.bad_input.files import INDEX, folder_with, shard_bytes

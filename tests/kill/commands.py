@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from deltalens.io.files import is_temporary
+from deltalens.io.temporary import is_temporary
 from tests.training.folders import preferences, write_model, write_rows
 
 OUT = "out"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import DeltaLensError
-from deltalens.io.files import is_temporary
+from deltalens.io.temporary import is_temporary
 from tests.mutate.damage import damaged, remove, replace_file
 from tests.mutate.kinds import Kind, Mutant
 from tests.mutate.operations import Refused, Seen, Unsound

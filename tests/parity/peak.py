@@ -28,7 +28,7 @@ def main(ft: str, base: str, what: str, *rest: str) -> None:
 
 def rank(ft: str, base: str, scope: str) -> None:
     """Select for 27 cells at once, unit by unit, as a drop study does before it edits a model."""
-    from deltalens.io.pairing import pair
+    from deltalens.io.matching import pair
     from deltalens.names import check_scope
     from deltalens.numerics.workers import workers
     from deltalens.studies.deltas import DeltaStream

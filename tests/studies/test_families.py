@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import deltalens
-from deltalens.io import pairing
+from deltalens.io import matching
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.studies.live import LiveModel
 from tests.studies.conftest import PairOf
@@ -209,7 +209,7 @@ def test_some_tensors_are_put_back_and_restored_along_with_their_copies(
     monkeypatch.setattr(transformers.LlamaForCausalLM, "_tied_weights_keys", {})
     model = plain(pair.ft)
     ft = state_of(model)
-    live = LiveModel(model, pairing.pair(open_checkpoint(pair.ft), open_checkpoint(pair.base)))
+    live = LiveModel(model, matching.pair(open_checkpoint(pair.ft), open_checkpoint(pair.base)))
     embedding, up = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
     for among, changed in (({embedding}, {embedding, "lm_head.weight"}), ({up}, {up})):
         live.put_back_all(among)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import deltalens
 from deltalens.io.checkpoint import open_checkpoint
-from deltalens.io.pairing import pair
+from deltalens.io.matching import pair
 from deltalens.studies.landscape.models import StoredModels
 from tests.studies import families
 from tests.studies.families import Pair, differing, fine_tune, initialised, state_of

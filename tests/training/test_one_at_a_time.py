@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from deltalens.errors import DeltaLensError
-from deltalens.io import files
-from deltalens.io.files import lock_folder, unlock_folder
+from deltalens.io import locks
+from deltalens.io.locks import lock_folder, unlock_folder
 from deltalens.io.records import RunWriter
 from deltalens.io.records.training import TrainingFolder
 from deltalens.training.run import TrainingWatch, train
@@ -76,7 +76,7 @@ def test_a_lock_that_is_removed_is_never_held_twice(
 ) -> None:
     """Who opened the file before it was removed would hold a lock that nobody else sees."""
     first, third = lock_folder(tmp_path, "training"), []
-    really = files.lock
+    really = locks.lock
 
     def late(descriptor: int) -> bool:
         if not third:
@@ -85,7 +85,7 @@ def test_a_lock_that_is_removed_is_never_held_twice(
             third.append(lock_folder(tmp_path, "training"))
         return really(descriptor)
 
-    monkeypatch.setattr(files, "lock", late)
+    monkeypatch.setattr(locks, "lock", late)
     with pytest.raises(DeltaLensError, match="another process is writing to this training"):
         lock_folder(tmp_path, "training")
     unlock_folder(tmp_path, third[0])

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deltalens.errors import CheckpointError
-from deltalens.io.checkpoint import TensorReader, open_checkpoint, torch_dtype
+from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.header import FLOATS, read_header
+from deltalens.io.reader import TensorReader, torch_dtype
 from tests.oracles.pairs import make, same_bits, write_checkpoint
 
 FLOAT_DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

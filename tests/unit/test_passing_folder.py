@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from deltalens.errors import DeltaLensError
-from deltalens.io.files import passing_folder
+from deltalens.io.folders import passing_folder
 
 KILLED = """
 import os, signal
-from deltalens.io.files import passing_folder
+from deltalens.io.folders import passing_folder
 with passing_folder("work") as folder:
     (folder / "large").write_text("weights")
     os.kill(os.getpid(), signal.SIGKILL)

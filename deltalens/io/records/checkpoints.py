@@ -15,8 +15,8 @@ from pathlib import Path
 
 from deltalens.errors import RecordError, reason, several
 from deltalens.io.checksum import checksum_of_file
-from deltalens.io.files import is_temporary
 from deltalens.io.records.seal import SEAL, check_file, check_seal, write_seal
+from deltalens.io.temporary import is_temporary
 
 __all__ = [
     "BEST",

@@ -17,12 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalens.errors import RecordError
-from deltalens.io.files import (
-    check_new_folder,
-    discard,
-    lock_folder,
-    unlock_folder,
-)
+from deltalens.io.files import discard
+from deltalens.io.folders import check_new_folder
+from deltalens.io.locks import lock_folder, unlock_folder
 from deltalens.io.records.folder import read_manifest, write_manifest
 from deltalens.io.records.parquet import Column, read_parquet, write_parquet
 from deltalens.io.records.schema import COUNT, Fields, Named, Text, require

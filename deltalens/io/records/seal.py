@@ -14,9 +14,10 @@ from typing import Any
 
 from deltalens.errors import RecordError, reason
 from deltalens.io.checksum import check_sealed, checksum_of_file, sealed
-from deltalens.io.files import is_temporary, read_plain, sync_folder, write_whole
+from deltalens.io.files import read_plain, sync_folder, write_whole
 from deltalens.io.plain_json import parse_json
 from deltalens.io.platform import sync
+from deltalens.io.temporary import is_temporary
 from deltalens.io.version import FORMAT
 
 __all__ = ["SEAL", "check_file", "check_seal", "write_seal"]

@@ -21,16 +21,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from deltalens.errors import RecordError
 from deltalens.io.escaping import plain_cell
-from deltalens.io.files import (
-    LOCK,
-    append_to,
-    check_new_folder,
-    discard,
-    is_remains,
-    lock_folder,
-    read_plain,
-    write_whole,
-)
+from deltalens.io.files import append_to, discard, read_plain, write_whole
+from deltalens.io.folders import check_new_folder
+from deltalens.io.locks import LOCK, is_remains, lock_folder
 from deltalens.io.plain_json import check_names
 from deltalens.io.records.folder import read_manifest, write_manifest
 from deltalens.io.records.identity import Union, check_version, united

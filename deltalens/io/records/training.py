@@ -19,17 +19,9 @@ from typing import IO, Any
 from safetensors import SafetensorError
 
 from deltalens.errors import RecordError
-from deltalens.io.files import (
-    LOCK,
-    check_new_folder,
-    copy_beside,
-    discard,
-    is_remains,
-    is_temporary,
-    lock_folder,
-    sync_folder,
-    unlock_folder,
-)
+from deltalens.io.files import copy_beside, discard, sync_folder
+from deltalens.io.folders import check_new_folder
+from deltalens.io.locks import LOCK, is_remains, lock_folder, unlock_folder
 from deltalens.io.plain_json import check_names
 from deltalens.io.platform import sync
 from deltalens.io.records.checkpoints import (
@@ -43,6 +35,7 @@ from deltalens.io.records.folder import read_manifest, write_manifest
 from deltalens.io.records.identity import check_version, united
 from deltalens.io.records.metrics import METRICS, Metrics
 from deltalens.io.records.schema import Fields, require
+from deltalens.io.temporary import is_temporary
 from deltalens.io.version import IDENTITY
 
 __all__ = ["CHECKPOINTS", "MASKS", "RECORD", "RUN", "TrainingFolder"]

@@ -13,7 +13,8 @@ import torch
 
 from deltalens.errors import DeltaLensError, Lines, PairingError
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
-from deltalens.io.pairing import Pairing, pair
+from deltalens.io.matching import pair
+from deltalens.io.pairing import Pairing
 from deltalens.scoring.loading import _free_memory
 from deltalens.scoring.rows import DataFile
 from deltalens.studies.drop_asked import FIDELITY, FidelityTexts
