@@ -10,8 +10,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from deltalens.errors import DeltaLensError
-from deltalens.gradients import ChosenNames, Gradient, GradientStep
-from deltalens.names import Scope, unit_of
+from deltalens.gradients import Gradient, GradientStep
+from deltalens.names import Choice, Scope, unit_of
 from deltalens.numerics.selection import device as on_device
 
 __all__ = ["StepUnits", "Unit", "by_place", "is_here", "rank_at", "reducer", "units_of"]
@@ -42,7 +42,7 @@ class StepUnits:
         names: of the parameters that are ranked.
     """
 
-    def __init__(self, scope: Scope, names: ChosenNames) -> None:
+    def __init__(self, scope: Scope, names: Choice) -> None:
         self._scope, self._names = scope, names
         self._whole: object = self
         self._part_of: dict[str, int] = {}

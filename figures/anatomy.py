@@ -9,6 +9,7 @@ from typing import Any
 from deltalens.errors import RecordError
 from deltalens.figures.drawn import load_drawn
 from deltalens.figures.style import WIDTH, save, styled
+from deltalens.names import is_block
 
 __all__ = ["draw"]
 
@@ -78,15 +79,11 @@ def _range(drawn: dict[str, Bins], per_octave: int) -> tuple[float, float]:
     return low / per_octave - 0.5, (max(counts) + 1) / per_octave + 0.5
 
 
-def _is_block(name: str) -> bool:
-    return name.rsplit(".", 1)[-1].isdigit()
-
-
 def _colours(names: list[str]) -> list[Any]:
     """Blocks from dark to light in their order; what lies outside the blocks in grey."""
     import matplotlib as mpl
 
-    blocks = [name for name in names if _is_block(name)]
+    blocks = [name for name in names if is_block(name)]
     shades = mpl.colormaps["viridis"]
     order = {name: shades(0.9 * i / max(1, len(blocks) - 1)) for i, name in enumerate(blocks)}
     return [order.get(name, "0.65") for name in names]
@@ -112,7 +109,7 @@ def _legend(figure: Any, names: list[str]) -> None:
     from matplotlib.lines import Line2D
 
     colours = dict(zip(names, _colours(names), strict=True))
-    blocks = [name for name in names if _is_block(name)]
+    blocks = [name for name in names if is_block(name)]
     shown = blocks if len(blocks) <= 4 else [blocks[0], blocks[len(blocks) // 2], blocks[-1]]
     lines = [Line2D([], [], color=colours[name], label=name) for name in shown]
     if len(blocks) < len(names):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,25 +12,24 @@ from deltalens.errors import Lines, RecordError
 from deltalens.figures.learned_masks import learned_masks
 from deltalens.figures.style import WIDTH, save, styled
 from deltalens.io.records import RunRecord, load_run
+from deltalens.names import Kind, block_of, is_block, kind_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["GROUPS", "draw", "group_of"]
 
-GROUPS = ("embeddings", "attention", "MLP", "norms", "output head", "other")
-"""The layer groups, in the order in which they are shown."""
-
-_PATTERNS = {
-    "output head": r"\b(lm_head|output_projection|embed_out|score)\b",
-    "norms": r"norm|(^|\.|_)ln(_?\w)?(\.|$)",
-    "embeddings": r"embed|(^|\.)(wte|wpe)(\.|$)",
-    "attention": r"attn|attention|\b[qkvo]_proj\b|\b(query|key|value|qkv)\b",
-    "MLP": r"mlp|ffn|feed_forward|expert|intermediate|dense|"
-    r"\b(gate|up|down)(_proj)?\b|\bfc_?\w*\b|\bw[123]\b",
-    "other": "",
+_LABELS: dict[Kind, str] = {
+    "embedding": "embeddings",
+    "attention": "attention",
+    "mlp": "MLP",
+    "expert": "MLP",
+    "norm": "norms",
+    "head": "output head",
+    "other": "other",
 }
-"""Layer group -> what the names of its tensors match; the first that matches counts."""
+GROUPS = tuple(dict.fromkeys(_LABELS.values()))
+"""The layer groups, in the order in which they are shown."""
 
 _COLUMNS = 400
 """Steps are averaged together beyond so many."""
@@ -43,7 +41,7 @@ _PALETTE = (_BLUE, _RED, _ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#000000")
 
 def group_of(name: str) -> str:
     """The layer group of a tensor, by its name."""
-    return next(group for group, pattern in _PATTERNS.items() if re.search(pattern, name.lower()))
+    return _LABELS[kind_of(name)]
 
 
 def draw(folder: str | Path) -> list[Path]:
@@ -272,7 +270,7 @@ def _widen(axis: Any, least: float) -> None:
 
 def _by_layer(masks: pd.DataFrame, time: _Time) -> Any:
     names = masks["tensor"].astype("category").cat
-    blocks = np.array([_block(str(name)) for name in names.categories])
+    blocks = np.array([block_of(str(name)) for name in names.categories])
     masks = masks.assign(block=blocks[names.codes.to_numpy()])
     order = sorted(set(blocks), key=_place)
     ratios = _compared(masks)
@@ -307,17 +305,10 @@ def _by_layer(masks: pd.DataFrame, time: _Time) -> Any:
     return figure
 
 
-def _block(name: str) -> str:
-    """A tensor's block: its name up to and including the first integer component, or all of it."""
-    parts = name.split(".")
-    ends = [place for place, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[: ends[0] + 1]) if ends else name
-
-
 def _place(block: str) -> tuple[int, list[tuple[int, str]]]:
     """Embeddings, then blocks by number, then the rest, then the output head."""
     ranks = {"embeddings": 0, "output head": 3}
-    rank = 1 if block.rsplit(".", 1)[-1].isdigit() else ranks.get(group_of(block), 2)
+    rank = 1 if is_block(block) else ranks.get(group_of(block), 2)
     return rank, [
         # What int takes: neither a superscript nor thousands of digits.
         (int(part), "") if part.isdecimal() and len(part) < 10 else (-1, part)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from deltalens.errors import RecordError
 from deltalens.figures.style import WIDTH, save, styled
 from deltalens.io.records import read_manifest
+from deltalens.names import split_block
 
 __all__ = ["RECORD", "draw"]
 
 RECORD = "train.json"
 """The record of a training, beside the model that it wrote."""
-_BLOCK = re.compile(r"\.(\d{1,9})\.(?=.)", re.DOTALL)
-"""The number of a block in a name."""
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C510A", "0.35")
 _MARKERS = "os^vDPX*"
 
@@ -59,14 +57,15 @@ def draw(folder: str | Path) -> list[Path]:
 def _lines(removed: dict[str, float]) -> dict[str, list[tuple[float, float]]]:
     """Projection -> (block, per cent); what is in no block stands left of them."""
     found: dict[str, list[tuple[float, float]]] = {}
-    matches = {name: _BLOCK.search(name) for name in removed}
-    stacks = {name[: match.start()] for name, match in matches.items() if match}
+    parts = {name: split_block(name) for name in removed}
+    stacks = {stack for stack, number, _ in parts.values() if number >= 0}
     for name, share in removed.items():
-        match = matches[name]
-        place, label = (int(match[1]), name[match.end() :]) if match else (-1, name or "weight")
-        if match and len(stacks) > 1:
-            label = f"{name[: match.start()]}: {label}"
-        found.setdefault(label, []).append((place, 100 * share))
+        stack, place, label = parts[name]
+        if place < 0:
+            label = name
+        elif len(stacks) > 1:
+            label = f"{stack}: {label}"
+        found.setdefault(label or "weight", []).append((place, 100 * share))
     return found
 
 

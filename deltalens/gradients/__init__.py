@@ -2,7 +2,7 @@
 
 from deltalens.gradients.parameters import (
     FLOATS,
-    ChosenNames,
+    choose_parameters,
     dense,
     every_parameter,
     local_part,
@@ -13,12 +13,12 @@ from deltalens.gradients.watching import GradientPass, Subscriber
 
 __all__ = [
     "FLOATS",
-    "ChosenNames",
     "Gradient",
     "GradientPass",
     "GradientStep",
     "PassedOver",
     "Subscriber",
+    "choose_parameters",
     "dense",
     "every_parameter",
     "local_part",

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from deltalens.errors import DeltaLensError, nearest, several
+from deltalens.errors import DeltaLensError, several
+from deltalens.names import Choice
 
 __all__ = [
     "FLOATS",
-    "ChosenNames",
+    "choose_parameters",
     "dense",
     "every_parameter",
     "inner_model",
@@ -46,8 +47,10 @@ def parameter_names(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, one) for name, one in every_parameter(model) if one.requires_grad)
 
 
-class ChosenNames:
-    """The names that two patterns leave; those that come later, too.
+def choose_parameters(
+    model: nn.Module, include: str | None, exclude: str | None, who: str
+) -> Choice:
+    """The parameters that two patterns leave; those that come later, too.
 
     Args:
         model: whose parameters are meant.
@@ -58,40 +61,20 @@ class ChosenNames:
         DeltaLensError: a pattern that is none, or no parameter is left (the nearest names are
             shown).
     """
-
-    def __init__(
-        self, model: nn.Module, include: str | None, exclude: str | None, who: str
-    ) -> None:
-        try:
-            self._want = re.compile(include) if include is not None else None
-            self._refuse = re.compile(exclude) if exclude is not None else None
-        except re.error as error:
-            raise DeltaLensError(f"include/exclude: no regular expression: {error}") from error
-        self._known: dict[str, bool] = {}
-        left = [(name, one) for name, one in every_parameter(model) if name in self]
-        if not left:
-            names = [name for name, _ in every_parameter(model)]
-            asked = include if include is not None else exclude
-            near = nearest(str(asked), names, 5, 0.0)
-            text = f"include={include!r}, exclude={exclude!r} leave no parameter; nearest:"
-            raise DeltaLensError(several(text, near))
-        if not any(one.requires_grad for _, one in left):
-            warnings.warn(
-                several(
-                    f"{who}: what it is to watch is frozen, and will be taken in once it is "
-                    "trained:",
-                    [name for name, _ in left],
-                ),
-                stacklevel=4,
-            )
-
-    def __contains__(self, name: str) -> bool:
-        found = self._known.get(name)
-        if found is None:
-            found = self._want is None or self._want.search(name) is not None
-            found = found and not (self._refuse and self._refuse.search(name))
-            self._known[name] = found
-        return found
+    chosen = Choice(include, exclude)
+    names = [name for name, _ in every_parameter(model)]
+    left = [(name, one) for name, one in every_parameter(model) if name in chosen]
+    if not left:
+        raise DeltaLensError(chosen.refusal(names, "parameter"))
+    if not any(one.requires_grad for _, one in left):
+        warnings.warn(
+            several(
+                f"{who}: what it is to watch is frozen, and will be taken in once it is trained:",
+                [name for name, _ in left],
+            ),
+            stacklevel=4,
+        )
+    return chosen
 
 
 def inner_model(model: nn.Module) -> nn.Module:

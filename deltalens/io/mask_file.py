@@ -25,7 +25,7 @@ from deltalens.io.header import read_header
 from deltalens.io.plain_json import parse_json
 from deltalens.io.records.schema import NAME, Fields, Items, Row, Text, Whole, require
 from deltalens.io.version import FORMAT, FORMATS, has_checksums, version
-from deltalens.names import block_of
+from deltalens.names import split_block
 
 __all__ = ["MaskFile", "StoredMask", "fingerprint_of", "read_masks", "write_masks"]
 
@@ -92,7 +92,7 @@ def write_masks(path: str | Path, masks: Sequence[StoredMask], about: Mapping[st
 
     groups: dict[tuple[str, str, tuple[int, ...]], list[StoredMask]] = {}
     for one in masks:
-        groups.setdefault((*_split(one.name)[::2], one.shape), []).append(one)
+        groups.setdefault((*split_block(one.name)[::2], one.shape), []).append(one)
     ordered = [one for some in groups.values() for one in some]
     metadata = {
         "format": f"deltalens masks {FORMAT}",
@@ -100,7 +100,7 @@ def write_masks(path: str | Path, masks: Sequence[StoredMask], about: Mapping[st
         "fingerprint": fingerprint_of({one.name: one.digest for one in masks}),
         "layers": _compact(
             [
-                [stem, [_split(one.name)[1] for one in some], rest, list(shape)]
+                [stem, [split_block(one.name)[1] for one in some], rest, list(shape)]
                 for (stem, rest, shape), some in groups.items()
             ]
         ),
@@ -121,15 +121,6 @@ def _checksum(metadata: Mapping[str, str], bits: np.ndarray) -> str:
 
 def _compact(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
-
-
-def _split(name: str) -> tuple[str, int, str]:
-    """A layer's name around the number of its block; -1 where it is in none."""
-    block = block_of(f"{name}.")
-    stem, _, number = block.rpartition(".")
-    if not (number.isdecimal() and len(number) < 10 and number == str(int(number))):
-        return name, -1, ""
-    return stem, int(number), name[len(block) :].removeprefix(".")
 
 
 def _join(stem: str, number: int, rest: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -13,43 +12,18 @@ from deltalens.errors import SHOWN, PairingError, nearest, several
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.collection import collection_paused
 from deltalens.io.header import FLOATS, TensorEntry
-from deltalens.io.naming import Choice, Names
+from deltalens.io.naming import Names
 from deltalens.io.pairing import Pairing, TensorPair
 from deltalens.io.tying import Tying, may_tie, stored_copies, tying_of
+from deltalens.names import Choice, is_buffer, may_change_rows, of_quantisation, of_task_head
 
 __all__ = ["pair"]
 
-# A name comes from a file, and may be made to be slow: no pattern may look at a part of it twice.
-_BUFFER = re.compile(
-    r"(^|\.)(rotary_emb\.(inv|cos|sin)|(attn|attention|self_attn)\.rotary_emb\."
-    r"|((attn|attention|self_attn)\.(masked_)?bias|position_ids|token_type_ids"
-    r"|num_batches_tracked|running_(mean|var)|final_logits_bias)$)"
-)
-_QUANTISATION = ("scale", "scales", "scale_inv", "absmax", "quant_map", "zeros")
 _NEAR = 2_000
 """Names that each of the missing ones is likened to."""
-_GROWS = re.compile(
-    r"(embed|wte|wpe|shared|lm_head|predictions|output_projection|decoder\.bias|score)"
-)
-_HEADS = ("_score", "_qa_outputs", "_predictions", "_pooler", "_summary")
-"""What a task brings with it: of another shape, it is another tensor."""
 _LEFT_OUT = "left out by include/exclude"
 _NAMED = 4
 """Tensors on one side only that a note names."""
-
-
-def _of_quantisation(name: str) -> bool:
-    """Whether a tensor says how another one was quantised."""
-    last = name.rpartition(".")[2]
-    return name.endswith(_QUANTISATION) or "weight_scale" in last or "quant_state" in name
-
-
-def _of_head(name: str) -> bool:
-    """Whether a tensor is inside a module that is called as heads are."""
-    return any(
-        "classifi" in part or part.endswith("head") or f"_{part}".endswith(_HEADS)
-        for part in name.split(".")[:-1]
-    )
 
 
 def pair(
@@ -87,7 +61,9 @@ def pair(
     chosen = Choice(include, exclude)
     with collection_paused():
         matcher = _Matcher(ft, base, chosen)
-        chosen.check(ft.tensors, ft.path, matcher.names.in_base)
+        in_base = matcher.names.in_base
+        if not any(chosen.takes(name, in_base(name)) for name in ft.tensors):
+            raise PairingError(chosen.refusal(ft.tensors, f"tensor of {ft.path}"))
         for entry in ft.tensors.values():
             matcher.match(entry)
         return matcher.result(strict)
@@ -128,9 +104,9 @@ class _Matcher:
                 self.left_out.add(entry.name)
         elif entry.dtype not in FLOATS:
             self.kept[entry.name] = f"{entry.dtype} is left as the fine-tune has it"
-        elif self.quantised and _of_quantisation(entry.name):
+        elif self.quantised and of_quantisation(entry.name):
             self.kept[entry.name] = "belongs to a quantised weight"
-        elif _is_buffer(entry.name):
+        elif is_buffer(entry.name):
             self.kept[entry.name] = "a buffer"
         elif entry.name in self.copies:
             first = self.copies[entry.name]
@@ -175,7 +151,7 @@ class _Matcher:
             self.pairs.append(TensorPair(entry, other, other.numel))
         else:
             shapes = f"{list(entry.shape)} in the fine-tune and {list(other.shape)} in the base"
-            if _of_head(entry.name):
+            if of_task_head(entry.name):
                 self.notes.append(f"{entry.name}: {shapes}")
                 self.ft_only[entry.name], self.base_only[other.name] = entry, other
             else:
@@ -206,8 +182,8 @@ class _Matcher:
         """Whether a tensor is a weight of its own."""
         return not (
             entry.dtype not in FLOATS
-            or (self.quantised and _of_quantisation(entry.name))
-            or _is_buffer(entry.name)
+            or (self.quantised and of_quantisation(entry.name))
+            or is_buffer(entry.name)
             or entry.name in self.copies
         )
 
@@ -289,16 +265,10 @@ class _Matcher:
         )
 
 
-def _is_buffer(name: str) -> bool:
-    """Whether a tensor is none of the weights. The look before the pattern passes nearly all."""
-    weight = name.endswith(".weight") and "rotary_emb." not in name
-    return not weight and _BUFFER.search(name) is not None
-
-
 def _other_rows(entry: TensorEntry, other: TensorEntry) -> bool:
     """Whether one is the other with more rows: an embedding that was resized."""
     return (
-        _GROWS.search(entry.name) is not None
+        may_change_rows(entry.name)
         and 1 <= len(entry.shape) == len(other.shape)
         and entry.shape[1:] == other.shape[1:]
         and min(entry.shape[0], other.shape[0]) > 0

@@ -1,14 +1,11 @@
-"""The names of a fine-tune's tensors: what its base calls them, and which take part."""
+"""What a fine-tune's tensors are called in its base."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
-from deltalens.errors import PairingError, nearest
-
-__all__ = ["Choice", "Names"]
+__all__ = ["Names"]
 
 _NORMS = {"weight": "gamma", "bias": "beta", "gamma": "weight", "beta": "bias"}
 
@@ -72,48 +69,3 @@ def _best_prefix(names: set[str], others: set[str]) -> tuple[str, int]:
     )
     best = min(gains, key=lambda prefix: (-gains[prefix], len(prefix), prefix), default="")
     return best, gains[best]
-
-
-class Choice:
-    """Which tensors take part, by the names that they have in either checkpoint.
-
-    Args:
-        include, exclude: regular expressions, searched in the names.
-
-    Raises:
-        PairingError: one is no regular expression.
-    """
-
-    def __init__(self, include: str | None, exclude: str | None) -> None:
-        self.include, self.exclude = include, exclude
-        self._want, self._refuse = self._compiled("include"), self._compiled("exclude")
-
-    def _compiled(self, option: str) -> re.Pattern[str] | None:
-        pattern = getattr(self, option)
-        try:
-            return re.compile(pattern) if pattern is not None else None
-        except re.error as error:
-            raise PairingError(
-                f"{option}: {pattern!r} is no regular expression: {error}"
-            ) from error
-
-    def takes(self, *names: str) -> bool:
-        """Whether a tensor that is called so takes part."""
-        want, refuse = self._want, self._refuse
-        return (want is None or any(want.search(name) for name in names)) and not (
-            refuse is not None and any(refuse.search(name) for name in names)
-        )
-
-    def check(self, names: Collection[str], where: object, in_base: Callable[[str], str]) -> None:
-        """Something has to be left of the fine-tune.
-
-        Raises:
-            PairingError: nothing is.
-        """
-        if not any(self.takes(name, in_base(name)) for name in names):
-            near = nearest(self.include or "", names, 3, 0.1)
-            near = near or list(names)[:3]
-            raise PairingError(
-                f"include {self.include!r} and exclude {self.exclude!r} leave no tensor of "
-                f"{where}; its names look like {', '.join(near)}"
-            )

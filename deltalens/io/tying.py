@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,15 +16,10 @@ from deltalens.io.config import layers_asked
 from deltalens.io.header import FLOATS, TensorEntry
 from deltalens.io.pretrained import empty_model
 from deltalens.io.reader import TensorReader, same_values, torch_dtype
+from deltalens.names import is_input_embedding, is_output_embedding, may_be_output_embedding
 
 __all__ = ["Copies", "Tying", "may_tie", "skeleton", "stored_copies", "tying_of"]
 
-_INPUT = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|shared)\.weight$")
-_OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out|predictions\.decoder|output_projection)\.weight$")
-_HEAD = re.compile(
-    r"(head|embed_out|predictions|projection|proj_out|projector|decoder|output)(\.\w+)?\.weight$"
-)
-"""Names of what may be an output embedding, generously: transformers is asked only then."""
 _LOOK = 32
 """Entries by which a tensor is told from the others of its shape before it is read."""
 
@@ -51,7 +45,7 @@ class Tying:
         stored itself."""
         if self.known:
             return self._members.get(self.live.get(name, name), ())
-        return self.groups[0] if self.groups and _OUTPUT.search(name) else ()
+        return self.groups[0] if self.groups and is_output_embedding(name) else ()
 
 
 def tying_of(checkpoint: Checkpoint, like: Checkpoint | None = None) -> Tying:
@@ -90,8 +84,8 @@ def may_tie(config: Mapping[str, Any]) -> bool:
 
 
 def _by_name(names: tuple[str, ...]) -> Tying:
-    inputs = [name for name in names if _INPUT.search(name)]
-    outputs = [name for name in names if _OUTPUT.search(name)]
+    inputs = [name for name in names if is_input_embedding(name)]
+    outputs = [name for name in names if is_output_embedding(name)]
     groups = ((inputs[0], *outputs),) if len(inputs) == 1 else ()
     return Tying(groups, known=False)
 
@@ -189,7 +183,7 @@ def stored_copies(checkpoint: Checkpoint) -> Copies:
     or the configuration may tie an output embedding that is stored.
     """
     floats = {n: entry for n, entry in checkpoint.tensors.items() if entry.dtype in FLOATS}
-    asked = may_tie(checkpoint.config) and any(_HEAD.search(name) for name in floats)
+    asked = may_tie(checkpoint.config) and any(may_be_output_embedding(name) for name in floats)
     if not asked and not _any_alike(floats.values()):
         return Copies({}, {})
     equal: dict[str, str] = {}

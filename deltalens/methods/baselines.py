@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import ClassVar, Literal, get_args
@@ -17,7 +16,7 @@ from deltalens.errors import DeltaLensError, several
 from deltalens.gradients import Gradient, GradientStep, every_parameter
 from deltalens.methods.gmt import Ratio, mask_ratio_at
 from deltalens.methods.masking import StepMask
-from deltalens.names import block_of, in_block
+from deltalens.names import block_of, in_block, kind_of
 from deltalens.numerics.hashing import hashed_range, name_key
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.selection.cpu import clear_beside
@@ -129,10 +128,6 @@ def _local_part(one: Gradient, whole: Tensor) -> Tensor:
     return sharded.to_local().reshape(-1)
 
 
-_ATTENTION = re.compile(r"att")
-_NORM = re.compile(r"norm|(^|[._])ln([._\d]|$)|layernorm", re.IGNORECASE)
-
-
 class HalfFreeze(StepMask):
     """Half of every block's layers are frozen, drawn once (HFT at category level; GMT's Table 2).
 
@@ -211,7 +206,8 @@ def frozen_half(names: Sequence[str], dims: Mapping[str, int], seed: int) -> set
             block = block_of(name)
             layer = name.rpartition(".")[0]
             kinds = blocks.setdefault(block, {"attention": {}, "mlp": {}, "norm": {}})
-            kinds[_kind(layer, block)].setdefault(layer, []).append(name)
+            same = kinds.get(kind_of(layer), kinds["mlp"])
+            same.setdefault(layer, []).append(name)
     if not blocks:
         raise DeltaLensError("HalfFreeze finds no transformer blocks among the parameters' names")
     random_ = random.Random(seed)
@@ -224,10 +220,3 @@ def frozen_half(names: Sequence[str], dims: Mapping[str, int], seed: int) -> set
             for layer in random_.sample(sorted(layers), count):
                 frozen.update(layers[layer])
     return frozen
-
-
-def _kind(layer: str, block: str) -> str:
-    inside = layer.removeprefix(block)
-    if _NORM.search(inside):
-        return "norm"
-    return "attention" if _ATTENTION.search(inside) else "mlp"

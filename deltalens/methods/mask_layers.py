@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
-from deltalens.errors import DeltaLensError, nearest, several
-from deltalens.names import block_number, block_of
+from deltalens.errors import DeltaLensError, several
+from deltalens.names import Choice, block_number, kind_of
 
 __all__ = [
     "MODULES",
@@ -31,7 +31,6 @@ Kind = Literal["attention", "mlp"]
 MODULES: tuple[Kind, ...] = get_args(Kind)
 Blocks = str | Sequence[int]
 
-_ATTENTION = re.compile("att", re.IGNORECASE)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -66,16 +65,10 @@ def linear_layers(model: nn.Module) -> list[Layer]:
     pytorch_utils: Any = sys.modules.get("transformers.pytorch_utils")
     kinds = (nn.Linear,) if pytorch_utils is None else (nn.Linear, pytorch_utils.Conv1D)
     return [
-        Layer(name, module, _kind(name))
+        Layer(name, module, "attention" if kind_of(name) == "attention" else "mlp")
         for name, module in model.named_modules()
         if isinstance(module, kinds)
     ]
-
-
-def _kind(name: str) -> Kind:
-    block = block_of(f"{name}.")
-    inside = name[len(block) :] if block != f"{name}." else name
-    return "attention" if _ATTENTION.search(inside) else "mlp"
 
 
 def choose_layers(
@@ -90,8 +83,8 @@ def choose_layers(
         model: not wrapped, not sharded, not quantised.
         blocks: `all`, numbers and ranges as text (`4-7,12`), or numbers. A block is a name up to
             its first number; where a model has several stacks, one of each.
-        modules: `attention`, `mlp`, or both. Attention is what has `att` in its name inside the
-            block; every other linear layer of a block is mlp.
+        modules: `attention`, `mlp`, or both. Attention is what its name inside the block says it
+            is (`kind_of`); every other linear layer of a block is mlp.
         include: a regular expression searched in the layers' names, instead of the two above.
 
     Raises:
@@ -134,17 +127,11 @@ def _checked_modules(modules: Iterable[str]) -> set[str]:
 
 
 def _included(layers: Sequence[Layer], include: str) -> list[Layer]:
-    try:
-        pattern = re.compile(include)
-    except re.error as error:
-        raise DeltaLensError(f"include={include!r}: no regular expression: {error}") from error
-    chosen = [layer for layer in layers if pattern.search(layer.name)]
+    choice = Choice(include)
+    chosen = [layer for layer in layers if layer.name in choice]
     if not chosen:
         names = [layer.name for layer in layers]
-        near = nearest(include, names, 5, 0.0)
-        raise DeltaLensError(
-            several(f"include={include!r} matches no linear layer; nearest:", near)
-        )
+        raise DeltaLensError(choice.refusal(names, "linear layer"))
     return chosen
 
 

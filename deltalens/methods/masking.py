@@ -17,11 +17,11 @@ from torch.optim import Optimizer
 
 from deltalens.errors import DeltaLensError
 from deltalens.gradients import (
-    ChosenNames,
     Gradient,
     GradientStep,
     PassedOver,
     Subscriber,
+    choose_parameters,
     local_part,
 )
 from deltalens.numerics.masks import PackedMask
@@ -68,7 +68,7 @@ class StepMask(Subscriber):
         if apply_to not in APPLY_TO:
             raise DeltaLensError(f"apply_to={apply_to!r}: choose one of {', '.join(APPLY_TO)}")
         self.apply_to = apply_to
-        self._names = ChosenNames(model, include, exclude, type(self).__name__)
+        self._names = choose_parameters(model, include, exclude, type(self).__name__)
         self._passed_over = PassedOver(
             f"{type(self).__name__} cannot mask these, and they train densely"
         )

@@ -20,11 +20,11 @@ from torch.optim import Optimizer
 from deltalens.errors import DeltaLensError
 from deltalens.gradients import (
     FLOATS,
-    ChosenNames,
     Gradient,
     GradientStep,
     PassedOver,
     Subscriber,
+    choose_parameters,
     every_parameter,
 )
 from deltalens.io.records import RunWriter
@@ -111,7 +111,7 @@ class GradientProbe(Subscriber):
         self._due = _schedule(every)
         self._ratios = _ratios(mask_ratios)
         self._scope = check_scope(scope)
-        self._names = ChosenNames(model, include, exclude, "GradientProbe")
+        self._names = choose_parameters(model, include, exclude, "GradientProbe")
         self._units = StepUnits(self._scope, self._names)
         self._passed_over = PassedOver("GradientProbe cannot rank these, and passes them over")
         self._overlap, self._first_step = overlap, first_step

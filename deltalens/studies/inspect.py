@@ -18,7 +18,7 @@ from deltalens.io.pairing import Pairing, TensorPair
 from deltalens.io.reader import torch_dtype
 from deltalens.io.records import Cell, Measurement, StudyFolder, check_study_folder
 from deltalens.io.tables import Table
-from deltalens.names import block_of
+from deltalens.names import block_of, projection_of
 from deltalens.numerics.anatomy import anatomy_of, octaves
 from deltalens.numerics.kernels import count_true
 from deltalens.numerics.scratch import Scratch
@@ -205,7 +205,7 @@ def inspect(
 
 def _keys(one: TensorPair) -> tuple[tuple[str, str], ...]:
     """The groups that a tensor is in: their level and name."""
-    levels = (("layer", block_of(one.name)), ("kind", kind_of(one)), ("overall", "all"))
+    levels = (("layer", block_of(one.name)), ("kind", projection_of(one.name)), ("overall", "all"))
     return (("tensor", one.name), *levels)
 
 
@@ -248,13 +248,6 @@ class _Groups:
         """All of them, once every tensor is counted."""
         found = [group for group in self._found.values() if group is not None]
         return tuple(group for level in LEVELS for group in found if group.level == level)
-
-
-def kind_of(one: TensorPair) -> str:
-    """The kind of projection: the last part of a name before `weight` or `bias`."""
-    parts = [part for part in one.name.split(".") if not part.isdigit()]
-    named = [part for part in parts if part not in ("weight", "bias")]
-    return named[-1] if named else one.name
 
 
 def _tally(span: Span, stream: DeltaStream, scratch: Scratch) -> _Tally:

@@ -11,23 +11,10 @@ import torch
 from deltalens.errors import DeltaLensError, several
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Setting
-from deltalens.names import block_number
+from deltalens.names import Group, block_number, block_numbers, groups_of
 from deltalens.studies.drop_asked import MeasureAsked, measuring_identity
 
-__all__ = ["Group", "LayersAsked", "groups_of"]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Consecutive blocks."""
-
-    size: int
-    """As asked: the last group can hold fewer."""
-    blocks: tuple[int, ...]
-
-    def __str__(self) -> str:
-        first, last = self.blocks[0], self.blocks[-1]
-        return f"{first}-{last}" if last > first else f"{first}"
+__all__ = ["LayersAsked", "groups_taking_part"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +64,7 @@ def _setting(method: str, group: Group | None = None) -> Setting:
     return {"method": method, "size": size, "group": name, "seed": 0}
 
 
-def groups_of(pairing: Pairing, sizes: Sequence[int]) -> tuple[Group, ...]:
+def groups_taking_part(pairing: Pairing, sizes: Sequence[int]) -> tuple[Group, ...]:
     """The fine-tune's blocks in groups: 0 to g - 1, g to 2 g - 1, ...; the last can be shorter.
 
     Where a model has several lists of blocks, a group takes the same numbers from each. A group in
@@ -86,7 +73,7 @@ def groups_of(pairing: Pairing, sizes: Sequence[int]) -> tuple[Group, ...]:
     Raises:
         DeltaLensError: there are no blocks, or a size is none or larger than the model.
     """
-    numbers = sorted({n for name in pairing.ft.tensors if (n := block_number(name)) is not None})
+    numbers = block_numbers(pairing.ft.tensors)
     if not numbers:
         raise DeltaLensError(
             several(
@@ -97,18 +84,13 @@ def groups_of(pairing: Pairing, sizes: Sequence[int]) -> tuple[Group, ...]:
         )
     if not sizes:
         raise DeltaLensError("no group: give the number of blocks in a group, such as 1 or 4")
-    for size in sizes:
-        if not 1 <= size <= len(numbers):
-            raise DeltaLensError(
-                f"group {size}: from 1 to {len(numbers)}, the number of blocks of {pairing.ft.path}"
-            )
     taking_part = {block_number(one.name) for one in pairing.pairs}
     groups = [
-        Group(size, tuple(numbers[start : start + size]))
+        group
         for size in dict.fromkeys(sizes)
-        for start in range(0, len(numbers), size)
+        for group in groups_of(numbers, size, pairing.ft.path)
+        if taking_part & set(group.blocks)
     ]
-    groups = [group for group in groups if taking_part & set(group.blocks)]
     if not groups:
         raise DeltaLensError(
             several(

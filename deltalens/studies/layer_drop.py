@@ -23,7 +23,7 @@ from deltalens.studies.drop_asked import (
     known_metric,
 )
 from deltalens.studies.engine import StudyWatch, keep_better, read_weights
-from deltalens.studies.layer_asked import LayersAsked, groups_of
+from deltalens.studies.layer_asked import LayersAsked, groups_taking_part
 from deltalens.studies.layer_run import LayerRun
 
 __all__ = ["COLUMNS", "KIND", "sweep_layers_drop"]
@@ -112,7 +112,7 @@ def sweep_layers_drop(
     known = known_metric(metric, version)
     asked = LayersAsked(
         sizes=tuple(sorted({*groups})),
-        groups=groups_of(pairing, sorted({*groups})),
+        groups=groups_taking_part(pairing, sorted({*groups})),
         include=include,
         exclude=exclude,
         metrics=tuple(metrics),
@@ -138,7 +138,7 @@ def sweep_layers_drop(
     try:
         keep_better(folder, directions)
         sizes = tuple(folder.asked["groups"])
-        asked = replace(asked, sizes=sizes, groups=groups_of(pairing, sizes))
+        asked = replace(asked, sizes=sizes, groups=groups_taking_part(pairing, sizes))
         cells = asked.cells()
         if len(folder.cells) < len(cells):
             LayerRun(asked, pairing, folder, watch, metric, int(cache_gb * 1e9)).run(

@@ -12,7 +12,7 @@ from torch import nn
 from deltalens.errors import DeltaLensError
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Setting, StudyFolder
-from deltalens.names import block_number, stacks_of
+from deltalens.names import Group, block_number, stacks_of
 from deltalens.numerics.workers import workers
 from deltalens.scoring.loading import LoadedModel
 from deltalens.scoring.prefix import Prefix, find_blocks
@@ -21,7 +21,7 @@ from deltalens.studies.drop_asked import Metric
 from deltalens.studies.drop_run import Evaluation
 from deltalens.studies.engine import Metrics, StudyWatch, run_cells
 from deltalens.studies.executors import Tell
-from deltalens.studies.layer_asked import Group, LayersAsked
+from deltalens.studies.layer_asked import LayersAsked
 from deltalens.studies.live import LiveModel
 from deltalens.studies.selecting import find_nonfinite, no_delta
 

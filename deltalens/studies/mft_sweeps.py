@@ -10,7 +10,7 @@ from typing import Any
 from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.records import Setting, StudyRecord
-from deltalens.names import block_number
+from deltalens.names import block_numbers, groups_of
 from deltalens.numerics.rates import Rate, exact_rate, exact_rates, show_rate
 from deltalens.scoring.loading import pick_device
 from deltalens.scoring.rows import read_rows
@@ -26,7 +26,7 @@ from deltalens.studies.trainings import (
 from deltalens.training.asked import WEIGHT_MASKS, TrainingAsked
 from deltalens.training.run import training_dtype
 
-__all__ = ["COMPARED", "compare", "complements", "groups_of", "sweep_data_ratio", "sweep_layers"]
+__all__ = ["COMPARED", "compare", "complements", "sweep_data_ratio", "sweep_layers"]
 
 COMPLEMENTS = tuple(f"{name}-complement" for name in WEIGHT_MASKS[1:])
 """Masks that are not learned, which remove what those at the ratio would keep."""
@@ -78,11 +78,15 @@ def sweep_layers(
         DeltaLensError: bad input, as far as it can be known before a model is loaded.
     """
     methods = check_trainings(asked, methods, _MASKED, seeds, dict.fromkeys(_OF_GROUPS, "sizes"))
-    part, blocks = exact_rate(data_ratio), blocks_of(source.model)
+    part, blocks = exact_rate(data_ratio), _blocks_of(source.model)
     rows = _part(part, _rows(source))
 
     def plans(wanted: Mapping[str, Any]) -> list[tuple[Setting, Plan]]:
-        groups = [(size, group) for size in wanted["sizes"] for group in groups_of(blocks, size)]
+        groups = [
+            (size, str(group))
+            for size in wanted["sizes"]
+            for group in groups_of(blocks, size, source.model)
+        ]
         made = [({"method": "ft", "size": 0, "group": "", "seed": 0}, _as_it_is(asked, source))]
         for method in wanted["methods"]:
             for size, group in [(0, "")] if method == "sft" else groups:
@@ -113,7 +117,7 @@ def sweep_layers(
             "seeds": axes.largest,
             "settings": axes.settings(_MASKED),
         },
-        facts={"blocks": blocks},
+        facts={"blocks": blocks[-1] + 1},
         keep_checkpoints=keep_checkpoints,
         jobs=jobs,
         fresh=fresh,
@@ -289,29 +293,16 @@ def complements(methods: Sequence[str]) -> list[str]:
     return found
 
 
-def blocks_of(model: str | Path) -> int:
-    """How many blocks a checkpoint has, by its tensors' names.
+def _blocks_of(model: str | Path) -> list[int]:
+    """The numbers of a checkpoint's blocks, by its tensors' names.
 
     Raises:
         DeltaLensError: none.
     """
-    names = open_checkpoint(model).tensors
-    numbers = {number for name in names if (number := block_number(name)) is not None}
+    numbers = block_numbers(open_checkpoint(model).tensors)
     if not numbers:
         raise DeltaLensError(f"{model}: no blocks (names with a number) among its tensors")
-    return max(numbers) + 1
-
-
-def groups_of(blocks: int, size: int) -> list[str]:
-    """Groups of consecutive blocks, as `0-3`; the last one may be smaller.
-
-    Raises:
-        DeltaLensError: the size is no number from 1 to the blocks there are.
-    """
-    if not 1 <= size <= blocks:
-        raise DeltaLensError(f"groups of {size}: the model has {blocks} blocks")
-    ends = [(first, min(first + size, blocks) - 1) for first in range(0, blocks, size)]
-    return [f"{first}-{last}" if last > first else str(first) for first, last in ends]
+    return numbers
 
 
 def _rows(source: TrainingData) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from deltalens.errors import DeltaLensError, several
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.header import FLOATS
+from deltalens.names import Choice
 from deltalens.studies.live import _Places, _same_bits, _stored_views
 from deltalens.studies.weights import Weights
 
@@ -163,15 +163,12 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _chosen(slots: list[Slot], include: str | None, exclude: str | None) -> list[Slot]:
-    want, refuse = (re.compile(text) if text else None for text in (include, exclude))
-    chosen = [
-        slot
-        for slot in slots
-        if (want is None or want.search(slot.name)) and not (refuse and refuse.search(slot.name))
-    ]
+    choice = Choice(include, exclude)
+    chosen = [slot for slot in slots if slot.name in choice]
     if not chosen:
+        names = [slot.name for slot in slots]
         raise DeltaLensError(
-            f"include {include!r} and exclude {exclude!r} leave no floating-point parameter"
+            choice.refusal(names, "floating-point parameter")
             if slots
             else "the model has no floating-point parameter"
         )

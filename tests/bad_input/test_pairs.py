@@ -216,7 +216,7 @@ def test_a_pattern_that_is_none_is_refused(tmp_path: Path, option: str) -> None:
 
 def test_patterns_that_leave_nothing_show_what_names_look_like(tmp_path: Path) -> None:
     ft, base = pair_of(tmp_path, tuned(weights()), weights())
-    with pytest.raises(DeltaLensError, match=r"leave no tensor of .*look like model\."):
+    with pytest.raises(DeltaLensError, match=r"leaves no tensor of .*look like model\."):
         deltalens.inspect(ft, base, include="decoder")
 
 

@@ -21,7 +21,8 @@ import deltalens.cli
 import deltalens.figures
 from deltalens import DeltaLensError
 from deltalens.io.config import _counts_layers
-from deltalens.io.matching import _of_head, _of_quantisation, pair
+from deltalens.io.matching import pair
+from deltalens.names import kind_of, of_quantisation, of_task_head
 from tests.bad_input.files import save, weights
 
 LENGTH = 100_000
@@ -40,8 +41,8 @@ def patterns() -> Iterator[tuple[str, re.Pattern[str]]]:
             for name, value in vars(module).items():
                 kept = value.values() if isinstance(value, dict) else [value]
                 for one in kept:
-                    if isinstance(one, re.Pattern) or (name == "_PATTERNS" and one):
-                        yield f"{found.name}.{name}", re.compile(one)
+                    if isinstance(one, re.Pattern):
+                        yield f"{found.name}.{name}", one
 
 
 def hostile(pattern: str) -> Iterator[str]:
@@ -84,7 +85,8 @@ def is_slow(pattern: re.Pattern[str]) -> bool:
 def test_no_pattern_of_ours_is_slow_on_a_text_made_for_it() -> None:
     kept = dict(patterns())
     assert NAMES_OF_FILES in kept
-    assert any(name.endswith("figures.removed_shares._BLOCK") for name in kept)
+    assert "deltalens.names._NORM" in kept
+    assert any(name.endswith("figures.mft_studies._AT_STEP") for name in kept)
     assert [n for n, one in kept.items() if n != NAMES_OF_FILES and is_slow(one)] == []
 
 
@@ -93,7 +95,7 @@ def test_a_slow_pattern_is_noticed() -> None:
     assert is_slow(re.compile(r"(^|\.)rotary_emb\.inv.*$"))
 
 
-@pytest.mark.parametrize("sort", [_of_head, _of_quantisation, _counts_layers])
+@pytest.mark.parametrize("sort", [of_task_head, of_quantisation, kind_of, _counts_layers])
 @pytest.mark.parametrize("piece", ["weight_scale", "quant_state\n", "w", "_", ".", "num_", "head."])
 def test_kinds_of_names_are_told_in_no_time(sort: Callable[[str], object], piece: str) -> None:
     assert seconds(sort, piece * (LENGTH // len(piece)) + "!") < SECONDS
@@ -101,9 +103,9 @@ def test_kinds_of_names_are_told_in_no_time(sort: Callable[[str], object], piece
 
 def test_names_are_sorted_as_before() -> None:
     heads = ("score.weight", "lm_head.weight", "m.qa_outputs.bias", "my_score.w", "classifier.0.w")
-    assert all(map(_of_head, heads))
+    assert all(map(of_task_head, heads))
     assert not any(
-        map(_of_head, ("scored.weight", "head", "model.layers.0.mlp.weight", "ascore.w"))
+        map(of_task_head, ("scored.weight", "head", "model.layers.0.mlp.weight", "ascore.w"))
     )
     quantised = (
         "q.scales",
@@ -112,8 +114,8 @@ def test_names_are_sorted_as_before() -> None:
         "q.absmax",
         "quant_state.nf4",
     )
-    assert all(map(_of_quantisation, quantised))
-    assert not any(map(_of_quantisation, ("q.weight", "q.weight_scale.x", "scaler")))
+    assert all(map(of_quantisation, quantised))
+    assert not any(map(of_quantisation, ("q.weight", "q.weight_scale.x", "scaler")))
     counts = ("n_layer", "num_hidden_layers", "decoder_num_layers", "n_layers", "num_layers")
     assert all(map(_counts_layers, counts))
     assert not any(map(_counts_layers, ("layers", "numlayers", "num_layers_x", "player")))

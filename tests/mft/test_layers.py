@@ -89,7 +89,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "init_std 0": ({"init_std": 0.0}, "init_std=0.0: must be above 0"),
     "init_std NaN": ({"init_std": math.nan}, "init_std=nan"),
     "include": ({"include": "("}, "no regular expression"),
-    "include nothing": ({"include": "query_proj"}, r"matches no linear layer(.|\n)*_proj"),
+    "include nothing": ({"include": "query_proj"}, r"leaves no linear layer(.|\n)*_proj"),
     "include and blocks": ({"include": "mlp", "blocks": "1"}, "instead of blocks and modules"),
     "tied head": ({"include": "lm_head"}, "lm_head: its weight is tied"),
 }

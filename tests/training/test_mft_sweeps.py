@@ -14,7 +14,6 @@ from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.mft_sweeps import (
     compare,
     complements,
-    groups_of,
     sweep_data_ratio,
     sweep_layers,
 )
@@ -235,17 +234,3 @@ def test_a_threshold_is_of_learned_scores_alone(source: TrainingData, tmp_path: 
         with pytest.raises(DeltaLensError, match="threshold"):
             compare(["mft", *methods], source, tmp_path / "s", asked, seeds=1)
     assert not (tmp_path / "s").exists()
-
-
-@pytest.mark.parametrize(
-    ("blocks", "size", "groups"),
-    [(4, 1, ["0", "1", "2", "3"]), (5, 2, ["0-1", "2-3", "4"]), (3, 3, ["0-2"])],
-)
-def test_groups(blocks: int, size: int, groups: list[str]) -> None:
-    assert groups_of(blocks, size) == groups
-
-
-@pytest.mark.parametrize("size", [0, 5, -1])
-def test_groups_that_cannot_be(size: int) -> None:
-    with pytest.raises(DeltaLensError, match=f"groups of {size}"):
-        groups_of(4, size)

@@ -15,6 +15,7 @@ from deltalens.errors import DeltaLensError, Lines, PairingError
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.matching import pair
 from deltalens.io.pairing import Pairing
+from deltalens.names import Choice
 from deltalens.scoring.loading import _free_memory
 from deltalens.scoring.rows import DataFile
 from deltalens.studies.drop_asked import FIDELITY, FidelityTexts
@@ -152,13 +153,7 @@ def check(
     twice = [str(file.path) for file in files if names.count(file.name) > 1]
     if twice:
         raise DeltaLensError(f"data files of the same name: {', '.join(twice)}; rename one")
-    for option, pattern in (("include", include), ("exclude", exclude)):
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise DeltaLensError(
-                f"{option}: {pattern!r} is no regular expression: {error}"
-            ) from error
+    Choice(include, exclude)  # Refuses what is no regular expression.
     asked = Asked(
         plane=plane,
         counts=counts,
