@@ -47,9 +47,9 @@ def compare(
     deltalens compare mft,sft,l1-mask ft/ --data train.jsonl --eval-data test.jsonl -o study/
     """
     from deltalens.io.locate import locate
+    from deltalens.reports.trainings import summarise_sweep
     from deltalens.studies.mft_sweeps import compare as run
     from deltalens.studies.mft_sweeps import complements
-    from deltalens.studies.sweep_summary import summarise_sweep
 
     names = split(methods)
     sweep.run(

@@ -95,11 +95,11 @@ def drop_study(
     ):
         from deltalens.io.locate import located
         from deltalens.io.records import check_study_folder
+        from deltalens.reports.drop import summarise
         from deltalens.scoring.rows import read_files
         from deltalens.studies.drop_asked import FidelityTexts
         from deltalens.studies.drop_study import drop_study as run
         from deltalens.studies.engine import StudyWatch
-        from deltalens.studies.summary import summarise
 
         changed_only = console.changed_only(of)
         console.quieten()

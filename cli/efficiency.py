@@ -67,8 +67,8 @@ def efficiency(
     with console.command(debug, f"stopped; finished blocks are kept in {out}"):
         from deltalens.figures import draw
         from deltalens.io.locate import locate
+        from deltalens.reports.efficiency import summarise_efficiency
         from deltalens.studies.efficiency import efficiency as run
-        from deltalens.studies.efficiency_summary import summarise_efficiency
         from deltalens.studies.engine import StudyWatch
         from deltalens.training.asked import TrainingAsked
 

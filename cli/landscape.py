@@ -109,10 +109,10 @@ def landscape(
     with console.command(debug, kept):
         from deltalens.io.locate import locate
         from deltalens.io.records import check_study_folder
+        from deltalens.reports.landscape import summarise_landscape
         from deltalens.scoring.rows import read_files
         from deltalens.studies.engine import StudyWatch
         from deltalens.studies.landscape.scan import scan_landscape
-        from deltalens.studies.landscape.summary import summarise_landscape
 
         given = [*(others or ()), *([base] if base else ())]
         console.quieten()

@@ -49,8 +49,8 @@ def mask_ratio(
     deltalens sweep mask-ratio gmt base/ --data train.jsonl --eval-data test.jsonl -o study/
     deltalens sweep mask-ratio mft ft/ --data train.jsonl --eval-data test.jsonl -o study/
     """
+    from deltalens.reports.trainings import summarise_sweep
     from deltalens.studies.mask_ratio import SWEPT, sweep_mask_ratio
-    from deltalens.studies.sweep_summary import summarise_sweep
 
     names = split(methods)
     sweep.run(
@@ -87,8 +87,8 @@ def data_ratio(
     deltalens sweep data-ratio gmt base/ --data train.jsonl --eval-data test.jsonl -o study/
     deltalens sweep data-ratio mft ft/ --data train.jsonl --eval-data test.jsonl -o study/
     """
+    from deltalens.reports.trainings import summarise_sweep
     from deltalens.studies.mft_sweeps import sweep_data_ratio
-    from deltalens.studies.sweep_summary import summarise_sweep
 
     names = split(methods)
     sweep.run(

@@ -98,11 +98,11 @@ def layers_drop(
         from deltalens.figures import draw
         from deltalens.io.locate import located
         from deltalens.io.records import check_study_folder
+        from deltalens.reports.layers import summarise_layers
         from deltalens.scoring.rows import read_files
         from deltalens.studies.drop_asked import FidelityTexts
         from deltalens.studies.engine import StudyWatch
         from deltalens.studies.layer_drop import sweep_layers_drop
-        from deltalens.studies.layer_summary import summarise_layers
 
         console.quieten()
         # Before anything is fetched or merged:

@@ -31,8 +31,8 @@ def layers_mft(
     Example:
     deltalens sweep layers mft ft/ --group 4 --data train.jsonl --eval-data test.jsonl -o s/
     """
+    from deltalens.reports.trainings import summarise_sweep
     from deltalens.studies.mft_sweeps import sweep_layers
-    from deltalens.studies.sweep_summary import summarise_sweep
 
     names = ["mft", *split(also)]
     sweep.run(

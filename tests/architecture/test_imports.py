@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "names": {"errors"},
     "numerics": {"errors"},
     "io": {"errors", "names"},
+    "reports": {"errors", "catalog", "names"},
     "scoring": {"errors", "numerics", "io"},
     "gradients": {"errors", "names", "numerics"},
     "ranking": {"errors", "names", "numerics", "io", "gradients"},
@@ -67,7 +68,7 @@ def may_import(module: str, item: Import, record_helpers: set[str]) -> bool:
         return True
     if not there:
         return item.names == ("__version__",)
-    if here == "figures":
+    if here in ("figures", "reports"):
         return there in ("errors", "catalog", "names") or item.target in {*RECORDS, *record_helpers}
     return there in ALLOWED.get(here, set())
 
@@ -82,8 +83,8 @@ def front_runs(modules: dict[str, Module]) -> list[str]:
 
 
 def torch_users(modules: dict[str, Module]) -> list[str]:
-    """The imports of torch that loading records or a figure would run, now or later."""
-    figures = [name for name in modules if unit_of(name) == "figures"]
+    """The imports of torch that loading records, a report or a figure would run, now or later."""
+    readers = [name for name in modules if unit_of(name) in ("figures", "reports")]
     return [
         f"{name}:{item.line} imports {item.target}"
         for name in sorted(
@@ -93,7 +94,7 @@ def torch_users(modules: dict[str, Module]) -> list[str]:
                 "deltalens.catalog",
                 "deltalens.names",
                 *RECORDS,
-                *figures,
+                *readers,
             )
         )
         for item in running(modules[name])
@@ -126,7 +127,7 @@ def test_importing_the_package_runs_the_standard_library_only(project):
     assert front_runs(project) == []
 
 
-def test_records_and_figures_reach_no_torch(project):
+def test_records_reports_and_figures_reach_no_torch(project):
     assert set(RECORDS) <= set(project)
     assert torch_users(project) == []
 
@@ -170,6 +171,7 @@ def test_whole_project_was_read(project):
         ("scoring__loss", "from deltalens.studies import study"),
         ("figures__drop_fig2", "from deltalens.io.checkpoint import open_checkpoint"),
         ("figures__drop_fig2", "from deltalens.numerics import bits"),
+        ("reports__drop", "from deltalens.studies import study"),
         ("novelty__thing", ""),
     ],
 )
@@ -201,6 +203,7 @@ def test_allowed_imports_are_not_reported():
         {"io__records": "def f():\n    from torch import nn"},
         {"io__records": "from deltalens.io import tables", "io__tables": "import transformers"},
         {"figures__drop_fig2": "import torch"},
+        {"reports__drop": "def f():\n    import torch"},
         {"figures__drop_fig2": "import deltalens.io.records", "io__records": "import torch"},
     ],
 )

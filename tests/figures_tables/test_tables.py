@@ -18,7 +18,7 @@ from deltalens.errors import DeltaLensError
 from deltalens.figures import draw, gmt_tab1, gmt_tab2, gmt_tab3, gmt_tab4, table_picture
 from deltalens.figures.tables import Block, Entry, TableFigure
 from deltalens.io.records import load_study
-from deltalens.studies.sweep_summary import summarise_sweep
+from deltalens.reports.trainings import summarise_sweep
 from tests.figures_tables.folders import EXACT, Point, write_efficiency, write_sweep
 
 Row = dict[str, str]

@@ -41,7 +41,7 @@ _MORE = [
     "deltalens.studies.landscape.scan",
     "deltalens.studies.layer_drop",
     "deltalens.studies.mft_sweeps",
-    "deltalens.studies.sweep_summary",
+    "deltalens.reports.trainings",
     "deltalens.training.run",
     "tests.kill.killed",
 ]

@@ -15,8 +15,8 @@ import torch
 import deltalens
 from deltalens.figures import mft_fig6, mft_fig10
 from deltalens.figures.landscape_panels import load_landscape
+from deltalens.reports.landscape import summarise_landscape
 from deltalens.studies.engine import StudyWatch
-from deltalens.studies.landscape.summary import summarise_landscape
 from tests.landscape.conftest import Three
 from tests.landscape.models import Quadratic, measured, quadratics, scan
 from tests.studies.runs import command, succeeds, table

@@ -63,7 +63,7 @@ def test_marks_of_a_checkpoint_plane_are_where_geometry_says(tmp_path: Path) -> 
 
 
 def test_line_is_the_closed_form_and_its_barrier_the_parabolas(tmp_path: Path) -> None:
-    from deltalens.studies.landscape.summary import summarise_landscape
+    from deltalens.reports.landscape import summarise_landscape
 
     origin, b = quadratics(2)
     record = scan(origin, tmp_path / "s", others=[b], grid=31)

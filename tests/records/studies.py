@@ -11,11 +11,11 @@ from typing import Any
 from deltalens.io.checksum import sealed
 from deltalens.io.records import Cell, Measurement, StudyFolder, StudyRecord
 from deltalens.io.version import FORMAT, IDENTITY
-from deltalens.studies.efficiency_summary import summarise_efficiency
-from deltalens.studies.landscape.summary import summarise_landscape
-from deltalens.studies.layer_summary import summarise_layers
-from deltalens.studies.summary import summarise
-from deltalens.studies.sweep_summary import summarise_sweep
+from deltalens.reports.drop import summarise
+from deltalens.reports.efficiency import summarise_efficiency
+from deltalens.reports.landscape import summarise_landscape
+from deltalens.reports.layers import summarise_layers
+from deltalens.reports.trainings import summarise_sweep
 
 BEFORE = Path(__file__).parents[1] / "studies" / "before"
 SUMMARISE: dict[str, Callable[[StudyRecord], Any]] = {

@@ -27,7 +27,7 @@ PRELOADED = [
     "deltalens.figures.gmt_fig3",
     "deltalens.studies.drop_run",
     "deltalens.studies.drop_study",
-    "deltalens.studies.summary",
+    "deltalens.reports.drop",
     "tests.studies.killing",
 ]
 

@@ -12,10 +12,10 @@ from torch import nn
 
 import deltalens
 from deltalens.io.records import StudyRecord
-from deltalens.studies.landscape.summary import summarise_landscape
+from deltalens.reports.drop import summarise
+from deltalens.reports.landscape import summarise_landscape
+from deltalens.reports.layers import summarise_layers
 from deltalens.studies.layer_drop import sweep_layers_drop
-from deltalens.studies.layer_summary import summarise_layers
-from deltalens.studies.summary import summarise
 from tests.studies.conftest import PairOf
 from tests.studies.families import Pair
 

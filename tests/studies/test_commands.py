@@ -16,7 +16,7 @@ import pytest
 
 import deltalens
 from deltalens.errors import RecordError
-from deltalens.studies.summary import summarise
+from deltalens.reports.drop import summarise
 from tests.studies.conftest import PairOf
 from tests.studies.families import Pair
 from tests.studies.runs import command, succeeds, table, write_rows

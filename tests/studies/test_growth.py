@@ -19,11 +19,11 @@ import deltalens
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.figures import draw
 from deltalens.io.records import load_study
+from deltalens.reports.drop import summarise
 from deltalens.studies import drop_run, layer_run, texts
 from deltalens.studies.efficiency import efficiency
 from deltalens.studies.landscape.grid import Axis, common_grid
 from deltalens.studies.layer_drop import sweep_layers_drop
-from deltalens.studies.summary import summarise
 from deltalens.training.asked import TrainingAsked
 from tests.landscape.models import Raising, quadratics, scan
 from tests.studies.conftest import PairOf

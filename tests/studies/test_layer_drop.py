@@ -15,12 +15,12 @@ from torch import nn
 
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import StudyRecord, load_study
+from deltalens.reports.layers import summarise_layers
 from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.prefix import Prefix, find_blocks
 from deltalens.studies import layer_drop as module
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.layer_drop import sweep_layers_drop
-from deltalens.studies.layer_summary import summarise_layers
 from tests.studies.conftest import PairOf
 from tests.studies.families import (
     POSITIONS,

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import deltalens
 from deltalens.errors import PairingError
 from deltalens.io.matching import pair
-from deltalens.studies.summary import summarise
+from deltalens.reports.drop import summarise
 from tests.studies.families import (
     Pair,
     differing,

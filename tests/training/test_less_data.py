@@ -7,7 +7,7 @@ import pytest
 from deltalens import load_study
 from deltalens.figures import draw, gmt_data
 from deltalens.io.records import Cell, Measurement, StudyFolder
-from deltalens.studies.sweep_summary import summarise_sweep
+from deltalens.reports.trainings import summarise_sweep
 from tests.figures_tables.mft_folders import DATA_RATIOS, write_study
 from tests.studies.runs import succeeds
 from tests.training.folders import write_model, write_rows

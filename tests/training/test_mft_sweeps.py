@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deltalens import load_study
 from deltalens.errors import DeltaLensError
 from deltalens.figures import draw
+from deltalens.reports.trainings import summarise_sweep
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.mft_sweeps import (
     compare,
@@ -17,7 +18,6 @@ from deltalens.studies.mft_sweeps import (
     sweep_data_ratio,
     sweep_layers,
 )
-from deltalens.studies.sweep_summary import summarise_sweep
 from deltalens.studies.trainings import TrainingData
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import train

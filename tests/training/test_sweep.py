@@ -11,11 +11,11 @@ from deltalens.errors import DeltaLensError
 from deltalens.figures import draw
 from deltalens.io.records import Cell, StudyRecord
 from deltalens.numerics.workers import one_thread
+from deltalens.reports.efficiency import summarise_efficiency
+from deltalens.reports.trainings import summarise_sweep
 from deltalens.studies.efficiency import efficiency
-from deltalens.studies.efficiency_summary import summarise_efficiency
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.mask_ratio import sweep_mask_ratio
-from deltalens.studies.sweep_summary import summarise_sweep
 from deltalens.studies.trainings import TrainingData
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import train

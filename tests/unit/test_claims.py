@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from deltalens.io.records import Cell, Measurement, StudyFolder, load_study
-from deltalens.studies.landscape.summary import LandscapeSummary, summarise_landscape
-from deltalens.studies.layer_summary import LayerSummary, summarise_layers
-from deltalens.studies.sweep_summary import SweepSummary, summarise_sweep
+from deltalens.reports.landscape import LandscapeSummary, summarise_landscape
+from deltalens.reports.layers import LayerSummary, summarise_layers
+from deltalens.reports.trainings import SweepSummary, summarise_sweep
 
 NAN, INF = math.nan, math.inf
 

@@ -12,7 +12,7 @@ import pytest
 
 from deltalens.errors import RecordError
 from deltalens.io.records import Cell, Measurement, StudyFolder, encode_finite, load_study
-from deltalens.studies.summary import DropSummary, summarise
+from deltalens.reports.drop import DropSummary, summarise
 from tests.records.edits import changed
 
 COLUMNS = ("strategy", "scope", "rate", "seed")
