@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog import axis_label, is_shown, scale_of
+from deltalens.catalog.metrics import axis_label, is_shown, scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.drawn import load_drawn
 from deltalens.figures.style import METHOD, WIDTH, save, styled

@@ -6,7 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog import axis_label, better_of, scale_of
+from deltalens.catalog.metrics import axis_label, better_of, scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.drawn import load_drawn
 from deltalens.figures.style import STRATEGY, WIDTH, save, styled

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deltalens.catalog import axis_label, scale_of
+from deltalens.catalog.metrics import axis_label, scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.drawn import load_drawn
 from deltalens.io.records import StudyRecord

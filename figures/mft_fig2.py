@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog import scale_of
+from deltalens.catalog.metrics import scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.mft_panels import Panel, curve, draw_panels, level
 from deltalens.figures.mft_studies import LOOKS, Look, MftStudy, in_order, load_all

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deltalens.catalog import scale_of
+from deltalens.catalog.metrics import scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.mft_panels import Panel, draw_panels, level, spread
 from deltalens.figures.mft_studies import LOOKS, MftStudy, load_all

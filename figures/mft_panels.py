@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deltalens.catalog import axis_label
+from deltalens.catalog.metrics import axis_label
 from deltalens.errors import Lines
 from deltalens.figures.mft_studies import LOOKS, Look, MftStudy
 from deltalens.figures.style import WIDTH, save, styled

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deltalens.catalog import scale_of
+from deltalens.catalog.metrics import scale_of
 from deltalens.figures.mft_panels import Panel, curve, draw_panels, level
 from deltalens.figures.mft_studies import LOOKS, Look, in_order, load_all
 

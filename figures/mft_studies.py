@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deltalens.catalog import is_shown
+from deltalens.catalog.metrics import is_shown
 from deltalens.errors import RecordError
 from deltalens.figures.drawn import load_drawn
 from deltalens.io.records import StudyRecord

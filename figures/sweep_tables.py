@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltalens.catalog import axis_label, better_of, is_shown, scale_of, short_name
+from deltalens.catalog.metrics import axis_label, better_of, is_shown, scale_of, short_name
 from deltalens.errors import RecordError
 from deltalens.figures.drawn import load_drawn
 from deltalens.figures.tables import SPREAD, Block, Measure, measured

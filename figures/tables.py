@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deltalens.catalog import Better
+from deltalens.catalog.metrics import Better
 from deltalens.errors import Lines
 from deltalens.figures.table_picture import draw_blocks
 from deltalens.io.escaping import plain_cell, plain_markdown

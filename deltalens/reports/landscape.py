@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog import Better, better_of, is_worse, no_direction
+from deltalens.catalog.metrics import Better, better_of, is_worse, no_direction
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import Table, is_finite

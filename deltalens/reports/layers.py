@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog import Better, better_of, leading, no_direction
+from deltalens.catalog.metrics import Better, better_of, leading, no_direction
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import Table

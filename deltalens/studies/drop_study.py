@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from deltalens.catalog import check_better
+from deltalens.catalog.metrics import check_better
 from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.matching import pair

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltalens.catalog import Better
+from deltalens.catalog.metrics import Better
 from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.fingerprint import take_fingerprints

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from deltalens.catalog import check_better
+from deltalens.catalog.metrics import check_better
 from deltalens.errors import DeltaLensError
 from deltalens.io.matching import pair
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study

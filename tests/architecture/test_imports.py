@@ -84,14 +84,14 @@ def front_runs(modules: dict[str, Module]) -> list[str]:
 
 def torch_users(modules: dict[str, Module]) -> list[str]:
     """The imports of torch that loading records, a report or a figure would run, now or later."""
-    readers = [name for name in modules if unit_of(name) in ("figures", "reports")]
+    light = ("catalog", "figures", "reports")
+    readers = [name for name in modules if unit_of(name) in light]
     return [
         f"{name}:{item.line} imports {item.target}"
         for name in sorted(
             reached(
                 modules,
                 "deltalens.errors",
-                "deltalens.catalog",
                 "deltalens.names",
                 *RECORDS,
                 *readers,

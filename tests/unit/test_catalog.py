@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deltalens.catalog import (
+from deltalens.catalog.metrics import (
     METRICS,
     Better,
     axis_label,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from deltalens.catalog import check_better
+from deltalens.catalog.metrics import check_better
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
 from deltalens.scoring.code import identify
