@@ -97,7 +97,7 @@ def drop_study(
         from deltalens.io.records import check_study_folder
         from deltalens.reports.drop import summarise
         from deltalens.scoring.rows import read_files
-        from deltalens.studies.drop_asked import FidelityTexts
+        from deltalens.scoring.texts import FidelityTexts
         from deltalens.studies.drop_study import drop_study as run
         from deltalens.studies.engine import StudyWatch
 

@@ -100,7 +100,7 @@ def layers_drop(
         from deltalens.io.records import check_study_folder
         from deltalens.reports.layers import summarise_layers
         from deltalens.scoring.rows import read_files
-        from deltalens.studies.drop_asked import FidelityTexts
+        from deltalens.scoring.texts import FidelityTexts
         from deltalens.studies.engine import StudyWatch
         from deltalens.studies.layer_drop import sweep_layers_drop
 

@@ -6,97 +6,25 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
-from torch import nn
-
 from deltalens.errors import DeltaLensError, reason
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Measurement, Setting, StudyFolder
 from deltalens.numerics.selection.prefix import Selection
 from deltalens.numerics.workers import workers
-from deltalens.scoring.fidelity import Fidelity
-from deltalens.scoring.file_scoring import Scoring, can_generate
-from deltalens.scoring.finite import check_measured
 from deltalens.scoring.loading import LoadedModel
+from deltalens.scoring.suite import Metrics, ReadySuite
+from deltalens.scoring.texts import KeptTexts, vocabulary_of
 from deltalens.studies.deltas import DeltaStream
-from deltalens.studies.drop_asked import BASE, DropAsked, MeasureAsked, Metric, measured_by
-from deltalens.studies.engine import Metrics, StudyWatch, run_cells
+from deltalens.studies.drop_asked import BASE, DropAsked
+from deltalens.studies.engine import StudyWatch, run_cells
 from deltalens.studies.executors import Tell
 from deltalens.studies.live import LiveModel
 from deltalens.studies.selecting import DropSetting, no_delta, select_unit
-from deltalens.studies.texts import fidelity_of, vocabulary_of
 
-__all__ = ["DropRun", "Evaluation"]
-
-
-class Evaluation:
-    """What a study of two checkpoints measures in each cell."""
-
-    def __init__(
-        self,
-        measured: MeasureAsked,
-        pairing: Pairing,
-        folder: StudyFolder,
-        watch: StudyWatch,
-        metric: Metric | None,
-    ) -> None:
-        self.measured, self.pairing, self.folder, self.watch = measured, pairing, folder, watch
-        self.metric = metric
-
-    def evaluator(self, loaded: LoadedModel) -> Callable[[nn.Module], Metrics]:
-        """What is measured in each cell, made ready once: nothing is tokenised again."""
-        if self.metric is not None:
-            return self._custom
-        notes = self.folder.facts["notes"]
-        parts: list[tuple[str, Callable[[nn.Module], Metrics]]] = []
-        for file in self.measured.files:
-            self.watch.stage(f"tokenising {file.path.name}", None)
-            scoring = Scoring(
-                file,
-                loaded.model,
-                loaded.tokenizer,
-                self.measured.batch_tokens,
-                self.measured.answer_pattern,
-            )
-            scoring.check(loaded.model, self.pairing.ft.path)
-            if scoring.left_out:
-                notes.append(
-                    f"{file.path.name}: {scoring.left_out} rows left out: too long, or "
-                    "no token to predict"
-                )
-            prefix = f"{file.name}/" if len(self.measured.files) > 1 else ""
-            parts.append((prefix, scoring.measure))
-        if self.measured.wants_fidelity:
-            parts.append(("", self._fidelity(loaded).measure))
-        if loaded.fresh:
-            notes.append(f"initialised at random, not in the checkpoint: {', '.join(loaded.fresh)}")
-
-        def measure(model: nn.Module) -> Metrics:
-            found = {p + n: m for p, part in parts for n, m in part(model).items()}
-            wanted = self.measured.metrics
-            return {
-                name: m
-                for name, m in found.items()
-                if not wanted or name in wanted or name.split("/")[-1] in wanted
-            }
-
-        return measure
-
-    def _custom(self, model: nn.Module) -> Metrics:
-        assert self.metric is not None
-        return {name: Measurement(value) for name, value in measured_by(self.metric, model).items()}
-
-    def _fidelity(self, loaded: LoadedModel) -> Fidelity:
-        """On texts sampled from the fine-tune, kept in the study and used again on resume."""
-        if not can_generate(loaded.model):
-            self.folder.facts["notes"].append(
-                f"{type(loaded.model).__name__} cannot generate: fidelity is measured on random "
-                "tokens of its vocabulary"
-            )
-        want = self.measured.fidelity
-        return fidelity_of(loaded, want, self.folder, self.watch, "the fine-tune")
+__all__ = ["DropRun"]
 
 
-class DropRun(Evaluation):
+class DropRun:
     """One sitting of a drop study: from the loaded model to the last cell."""
 
     def __init__(
@@ -105,10 +33,8 @@ class DropRun(Evaluation):
         pairing: Pairing,
         folder: StudyFolder,
         watch: StudyWatch,
-        metric: Metric | None,
     ) -> None:
-        super().__init__(asked, pairing, folder, watch, metric)
-        self.asked = asked
+        self.asked, self.pairing, self.folder, self.watch = asked, pairing, folder, watch
         self.selections: dict[DropSetting, dict[str, Selection]] = {}
         self.exact = {float(rate): rate for rate in asked.rates}
 
@@ -119,17 +45,19 @@ class DropRun(Evaluation):
         loaded = load()
         live = LiveModel(loaded.model, self.pairing)
         try:
-            measure = self.evaluator(loaded)
+            texts = KeptTexts(self.folder.path, bool(self.folder.cells))
+            suite = ReadySuite(self.asked.suite, loaded, self.pairing.ft.path, texts, self.watch)
+            self.folder.facts["notes"] += suite.notes
             self.folder.write_manifest()
 
             def cell(setting: Setting, tell: Tell) -> Metrics:
                 if setting["strategy"] == BASE:
                     live.restore()
-                    return self.measure_base(loaded, load_base, measure)
+                    return self.measure_base(loaded, load_base, suite)
                 self.edit(live, setting)
-                found = measure(loaded.model)
-                if setting["rate"] == 0 and self.metric is None:
-                    check_measured(found, loaded.model, self.pairing.ft.path)
+                found = suite.measure(loaded.model)
+                if setting["rate"] == 0:
+                    suite.check_first(found, loaded.model)
                 return found
 
             cells = self.asked.cells(bool(self.pairing.unpaired))
@@ -176,7 +104,7 @@ class DropRun(Evaluation):
         self,
         ft: LoadedModel,
         load: Callable[[], LoadedModel],
-        measure: Callable[[nn.Module], Metrics],
+        suite: ReadySuite,
     ) -> Metrics:
         """The base's own model, where putting everything back does not make it. Where it cannot be
         measured as the fine-tune is, its values are NaN, and a note says why."""
@@ -185,7 +113,7 @@ class DropRun(Evaluation):
             rows = [vocabulary_of(loaded.model) for loaded in (ft, base)]
             if rows[1] < rows[0]:
                 raise DeltaLensError(f"it knows {rows[1]:,} tokens of the fine-tune's {rows[0]:,}")
-            return measure(base.model)
+            return suite.measure(base.model)
         except Exception as error:  # Another model than the metrics were made for: any kind.
             said = str(error) if isinstance(error, DeltaLensError) else reason(error)
             note = f"the base's own model cannot be measured beside the fine-tune: {said}"

@@ -23,18 +23,11 @@ from deltalens.scoring.loading import (
     pick_device,
     pick_dtype,
 )
-from deltalens.scoring.rows import read_files
+from deltalens.scoring.own_metrics import Metric
+from deltalens.scoring.suite import read_suite
+from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies.axes import in_order
-from deltalens.studies.drop_asked import (
-    GROWS,
-    DropAsked,
-    FidelityTexts,
-    Metric,
-    answer_regex,
-    check_metrics,
-    identity_of,
-    known_metric,
-)
+from deltalens.studies.drop_asked import GROWS, DropAsked, identity_of
 from deltalens.studies.drop_run import DropRun
 from deltalens.studies.engine import StudyWatch, keep_better, read_weights
 from deltalens.studies.selecting import check_strategy
@@ -121,12 +114,18 @@ def drop_study(
     directions = check_better(better, custom=metric is not None)
     if seeds < 1:
         raise DeltaLensError(f"seeds {seeds}: at least 1")
-    if batch_tokens < 1:
-        raise DeltaLensError(f"batch_tokens {batch_tokens}: at least 1")
-    if fidelity.sequences < 1 or fidelity.new_tokens < 2:
-        raise DeltaLensError(f"fidelity needs a text of at least 2 tokens: {fidelity}")
-    known = known_metric(metric, version)
     asked = DropAsked(
+        suite=read_suite(
+            data=data,
+            metrics=metrics,
+            metric=metric,
+            version=version,
+            answer_pattern=answer_pattern,
+            limit=limit,
+            fields=fields,
+            fidelity=fidelity,
+            batch_tokens=batch_tokens,
+        ),
         strategies=tuple(in_order([check_strategy(name) for name in strategies], STRATEGIES)),
         rates=tuple(sorted({Fraction(0), Fraction(1), *exact_rates(rates)})),
         scope=check_scope(scope),
@@ -135,16 +134,10 @@ def drop_study(
         changed_only=changed_only,
         include=include,
         exclude=exclude,
-        metrics=tuple(metrics),
-        batch_tokens=batch_tokens,
-        answer_pattern=answer_regex(answer_pattern),
-        fidelity=fidelity,
-        files=read_files(data, limit, fields),
-        custom=known.asked,
     )
     if not asked.strategies:
         raise DeltaLensError(f"no strategy: choose from {', '.join(STRATEGIES)}")
-    check_metrics(asked)
+    asked.suite.check_names()
     pairing = pair(ft, base, include, exclude, strict)
     where = pick_device(device)
     kind = pick_dtype(dtype, pairing.ft)
@@ -156,13 +149,15 @@ def drop_study(
         **identity_of(asked, pairing, where, kind),
         "trust_remote_code": trust_remote_code,
     }
-    folder = StudyFolder.open(out, "drop-study", identity, COLUMNS, fresh, GROWS, known.once)
+    folder = StudyFolder.open(
+        out, "drop-study", identity, COLUMNS, fresh, GROWS, asked.suite.known.once
+    )
     try:
-        keep_better(folder, directions)
+        keep_better(folder, {**asked.suite.better, **directions})
         asked = asked.grown(folder.asked)
         cells = asked.cells(bool(pairing.unpaired))
         if len(folder.cells) < len(cells):
-            DropRun(asked, pairing, folder, watch, metric).run(
+            DropRun(asked, pairing, folder, watch).run(
                 lambda: load_model(pairing.ft, kind, where, trust_remote_code),
                 lambda: _load_base(pairing.base, kind, where, batch_tokens, trust_remote_code),
             )

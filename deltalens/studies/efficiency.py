@@ -27,9 +27,10 @@ from deltalens.scoring.finite import check_model
 from deltalens.scoring.loading import load_model, pick_device
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.rows import DataFile, read_rows
+from deltalens.scoring.suite import Metrics
 from deltalens.scoring.tokens import Batch, batches, encode_rows, padding_of
 from deltalens.studies import axes
-from deltalens.studies.engine import Metrics, StudyWatch, read_weights, run_cells
+from deltalens.studies.engine import StudyWatch, read_weights, run_cells
 from deltalens.studies.trainings import cells_own
 from deltalens.training.asked import TrainingAsked, check_own
 from deltalens.training.methods import method_callbacks

@@ -13,12 +13,12 @@ from deltalens.catalog.metrics import Better
 from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.fingerprint import take_fingerprints
-from deltalens.io.records import Cell, Measurement, Setting, StudyFolder
+from deltalens.io.records import Cell, Setting, StudyFolder
+from deltalens.scoring.suite import Metrics
 from deltalens.studies.executors import Here, Processes, Tell, processes
 
-__all__ = ["Measure", "Metrics", "StudyWatch", "keep_better", "read_weights", "run_cells"]
+__all__ = ["Measure", "StudyWatch", "keep_better", "read_weights", "run_cells"]
 
-Metrics = dict[str, Measurement]
 Measure = Callable[[Setting, Tell], Metrics]
 """Makes and evaluates one cell, and tells how far it is."""
 _SECONDS = 0.5

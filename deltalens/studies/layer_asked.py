@@ -12,15 +12,16 @@ from deltalens.errors import DeltaLensError, several
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Setting
 from deltalens.names import Group, block_number, block_numbers, groups_of
-from deltalens.studies.drop_asked import MeasureAsked, measuring_identity
+from deltalens.scoring.suite import Suite
 
 __all__ = ["LayersAsked", "groups_taking_part"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayersAsked(MeasureAsked):
+class LayersAsked:
     """The arguments of a sweep over layers, checked."""
 
+    suite: Suite
     sizes: tuple[int, ...]
     groups: tuple[Group, ...]
     include: str | None
@@ -55,7 +56,9 @@ class LayersAsked(MeasureAsked):
             "groups": list(self.sizes),
             "include": self.include,
             "exclude": self.exclude,
-            **measuring_identity(self, device, dtype),
+            **self.suite.identity(),
+            "device": device.type,
+            "dtype": str(dtype).removeprefix("torch."),
         }
 
 

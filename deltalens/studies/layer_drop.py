@@ -13,15 +13,10 @@ from deltalens.errors import DeltaLensError
 from deltalens.io.matching import pair
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
 from deltalens.scoring.loading import check_fits, load_model, pick_device, pick_dtype
-from deltalens.scoring.rows import read_files
+from deltalens.scoring.own_metrics import Metric
+from deltalens.scoring.suite import read_suite
+from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies import axes
-from deltalens.studies.drop_asked import (
-    FidelityTexts,
-    Metric,
-    answer_regex,
-    check_metrics,
-    known_metric,
-)
 from deltalens.studies.engine import StudyWatch, keep_better, read_weights
 from deltalens.studies.layer_asked import LayersAsked, groups_taking_part
 from deltalens.studies.layer_run import LayerRun
@@ -106,23 +101,28 @@ def sweep_layers_drop(
     """
     watch = watch or StudyWatch()
     directions = check_better(better, custom=metric is not None)
-    _check_amounts(batch_tokens, fidelity, cache_gb)
-    files = read_files(data, limit, fields)
+    if not (math.isfinite(cache_gb) and cache_gb >= 0):
+        raise DeltaLensError(f"cache_gb {cache_gb}: 0 or more")
+    suite = read_suite(
+        data=data,
+        metrics=metrics,
+        metric=metric,
+        version=version,
+        answer_pattern=answer_pattern,
+        limit=limit,
+        fields=fields,
+        fidelity=fidelity,
+        batch_tokens=batch_tokens,
+    )
     pairing = pair(ft, base, include, exclude, strict)
-    known = known_metric(metric, version)
     asked = LayersAsked(
+        suite=suite,
         sizes=tuple(sorted({*groups})),
         groups=groups_taking_part(pairing, sorted({*groups})),
         include=include,
         exclude=exclude,
-        metrics=tuple(metrics),
-        batch_tokens=batch_tokens,
-        answer_pattern=answer_regex(answer_pattern),
-        fidelity=fidelity,
-        files=files,
-        custom=known.asked,
     )
-    check_metrics(asked)
+    suite.check_names()
     where = pick_device(device)
     kind = pick_dtype(dtype, pairing.ft)
     out = Path(out)
@@ -134,14 +134,14 @@ def sweep_layers_drop(
         "trust_remote_code": trust_remote_code,
     }
     grows = {"groups": axes.numbers}
-    folder = StudyFolder.open(out, KIND, identity, COLUMNS, fresh, grows, known.once)
+    folder = StudyFolder.open(out, KIND, identity, COLUMNS, fresh, grows, suite.known.once)
     try:
-        keep_better(folder, directions)
+        keep_better(folder, {**suite.better, **directions})
         sizes = tuple(folder.asked["groups"])
         asked = replace(asked, sizes=sizes, groups=groups_taking_part(pairing, sizes))
         cells = asked.cells()
         if len(folder.cells) < len(cells):
-            LayerRun(asked, pairing, folder, watch, metric, int(cache_gb * 1e9)).run(
+            LayerRun(asked, pairing, folder, watch, int(cache_gb * 1e9)).run(
                 lambda: load_model(pairing.ft, kind, where, trust_remote_code)
             )
         else:
@@ -149,12 +149,3 @@ def sweep_layers_drop(
     finally:
         folder.close()
     return load_study(out)
-
-
-def _check_amounts(batch_tokens: int, fidelity: FidelityTexts, cache_gb: float) -> None:
-    if batch_tokens < 1:
-        raise DeltaLensError(f"batch_tokens {batch_tokens}: at least 1")
-    if fidelity.sequences < 1 or fidelity.new_tokens < 2:
-        raise DeltaLensError(f"fidelity needs a text of at least 2 tokens: {fidelity}")
-    if not (math.isfinite(cache_gb) and cache_gb >= 0):
-        raise DeltaLensError(f"cache_gb {cache_gb}: 0 or more")

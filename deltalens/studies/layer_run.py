@@ -16,10 +16,10 @@ from deltalens.names import Group, block_number, stacks_of
 from deltalens.numerics.workers import workers
 from deltalens.scoring.loading import LoadedModel
 from deltalens.scoring.prefix import Prefix, find_blocks
+from deltalens.scoring.suite import Metrics, ReadySuite
+from deltalens.scoring.texts import KeptTexts
 from deltalens.studies.deltas import DeltaStream, Span
-from deltalens.studies.drop_asked import Metric
-from deltalens.studies.drop_run import Evaluation
-from deltalens.studies.engine import Metrics, StudyWatch, run_cells
+from deltalens.studies.engine import StudyWatch, run_cells
 from deltalens.studies.executors import Tell
 from deltalens.studies.layer_asked import LayersAsked
 from deltalens.studies.live import LiveModel
@@ -31,7 +31,7 @@ _OUTSIDE = None
 """The part of a model that is in no block."""
 
 
-class LayerRun(Evaluation):
+class LayerRun:
     """One sitting of a sweep over layers: from the loaded model to the last cell.
 
     Args:
@@ -39,7 +39,6 @@ class LayerRun(Evaluation):
         pairing: of the fine-tune and its base.
         folder: open for writing.
         watch: told of stages, progress and finished cells.
-        metric: a measurement of the caller's own.
         cache_bytes: what may be held of the unchanged blocks' states; 0: nothing.
     """
 
@@ -49,11 +48,10 @@ class LayerRun(Evaluation):
         pairing: Pairing,
         folder: StudyFolder,
         watch: StudyWatch,
-        metric: Metric | None,
         cache_bytes: int,
     ) -> None:
-        super().__init__(asked, pairing, folder, watch, metric)
-        self.asked, self.cache_bytes = asked, cache_bytes
+        self.asked, self.pairing, self.folder, self.watch = asked, pairing, folder, watch
+        self.cache_bytes = cache_bytes
         self.groups = {str(group): group for group in asked.groups}
         self._reference: str | None = None
 
@@ -65,12 +63,16 @@ class LayerRun(Evaluation):
         loaded = load()
         parts = _Parts(loaded.model, self.pairing)
         try:
-            measure = self.evaluator(loaded)
+            texts = KeptTexts(self.folder.path, bool(self.folder.cells))
+            suite = ReadySuite(self.asked.suite, loaded, self.pairing.ft.path, texts, self.watch)
+            self.folder.facts["notes"] += suite.notes
             prefix = self.prefix(loaded.model)
             self.folder.write_manifest()
 
             def cell(setting: Setting, tell: Tell) -> Metrics:
-                return self.measure(setting, parts, prefix, tell, lambda: measure(loaded.model))
+                return self.measure(
+                    setting, parts, prefix, tell, lambda: suite.measure(loaded.model)
+                )
 
             try:
                 run_cells(self.folder, self.asked.order(), cell, self.watch, _same_point)
@@ -125,9 +127,9 @@ class LayerRun(Evaluation):
         if not self.cache_bytes:
             return None
         try:
-            if self.metric is not None:
+            if self.asked.suite.metric is not None or self.asked.suite.installed:
                 raise DeltaLensError("a metric of your own may look at any part of the model")
-            if self.measured.answer_pattern is not None:
+            if self.asked.suite.answer_pattern is not None:
                 raise DeltaLensError("the model generates")
             blocks = find_blocks(model, stacks_of(self.pairing.ft.tensors))
             if self.asked.groups and max(g.blocks[-1] for g in self.asked.groups) >= len(blocks):

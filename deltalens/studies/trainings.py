@@ -32,14 +32,14 @@ from deltalens.io.records.schema import Items, Text, require
 from deltalens.io.records.seal import check_seal, write_seal
 from deltalens.scoring.loading import LoadedModel, load_model, pick_device
 from deltalens.scoring.rows import DataFile, read_files, read_rows
+from deltalens.scoring.suite import Metrics, ReadySuite
 from deltalens.studies import axes
 from deltalens.studies.drop import drop
-from deltalens.studies.engine import Metrics, StudyWatch, read_weights, run_cells
+from deltalens.studies.engine import StudyWatch, read_weights, run_cells
 from deltalens.studies.executors import Tell
 from deltalens.training.asked import OWN, TrainingAsked, check_own
 from deltalens.training.following import TrainingWatch
-from deltalens.training.measuring import scoring_of
-from deltalens.training.run import train, training_dtype
+from deltalens.training.run import train, training_dtype, training_suite
 
 __all__ = ["Plan", "TrainingData", "cells_own", "check_trainings", "run_trainings"]
 
@@ -341,14 +341,8 @@ class _Making:
         loaded = reference = self._load(folder)
         if asked.objective == "dpo" and Path(folder) != Path(self.source.model):
             reference = self._load(self.source.model)
-        found: Metrics = {}
-        for file in self.files:
-            prefix = f"{file.name}/" if len(self.files) > 1 else ""
-            scoring = scoring_of(file, asked, reference.model, reference.tokenizer)
-            if check:
-                scoring.check(loaded.model, folder)
-            found |= {prefix + name: m for name, m in scoring.measure(loaded.model).items()}
-        return found
+        suite = ReadySuite(training_suite(self.files, asked), reference, folder if check else None)
+        return suite.measure(loaded.model)
 
     def _load(self, folder: str | Path) -> LoadedModel:
         checkpoint, device = open_checkpoint(folder), pick_device(self.source.device)

@@ -16,6 +16,7 @@ from deltalens.io.files import write_whole
 from deltalens.io.records.checkpoints import BEST, SealedCheckpoint, remove
 from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.preferences import Preferences
+from deltalens.scoring.suite import evaluating
 
 __all__ = ["Chooser"]
 
@@ -37,10 +38,8 @@ class Chooser:
 
     def look(self, step: int) -> dict[str, list[float]]:
         """Measure the model after a step, and keep it if none was better."""
-        training = self._model.training
-        self._model.eval()
-        found = self._scoring.measure(self._model)
-        self._model.train(training)
+        with evaluating(self._model):
+            found = self._scoring.measure(self._model)
         loss = found[self._scoring.decides].value
         best = min((one for _, one, _ in self._kept()), default=float("inf"))
         if loss < best:

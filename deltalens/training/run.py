@@ -21,21 +21,27 @@ from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.fingerprint import take_fingerprints
 from deltalens.io.records import Measurement
 from deltalens.io.records.training import MASKS, TrainingFolder
-from deltalens.scoring.file_scoring import Scoring, can_generate
+from deltalens.scoring.file_scoring import can_generate
 from deltalens.scoring.finite import check_model
 from deltalens.scoring.loading import LoadedModel, load_model, pick_device, pick_dtype
 from deltalens.scoring.positions import longest_input
-from deltalens.scoring.preferences import Preferences
 from deltalens.scoring.rows import DataFile, read_files, read_rows
+from deltalens.scoring.suite import ReadySuite, Suite, evaluating
 from deltalens.training.asked import METHODS, TrainingAsked, config_class
 from deltalens.training.choosing import Chooser
 from deltalens.training.following import Following, NothingLeft, TrainingWatch
-from deltalens.training.measuring import scoring_of
 from deltalens.training.methods import Ready, prepare
 from deltalens.training.rows import preferences, tokenised
 from deltalens.training.trainer import make_savable, make_trainer
 
-__all__ = ["Trained", "TrainingWatch", "check_trainable", "train", "training_dtype"]
+__all__ = [
+    "Trained",
+    "TrainingWatch",
+    "check_trainable",
+    "train",
+    "training_dtype",
+    "training_suite",
+]
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,12 @@ def training_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> 
     return pick_dtype(dtype, checkpoint)
 
 
+def training_suite(files: Sequence[DataFile], asked: TrainingAsked) -> Suite:
+    """What a training is measured by, on the way and at the end: under DPO preferences, and
+    everything else by its targets."""
+    return Suite(files=tuple(files), beta=asked.beta if asked.objective == "dpo" else None)
+
+
 def check_trainable(model: nn.Module, tokenizer: Any | None, where: Path) -> None:
     """Refuse what cannot be trained here.
 
@@ -192,7 +204,7 @@ class _Sitting:
         self.model: Any = loaded.model
         self.loaded, self.watch, self.eval_every = loaded, watch, eval_every
         self.notes: list[str] = [*folder.notes]
-        self.scorings: list[Scoring | Preferences] = []
+        self.suite: ReadySuite | None = None
         self.chooser: Chooser | None = None
         self.rows: Any = None
         check_trainable(self.model, loaded.tokenizer, checkpoint.path)
@@ -217,10 +229,11 @@ class _Sitting:
         if left_out:
             self.notes.append(f"{left_out:,} of {len(rows.rows):,} rows left out: too long")
         check_model(self.model, text[:longest], self.checkpoint.path)
-        for file in others:
-            self.scorings.append(scoring_of(file, asked, self.model, tokenizer))
+        measured = training_suite(others, asked)
+        if others:
+            self.suite = ReadySuite(measured, self.loaded)
         if choosing is not None:
-            scoring = scoring_of(choosing, asked, self.model, tokenizer)
+            scoring = measured.scoring(choosing, self.model, tokenizer)
             self.chooser = Chooser(scoring, self.model, self.folder.checkpoints)
         self.longest = longest
         micro = asked.batch_size * asked.accumulate
@@ -308,16 +321,10 @@ class _Sitting:
 
     def evaluate(self, step: int) -> dict[str, Measurement]:
         """Measure the model as it is, and log that."""
-        if not self.scorings:
+        if self.suite is None:
             return {}
-        training = self.model.training
-        self.model.eval()
-        found = {
-            (f"{scoring.name}/{name}" if len(self.scorings) > 1 else name): measured
-            for scoring in self.scorings
-            for name, measured in scoring.measure(self.model).items()
-        }
-        self.model.train(training)
+        with evaluating(self.model):
+            found = self.suite.measure(self.model)
         figures = {name: list(measured) for name, measured in found.items()}
         self.folder.metrics.add({"step": step, "evaluated": figures})
         return found

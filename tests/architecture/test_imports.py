@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "numerics": {"errors"},
     "io": {"errors", "names"},
     "reports": {"errors", "catalog", "names"},
-    "scoring": {"errors", "numerics", "io"},
+    "scoring": {"errors", "catalog", "numerics", "io"},
     "gradients": {"errors", "names", "numerics"},
     "ranking": {"errors", "names", "numerics", "io", "gradients"},
     "probes": BELOW_PROBES,

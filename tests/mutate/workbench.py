@@ -252,7 +252,7 @@ def source(**more: Any) -> TrainingData:
 def drop_study(out: Path) -> None:
     """Without data: fidelity on texts of its own."""
     import deltalens
-    from deltalens.studies.drop_asked import FidelityTexts
+    from deltalens.scoring.texts import FidelityTexts
 
     few = FidelityTexts(sequences=3, new_tokens=4)
     deltalens.drop_study("ft", "base", out, rates="0.5", seeds=1, fidelity=few)

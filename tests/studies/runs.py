@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 import deltalens
 from deltalens.cli.main import app
 from deltalens.io.records import Cell
-from deltalens.studies.drop_asked import FidelityTexts
+from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies.engine import StudyWatch
 from tests.studies.families import Pair, States, state_of
 

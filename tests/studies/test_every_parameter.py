@@ -23,8 +23,8 @@ import torch
 import deltalens
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.numerics.workers import one_thread
+from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies import drop_study, efficiency, layer_drop
-from deltalens.studies.drop_asked import FidelityTexts
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.landscape import scan
 from deltalens.studies.mask_ratio import sweep_mask_ratio

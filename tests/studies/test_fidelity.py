@@ -15,8 +15,7 @@ import transformers
 
 import deltalens
 from deltalens.scoring.fidelity import KEPT, Fidelity, sample_texts
-from deltalens.studies.drop_asked import FidelityTexts
-from deltalens.studies.texts import read_texts
+from deltalens.scoring.texts import FidelityTexts, read_texts
 from tests.studies import memory
 from tests.studies.conftest import PairOf
 from tests.studies.families import fine_tune, initialised, llama, plain, save_pair, tokenizer

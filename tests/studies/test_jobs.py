@@ -13,7 +13,8 @@ import pytest
 from deltalens import load_study
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Cell, Measurement, Setting, StudyFolder
-from deltalens.studies.engine import Metrics, StudyWatch, run_cells
+from deltalens.scoring.suite import Metrics
+from deltalens.studies.engine import StudyWatch, run_cells
 
 COLUMNS = ("name", "point", "needs")
 CELLS: list[Setting] = [

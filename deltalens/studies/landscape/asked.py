@@ -17,8 +17,7 @@ from deltalens.io.matching import pair
 from deltalens.io.pairing import Pairing
 from deltalens.names import Choice
 from deltalens.scoring.loading import _free_memory
-from deltalens.scoring.rows import DataFile
-from deltalens.studies.drop_asked import FIDELITY, FidelityTexts
+from deltalens.scoring.suite import Suite
 from deltalens.studies.landscape.directions import NORMALISATIONS
 from deltalens.studies.landscape.grid import parse_grid, parse_range
 from deltalens.studies.landscape.planes import PLANES
@@ -38,21 +37,11 @@ class Asked:
     ranges: tuple[tuple[float, float], ...] | None
     normalise: str
     seed: int
-    files: tuple[DataFile, ...]
-    metrics: tuple[str, ...]
-    answer_pattern: re.Pattern[str] | None
-    fidelity: FidelityTexts
-    custom: dict[str, Any] | None
+    suite: Suite
     loss: dict[str, Any] | None
-    """What is known of a metric and of a loss of the caller's."""
-    batch_tokens: int
+    """What is known of a loss of the caller's."""
     include: str | None
     exclude: str | None
-
-    @property
-    def wants_fidelity(self) -> bool:
-        """Where it is named."""
-        return not self.custom and bool(FIDELITY & set(self.metrics))
 
     def identity(self) -> dict[str, Any]:
         """Everything of it that decides the numbers."""
@@ -62,17 +51,10 @@ class Asked:
             "range": [list(ends) for ends in self.ranges] if self.ranges else None,
             "normalise": self.normalise if self.plane == "random" else None,
             "seed": self.seed,
-            "data": [file.identity for file in self.files],
-            "metrics": list(self.metrics),
-            "metric": self.custom,
+            **self.suite.identity(),
             "loss": self.loss,
-            "answer_pattern": self.answer_pattern.pattern if self.answer_pattern else None,
-            "fidelity": [self.fidelity.sequences, self.fidelity.new_tokens, self.fidelity.seed]
-            if self.wants_fidelity
-            else None,
             "include": self.include,
             "exclude": self.exclude,
-            "batch_tokens": self.batch_tokens,
         }
 
 
@@ -125,13 +107,8 @@ def check(
     span: str | None,
     normalise: str,
     seed: int,
-    files: Sequence[DataFile],
-    metrics: Sequence[str],
-    custom: dict[str, Any] | None,
+    suite: Suite,
     loss: dict[str, Any] | None,
-    answer_pattern: re.Pattern[str] | None,
-    fidelity: FidelityTexts,
-    batch_tokens: int,
     include: str | None,
     exclude: str | None,
 ) -> Asked:
@@ -147,12 +124,6 @@ def check(
         raise DeltaLensError(f"span {span!r}: {len(ranges)} ranges for {len(counts)} direction")
     if normalise not in NORMALISATIONS:
         raise DeltaLensError(f"normalise {normalise!r}: choose {', '.join(NORMALISATIONS)}")
-    if batch_tokens < 1:
-        raise DeltaLensError(f"batch_tokens {batch_tokens}: at least 1")
-    names = [file.name for file in files]
-    twice = [str(file.path) for file in files if names.count(file.name) > 1]
-    if twice:
-        raise DeltaLensError(f"data files of the same name: {', '.join(twice)}; rename one")
     Choice(include, exclude)  # Refuses what is no regular expression.
     asked = Asked(
         plane=plane,
@@ -160,43 +131,23 @@ def check(
         ranges=ranges,
         normalise=normalise,
         seed=seed,
-        files=tuple(files),
-        metrics=tuple(metrics),
-        answer_pattern=answer_pattern,
-        fidelity=fidelity,
-        custom=custom,
+        suite=suite,
         loss=loss,
-        batch_tokens=batch_tokens,
         include=include,
         exclude=exclude,
     )
-    _check_metrics(asked)
-    if plane == "hessian" and not (files or loss):
+    if not (suite.metric is not None or suite.installed or suite.files or suite.wants_fidelity):
+        raise DeltaLensError(
+            "a landscape needs data to measure the loss on: give --data, once or several times "
+            "(or --metric kl, for the distance from ORIGIN's own predictions)"
+        )
+    suite.check_names()
+    if plane == "hessian" and not (suite.files or loss):
         raise DeltaLensError(
             "--plane hessian differentiates the loss of the first data file: give --data (in "
             "Python: loss=...)"
         )
     return asked
-
-
-def _check_metrics(asked: Asked) -> None:
-    if asked.custom:
-        return
-    if not asked.files and not asked.wants_fidelity:
-        raise DeltaLensError(
-            "a landscape needs data to measure the loss on: give --data, once or several times "
-            "(or --metric kl, for the distance from ORIGIN's own predictions)"
-        )
-    known = set(FIDELITY)
-    if asked.files:
-        known |= {"loss", "perplexity"}
-        if any(file.rows[0].answered for file in asked.files):
-            known |= {"exact_match"}
-    unknown = [name for name in asked.metrics if name not in known]
-    if unknown:
-        raise DeltaLensError(
-            f"metric {unknown[0]!r} is not measured here; there are {', '.join(sorted(known))}"
-        )
 
 
 def steps_of(others: Sequence[str | Path]) -> list[Path]:

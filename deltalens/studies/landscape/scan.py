@@ -14,8 +14,9 @@ from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, l
 from deltalens.scoring.code import identify
 from deltalens.scoring.differentiable import LossPart
 from deltalens.scoring.loading import check_fits, pick_device
-from deltalens.scoring.rows import read_files
-from deltalens.studies.drop_asked import FidelityTexts, Metric, answer_regex, known_metric
+from deltalens.scoring.own_metrics import Metric
+from deltalens.scoring.suite import read_suite
+from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies.engine import StudyWatch, keep_better, read_weights
 from deltalens.studies.landscape.asked import check, check_room, pick_plane
 from deltalens.studies.landscape.grid import common_grid
@@ -118,7 +119,6 @@ def scan_landscape(
         raise DeltaLensError("a model in memory is measured by a metric of your own: metric=...")
     if isinstance(origin, nn.Module) and plane == "hessian" and loss is None:
         raise DeltaLensError("the Hessian of a model in memory needs a loss of your own: loss=...")
-    known = known_metric(metric, version)
     of_loss = identify(loss, version)
     asked = check(
         plane=pick_plane(plane, len(others), base is not None),
@@ -126,13 +126,19 @@ def scan_landscape(
         span=span,
         normalise=normalise,
         seed=seed,
-        files=read_files(data, limit, fields),
-        metrics=metrics,
-        custom=known.asked,
+        suite=read_suite(
+            data=data,
+            metrics=metrics,
+            metric=metric,
+            version=version,
+            answer_pattern=answer_pattern,
+            limit=limit,
+            fields=fields,
+            fidelity=fidelity or FidelityTexts(),
+            batch_tokens=batch_tokens,
+            by_data=True,
+        ),
         loss=of_loss.asked,
-        answer_pattern=answer_regex(answer_pattern),
-        fidelity=fidelity or FidelityTexts(),
-        batch_tokens=batch_tokens,
         include=include,
         exclude=exclude,
     )
@@ -154,12 +160,12 @@ def scan_landscape(
         **asked.identity(),
         "trust_remote_code": trust_remote_code,
     }
-    once = known.once or of_loss.once or (models.once if version is None else None)
+    once = asked.suite.known.once or of_loss.once or (models.once if version is None else None)
     folder = StudyFolder.open(out, KIND, identity, COLUMNS, fresh, {"grid": common_grid}, once)
     try:
         asked = replace(asked, counts=tuple(folder.asked["grid"]))
-        sitting = Sitting(asked, models, folder, watch, metric, loss, low_memory)
-        keep_better(folder, directions)
+        sitting = Sitting(asked, models, folder, watch, loss, low_memory)
+        keep_better(folder, {**asked.suite.better, **directions})
         sitting.run()
     finally:
         folder.close()

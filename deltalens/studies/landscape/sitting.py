@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,18 +15,18 @@ from torch import Tensor
 from deltalens.errors import SHOWN, DeltaLensError
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.files import replacing
-from deltalens.io.records import Cell, Setting, StudyFolder
+from deltalens.io.records import Cell, Measurement, Setting, StudyFolder
 from deltalens.numerics.workers import workers
 from deltalens.scoring.differentiable import LossPart, loss_parts
-from deltalens.scoring.finite import check_measured
+from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.loading import LoadedModel
-from deltalens.studies.drop_asked import Metric
-from deltalens.studies.engine import Metrics, StudyWatch
+from deltalens.scoring.suite import Metrics, ReadySuite
+from deltalens.scoring.texts import KeptTexts
+from deltalens.studies.engine import StudyWatch
 from deltalens.studies.landscape.asked import Asked
 from deltalens.studies.landscape.directions import Direction, StoredDirection, random_directions
 from deltalens.studies.landscape.grid import GRID, Point, coarse_to_fine, grid_points
 from deltalens.studies.landscape.hessian import top_of_hessian
-from deltalens.studies.landscape.measuring import Measure, Measuring, custom_measure, finite
 from deltalens.studies.landscape.models import HeldModels, StoredModels
 from deltalens.studies.landscape.moving import MovedModel
 from deltalens.studies.landscape.planes import (
@@ -66,7 +67,7 @@ class Sitting:
         models: that make the plane.
         folder: of the study, open.
         watch: told of stages, progress and finished cells.
-        metric, loss: of the caller's, or None.
+        loss: of the caller's, or None.
         low_memory: hold no direction.
     """
 
@@ -76,12 +77,11 @@ class Sitting:
         models: HeldModels | StoredModels,
         folder: StudyFolder,
         watch: StudyWatch,
-        metric: Metric | None,
         loss: LossPart | None,
         low_memory: bool,
     ) -> None:
         self.asked, self.models, self.folder, self.watch = asked, models, folder, watch
-        self.metric, self.loss, self.keep = metric, loss, not low_memory
+        self.loss, self.keep = loss, not low_memory
         if not folder.cells:
             plane = folder.facts.get("plane")
             folder.facts = models.facts() | ({"plane": plane} if plane else {})
@@ -95,13 +95,11 @@ class Sitting:
         self.watch.stage("loading the model", None)
         loaded = self.models.load()
         slots = self.models.slots(loaded)
-        measure, parts = self._measures(loaded)
+        suite, parts = self._measures(loaded)
         facts = self.folder.facts
         if not self.folder.cells:
             facts["tensors"], facts["entries"] = len(slots), sum(slot.size for slot in slots)
-            if loaded.fresh:
-                names = ", ".join(loaded.fresh)
-                facts["notes"].append(f"initialised at random, not in the checkpoint: {names}")
+            facts["notes"] += suite.notes
             if still := passed_over(loaded.model):
                 shown = ", ".join(still[:SHOWN]) + (", ..." if len(still) > SHOWN else "")
                 facts["notes"].append(f"these parameters do not move: {shown}")
@@ -117,7 +115,7 @@ class Sitting:
         self.folder.write_manifest()
         moved = MovedModel(slots, self.models.weights, directions, keep=self.keep)
         try:
-            self._visit(_stops(shape, self.asked), moved, loaded, measure)
+            self._visit(_stops(shape, self.asked), moved, loaded, suite)
         finally:
             moved.restore()
             write_table(self.folder, self.asked)
@@ -130,7 +128,7 @@ class Sitting:
         return len(self.folder.cells) >= wanted
 
     def _visit(
-        self, stops: Sequence[Stop], moved: MovedModel, loaded: LoadedModel, measure: Measure
+        self, stops: Sequence[Stop], moved: MovedModel, loaded: LoadedModel, suite: ReadySuite
     ) -> None:
         done = {repr(cell.setting) for cell in self.folder.cells}
         known: list[str] = self.folder.facts.get("data", [])
@@ -140,10 +138,11 @@ class Sitting:
             if left or not known:
                 begun = time.perf_counter()
                 moved.move(stop.point)
-                measured = measure(loaded.model)
-                if stop == stops[0] and self.metric is None:
-                    self._check_origin(measured, loaded)
-                found = finite(measured)
+                measured = suite.measure_by_data(loaded.model)
+                if stop == stops[0]:
+                    named = {f"{d} {n}": m for d, of in measured.items() for n, m in of.items()}
+                    suite.check_first(named, loaded.model)
+                found = _finite(measured)
                 if not known:
                     known = list(found)
                     self.folder.facts["data"] = known
@@ -164,22 +163,18 @@ class Sitting:
                     self.watch.on_cell(self.folder.path, cell)
             self.watch.advance(1)
 
-    def _check_origin(self, measured: Mapping[str, Metrics], loaded: LoadedModel) -> None:
-        named = {f"{data} {n}": m for data, found in measured.items() for n, m in found.items()}
-        check_measured(named, loaded.model, self.folder.facts["models"][0])
-
-    def _measures(self, loaded: LoadedModel) -> tuple[Measure, list[LossPart]]:
+    def _measures(self, loaded: LoadedModel) -> tuple[ReadySuite, list[LossPart]]:
         """What is measured at every point; and the loss, in parts that can be differentiated."""
-        parts = [self.loss] if self.loss is not None else []
-        if self.metric is not None and (parts or self.asked.plane != "hessian"):
-            return custom_measure(self.metric), parts
-        notes = list(self.folder.facts["notes"])
-        measuring = Measuring(self.asked, loaded, self.folder, self.watch)
-        if self.folder.cells:
-            self.folder.facts["notes"] = notes
-        if self.asked.plane == "hessian" and not parts:
-            parts = loss_parts(next(iter(measuring.scorings.values())))
-        return (custom_measure(self.metric) if self.metric else measuring), parts
+        texts = KeptTexts(self.folder.path, bool(self.folder.cells))
+        where = self.folder.facts["models"][0]
+        suite = ReadySuite(self.asked.suite, loaded, where, texts, self.watch, "the origin")
+        if self.loss is not None or self.asked.plane != "hessian":
+            return suite, [] if self.loss is None else [self.loss]
+        scoring, *_ = suite.scorings or [
+            self.asked.suite.scoring(self.asked.suite.files[0], loaded.model, loaded.tokenizer)
+        ]
+        assert isinstance(scoring, Scoring)  # No preferences: those are a training's.
+        return suite, loss_parts(scoring)
 
     def _shape_of_checkpoints(self) -> Shape | None:
         """The line or plane between the checkpoints, if it is one; as the study has it already, so
@@ -235,6 +230,17 @@ class Sitting:
             shape = _around_origin(name, labels, (float(f"{reach:.4g}"),) * axes, found)
         stored = StoredWeights.of(open_checkpoint(file))
         return shape, [StoredDirection(stored, f"{place}/") for place in range(axes)]
+
+
+def _finite(found: Mapping[str, Metrics]) -> dict[str, Metrics]:
+    """The same, with NaN for what is infinite: neither is a height."""
+    return {
+        data: {
+            name: m if math.isfinite(m.value) else Measurement(math.nan, math.nan, m.n)
+            for name, m in metrics.items()
+        }
+        for data, metrics in found.items()
+    }
 
 
 def _around_origin(
