@@ -19,7 +19,7 @@ from deltalens.io.checkpoint import open_checkpoint
 from deltalens.numerics.workers import workers
 from deltalens.studies.landscape.directions import random_directions
 from deltalens.studies.landscape.grid import Axis, Point, coarse_to_fine
-from deltalens.studies.landscape.moving import MovedModel
+from deltalens.studies.live import LiveTensors
 from deltalens.studies.places import slots_of_checkpoint
 from deltalens.studies.weights import StoredWeights
 
@@ -64,7 +64,9 @@ def run() -> None:
         slots = slots_of_checkpoint(model, checkpoint, {}, ())
         with workers() as each:
             directions = random_directions(origin, slots, 2, 0, "filter", each)
-        moved = {keep: MovedModel(slots, origin, directions, keep=keep) for keep in (True, False)}
+        moved = {keep: LiveTensors(slots, origin) for keep in (True, False)}
+        for keep, live in moved.items():
+            live.span(directions, keep=keep)
         order = list(itertools.chain(*coarse_to_fine([Axis(-1, 1, GRID)] * 2)))
         foreach = _foreach(model)
         spent: dict[str, list[float]] = {}
@@ -75,16 +77,16 @@ def run() -> None:
             spent.setdefault(name, []).append(time.perf_counter() - begun)
 
         for turn, place in enumerate(range(1, len(order), len(order) // TURNS)):
-            moved[True].move(order[place - 1])
+            moved[True].move(*order[place - 1])
             moves = "move" if order[place].a == order[place - 1].a else "row and move"
             loss()
             timed("forward", loss)
-            timed(moves, functools.partial(moved[True].move, order[place]))
+            timed(moves, functools.partial(moved[True].move, *order[place]))
             timed("forward after", loss)
             timed("foreach", lambda at=order[place]: (foreach(at), loss()))
             if turn % (TURNS // PEER_ROUNDS) == 0:
                 spent.setdefault("loss-landscapes", []).extend(_loss_landscapes(model, loss))
-        timed("low-memory", lambda: (moved[False].move(order[0]), loss()))
+        timed("low-memory", lambda: (moved[False].move(*order[0]), loss()))
         moved[False].restore()
     typical = {name: statistics.median(seconds) for name, seconds in spent.items()}
     rows = sum(one.a != other.a for one, other in itertools.pairwise(order)) / len(order)

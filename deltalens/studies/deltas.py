@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -10,14 +9,14 @@ import torch
 from torch import Tensor
 
 from deltalens.io.pairing import TensorPair
-from deltalens.io.reader import TensorReader, torch_dtype
+from deltalens.io.reader import torch_dtype
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection.bracket import Sample
+from deltalens.studies.weights import CHUNK, StoredReader, runs
 
 __all__ = ["DeltaChunk", "DeltaStream", "Span"]
 
-_CPU_CHUNK = 1 << 19
-"""Large enough that threads seldom wait for each other between two operations."""
+_CPU_CHUNK = CHUNK
 _DEVICE_CHUNK = 1 << 24
 _PART = 1 << 19
 """Entries given to one worker at a time: most tensors are worth several."""
@@ -66,13 +65,6 @@ class DeltaChunk:
         return out.copy_(self.ft).sub_(wide.copy_(self.base))
 
 
-class _Readers(threading.local):
-    """Each thread's own open files."""
-
-    def __init__(self) -> None:
-        self.ft, self.base = TensorReader(), TensorReader()
-
-
 class DeltaStream:
     """Reads pairs chunk by chunk into buffers that are made once a thread.
 
@@ -84,27 +76,25 @@ class DeltaStream:
     def __init__(self, device: torch.device | str = "cpu", chunk: int | None = None) -> None:
         self.device = torch.device(device)
         self.chunk = chunk or (_CPU_CHUNK if self.device.type == "cpu" else _DEVICE_CHUNK)
-        self._readers, self._scratch = _Readers(), Scratch()
+        self._ft, self._base, self._scratch = StoredReader(), StoredReader(), Scratch()
 
     def parts(self, pairs: Iterable[TensorPair]) -> list[Span]:
         """These pairs, cut into spans of a few chunks that different threads may visit."""
         step = self.chunk * (_PART // self.chunk or 1)
         return [
-            Span(pair, start, min(start + step, pair.entries))
-            for pair in pairs
-            for start in range(0, pair.entries, step)
+            Span(pair, start, stop) for pair in pairs for start, stop in runs(0, pair.entries, step)
         ]
 
     def chunks(self, span: Span) -> Iterator[DeltaChunk]:
         """The chunks of a span, in order."""
-        for start in range(span.start, span.stop, self.chunk):
-            yield self._read(span.pair, start, min(start + self.chunk, span.stop))
+        for start, stop in runs(span.start, span.stop, self.chunk):
+            yield self._read(span.pair, start, stop)
 
     def _read(self, pair: TensorPair, start: int, stop: int) -> DeltaChunk:
         ft = self._scratch.get("ft", torch_dtype(pair.ft), stop - start)
         base = self._scratch.get("base", torch_dtype(pair.base), stop - start)
-        self._readers.ft.read(pair.ft, start, ft)
-        self._readers.base.read(pair.base, start, base)
+        self._ft.read(pair.ft, start, ft)
+        self._base.read(pair.base, start, base)
         return self._chunk(pair, start, ft, base)
 
     def _chunk(self, pair: TensorPair, start: int, ft: Tensor, base: Tensor) -> DeltaChunk:
@@ -113,7 +103,7 @@ class DeltaStream:
     def sample(self, pairs: Iterable[TensorPair], stride: int) -> Iterator[Sample]:
         """The deltas of every so many-th entry of each pair; each valid until the next."""
         for pair in pairs:
-            ft = self._readers.ft.sample(pair.ft, pair.entries, stride)
-            base = self._readers.base.sample(pair.base, pair.entries, stride)
+            ft = self._ft.sample(pair.ft, pair.entries, stride)
+            base = self._base.sample(pair.base, pair.entries, stride)
             indices = torch.arange(0, pair.entries, stride, device=self.device)
             yield Sample(pair.name, indices, self._chunk(pair, 0, ft, base).delta)

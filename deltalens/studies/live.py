@@ -1,40 +1,135 @@
-"""A live model whose tensors are edited in place, straight from the two checkpoints."""
+"""A live model whose tensors are viewed, edited, moved, checked and restored in place."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from deltalens.errors import DeltaLensError, several
-from deltalens.io.header import TensorEntry
-from deltalens.io.pairing import Pairing
-from deltalens.io.reader import TensorReader, torch_dtype
+from deltalens.io.pairing import Pairing, TensorPair
+from deltalens.io.reader import torch_dtype
 from deltalens.numerics.bits import cast_once
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection.prefix import Selection
-from deltalens.numerics.workers import Each, in_order, workers
+from deltalens.numerics.workers import Each, in_order, one_thread, workers
 from deltalens.studies.deltas import DeltaStream, Span
+from deltalens.studies.moving import Direction, Plane
+from deltalens.studies.places import Slot, find_slots
 from deltalens.studies.selecting import check_finite, edit_chunk
+from deltalens.studies.weights import StoredReader, StoredWeights, Weights, runs
 
-__all__ = ["LiveModel"]
+__all__ = ["LiveModel", "LiveTensors"]
 
 _FEWEST = 1 << 22
 """Below so many entries one thread is as quick as several that have to be started."""
 
 
-class LiveModel:
-    """Maps every stored tensor that takes part to the memory it fills in a loaded model.
+class LiveTensors:
+    """The tensors of a live model that a study writes to, and what gives them their bits back.
 
-    Names in a live model can differ from those in its file, and several stored tensors can fill
-    one parameter (a mixture's experts). The mapping is transformers' own: the conversion that
-    `save_pretrained` would do, run on views.
+    As a context manager it restores them at the end of the block, however that ends.
+
+    Args:
+        slots: what is written to.
+        origin: the weights that the model holds, by the slots' names: files, or a copy in memory.
+        copies: tensors that are tied to a slot's, but that the model holds apart: pairs of the copy
+            and the slot. They follow.
+    """
+
+    def __init__(
+        self, slots: Sequence[Slot], origin: Weights, copies: Sequence[tuple[Slot, Slot]] = ()
+    ) -> None:
+        self.slots, self.origin = list(slots), origin
+        self._copies = list(copies)
+        self._plane: Plane | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *of_error: object) -> None:
+        self.restore()
+
+    def check(self, whose: str) -> None:
+        """The model holds the origin's weights, bit for bit after the cast.
+
+        Args:
+            whose: whose weights those are, for the message.
+
+        Raises:
+            DeltaLensError: with the tensors that differ.
+        """
+        scratch = Scratch()
+
+        def differs(slot: Slot) -> bool:
+            live = slot.view.reshape(-1) if slot.flat is None else slot.flat
+            for start, stop in runs(0, slot.size):
+                stored = scratch.get("stored", live.dtype, stop - start)
+                self.origin.read(slot.name, start, stored)
+                if not _same_bits(stored, live[start:stop].cpu()):
+                    return True
+            return False
+
+        with self._threads() as each:
+            found = each(differs, self.slots)
+            wrong = [slot.name for slot, bad in zip(self.slots, found, strict=True) if bad]
+        for copy, first in self._copies:
+            if not _same_bits(copy.view, first.view):
+                wrong.append(copy.name)
+        if wrong:
+            title = f"The loaded model does not hold what {whose} files do:"
+            raise DeltaLensError(several(title, wrong))
+
+    def span(self, directions: Sequence[Direction], *, keep: bool = True) -> None:
+        """Make ready for `move` along one or two directions; see `Plane`."""
+        self._plane = Plane(self.slots, self.origin, directions, keep, self._threads)
+
+    def move(self, a: float, b: float = 0.0) -> None:
+        """Put the model on origin + a d1 + b d2, wherever it was before: see `span`."""
+        assert self._plane is not None
+        self._plane.write(a, b)
+        self._write_copies()
+
+    def restore(self, among: Container[str] | None = None) -> None:
+        """Give the model the origin's bits back, whatever was done to it.
+
+        Args:
+            among: names of slots; only these, and what is a copy of them. None: all.
+        """
+        for slot in self.slots:
+            if among is not None and slot.name not in among:
+                continue
+            if slot.flat is not None:
+                self.origin.read(slot.name, 0, slot.flat)
+            else:
+                whole = torch.empty(slot.size, dtype=slot.view.dtype)
+                self.origin.read(slot.name, 0, whole)
+                slot.write(0, whole)
+        self._write_copies(among)
+
+    def _write_copies(self, among: Container[str] | None = None) -> None:
+        for copy, first in self._copies:
+            if among is None or first.name in among:
+                copy.view.copy_(first.view)
+
+    @contextmanager
+    def _threads(self) -> Iterator[Each]:
+        """On all cores; always on one thread each, so that no sum depends on their number."""
+        if sum(slot.size for slot in self.slots) < _FEWEST:
+            with one_thread():
+                yield in_order
+        else:
+            with workers(self.slots[0].view.device) as each:
+                yield each
+
+
+class LiveModel(LiveTensors):
+    """A live model of a pair: each stored tensor that takes part is the fine-tune's, or the base's,
+    or has some entries put back.
 
     Args:
         model: loaded from the fine-tune's folder.
@@ -47,40 +142,14 @@ class LiveModel:
 
     def __init__(self, model: nn.Module, pairing: Pairing) -> None:
         self.model, self.pairing = model, pairing
-        device = next(model.parameters()).device
-        self._stream, self._scratch = DeltaStream(device), Scratch()
-        self._views = _views(model, pairing)
-        self._check_apart()
-        self._check()
-
-    def _check_apart(self) -> None:
-        """What counts as two tensors is two in the model: loaded in a narrower dtype, a stored copy
-        of a tied tensor can become equal to it, and transformers then ties them."""
-        places: dict[tuple[int, torch.Size], str] = {}
-        for pair in self.pairing.pairs:
-            view = self._views[pair.name]
-            other = places.setdefault((view.data_ptr(), view.shape), pair.name)
-            if other != pair.name and view.numel():
-                raise DeltaLensError(
-                    f"{other!r} and {pair.name!r} are stored with different values, and in "
-                    f"{str(view.dtype).removeprefix('torch.')} transformers ties them: load in the "
-                    "dtype they are stored in (--dtype), or leave one out with --exclude"
-                )
-
-    def _check(self) -> None:
-        """Every mapped tensor is the fine-tune's, bit for bit after the cast."""
-        reader = TensorReader()
-        wrong = []
-        for name, view in self._views.items():
-            # A copy that the model does not share can differ from it in the sign of a zero.
-            entry = self.pairing.ft.tensors[self.pairing.copies.get(name, name)]
-            stored = _read(entry, reader).view(entry.shape)
-            if not _same_bits(stored.to(view.dtype), view.cpu()):
-                wrong.append(name)
-        if wrong:
-            raise DeltaLensError(
-                several("The loaded model does not hold what the fine-tune's files do:", wrong)
-            )
+        found = _slots(model, pairing)
+        self._slots = {pair.name: found[pair.name] for pair in pairing.pairs}
+        _check_apart(self._slots.values())
+        copies = _apart(found, pairing.copies)
+        super().__init__(list(self._slots.values()), StoredWeights.of(pairing.ft), copies)
+        self._stream = DeltaStream(next(model.parameters()).device)
+        self._base, self._scratch = StoredReader(), Scratch()
+        self.check("the fine-tune's")
 
     def edit(
         self, selection_of: Callable[[str], Selection], rescale: Fraction | None = None
@@ -95,20 +164,15 @@ class LiveModel:
         """
 
         def write(span: Span) -> None:
-            name = span.pair.name
-            selection = selection_of(name)
+            slot = self._slots[span.pair.name]
+            selection = selection_of(slot.name)
             for chunk in self._stream.chunks(span):
                 if not selection.empty or rescale:
-                    edit_chunk(chunk, selection, rescale, self._scratch, self._views[name].dtype)
-                self._write(name, chunk.start, chunk.ft)
+                    edit_chunk(chunk, selection, rescale, self._scratch, slot.view.dtype)
+                slot.write(chunk.start, chunk.ft)
 
-        spans = self._stream.parts(self.pairing.pairs)
-        small = self.pairing.entries < _FEWEST
-        pool: AbstractContextManager[Each] = (
-            nullcontext(in_order) if small else workers(self._stream.device)
-        )
-        with pool as each:
-            for _ in each(write, spans):
+        with self._threads() as each:
+            for _ in each(write, self._stream.parts(self.pairing.pairs)):
                 pass
         self._write_copies()
 
@@ -118,79 +182,28 @@ class LiveModel:
         Args:
             among: stored names; only these pairs, and what is stored as a copy of them. None: all.
         """
-        reader = TensorReader()
         for pair in self.pairing.pairs:
             if among is None or pair.name in among:
-                self._fill(pair.name, pair.base, reader)
-                if pair.ft.dtype != pair.base.dtype:
-                    check_finite(self._views[pair.name].reshape(-1), pair, 0)
+                self._put_back(pair)
         self._write_copies(among)
 
-    def restore(self, among: Container[str] | None = None) -> None:
-        """Give the model the fine-tune's bits back; `among` as in `put_back_all`."""
-        reader = TensorReader()
-        for name in self._views:
-            if among is None or self.pairing.copies.get(name, name) in among:
-                self._fill(name, self.pairing.ft.tensors[name], reader)
-
-    def _fill(self, name: str, entry: TensorEntry, reader: TensorReader) -> None:
-        """Write a stored tensor, or its first rows; where nothing has to be cast, the file is read
-        straight into the model."""
-        view, dtype = self._views[name], torch_dtype(self.pairing.ft.tensors[name])
-        if view.is_contiguous() and view.is_cpu and view.dtype == dtype == torch_dtype(entry):
-            reader.read(entry, 0, view.view(-1)[: entry.numel])
-        else:
-            self._write(name, 0, cast_once(_read(entry, reader), dtype))
-
-    def _write(self, name: str, start: int, values: Tensor) -> None:
-        view, count = self._views[name], values.numel()
-        if count == view.numel():
-            view.copy_(values.view(view.shape))
-        elif view.is_contiguous():
-            view.view(-1)[start : start + count].copy_(values)
-        else:
-            where = torch.arange(start, start + count, device=view.device)
-            view.index_put_(torch.unravel_index(where, view.shape), values.to(view.dtype))
-
-    def _write_copies(self, among: Container[str] | None = None) -> None:
-        for copy, first in self.pairing.copies.items():
-            if among is None or first in among:
-                self._views[copy].copy_(self._views[first])
+    def _put_back(self, pair: TensorPair) -> None:
+        slot, entry, dtype = self._slots[pair.name], pair.base, torch_dtype(pair.ft)
+        if slot.flat is not None and dtype == torch_dtype(entry):
+            self._base.read(entry, 0, slot.flat[: entry.numel])
+            return
+        whole = torch.empty(entry.numel, dtype=torch_dtype(entry))
+        self._base.read(entry, 0, whole)
+        slot.write(0, cast_once(whole, dtype))
+        if dtype != whole.dtype:
+            check_finite(slot.view.reshape(-1), pair, 0)
 
 
-def _read(entry: TensorEntry, reader: TensorReader) -> Tensor:
-    out = torch.empty(entry.numel, dtype=torch_dtype(entry))
-    reader.read(entry, 0, out)
-    return out
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
-    return one.shape == other.shape and torch.equal(
-        one.contiguous().view(integer), other.contiguous().view(integer)
-    )
-
-
-class _NoCopies(TorchFunctionMode):
-    """Lets transformers' conversions return views where they would make copies."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.contiguous:
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
-def _views(model: nn.Module, pairing: Pairing) -> dict[str, Tensor]:
-    wanted = [pair.name for pair in pairing.pairs] + list(pairing.copies)
-    stored = _stored_views(model)
-    places = _Places(stored)
-    views, lost = {}, []
-    for name in wanted:
-        view = places.of(name)
-        if view is None or tuple(view.shape) != pairing.ft.tensors[name].shape:
-            lost.append(name)
-        else:
-            views[name] = view
+def _slots(model: nn.Module, pairing: Pairing) -> Mapping[str, Slot]:
+    names = [pair.name for pair in pairing.pairs]
+    names += [copy for copy, first in pairing.copies.items() if first in set(names)]
+    found = find_slots(model, {name: pairing.ft.tensors[name].shape for name in names})
+    lost = [name for name in names if name not in found]
     if lost:
         raise DeltaLensError(
             several(
@@ -199,57 +212,32 @@ def _views(model: nn.Module, pairing: Pairing) -> dict[str, Tensor]:
                 lost,
             )
         )
-    return views
+    return found
 
 
-def _stored_views(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors under the names of its checkpoint, as views of its own memory."""
-    live = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
-    memory = {tensor.untyped_storage().data_ptr() for tensor in live.values()}
-    try:
-        from transformers.core_model_loading import revert_weight_conversion
-
-        with _NoCopies():
-            stored: Mapping[str, Tensor] = revert_weight_conversion(model, dict(live))  # type: ignore[arg-type]
-    except (ImportError, ValueError, KeyError, RuntimeError, AttributeError):
-        stored = live
-    return {
-        name: tensor
-        for name, tensor in {**live, **stored}.items()
-        if tensor.untyped_storage().data_ptr() in memory
-    }
+def _check_apart(slots: Iterable[Slot]) -> None:
+    """What counts as two tensors is two in the model: loaded in a narrower dtype, a stored copy of
+    a tied tensor can become equal to it, and transformers then ties them."""
+    places: dict[tuple[int, torch.Size], str] = {}
+    for slot in slots:
+        other = places.setdefault((slot.view.data_ptr(), slot.view.shape), slot.name)
+        if other != slot.name and slot.size:
+            raise DeltaLensError(
+                f"{other!r} and {slot.name!r} are stored with different values, and in "
+                f"{str(slot.view.dtype).removeprefix('torch.')} transformers ties them: load in "
+                "the dtype they are stored in (--dtype), or leave one out with --exclude"
+            )
 
 
-class _Places:
-    """Finds a model's tensors by stored names, which can differ by a prefix."""
+def _apart(slots: Mapping[str, Slot], copies: Mapping[str, str]) -> list[tuple[Slot, Slot]]:
+    """The copies of tied tensors that the model holds in memory of their own, each with the slot
+    that it follows."""
+    pairs = [(slots[copy], slots[first]) for copy, first in copies.items() if copy in slots]
+    return [pair for pair in pairs if pair[0].view.data_ptr() != pair[1].view.data_ptr()]
 
-    def __init__(self, stored: Mapping[str, Tensor]) -> None:
-        self._stored = stored
-        self._longest = max(map(len, stored), default=0)
 
-    def of(self, name: str) -> Tensor | None:
-        """The tensor of this name, or else the only one whose name ends in it or that it ends in;
-        None where there is none, or are several."""
-        if name in self._stored:
-            return self._stored[name]
-        close = [*self._ending_in.get(name, ()), *self._ends(name)]
-        return self._stored[close[0]] if len(close) == 1 else None
-
-    @functools.cached_property
-    def _ending_in(self) -> dict[str, list[str]]:
-        """Ends of names, after a dot -> the names."""
-        found: dict[str, list[str]] = {}
-        for name in self._stored:
-            parts = name.split(".")
-            for start in range(1, len(parts)):
-                found.setdefault(".".join(parts[start:]), []).append(name)
-        return found
-
-    def _ends(self, name: str) -> Iterator[str]:
-        """Names that this one ends in, after a dot; no piece is looked up that is longer than all
-        of them."""
-        at = name.find(".", max(0, len(name) - self._longest - 1))
-        while at >= 0:
-            if name[at + 1 :] in self._stored:
-                yield name[at + 1 :]
-            at = name.find(".", at + 1)
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
+    return one.shape == other.shape and torch.equal(
+        one.contiguous().view(integer), other.contiguous().view(integer)
+    )

@@ -1,33 +1,46 @@
-"""The memory of a live model that a scan writes to."""
+"""Where stored tensors lie in the memory of a loaded model."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from deltalens.errors import DeltaLensError, several
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.header import FLOATS
 from deltalens.names import Choice
-from deltalens.studies.live import _Places, _same_bits, _stored_views
-from deltalens.studies.weights import Weights
 
-__all__ = ["Slot", "check_holds", "passed_over", "slots_of_checkpoint", "slots_of_module"]
+__all__ = [
+    "Places",
+    "Slot",
+    "find_slots",
+    "passed_over",
+    "slots_of_checkpoint",
+    "slots_of_module",
+]
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A part of a parameter: what one stored tensor fills, or all of it."""
+    """A part of a live tensor: what one stored tensor fills, or all of it."""
 
     name: str
     """The stored tensor's, or else the parameter's."""
     view: Tensor
     """The live memory."""
-    parameter: nn.Parameter
-    """Whose memory it is."""
+    owner: Tensor
+    """The model's own parameter, or buffer, whose memory it is."""
+
+    @functools.cached_property
+    def flat(self) -> Tensor | None:
+        """The same memory in one dimension; None where the entries do not lie in their order."""
+        return self.view.view(-1) if self.view.is_contiguous() else None
 
     @property
     def work(self) -> torch.dtype:
@@ -39,12 +52,50 @@ class Slot:
         """Entries."""
         return self.view.numel()
 
+    def write(self, start: int, values: Tensor) -> None:
+        """Write entries from `start` on, rounded to the memory's dtype."""
+        view, count = self.view, values.numel()
+        if self.flat is not None:
+            self.flat[start : start + count].copy_(values)
+        elif count == view.numel():
+            view.copy_(values.view(view.shape))
+        else:
+            where = torch.arange(start, start + count, device=view.device)
+            placed = values.to(view.device, view.dtype)
+            view.index_put_(torch.unravel_index(where, view.shape), placed)
+
     def part_of(self, other: Tensor) -> Tensor:
-        """The same part of another tensor that is laid out as the parameter, such as its
-        gradient."""
-        offset = self.view.storage_offset() - self.parameter.storage_offset()
+        """The same part of another tensor that is laid out as the owner, such as its gradient."""
+        offset = self.view.storage_offset() - self.owner.storage_offset()
         whole = other.contiguous()
         return whole.as_strided(self.view.shape, self.view.stride(), offset)
+
+
+def find_slots(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> dict[str, Slot]:
+    """What stored tensors fill in a live model.
+
+    Names in a live model can differ from those in its file, and several stored tensors can fill
+    one parameter (a mixture's experts). The mapping is transformers' own: the conversion that
+    `save_pretrained` would do, run on views.
+
+    Args:
+        model: the live model.
+        shapes: of the stored tensors, by name.
+
+    Returns:
+        By name; without those that have no place of this shape.
+    """
+    live = model.state_dict(keep_vars=True)
+    owners: dict[int, Tensor] = {}
+    for tensor in live.values():
+        owners.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+    places = Places(_stored_views(model, {name: one.detach() for name, one in live.items()}))
+    slots = {}
+    for name, shape in shapes.items():
+        view = places.of(name)
+        if view is not None and tuple(view.shape) == tuple(shape):
+            slots[name] = Slot(name, view, owners[view.untyped_storage().data_ptr()])
+    return slots
 
 
 def slots_of_module(model: nn.Module, include: str | None, exclude: str | None) -> list[Slot]:
@@ -82,23 +133,20 @@ def slots_of_checkpoint(
     Raises:
         DeltaLensError: a parameter whose stored tensors have no place that can be written to.
     """
-    places = _Places(_stored_views(model))
-    memory = {p.untyped_storage().data_ptr(): p for _, p in _parameters(model)}
-    slots: list[Slot] = []
-    taken: set[tuple[int, int]] = set()
-    for name, entry in checkpoint.tensors.items():
-        view = places.of(name) if entry.dtype in FLOATS and name not in copies else None
-        if view is None or tuple(view.shape) != entry.shape or not entry.numel:
-            continue
-        parameter = memory.get(view.untyped_storage().data_ptr())
-        place = view.untyped_storage().data_ptr(), int(view.storage_offset())
-        if parameter is None or place in taken or not view.dtype.is_floating_point:
-            continue
-        taken.add(place)
-        slots.append(Slot(name, view.detach(), parameter))
+    stored = {
+        name: entry.shape
+        for name, entry in checkpoint.tensors.items()
+        if entry.dtype in FLOATS and name not in copies and entry.numel
+    }
+    moving = {parameter.untyped_storage().data_ptr() for _, parameter in _parameters(model)}
+    slots: dict[tuple[int, int], Slot] = {}
+    for slot in find_slots(model, stored).values():
+        memory = slot.view.untyped_storage().data_ptr()
+        if memory in moving:
+            slots.setdefault((memory, int(slot.view.storage_offset())), slot)
     filled: dict[int, int] = {}
-    for slot in slots:
-        filled[id(slot.parameter)] = filled.get(id(slot.parameter), 0) + slot.size
+    for slot in slots.values():
+        filled[id(slot.owner)] = filled.get(id(slot.owner), 0) + slot.size
     lost = [
         name
         for name, parameter in _parameters(model)
@@ -112,25 +160,7 @@ def slots_of_checkpoint(
                 lost,
             )
         )
-    return _chosen(slots, include, exclude)
-
-
-def check_holds(slots: Sequence[Slot], origin: Weights) -> None:
-    """The model holds the origin's weights, bit for bit after the cast.
-
-    Raises:
-        DeltaLensError: with the tensors that differ.
-    """
-    wrong = []
-    for slot in slots:
-        stored = torch.empty(slot.size, dtype=slot.view.dtype)
-        origin.read(slot.name, 0, stored)
-        if not _same_bits(stored.view(slot.view.shape), slot.view.cpu()):
-            wrong.append(slot.name)
-    if wrong:
-        raise DeltaLensError(
-            several("The loaded model does not hold what the origin's files do:", wrong)
-        )
+    return _chosen(list(slots.values()), include, exclude)
 
 
 def passed_over(model: nn.Module) -> list[str]:
@@ -173,3 +203,64 @@ def _chosen(slots: list[Slot], include: str | None, exclude: str | None) -> list
             else "the model has no floating-point parameter"
         )
     return chosen
+
+
+class _NoCopies(TorchFunctionMode):
+    """Lets transformers' conversions return views where they would make copies."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.contiguous:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def _stored_views(model: nn.Module, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's tensors, under the names of its checkpoint too, as views of its own memory."""
+    memory = {tensor.untyped_storage().data_ptr() for tensor in live.values()}
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        with _NoCopies():
+            stored: Mapping[str, Tensor] = revert_weight_conversion(model, dict(live))  # type: ignore[arg-type]
+    except (ImportError, ValueError, KeyError, RuntimeError, AttributeError):
+        stored = live
+    return {
+        name: tensor
+        for name, tensor in {**live, **stored}.items()
+        if tensor.untyped_storage().data_ptr() in memory
+    }
+
+
+class Places:
+    """Finds a model's tensors by stored names, which can differ by a prefix."""
+
+    def __init__(self, stored: Mapping[str, Tensor]) -> None:
+        self._stored = stored
+        self._longest = max(map(len, stored), default=0)
+
+    def of(self, name: str) -> Tensor | None:
+        """The tensor of this name, or else the only one whose name ends in it or that it ends in;
+        None where there is none, or are several."""
+        if name in self._stored:
+            return self._stored[name]
+        close = [*self._ending_in.get(name, ()), *self._ends(name)]
+        return self._stored[close[0]] if len(close) == 1 else None
+
+    @functools.cached_property
+    def _ending_in(self) -> dict[str, list[str]]:
+        """Ends of names, after a dot -> the names."""
+        found: dict[str, list[str]] = {}
+        for name in self._stored:
+            parts = name.split(".")
+            for start in range(1, len(parts)):
+                found.setdefault(".".join(parts[start:]), []).append(name)
+        return found
+
+    def _ends(self, name: str) -> Iterator[str]:
+        """Names that this one ends in, after a dot; no piece is looked up that is longer than all
+        of them."""
+        at = name.find(".", max(0, len(name) - self._longest - 1))
+        while at >= 0:
+            if name[at + 1 :] in self._stored:
+                yield name[at + 1 :]
+            at = name.find(".", at + 1)

@@ -1,9 +1,9 @@
-"""Where a scan's weights come from: the files of a checkpoint, or tensors in memory."""
+"""The tensors of stored models, and of models in memory, read run by run from any thread."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -16,10 +16,59 @@ from deltalens.io.pairing import Pairing
 from deltalens.io.reader import TensorReader, torch_dtype
 from deltalens.numerics.scratch import Scratch
 
-__all__ = ["CHUNK", "HeldWeights", "StoredWeights", "Weights", "paired_weights"]
+__all__ = [
+    "CHUNK",
+    "HeldWeights",
+    "StoredReader",
+    "StoredWeights",
+    "Weights",
+    "paired_weights",
+    "read_difference",
+    "runs",
+]
 
 CHUNK = 1 << 19
-"""Entries at a time: a few megabytes, which stay in cache."""
+"""Entries at a time: a few megabytes, which stay in cache, and so many that threads seldom wait for
+each other between two operations."""
+
+
+def runs(start: int, stop: int, step: int = CHUNK) -> Iterator[tuple[int, int]]:
+    """The entries from `start` to `stop`, cut into runs of `step`."""
+    return ((at, min(at + step, stop)) for at in range(start, stop, step))
+
+
+class _Open(threading.local):
+    """Each thread's own open file."""
+
+    def __init__(self) -> None:
+        self.reader = TensorReader()
+
+
+class StoredReader:
+    """Reads stored tensors from any thread; one file is open in each."""
+
+    def __init__(self) -> None:
+        self._open, self._scratch = _Open(), Scratch()
+
+    def read(self, entry: TensorEntry, start: int, out: Tensor) -> None:
+        """Fill `out` (1-D, any float dtype and device) with a tensor's entries from `start` on;
+        where nothing has to be cast, the file is read straight into it.
+
+        Raises:
+            CheckpointError: the file ended, or could not be read.
+        """
+        dtype, reader = torch_dtype(entry), self._open.reader
+        if dtype == out.dtype and out.device.type == "cpu":
+            reader.read(entry, start, out)
+            return
+        for first, last in runs(0, out.numel()):
+            stored = self._scratch.get("stored", dtype, last - first)
+            reader.read(entry, start + first, stored)
+            out[first:last].copy_(stored)
+
+    def sample(self, entry: TensorEntry, count: int, stride: int) -> Tensor:
+        """See `TensorReader.sample`."""
+        return self._open.reader.sample(entry, count, stride)
 
 
 class Weights(Protocol):
@@ -39,19 +88,12 @@ class Weights(Protocol):
         ...
 
 
-class _Readers(threading.local):
-    """Each thread's own open file."""
-
-    def __init__(self) -> None:
-        self.reader = TensorReader()
-
-
 class StoredWeights:
     """Read from the files anew each time, through a buffer of one chunk."""
 
     def __init__(self, fingerprint: str, entries: Mapping[str, TensorEntry]) -> None:
         self._fingerprint, self._entries = fingerprint, dict(entries)
-        self._readers, self._scratch = _Readers(), Scratch()
+        self._reader = StoredReader()
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> StoredWeights:
@@ -69,17 +111,7 @@ class StoredWeights:
 
     def read(self, name: str, start: int, out: Tensor) -> None:
         """See `Weights`."""
-        entry = self._entries[name]
-        dtype = torch_dtype(entry)
-        reader = self._readers.reader
-        if dtype == out.dtype and out.device.type == "cpu":
-            reader.read(entry, start, out)
-            return
-        for at in range(0, out.numel(), CHUNK):
-            part = out[at : at + CHUNK]
-            stored = self._scratch.get("stored", dtype, part.numel())
-            reader.read(entry, start + at, stored)
-            part.copy_(stored)
+        self._reader.read(self._entries[name], start, out)
 
 
 def paired_weights(pairing: Pairing) -> StoredWeights:
@@ -109,3 +141,23 @@ class HeldWeights:
     def read(self, name: str, start: int, out: Tensor) -> None:
         """See `Weights`."""
         out.copy_(self._tensors[name][start : start + out.numel()])
+
+
+def read_difference(weights: Weights, origin: Tensor, name: str, start: int, out: Tensor) -> Tensor:
+    """A run of W - origin, in the dtype of `out`.
+
+    Args:
+        weights: W.
+        origin: the same run of the origin, 1-D, of the dtype of `out`.
+        name: of the tensor.
+        start: its first entry.
+        out: as long as `origin`; written to.
+
+    Returns:
+        The part of `out` that was written: all of it, or less where W has fewer entries.
+    """
+    found = out[: max(0, weights.size(name) - start)]
+    if found.numel():
+        weights.read(name, start, found)
+        found.sub_(origin[: found.numel()])
+    return found

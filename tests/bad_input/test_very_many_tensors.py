@@ -16,7 +16,7 @@ from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.matching import pair
 from deltalens.io.pairing import Pairing
 from deltalens.io.writer import write_like
-from deltalens.studies.live import _Places
+from deltalens.studies.places import Places
 from tests.bad_input.files import INDEX, folder_with, shard_bytes
 
 FEW, TIMES = 1_000, 5
@@ -145,7 +145,7 @@ def test_names_of_a_model_that_differ_by_a_prefix_are_found_in_proportion_to_the
         asked = [f"base_model.{name}" for name in stored], moe(count, root="")
 
         def look() -> None:
-            places = _Places(stored)
+            places = Places(stored)
             for names in asked:
                 for name, found in zip(names, stored.values(), strict=True):
                     assert places.of(name) is found
@@ -158,7 +158,7 @@ def test_names_of_a_model_that_differ_by_a_prefix_are_found_in_proportion_to_the
 
 def test_a_name_that_fits_several_tensors_of_a_model_is_none_of_them() -> None:
     stored = {name: torch.empty(0) for name in ("a.w", "b.w", "x.y.z", "z")}
-    places = _Places(stored)
+    places = Places(stored)
     assert places.of("w") is None
     assert places.of("y.z") is None  # x.y.z ends in it, and it ends in z.
     assert places.of("q.a.w") is stored["a.w"]

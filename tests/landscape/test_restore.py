@@ -16,7 +16,7 @@ import deltalens
 from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.rows import read_rows
 from deltalens.studies.landscape import models as module
-from deltalens.studies.landscape.moving import MovedModel
+from deltalens.studies.moving import Plane
 from tests.landscape.conftest import Three, write_three
 from tests.landscape.models import Quadratic, Raising, quadratics, scan
 from tests.studies.families import Kind, differing, plain, state_of, tokenizer
@@ -107,7 +107,7 @@ def test_model_has_its_bits_back_after_an_exception_in_the_middle(
 def test_model_has_its_bits_back_when_interrupted_amid_a_point(
     three: Three, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, plain_sums, left = Loaded(monkeypatch), MovedModel._plain_sums, [100]
+    loaded, plain_sums, left = Loaded(monkeypatch), Plane._plain_sums, [100]
 
     class Stopping(list[Any]):
         def __iter__(self) -> Iterator[Any]:
@@ -117,7 +117,7 @@ def test_model_has_its_bits_back_when_interrupted_amid_a_point(
                 if not left[0]:
                     raise KeyboardInterrupt
 
-    monkeypatch.setattr(MovedModel, "_plain_sums", lambda self: Stopping(plain_sums(self)))
+    monkeypatch.setattr(Plane, "_plain_sums", lambda self: Stopping(plain_sums(self)))
     with pytest.raises(KeyboardInterrupt):
         deltalens.scan_landscape(
             three.origin,

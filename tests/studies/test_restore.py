@@ -12,7 +12,7 @@ from torch import nn
 import deltalens
 from deltalens.errors import DeltaLensError
 from deltalens.studies import drop_study as module
-from deltalens.studies.live import LiveModel
+from deltalens.studies.places import Slot
 from tests.studies.conftest import PairOf
 from tests.studies.families import Kind, Pair, differing, plain, state_of
 from tests.studies.runs import FEW, Capture, StopAfter, captured, on_each_cell
@@ -68,14 +68,19 @@ def test_model_has_its_bits_back_when_interrupted_amid_an_edit(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     capture, stop = Capture(), StopAfter(30, KeyboardInterrupt())
-    write = LiveModel._write
+    load, write = module.load_model, Slot.write
 
-    def stopping(self: LiveModel, name: str, start: int, values: torch.Tensor) -> None:
-        write(self, name, start, values)
-        capture.model = self.model
+    def keeping(*given: Any) -> Any:
+        loaded = load(*given)
+        capture.model = loaded.model
+        return loaded
+
+    def stopping(self: Slot, start: int, values: torch.Tensor) -> None:
+        write(self, start, values)
         stop()
 
-    monkeypatch.setattr(LiveModel, "_write", stopping)
+    monkeypatch.setattr(module, "load_model", keeping)
+    monkeypatch.setattr(Slot, "write", stopping)
     with pytest.raises(KeyboardInterrupt):
         deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", metric=capture.metric, **ASKED)
     assert has_the_bits_of(capture.model, pair.ft)

@@ -182,7 +182,7 @@ def test_landscape_moves_a_tied_tensor_once(name: str, tmp_path: Path) -> None:
     both, model = tied_pair(tmp_path, name)
     asked: Any = SimpleNamespace(plane="line", include=None, exclude=None)
     models = StoredModels(both.ft, [both.base], None, asked, torch.device("cpu"), "auto")
-    slots = models.slots(models.load())
+    slots = models.live(models.load()).slots
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert sum(slot.size for slot in slots) == parameters
     assert sum(models.sizes.values()) == parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,26 +14,17 @@ from deltalens.numerics.hashing import name_key
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.workers import Each
 from deltalens.studies.places import Slot
-from deltalens.studies.weights import CHUNK, Weights
+from deltalens.studies.weights import Weights, read_difference, runs
 
 __all__ = [
     "NORMALISATIONS",
     "Combination",
-    "Direction",
     "RandomDirection",
     "StoredDirection",
     "random_directions",
 ]
 
 NORMALISATIONS = ("filter", "layer", "model")
-
-
-class Direction(Protocol):
-    """A direction in weight space."""
-
-    def fill(self, slot: Slot, out: Tensor) -> None:
-        """Write its part at a slot: `out` is 1-D, of the slot's work dtype, on its device."""
-        ...
 
 
 class Combination:
@@ -49,17 +40,14 @@ class Combination:
     def fill(self, slot: Slot, out: Tensor) -> None:
         """See `Direction`."""
         out.zero_()
-        for start in range(0, slot.size, CHUNK):
-            part = out[start : start + CHUNK]
+        for start, stop in runs(0, slot.size):
+            part = out[start:stop]
             origin = self._scratch.get("origin", part.dtype, part.numel(), part.device)
             other = self._scratch.get("other", part.dtype, part.numel(), part.device)
             self._origin.read(slot.name, start, origin)
             for weights, factor in self._terms:
-                size = max(0, min(part.numel(), weights.size(slot.name) - start))
-                if size:
-                    weights.read(slot.name, start, other[:size])
-                    other[:size].sub_(origin[:size])
-                    part[:size].add_(other[:size], alpha=factor)
+                found = read_difference(weights, origin, slot.name, start, other)
+                part[: len(found)].add_(found, alpha=factor)
 
 
 class StoredDirection:

@@ -104,11 +104,11 @@ def _product(
     """H v, as a flat array over the slots."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    parameters = list({id(slot.parameter): slot.parameter for slot in slots}.values())
+    parameters = list({id(slot.owner): slot.owner for slot in slots}.values())
     along = {id(parameter): torch.zeros_like(parameter) for parameter in parameters}
     by_slot = _by_slot(slots, vector)
     for slot in slots:
-        part = slot.part_of(along[id(slot.parameter)])
+        part = slot.part_of(along[id(slot.owner)])
         part.copy_(by_slot[slot.name].view(slot.view.shape))
     total = {id(parameter): torch.zeros_like(parameter) for parameter in parameters}
     # The fused kernels of attention cannot be differentiated twice.
@@ -131,8 +131,7 @@ def _product(
             for parameter, found in zip(parameters, products, strict=True):
                 total[id(parameter)] += found.detach()
     pieces = [
-        slot.part_of(total[id(slot.parameter)]).reshape(-1).to("cpu", vector.dtype)
-        for slot in slots
+        slot.part_of(total[id(slot.owner)]).reshape(-1).to("cpu", vector.dtype) for slot in slots
     ]
     return torch.cat(pieces).numpy()
 
@@ -145,7 +144,7 @@ def _by_slot(slots: Sequence[Slot], flat: Tensor) -> dict[str, Tensor]:
 @contextmanager
 def _trainable(slots: Sequence[Slot]) -> Iterator[None]:
     """The slots' parameters require gradients inside the block, whatever they did before."""
-    before = [(slot.parameter, slot.parameter.requires_grad) for slot in slots]
+    before = [(slot.owner, slot.owner.requires_grad) for slot in slots]
     try:
         for parameter, _ in before:
             parameter.requires_grad_(True)

@@ -15,12 +15,8 @@ from deltalens.scoring.code import identify_module
 from deltalens.scoring.loading import LoadedModel, load_model, pick_dtype
 from deltalens.studies.landscape.asked import Asked, pairings, steps_of
 from deltalens.studies.landscape.grid import GRID
-from deltalens.studies.places import (
-    Slot,
-    check_holds,
-    slots_of_checkpoint,
-    slots_of_module,
-)
+from deltalens.studies.live import LiveTensors
+from deltalens.studies.places import slots_of_checkpoint, slots_of_module
 from deltalens.studies.weights import HeldWeights, StoredWeights, Weights, paired_weights
 
 __all__ = ["Given", "HeldModels", "StoredModels"]
@@ -111,14 +107,15 @@ class StoredModels:
         """The origin as a live model."""
         return load_model(self.origin, self.kind, self.device, self.trust_remote_code)
 
-    def slots(self, loaded: LoadedModel) -> list[Slot]:
+    def live(self, loaded: LoadedModel) -> LiveTensors:
         """What of it can be moved, after a look whether it is what the files say."""
         copies = self._pairings[0].copies if self._pairings else {}
         slots = slots_of_checkpoint(
             loaded.model, self.origin, copies, loaded.fresh, self._include, self._exclude
         )
-        check_holds(slots, self.weights)
-        return slots
+        live = LiveTensors(slots, self.weights)
+        live.check("the origin's")
+        return live
 
 
 class HeldModels:
@@ -187,9 +184,9 @@ class HeldModels:
         """The origin, which is there already."""
         return LoadedModel(self._model, None, self.device, ())
 
-    def slots(self, loaded: LoadedModel) -> list[Slot]:
+    def live(self, loaded: LoadedModel) -> LiveTensors:
         """What of it can be moved."""
-        return self._slots
+        return LiveTensors(self._slots, self.weights)
 
 
 def _tensors(given: Given) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.workers import Each
 from deltalens.studies.landscape.directions import Combination
 from deltalens.studies.landscape.grid import Axis
-from deltalens.studies.weights import CHUNK, Weights
+from deltalens.studies.weights import Weights, read_difference, runs
 
 __all__ = [
     "PLANES",
@@ -125,17 +125,10 @@ def inner_products(
         origin.read(name, start, first)
         rows.zero_()
         for row, weights in zip(rows, others, strict=True):
-            size = max(0, min(stop, weights.size(name)) - start)
-            if size:
-                weights.read(name, start, row[:size])
-                row[:size].sub_(first[:size])
+            read_difference(weights, first, name, start, row)
         return (rows @ rows.T).numpy()
 
-    parts = [
-        (name, start, min(start + CHUNK, size))
-        for name, size in sizes.items()
-        for start in range(0, size, CHUNK)
-    ]
+    parts = [(name, start, stop) for name, size in sizes.items() for start, stop in runs(0, size)]
     total = np.zeros((count, count))
     for found in each(visit, parts):
         total += found

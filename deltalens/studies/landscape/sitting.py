@@ -24,11 +24,10 @@ from deltalens.scoring.suite import Metrics, ReadySuite
 from deltalens.scoring.texts import KeptTexts
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.landscape.asked import Asked
-from deltalens.studies.landscape.directions import Direction, StoredDirection, random_directions
+from deltalens.studies.landscape.directions import StoredDirection, random_directions
 from deltalens.studies.landscape.grid import GRID, Point, coarse_to_fine, grid_points
 from deltalens.studies.landscape.hessian import top_of_hessian
 from deltalens.studies.landscape.models import HeldModels, StoredModels
-from deltalens.studies.landscape.moving import MovedModel
 from deltalens.studies.landscape.planes import (
     Mark,
     Shape,
@@ -38,6 +37,8 @@ from deltalens.studies.landscape.planes import (
     plane_through,
     principal_plane,
 )
+from deltalens.studies.live import LiveTensors
+from deltalens.studies.moving import Direction
 from deltalens.studies.places import Slot, passed_over
 from deltalens.studies.weights import StoredWeights
 
@@ -94,7 +95,8 @@ class Sitting:
         shape = self._shape_of_checkpoints()
         self.watch.stage("loading the model", None)
         loaded = self.models.load()
-        slots = self.models.slots(loaded)
+        live = self.models.live(loaded)
+        slots = live.slots
         suite, parts = self._measures(loaded)
         facts = self.folder.facts
         if not self.folder.cells:
@@ -113,11 +115,11 @@ class Sitting:
         facts["plane"] = shape.facts()
         facts["points"] = len(_stops(shape, self.asked))
         self.folder.write_manifest()
-        moved = MovedModel(slots, self.models.weights, directions, keep=self.keep)
         try:
-            self._visit(_stops(shape, self.asked), moved, loaded, suite)
+            with live:
+                live.span(directions, keep=self.keep)
+                self._visit(_stops(shape, self.asked), live, loaded, suite)
         finally:
-            moved.restore()
             write_table(self.folder, self.asked)
 
     def _finished(self) -> bool:
@@ -128,7 +130,7 @@ class Sitting:
         return len(self.folder.cells) >= wanted
 
     def _visit(
-        self, stops: Sequence[Stop], moved: MovedModel, loaded: LoadedModel, suite: ReadySuite
+        self, stops: Sequence[Stop], live: LiveTensors, loaded: LoadedModel, suite: ReadySuite
     ) -> None:
         done = {repr(cell.setting) for cell in self.folder.cells}
         known: list[str] = self.folder.facts.get("data", [])
@@ -137,7 +139,7 @@ class Sitting:
             left = [name for name in known if repr(stop.setting(name)) not in done]
             if left or not known:
                 begun = time.perf_counter()
-                moved.move(stop.point)
+                live.move(*stop.point)
                 measured = suite.measure_by_data(loaded.model)
                 if stop == stops[0]:
                     named = {f"{d} {n}": m for d, of in measured.items() for n, m in of.items()}

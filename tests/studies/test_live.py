@@ -1,0 +1,287 @@
+"""Whatever a study does to a live model, it does to the right memory, and takes it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import conversion_mapping
+from transformers.core_model_loading import Transpose, WeightConverter
+
+import deltalens
+from deltalens.io.checkpoint import open_checkpoint
+from deltalens.io.matching import pair
+from deltalens.numerics.hashing import name_key
+from deltalens.numerics.selection.prefix import Selection
+from deltalens.studies import live as module
+from deltalens.studies.deltas import DeltaStream
+from deltalens.studies.live import LiveModel
+from deltalens.studies.places import Slot
+from deltalens.studies.selecting import DropSetting, select_unit
+from tests.studies.families import (
+    Kind,
+    Pair,
+    differing,
+    plain,
+    state_of,
+    write_pair,
+)
+
+KINDS = ["plain", "half", "fused experts", "transposed in the file", "copies held apart"]
+
+
+class Stop(Exception):
+    """Raised amid the work."""
+
+
+def after(count: int) -> Callable[[], None]:
+    """What raises the n-th time that it is called."""
+    left = [count]
+
+    def call() -> None:
+        left[0] -= 1
+        if left[0] <= 0:
+            raise Stop
+
+    return call
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The fine-tune of a pair, live."""
+
+    kind: str
+    folders: Pair
+    model: Any
+
+    def live(self) -> LiveModel:
+        """To be edited."""
+        ft, base = open_checkpoint(self.folders.ft), open_checkpoint(self.folders.base)
+        return LiveModel(self.model, pair(ft, base))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Loaded]:
+    kind, folder = request.param, tmp_path_factory.mktemp("pair")
+    with pytest.MonkeyPatch.context() as patch:
+        if kind == "transposed in the file":
+            transpose(patch)
+        kinds = {
+            "half": Kind("llama", torch.bfloat16, tied=True),
+            "fused experts": Kind("mixtral", torch.bfloat16),
+            "copies held apart": Kind("llama", tied=True),
+        }
+        folders = write_pair(folder, kinds.get(kind, Kind("llama")))
+        if kind == "copies held apart":
+            model = plain_apart(folders)
+        else:
+            model = plain(folders.ft)
+        yield Loaded(kind, folders, model)
+
+
+def transpose(patch: pytest.MonkeyPatch) -> None:
+    """Some matrices are stored the other way round, as transformers does with some models'."""
+    fresh = conversion_mapping._build_checkpoint_conversion_mapping()
+    patch.setattr(conversion_mapping, "_checkpoint_conversion_mapping_cache", fresh)
+    patch.setattr(conversion_mapping, "USER_REGISTERED_MAPPINGS", set())
+    name = "mlp.down_proj.weight"
+    turned = WeightConverter(name, name, [Transpose(0, 1)])
+    conversion_mapping.register_checkpoint_conversion_mapping("llama", [turned])
+
+
+def plain_apart(folders: Pair) -> Any:
+    """A model that holds the stored copy of a tied tensor in memory of its own."""
+    for folder in (folders.ft, folders.base):
+        tensors = load_file(folder / "model.safetensors")
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.LlamaForCausalLM, "_tied_weights_keys", {})
+        return plain(folders.ft)
+
+
+def selections(live: LiveModel, strategy: Any, rate: str) -> dict[str, Selection]:
+    setting, found = DropSetting(strategy, Fraction(rate), 0), {}
+    for unit in live.pairing.units("tensor"):
+        chosen = select_unit(unit, [setting], DeltaStream()).selections[setting]
+        found |= {one.name: chosen for one in unit.pairs}
+    return found
+
+
+class Drawn:
+    """A direction that is drawn anew for every tensor, and may stop."""
+
+    def __init__(self, seed: int, told: Callable[[], None] = lambda: None) -> None:
+        self.seed, self.told = seed, told
+
+    def fill(self, slot: Slot, out: Tensor) -> None:
+        self.told()
+        key = name_key(self.seed, slot.name) & (1 << 62) - 1
+        out.normal_(generator=torch.Generator().manual_seed(key))
+
+
+@pytest.fixture
+def many_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Small models too are visited by so many threads."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(module, "_FEWEST", 0)
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+ANYTHING = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@ANYTHING
+@given(
+    count=st.integers(1, 4),
+    calls=st.integers(1, 25),
+    strategy=st.sampled_from(["salient", "random"]),
+    before=st.booleans(),
+)
+def test_model_has_its_bits_back_after_an_error_amid_an_edit(
+    loaded: Loaded,
+    many_threads: Callable[[int], None],
+    count: int,
+    calls: int,
+    strategy: str,
+    before: bool,
+) -> None:
+    model = loaded.model
+    many_threads(count)
+    held = state_of(model)
+    live = loaded.live()
+    chosen = selections(live, strategy, "0.6")
+    stop = after(min(calls, len(chosen)))
+
+    def selection_of(name: str) -> Selection:
+        stop()
+        return chosen[name]
+
+    def work() -> None:
+        with live:
+            if before:
+                live.put_back_all()
+            live.edit(selection_of)
+
+    with pytest.raises(Stop):
+        work()
+    assert differing(state_of(model), held) == []
+    assert torch.get_num_threads() == count
+
+
+@ANYTHING
+@given(
+    count=st.integers(1, 4),
+    calls=st.integers(1, 60),
+    axes=st.integers(1, 2),
+    keep=st.booleans(),
+)
+def test_model_has_its_bits_back_after_an_error_amid_a_move(
+    loaded: Loaded,
+    many_threads: Callable[[int], None],
+    count: int,
+    calls: int,
+    axes: int,
+    keep: bool,
+) -> None:
+    model = loaded.model
+    many_threads(count)
+    held = state_of(model)
+    live = loaded.live()
+    stop = after(calls)
+
+    def work() -> None:
+        with live:
+            live.span([Drawn(axis, stop) for axis in range(axes)], keep=keep)
+            live.move(0.5, 1.0)
+            live.move(2.0, -1.0)
+            raise Stop
+
+    with pytest.raises(Stop):
+        work()
+    assert differing(state_of(model), held) == []
+    assert torch.get_num_threads() == count
+
+
+@ANYTHING
+@given(
+    count=st.integers(1, 3),
+    keep=st.booleans(),
+    way=st.lists(st.tuples(*[st.sampled_from([-1.0, 0.0, 0.3, 2.5])] * 2), min_size=1, max_size=4),
+)
+def test_a_point_is_rounded_once_and_the_same_whichever_way_led_there(
+    loaded: Loaded,
+    many_threads: Callable[[int], None],
+    count: int,
+    keep: bool,
+    way: list[tuple[float, float]],
+) -> None:
+    model = loaded.model
+    many_threads(count)
+    first, second = Drawn(1), Drawn(2)
+    tied = torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    with loaded.live() as live:
+        origin = {slot.name: slot.view.clone() for slot in live.slots}
+        live.span([first, second], keep=keep)
+        for a, b in way:
+            live.move(a, b)
+        for slot in live.slots:
+            one, two = torch.empty(slot.size), torch.empty(slot.size)
+            first.fill(slot, one)
+            second.fill(slot, two)
+            row = origin[slot.name].float().reshape(-1)
+            row = torch.add(row, one, alpha=a) if a else row
+            wanted = torch.add(row, two, alpha=b).to(slot.view.dtype)
+            assert torch.equal(wanted.view(slot.view.shape), slot.view), slot.name
+        assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight) == tied
+
+
+@pytest.mark.parametrize("strategy", ["salient", "random"])
+def test_an_edit_writes_what_drop_writes_to_a_folder(
+    loaded: Loaded,
+    many_threads: Callable[[int], None],
+    tmp_path: Path,
+    strategy: str,
+) -> None:
+    model = loaded.model
+    many_threads(2)
+    held = state_of(model)
+    deltalens.drop(
+        loaded.folders.ft,
+        loaded.folders.base,
+        tmp_path / "out",
+        strategy=strategy,
+        rate="0.6",
+        scope="tensor",
+    )
+    with loaded.live() as live:
+        live.edit(selections(live, strategy, "0.6").__getitem__)
+        assert differing(state_of(model), state_of(plain(tmp_path / "out"))) == []
+        live.put_back_all()
+        assert differing(state_of(model), state_of(plain(loaded.folders.base))) == []
+    assert differing(state_of(model), held) == []
+
+
+def test_models_are_what_they_are_called(loaded: Loaded) -> None:
+    kind, model = loaded.kind, loaded.model
+    slots = loaded.live().slots
+    assert any(slot.flat is None for slot in slots) == (kind == "transposed in the file")
+    shared = any(slot.owner.numel() > slot.size for slot in slots)
+    assert shared == (kind == "fused experts")
+    tied = model.lm_head.weight is model.model.embed_tokens.weight
+    assert tied == (kind == "half")
+    if kind == "copies held apart":
+        assert "lm_head.weight" not in {slot.name for slot in slots}
