@@ -47,7 +47,6 @@ def compare(
     deltalens compare mft,sft,l1-mask ft/ --data train.jsonl --eval-data test.jsonl -o study/
     """
     from deltalens.io.locate import locate
-    from deltalens.reports.trainings import summarise_sweep
     from deltalens.studies.mft_sweeps import compare as run
     from deltalens.studies.mft_sweeps import complements
 
@@ -63,5 +62,4 @@ def compare(
             watch=watch,
             **sweep.how,
         ),
-        summarise_sweep,
     )

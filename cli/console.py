@@ -10,9 +10,9 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from deltalens.io.pairing import Pairing
     from deltalens.io.records import StudyRecord
-    from deltalens.io.tables import Table
 
 __all__ = [
     "Meter",
@@ -47,22 +46,6 @@ __all__ = [
 
 BAD_INPUT, INTERRUPTED = 2, 130
 _SECONDS_BETWEEN_LINES = 5.0
-
-
-class Summary(Protocol):
-    """The answer of a study."""
-
-    def tables(self) -> Iterable[Table]:
-        """For the terminal."""
-        ...
-
-    def sentences(self) -> Iterable[str]:
-        """As a person reads it."""
-        ...
-
-    def as_json(self) -> dict[str, Any]:
-        """For scripts."""
-        ...
 
 
 @contextmanager
@@ -266,10 +249,11 @@ def notes(pairing: Pairing) -> list[str]:
     return [*pairing.notes, *(f"{n} tensors stay: {why}" for why, n in reasons.items())]
 
 
-def show(
-    summary: Summary, record: StudyRecord, pictures: list[Path], *, as_json: bool, quiet: bool
-) -> None:
+def show(record: StudyRecord, pictures: list[Path], *, as_json: bool, quiet: bool) -> None:
     """What a study found, as text with tables or as JSON, and where it lies."""
+    from deltalens.reports import summarise
+
+    summary = summarise(record)
     if as_json:
         print_json({**summary.as_json(), "pictures": [str(path) for path in pictures]})
         return

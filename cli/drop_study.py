@@ -95,7 +95,6 @@ def drop_study(
     ):
         from deltalens.io.locate import located
         from deltalens.io.records import check_study_folder
-        from deltalens.reports.drop import summarise
         from deltalens.scoring.rows import read_files
         from deltalens.scoring.texts import FidelityTexts
         from deltalens.studies.drop_study import drop_study as run
@@ -144,7 +143,7 @@ def drop_study(
             )
             meter.stage("drawing", None)
             pictures = _draw(record)
-        console.show(summarise(record), record, pictures, as_json=as_json, quiet=quiet)
+        console.show(record, pictures, as_json=as_json, quiet=quiet)
 
 
 def _draw(record: StudyRecord) -> list[Path]:

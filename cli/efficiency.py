@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from deltalens.cli import console
-from deltalens.cli.fitting import FittingTable
 from deltalens.cli.options import (
     CompletionField,
     Data,
@@ -67,7 +66,6 @@ def efficiency(
     with console.command(debug, f"stopped; finished blocks are kept in {out}"):
         from deltalens.figures import draw
         from deltalens.io.locate import locate
-        from deltalens.reports.efficiency import summarise_efficiency
         from deltalens.studies.efficiency import efficiency as run
         from deltalens.studies.engine import StudyWatch
         from deltalens.training.asked import TrainingAsked
@@ -103,13 +101,4 @@ def efficiency(
             )
             meter.stage("drawing", None)
             pictures = draw(record.path)
-        summary = summarise_efficiency(record)
-        if as_json:
-            console.print_json({**summary.as_json(), "pictures": [str(path) for path in pictures]})
-        elif not quiet:
-            console.console().print(FittingTable(summary.table()))
-            for sentence in summary.sentences():
-                console.say(sentence)
-            console.say(f"table:   {record.path / 'cells.csv'}")
-            for picture in pictures:
-                console.say(f"picture: {picture}")
+        console.show(record, pictures, as_json=as_json, quiet=quiet)

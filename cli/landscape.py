@@ -109,7 +109,6 @@ def landscape(
     with console.command(debug, kept):
         from deltalens.io.locate import locate
         from deltalens.io.records import check_study_folder
-        from deltalens.reports.landscape import summarise_landscape
         from deltalens.scoring.rows import read_files
         from deltalens.studies.engine import StudyWatch
         from deltalens.studies.landscape.scan import scan_landscape
@@ -157,7 +156,7 @@ def landscape(
             )
             meter.stage("drawing", None)
             pictures = _draw(record.path)
-        console.show(summarise_landscape(record), record, pictures, as_json=as_json, quiet=quiet)
+        console.show(record, pictures, as_json=as_json, quiet=quiet)
 
 
 class _Sketches:

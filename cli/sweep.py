@@ -49,7 +49,6 @@ def mask_ratio(
     deltalens sweep mask-ratio gmt base/ --data train.jsonl --eval-data test.jsonl -o study/
     deltalens sweep mask-ratio mft ft/ --data train.jsonl --eval-data test.jsonl -o study/
     """
-    from deltalens.reports.trainings import summarise_sweep
     from deltalens.studies.mask_ratio import SWEPT, sweep_mask_ratio
 
     names = split(methods)
@@ -58,7 +57,6 @@ def mask_ratio(
         lambda source, asked, watch: sweep_mask_ratio(
             names, source, sweep.out, asked, ratios=ratios, watch=watch, **sweep.how
         ),
-        summarise_sweep,
         dict.fromkeys(SWEPT, "--ratios"),
     )
 
@@ -87,7 +85,6 @@ def data_ratio(
     deltalens sweep data-ratio gmt base/ --data train.jsonl --eval-data test.jsonl -o study/
     deltalens sweep data-ratio mft ft/ --data train.jsonl --eval-data test.jsonl -o study/
     """
-    from deltalens.reports.trainings import summarise_sweep
     from deltalens.studies.mft_sweeps import sweep_data_ratio
 
     names = split(methods)
@@ -96,5 +93,4 @@ def data_ratio(
         lambda source, asked, watch: sweep_data_ratio(
             names, source, sweep.out, asked, ratios=ratios, watch=watch, **sweep.how
         ),
-        summarise_sweep,
     )

@@ -98,7 +98,6 @@ def layers_drop(
         from deltalens.figures import draw
         from deltalens.io.locate import located
         from deltalens.io.records import check_study_folder
-        from deltalens.reports.layers import summarise_layers
         from deltalens.scoring.rows import read_files
         from deltalens.scoring.texts import FidelityTexts
         from deltalens.studies.engine import StudyWatch
@@ -142,4 +141,4 @@ def layers_drop(
             )
             meter.stage("drawing", None)
             pictures = draw(record.path)
-        console.show(summarise_layers(record), record, pictures, as_json=as_json, quiet=quiet)
+        console.show(record, pictures, as_json=as_json, quiet=quiet)

@@ -31,7 +31,6 @@ def layers_mft(
     Example:
     deltalens sweep layers mft ft/ --group 4 --data train.jsonl --eval-data test.jsonl -o s/
     """
-    from deltalens.reports.trainings import summarise_sweep
     from deltalens.studies.mft_sweeps import sweep_layers
 
     names = ["mft", *split(also)]
@@ -47,6 +46,5 @@ def layers_mft(
             watch=watch,
             **sweep.how,
         ),
-        summarise_sweep,
         {"blocks": "--group"},
     )

@@ -108,7 +108,6 @@ class Sweep:
         self,
         methods: Sequence[str],
         study: Callable[[TrainingData, TrainingAsked, StudyWatch], StudyRecord],
-        summarise: Callable[[StudyRecord], console.Summary],
         swept: dict[str, str] | None = None,
     ) -> None:
         """The frame of such a command: progress, the study, its pictures, its summary.
@@ -116,7 +115,6 @@ class Sweep:
         Args:
             methods: whose options are looked for.
             study: makes it, of the source, the settings of a training, and who is told.
-            summarise: its answer.
             swept: settings that the study goes through, and the option that says so.
         """
         kept = f"stopped; finished trainings are kept in {self.out}, the same command goes on"
@@ -131,7 +129,7 @@ class Sweep:
                 meter.stage("drawing", None)
                 pictures = draw(record.path)
             shown = [picture for picture in pictures if picture.suffix in (".png", ".md")]
-            console.show(summarise(record), record, shown, as_json=self.as_json, quiet=self.quiet)
+            console.show(record, shown, as_json=self.as_json, quiet=self.quiet)
 
     def source(self) -> TrainingData:
         """The model and the data."""

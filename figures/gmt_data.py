@@ -5,21 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deltalens.catalog.methods import METHODS
 from deltalens.figures.mft_ratios import draw_data_ratios
-from deltalens.figures.mft_studies import LOOKS, Look
-from deltalens.figures.style import METHOD
+from deltalens.figures.mft_studies import LOOKS
 
-__all__ = ["METHODS", "draw"]
+__all__ = ["draw"]
 
-METHODS = ("gmt", "random-mask", "hft")
-"""A sweep over the share of the rows with one of these is drawn here."""
-_LABELS = {"gmt": "GMT", "random-mask": "random mask", "hft": "HFT"}
-_LOOKS = {
-    **LOOKS,
-    "ft": Look("before training", "black", "", "--"),
-    "sft": Look("SFT", METHOD["sft"][0], "x", "-"),
-    **{name: Look(label, *METHOD[name], "-") for name, label in _LABELS.items()},
-}
+_LOOKS = LOOKS | {name: one.on_base for name, one in METHODS.items() if one.on_base is not None}
 
 
 def draw(folder: str | Path, *more: str | Path) -> list[Path]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltalens.catalog.methods import METHODS, Look, has_ratio
 from deltalens.catalog.metrics import axis_label, is_shown, scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.drawn import load_drawn
-from deltalens.figures.style import METHOD, WIDTH, save, styled
+from deltalens.figures.style import WIDTH, save, styled
 from deltalens.io.tables import over_seeds
 
 if TYPE_CHECKING:
@@ -88,11 +89,13 @@ def _panel(axis: Any, frame: pd.DataFrame, metrics: list[str]) -> None:
 
 def _line(axis: Any, frame: pd.DataFrame, method: str, scale: float, *, dashed: bool) -> None:
     """One method; dashed lines belong to the second metric, and have no place in the legend."""
-    color, marker = METHOD.get(method, ("0.2", "x"))
+    known = METHODS.get("sft" if method == "dpo" else method)  # Plain, whatever it learns by.
+    look = (known and known.on_base) or Look(method, "0.2", "x")
+    color, marker = look.color, look.marker
     label = None if dashed else method
     seeds = frame.groupby("mask_ratio")["value"]
     mean = scale * over_seeds(seeds)
-    if method in ("sft", "dpo", "hft"):
+    if not has_ratio(method):
         style = (0, (1, 1)) if dashed else ("-." if method == "hft" else "--")
         axis.axhline(float(mean.iloc[0]), color=color, linestyle=style, linewidth=1, label=label)
         return

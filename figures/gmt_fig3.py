@@ -6,7 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog.metrics import axis_label, better_of, scale_of
+from deltalens.catalog.metrics import axis_label, better_of, is_lower_better, scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.drawn import load_drawn
 from deltalens.figures.style import STRATEGY, WIDTH, save, styled
@@ -71,7 +71,7 @@ def _panel(axis: Any, record: StudyRecord, metric: str) -> None:
         axis.axvspan(
             0, unchanged, facecolor="0.92", edgecolor="none", zorder=0, label="exactly unchanged"
         )
-    if better_of(metric) == "lower" and _spans_decades(frame):
+    if is_lower_better(better_of(metric)) and _spans_decades(frame):
         if float(frame["value"].min()) > 0:
             axis.set_yscale("log")
         else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltalens.catalog.methods import row_in_table3
+from deltalens.catalog.metrics import HIGHER
 from deltalens.errors import RecordError
 from deltalens.figures.drawn import load_drawn
 from deltalens.figures.tables import Block, Entry, TableFigure, mark_best, printed, write
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["draw"]
 
-_NAMES = {"sft": "Vanilla SFT", "random-mask": "Random Mask", "gmt": "GMT", "hft": "HFT"}
 _HEADS = (
     "method",
     "samples/s",
@@ -66,7 +67,7 @@ def _study(record: StudyRecord) -> Block:
     paired = speed.dropna()
     rows = []
     for name in names:
-        label = Entry(_NAMES.get(name, name))
+        label = Entry(row_in_table3(name))
         if name not in speed:
             rows.append((label, *[Entry("–")] * 5, Entry("0")))
             continue
@@ -82,7 +83,7 @@ def _study(record: StudyRecord) -> Block:
                 Entry(str(speed[name].count())),
             )
         )
-    fastest = mark_best([row[1] for row in rows], 2)
+    fastest = mark_best([row[1] for row in rows], 2, HIGHER)
     lines = tuple((row[0], best, *row[2:]) for row, best in zip(rows, fastest, strict=True))
     asked = record.asked
     title = (

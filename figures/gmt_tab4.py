@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from deltalens.catalog.methods import has_ratio
 from deltalens.figures.sweep_tables import Sweep, best_ratio, load_sweep, measure
 from deltalens.figures.tables import Block, Entry, TableFigure, over_seeds, printed, write
 from deltalens.io.papers import paper_table
@@ -39,7 +40,7 @@ def draw(folder: str | Path) -> list[Path]:
         for name, metrics in sweep.sets.items()
         for metric in metrics
         for method in reversed(sweep.methods)
-        if sweep.has_ratio(method)
+        if has_ratio(method)
     )
     blocks = (
         Block("study", "This study", _HEADS, rows, labels=3, grouped=2),

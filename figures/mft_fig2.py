@@ -5,18 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltalens.catalog.methods import METHODS, Look
 from deltalens.catalog.metrics import scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.mft_panels import Panel, curve, draw_panels, level
-from deltalens.figures.mft_studies import LOOKS, Look, MftStudy, in_order, load_all
+from deltalens.figures.mft_studies import LOOKS, MftStudy, in_order, load_all
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["draw"]
 
-_LEVELS = ("ft", "random-mask-weights", "l1-mask")
-_COMPLEMENTS = tuple(f"{method}-complement" for method in _LEVELS[1:])
+_NOT_LEARNED = [name for name, one in METHODS.items() if one.masks and not one.trains]
+_LEVELS = ("ft", *sorted(_NOT_LEARNED, key=lambda name: METHODS[name].as_trained != ""))
 
 
 def draw(folder: str | Path, *more: str | Path) -> list[Path]:
@@ -56,7 +57,7 @@ def draw(folder: str | Path, *more: str | Path) -> list[Path]:
 def _panel(axis: Any, panel: Panel) -> None:
     scale = scale_of(panel.name)
     end = panel.study.of(panel.data, panel.name)
-    for method in (*_LEVELS, *_COMPLEMENTS):
+    for method in _LEVELS:
         level(axis, end[end["method"] == method], LOOKS[method], scale)
     way = _on_the_way(panel)
     for method in in_order([str(one) for one in way["method"]]):

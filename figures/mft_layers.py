@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deltalens.catalog.methods import REFERENCES
 from deltalens.catalog.metrics import scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.mft_panels import Panel, draw_panels, level, spread
@@ -70,7 +71,7 @@ def draw_layers(folders: Sequence[str | Path], sizes: Sequence[int], name: str) 
 
     def draw(axis: Any, panel: Panel) -> None:
         frame, scale = panel.study.of(panel.data, panel.name), scale_of(panel.name)
-        for method in ("base", "ft", "sft", "dpo"):
+        for method in REFERENCES:
             level(axis, frame[frame["method"] == method], LOOKS[method], scale)
         for size in [size for size in there if size in sizes]:
             for method in _SWEPT:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from deltalens.catalog.methods import Look
 from deltalens.catalog.metrics import axis_label
 from deltalens.errors import Lines
-from deltalens.figures.mft_studies import LOOKS, Look, MftStudy
+from deltalens.figures.mft_studies import LOOKS, MftStudy
 from deltalens.figures.style import WIDTH, save, styled
 from deltalens.io.tables import over_seeds
 

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deltalens.catalog.methods import REFERENCES, Look
 from deltalens.catalog.metrics import scale_of
 from deltalens.figures.mft_panels import Panel, curve, draw_panels, level
-from deltalens.figures.mft_studies import LOOKS, Look, in_order, load_all
+from deltalens.figures.mft_studies import LOOKS, in_order, load_all
 
 __all__ = ["draw_data_ratios", "draw_mask_ratios"]
-
-_LEVELS = ("ft", "sft", "dpo")
 
 
 def draw_mask_ratios(folders: Sequence[str | Path], name: str) -> list[Path]:
@@ -66,7 +65,7 @@ def _draw(
         for method in in_order([str(one) for one in frame["method"]]):
             own = frame[frame["method"] == method]
             across = own[column].nunique() == 1 and float(own[column].iloc[0]) == 0
-            if method in _LEVELS and across:
+            if method in REFERENCES and across:
                 level(axis, own, looks[method], scale)
             else:
                 curve(axis, own, column, looks.get(method, Look(method, "0.2", "x", "-")), scale)

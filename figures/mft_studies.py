@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from deltalens.catalog.methods import METHODS
 from deltalens.catalog.metrics import is_shown
 from deltalens.errors import RecordError
 from deltalens.figures.drawn import load_drawn
@@ -18,37 +19,15 @@ from deltalens.io.records import StudyRecord
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LOOKS", "Look", "MftStudy", "in_order", "label", "load", "load_all"]
+__all__ = ["LOOKS", "MftStudy", "in_order", "label", "load", "load_all"]
 
 
 _AT_STEP = re.compile(r"\A(?P<name>[^@]*)@(?P<step>\d{1,15})")
 
 
-class Look(NamedTuple):
-    """How a method is called, and drawn."""
-
-    label: str
-    color: str
-    marker: str
-    line: Any
-
-
-# In the paper's order. Okabe and Ito's palette, near the paper's colours: FFT is its reference.
-LOOKS = {
-    "base": Look("base", "0.6", "", (0, (6, 2, 1, 2))),
-    "lora": Look("LoRA", "#009E73", "D", "-"),
-    "lora-continued": Look("continued LoRA", "#66C2A5", "d", ":"),
-    "ft": Look("FFT", "black", "", "--"),
-    "sft": Look("continued FFT", "#0072B2", "o", ":"),
-    "dpo": Look("DPO", "#0072B2", "o", ":"),
-    "lora-on-ft": Look("LoRA on FFT", "#117733", "P", (0, (3, 1, 1, 1))),
-    "random-mask-weights": Look("random mask", "#E69F00", "s", (0, (4, 1.5))),
-    "random-mask-weights-complement": Look("random mask, complement", "#E69F00", "x", (0, (1, 2))),
-    "l1-mask": Look("L1 mask", "0.5", "v", (0, (2, 1))),
-    "l1-mask-complement": Look("L1 mask, complement", "0.5", "+", (0, (1, 2))),
-    "mft": Look("MFT", "#D55E00", "^", "-"),
-}
-"""Plain training goes on with the fine-tune, under DPO by preferences."""
+LOOKS = {name: one.look for name, one in METHODS.items() if one.look is not None}
+"""Of what a fine-tune is compared with, in the paper's order. Plain training goes on with the
+fine-tune, under DPO by preferences."""
 
 
 def label(method: str) -> str:

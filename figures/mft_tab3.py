@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deltalens.catalog.methods import REFERENCES
 from deltalens.errors import RecordError
 from deltalens.figures.mft_studies import MftStudy, label, load_all
 from deltalens.figures.mft_tables import (
@@ -19,8 +20,6 @@ from deltalens.figures.tables import SPREAD, TableFigure, printed, write
 from deltalens.io.papers import paper_table
 
 __all__ = ["draw"]
-
-_SHOWN = ("base", "ft", "sft", "dpo")
 
 
 def draw(folder: str | Path, *more: str | Path) -> list[Path]:
@@ -43,7 +42,7 @@ def draw(folder: str | Path, *more: str | Path) -> list[Path]:
     one_a_domain(glob)
     one_a_domain(local)
     present = asked_methods(studies)
-    lines = [Line((label(one),), one, [*local, *glob]) for one in _SHOWN if one in present]
+    lines = [Line((label(one),), one, [*local, *glob]) for one in REFERENCES if one in present]
     for kind, own in (("local", local), ("global", glob)):
         if own:
             lines.append(Line((_named(kind, own),), "mft", own))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from deltalens.catalog.methods import METHODS
 from deltalens.errors import Lines, RecordError
 from deltalens.figures.mft_studies import MftStudy, in_order, label
 from deltalens.figures.sweep_tables import measure
@@ -25,7 +26,6 @@ __all__ = [
     "study_notes",
 ]
 
-_TRAINED = ("sft", "dpo", "lora", "lora-continued", "lora-on-ft", "mft")
 _EARLIER = "0.2"
 """What the first version recorded as the mask ratio, given or not."""
 
@@ -160,11 +160,12 @@ def masked(study: MftStudy) -> str:
 def _missing(study: MftStudy) -> list[str]:
     """Methods without a number, and those that were trained with fewer seeds than asked for."""
     wanted = study.record.asked.get("seeds")
+    trained = {name for name, one in METHODS.items() if one.trains}
     found = []
     for method in study.methods:
         seeds = study.frame[study.frame["method"] == method]["seed"].nunique()
         if not seeds:
             found.append(f"nothing of {label(method)} yet")
-        elif method in _TRAINED and isinstance(wanted, int) and seeds < wanted:
+        elif method in trained and isinstance(wanted, int) and seeds < wanted:
             found.append(f"{seeds} of {wanted} seeds of {label(method)}")
     return found

@@ -15,7 +15,7 @@ from deltalens.io.files import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["METHOD", "STRATEGY", "WIDTH", "save", "styled"]
+__all__ = ["STRATEGY", "WIDTH", "save", "styled"]
 
 WIDTH = 6.8
 """Inches: the text width of a page."""
@@ -25,15 +25,6 @@ STRATEGY = {
     "trivial": ("#0072B2", "o"),
     "random": ("#E69F00", "s"),
     "salient": ("#D55E00", "^"),
-}
-
-METHOD = {
-    "sft": ("0.35", ""),
-    "dpo": ("0.35", ""),
-    "gmt": ("#0072B2", "o"),
-    "random-mask": ("#E69F00", "s"),
-    "hft": ("#009E73", "D"),
-    "one-off-drop": ("#CC79A7", "^"),
 }
 
 _RC: dict[Any, Any] = {

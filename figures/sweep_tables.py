@@ -9,7 +9,15 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltalens.catalog.metrics import axis_label, better_of, is_shown, scale_of, short_name
+from deltalens.catalog.methods import METHODS, has_ratio
+from deltalens.catalog.metrics import (
+    axis_label,
+    better_of,
+    is_lower_better,
+    is_shown,
+    scale_of,
+    short_name,
+)
 from deltalens.errors import RecordError
 from deltalens.figures.drawn import load_drawn
 from deltalens.figures.tables import SPREAD, Block, Measure, measured
@@ -20,15 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sweep", "best_ratio", "in_words", "load_sweep", "measure"]
 
-_ROWS = {
-    "sft": "SFT",
-    "one-off-drop": "One-off Drop",
-    "hft": "HFT",
-    "random-mask": "Random Mask",
-    "gmt": "GMT",
-}
+_ROWS = {name: one.printed for name, one in METHODS.items() if one.printed}
 """Methods in the paper's order, by its names."""
-_WITHOUT_RATIO = ("sft", "hft")
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,6 @@ class Sweep:
         most = max(map(len, held.values()), default=0)
         return {ratio: values for ratio, values in held.items() if len(values) == most}
 
-    def has_ratio(self, method: str) -> bool:
-        """Whether a method knows a mask ratio."""
-        return method not in _WITHOUT_RATIO
-
     def chosen(self, metric: str, ratio: float | None) -> dict[str, float]:
         """Method -> the mask ratio at which it is shown: the one named, or that of the best mean.
 
@@ -88,7 +85,7 @@ class Sweep:
                 raise RecordError(f"{self.record.path}: no mask ratio {ratio:g}; it has {shown}")
         found: dict[str, float] = {}
         for method in self.methods:
-            if not self.has_ratio(method):
+            if not has_ratio(method):
                 continue
             held = self.candidates(method, metric, plain=False)
             if ratio is not None or held:
@@ -100,7 +97,7 @@ class Sweep:
     ) -> Block:
         """A row for each method, at its ratio."""
         keys = {method: (self.label(method), _ratio(ratios.get(method))) for method in self.methods}
-        plain = {method: 0.0 for method in self.methods if not self.has_ratio(method)}
+        plain = {method: 0.0 for method in self.methods if not has_ratio(method)}
         at = frame["method"].map({**plain, **ratios})
         own = frame[frame["mask_ratio"] == at]
         labels = ["method", "mask ratio"]
@@ -136,7 +133,7 @@ class Sweep:
         asked = self.record.asked
         if not {"methods", "ratios", "seeds"} <= asked.keys():
             return ()
-        kinds = sum(len(asked["ratios"]) if self.has_ratio(m) else 1 for m in asked["methods"])
+        kinds = sum(len(asked["ratios"]) if has_ratio(m) else 1 for m in asked["methods"])
         wanted = kinds * int(asked["seeds"])
         done = len(self.record.cells[["method", "mask_ratio", "seed"]].drop_duplicates())
         if done >= wanted:
@@ -194,7 +191,7 @@ def best_ratio(held: dict[float, list[float]], metric: str) -> float:
         raise RecordError(
             f"{metric!r}: which way is better is not known; name the ratio: draw(folder, ratio=R)"
         )
-    sign = 1 if better == "lower" else -1
+    sign = 1 if is_lower_better(better) else -1
     return min(held, key=lambda ratio: (_rank(sign, held[ratio]), ratio))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deltalens.catalog.metrics import Better
+from deltalens.catalog.metrics import HIGHER, Better, is_lower_better
 from deltalens.errors import Lines
 from deltalens.figures.table_picture import draw_blocks
 from deltalens.io.escaping import plain_cell, plain_markdown
@@ -112,15 +112,13 @@ def over_seeds(values: Iterable[float], measure: Measure) -> Entry:
     return Entry(text, mean, spread, held.size)
 
 
-def mark_best(
-    column: Sequence[Entry], digits: int, better: Better | None = "higher"
-) -> list[Entry]:
+def mark_best(column: Sequence[Entry], digits: int, better: Better | None) -> list[Entry]:
     """A column with its best values marked, equal ones (as shown) alike; of one value, nothing."""
     values = [round(entry.value, digits) for entry in column]
     finite = [value for value in values if math.isfinite(value)]
     if len(finite) < 2 or better is None:
         return list(column)
-    best = min(finite) if better == "lower" else max(finite)
+    best = min(finite) if is_lower_better(better) else max(finite)
     return [replace(e, best=value == best) for e, value in zip(column, values, strict=True)]
 
 
@@ -206,7 +204,7 @@ def printed(
         [Entry(_airy(text) or NOTHING, as_number(text)) for text in cells[m]] for m in measures
     ]
     if best:
-        columns = [_marked(entries, groups, 9) for entries in columns]
+        columns = [_marked(entries, groups, 9, HIGHER) for entries in columns]
     rows = tuple(
         (*map(Entry, key), *entries)
         for key, entries in zip(keys, zip(*columns, strict=True), strict=True)
@@ -226,7 +224,7 @@ def _marked(
     column: list[Entry],
     groups: list[list[int]],
     digits: int,
-    better: Better | None = "higher",
+    better: Better | None,
 ) -> list[Entry]:
     marked = list(column)
     for places in groups:

@@ -1,21 +1,24 @@
-"""Facts that have a name, each stated once: what is measured, in which unit, and which way is
-better. No torch here."""
+"""What is measured: in which unit, which way is better, and what may be said of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from deltalens.errors import DeltaLensError
 
 __all__ = [
+    "DIRECTIONS",
+    "HIGHER",
     "METRICS",
     "Better",
     "Metric",
     "axis_label",
     "better_of",
     "check_better",
+    "gain",
+    "is_lower_better",
     "is_shown",
     "is_worse",
     "known_metric",
@@ -27,6 +30,8 @@ __all__ = [
 
 Better = Literal["higher", "lower"]
 """Which values of a metric are the better ones."""
+DIRECTIONS: tuple[Better, ...] = get_args(Better)
+HIGHER: Better = "higher"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +97,19 @@ def better_of(metric: str, own: Mapping[str, Better] | None = None) -> Better | 
     return known.better if known else None
 
 
+def is_lower_better(better: Better | None) -> bool:
+    """Whether the lowest values are the best; False, too, where nobody has said so."""
+    return better == "lower"
+
+
+def gain(value: float, other: float, better: Better) -> float:
+    """By how much a value is better than another: below 0 where it is worse."""
+    return other - value if is_lower_better(better) else value - other
+
+
 def is_worse(value: float, other: float, better: Better) -> bool:
     """Whether a value is worse than another; False where either is no number."""
-    return value < other if better == "higher" else value > other
+    return value > other if is_lower_better(better) else value < other
 
 
 def leading(metrics: Iterable[str], own: Mapping[str, Better] | None = None) -> str | None:
@@ -152,7 +167,7 @@ def check_better(better: Mapping[str, str] | None, *, custom: bool) -> dict[str,
             "better says which way a metric of your own is better: give metric=... too; the "
             "directions of deltalens' own are known"
         )
-    ways: dict[str, Better] = {"higher": "higher", "lower": "lower"}
+    ways: dict[str, Better] = {way: way for way in DIRECTIONS}
     for name, way in given.items():
         if way not in ways:
             raise DeltaLensError(f"better: {name!r}: {way!r}; write 'higher' or 'lower'")

@@ -1,1 +1,44 @@
 """What studies found, in sentences and tables, from their records alone. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from deltalens.catalog.studies import load_code, study_of
+from deltalens.errors import RecordError
+
+if TYPE_CHECKING:
+    from deltalens.io.records import StudyRecord
+    from deltalens.io.tables import Table
+
+__all__ = ["Summary", "summarise"]
+
+
+class Summary(Protocol):
+    """The answer of a study."""
+
+    def tables(self) -> Iterable[Table]:
+        """For the terminal."""
+        ...
+
+    def sentences(self) -> Iterable[str]:
+        """As a person reads it."""
+        ...
+
+    def as_json(self) -> dict[str, Any]:
+        """For scripts."""
+        ...
+
+
+def summarise(record: StudyRecord) -> Summary:
+    """What a study of any kind found.
+
+    Raises:
+        RecordError: of its kind nothing is said, or nothing is measured yet.
+    """
+    study = study_of(record.asked)
+    if study is None or not study.summary:
+        raise RecordError(f"{record.path}: nothing is said of a study of kind {record.kind!r}")
+    found: Summary = load_code(study.summary)(record)
+    return found

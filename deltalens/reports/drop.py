@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog.metrics import Better, better_of, is_worse, leading, no_direction
+from deltalens.catalog.metrics import Better, better_of, gain, is_worse, leading, no_direction
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import Table, over_seeds
@@ -236,7 +236,7 @@ def _of_strategy(
         return found
 
     def loss(value: float) -> float:
-        return ft - value if better == "higher" else value - ft
+        return gain(ft, value, better)
 
     within: dict[float, float | None] = {}
     for near in _NEAR:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from deltalens.catalog.methods import row_in_table3
 from deltalens.errors import RecordError
 from deltalens.io.papers import as_number, paper_table
 from deltalens.io.records import StudyRecord
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["EfficiencySummary", "summarise_efficiency"]
-
-_PRINTED_AS = {"sft": "Vanilla SFT", "random-mask": "Random Mask", "gmt": "GMT"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class EfficiencySummary:
             return {}
         return {str(name): speed[name] / speed["sft"] for name in speed.columns}
 
-    def table(self) -> Table:
+    def tables(self) -> list[Table]:
         """A row for each method: medians; the relative speed with its 10th and 90th percentile."""
         step = self.record.facts["flops_of_a_step"]
         plain = _of_paper("sft")
@@ -64,7 +63,7 @@ class EfficiencySummary:
             "peak MB",
             "paper (7B / 13B)",
         )
-        return Table("", columns, tuple(rows))
+        return [Table("", columns, tuple(rows))]
 
     def sentences(self) -> Iterator[str]:
         """The summary as a person reads it."""
@@ -103,7 +102,7 @@ class EfficiencySummary:
 def _of_paper(method: str) -> list[float]:
     """Samples per second in Table 3, with Mistral-7B and LLaMA2-13B; none for other methods."""
     cells = paper_table("gmt_tab3").cells
-    own = cells[cells["method"] == _PRINTED_AS.get(method)]
+    own = cells[cells["method"] == row_in_table3(method)]
     return [as_number(cell) for cell in own["Training Speed (samples/s)"]]
 
 

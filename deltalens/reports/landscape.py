@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog.metrics import Better, better_of, is_worse, no_direction
+from deltalens.catalog.metrics import Better, better_of, is_lower_better, is_worse, no_direction
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import Table, is_finite
@@ -227,11 +227,11 @@ def _of_data(record: StudyRecord, data: str) -> DataSummary:
     best, at = math.nan, (math.nan, math.nan)
     nearest, distances = None, dict[str, float]()
     if not finite.empty and better is not None:
-        row = finite.sort_values("value", ascending=better == "lower", kind="stable").iloc[0]
+        row = finite.sort_values("value", ascending=is_lower_better(better), kind="stable").iloc[0]
         best, at = float(row["value"]), (float(row["a"]), float(row["b"]))
         distances = {name: math.dist(place, at) for name, place in places.items()}
         nearest = min(distances, key=lambda name: distances[name])
-    line = record.asked["plane"] == "line" and better == "lower"
+    line = record.asked["plane"] == "line" and is_lower_better(better)
     return DataSummary(
         data,
         str(metric),
@@ -250,7 +250,7 @@ def _best(marks: dict[str, float], names: list[str], better: Better | None) -> s
     worth = {name: marks[name] for name in names if math.isfinite(marks.get(name, math.nan))}
     if better is None:
         return None
-    pick = max if better == "higher" else min
+    pick = min if is_lower_better(better) else max
     return pick(worth, key=lambda name: worth[name], default=None)
 
 

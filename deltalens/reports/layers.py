@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog.metrics import Better, better_of, leading, no_direction
+from deltalens.catalog.metrics import Better, better_of, gain, leading, no_direction
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import Table
@@ -231,11 +231,11 @@ def _of_metric(record: StudyRecord, name: str) -> MetricSummary | None:
     ft, base = values["ft", ""], values["base", ""]
     better = better_of(name, record.facts.get("better"))
 
-    def gain(after: float | None, before: float | None) -> float | None:
+    def gained(after: float | None, before: float | None) -> float | None:
         """By how much one is better than the other."""
         if better is None or after is None or before is None:
             return None
-        by = after - before if better == "higher" else before - after
+        by = gain(after, before, better)
         return by if math.isfinite(by) else None
 
     shares = _shares(record)
@@ -249,11 +249,11 @@ def _of_metric(record: StudyRecord, name: str) -> MetricSummary | None:
                 sum(shares.get(str(number), 0.0) for number in _numbers(group)),
                 dropped,
                 kept,
-                gain(ft, dropped),
-                gain(kept, base),
+                gained(ft, dropped),
+                gained(kept, base),
             )
         )
-    return MetricSummary(name, better, ft, base, gain(ft, base), tuple(groups))
+    return MetricSummary(name, better, ft, base, gained(ft, base), tuple(groups))
 
 
 def _groups(frame: pd.DataFrame) -> list[tuple[int, str]]:

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog.metrics import Better, better_of, is_shown, is_worse
+from deltalens.catalog.methods import METHODS, has_ratio
+from deltalens.catalog.metrics import (
+    Better,
+    better_of,
+    is_lower_better,
+    is_shown,
+    is_worse,
+)
+from deltalens.catalog.studies import STUDIES
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import Table, is_finite, over_seeds
@@ -17,15 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SweepSummary", "summarise_sweep"]
 
-_AXES = {
-    "mask-ratio-sweep": "mask_ratio",
-    "data-ratio-sweep": "data_ratio",
-    "layer-sweep": "group",
-    "comparison": "",
-}
-"""Kind of study -> what its trainings differ in, beside the method."""
-_REFERENCES = ("base", "ft", "sft", "dpo", "hft")
-"""Methods that know no such setting."""
 _NEAR = 0.05
 
 
@@ -38,7 +37,7 @@ class SweepSummary:
     @property
     def axis(self) -> str:
         """The column along which the trainings differ; empty in a comparison."""
-        return _AXES[self.record.kind]
+        return STUDIES[self.record.kind].axis or ""
 
     def sentences(self) -> Iterator[str]:
         """The summary as a person reads it: for every data set, its first metric."""
@@ -58,7 +57,7 @@ class SweepSummary:
 
     def _found(self, metric: str, frame: pd.DataFrame, better: Better) -> Iterator[str]:
         without = frame.groupby("method", sort=False)[self.axis].agg(lambda at: not at.any())
-        references = [str(name) for name in without[without].index if name in _REFERENCES]
+        references = [str(name) for name in without[without].index if not has_ratio(str(name))]
         shown = (f"{name} {_spread(frame, name)}" for name in references)
         yield f"{metric}: {'; '.join(shown)}"
         plain = self.record.plain
@@ -68,7 +67,7 @@ class SweepSummary:
             finite = means[is_finite(means)]
             if finite.empty:
                 continue
-            best = finite.idxmax() if better == "higher" else finite.idxmin()
+            best = finite.idxmin() if is_lower_better(better) else finite.idxmax()
             at_best = part[part[self.axis] == best]
             text = f"{method}: best {_spread(at_best)} at {_shown(best)}"
             if self.axis == "mask_ratio" and against is not None:
@@ -81,7 +80,7 @@ class SweepSummary:
 
     def _ranked(self, metric: str, frame: pd.DataFrame, better: Better) -> str:
         means = over_seeds(frame.groupby("method", sort=False)["value"])
-        finite = means[is_finite(means)].sort_values(ascending=better == "lower")
+        finite = means[is_finite(means)].sort_values(ascending=is_lower_better(better))
         shown = (
             f"{method}{' (from base)' if self._start(str(method)) == 'base' else ''} "
             f"{_spread(frame, str(method))}"
@@ -128,7 +127,9 @@ class SweepSummary:
         """The model that a method's trainings start from, or `-` of one that is as it is. (The
         first version did not say: all started from the fine-tune.)"""
         name = "sft" if method == self.record.plain else method
-        return "-" if name in ("base", "ft") else self.record.setting("from", name) or "ft"
+        known = METHODS.get(name)
+        as_it_is = known is not None and known.options is None
+        return "-" if as_it_is else self.record.setting("from", name) or "ft"
 
     def _table(self, metric: str) -> Table:
         frame = self._of(metric)
@@ -224,6 +225,7 @@ def summarise_sweep(record: StudyRecord) -> SweepSummary:
     Raises:
         RecordError: it is another kind of study, or has no finished cell.
     """
-    if record.kind not in _AXES or record.cells.empty:
+    known = STUDIES.get(record.kind)
+    if known is None or known.axis is None or record.cells.empty:
         raise RecordError(f"{record.path}: no study of trainings with finished cells")
     return SweepSummary(record)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from deltalens.catalog.metrics import check_better
+from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.matching import pair
@@ -32,9 +33,9 @@ from deltalens.studies.drop_run import DropRun
 from deltalens.studies.engine import StudyWatch, keep_better, read_weights
 from deltalens.studies.selecting import check_strategy
 
-__all__ = ["COLUMNS", "drop_study"]
+__all__ = ["drop_study"]
 
-COLUMNS = ("strategy", "scope", "rate", "seed")
+KIND = "drop-study"
 
 
 def drop_study(
@@ -149,9 +150,8 @@ def drop_study(
         **identity_of(asked, pairing, where, kind),
         "trust_remote_code": trust_remote_code,
     }
-    folder = StudyFolder.open(
-        out, "drop-study", identity, COLUMNS, fresh, GROWS, asked.suite.known.once
-    )
+    columns = STUDIES[KIND].columns
+    folder = StudyFolder.open(out, KIND, identity, columns, fresh, GROWS, asked.suite.known.once)
     try:
         keep_better(folder, {**asked.suite.better, **directions})
         asked = asked.grown(folder.asked)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError, said_by
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.records import (
@@ -36,11 +37,10 @@ from deltalens.training.asked import TrainingAsked, check_own
 from deltalens.training.methods import method_callbacks
 from deltalens.training.run import check_trainable, training_dtype
 
-__all__ = ["COLUMNS", "KIND", "efficiency"]
+__all__ = ["KIND", "efficiency"]
 
-_METHODS = ("sft", "gmt", "random-mask", "hft")
 KIND = "efficiency"
-COLUMNS = ("method", "repeat")
+_KNOWN = STUDIES[KIND]
 
 
 def efficiency(
@@ -49,7 +49,7 @@ def efficiency(
     out: str | Path,
     asked: TrainingAsked,
     *,
-    methods: Sequence[str] = ("sft", "random-mask", "gmt"),
+    methods: Sequence[str] = _KNOWN.default,
     repeats: int = 7,
     steps: int = 5,
     fields: Mapping[str, str] | None = None,
@@ -79,9 +79,9 @@ def efficiency(
     """
     watch, out = watch or StudyWatch(), Path(out)
     methods = tuple(dict.fromkeys(("sft", *methods)))
-    unknown = [method for method in methods if method not in _METHODS]
+    unknown = [method for method in methods if method not in _KNOWN.methods]
     if unknown:
-        raise DeltaLensError(f"method {unknown[0]!r}: choose from {', '.join(_METHODS)}")
+        raise DeltaLensError(f"method {unknown[0]!r}: choose from {', '.join(_KNOWN.methods)}")
     check_own(methods, asked.given)
     if repeats < 1 or steps < 1:
         raise DeltaLensError(f"repeats {repeats}, steps {steps}: at least 1")
@@ -103,7 +103,7 @@ def efficiency(
         "device": where.type,
         "dtype": str(kind).removeprefix("torch."),
     }
-    study = StudyFolder.open(out, KIND, identity, COLUMNS, fresh, {"repeats": axes.largest})
+    study = StudyFolder.open(out, KIND, identity, _KNOWN.columns, fresh, {"repeats": axes.largest})
     try:
         watch.stage("loading the model", None)
         loaded = load_model(checkpoint, kind, where)

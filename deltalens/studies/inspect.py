@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltalens.catalog.studies import STUDIES
 from deltalens.io.matching import pair
 from deltalens.io.pairing import Pairing, TensorPair
 from deltalens.io.reader import torch_dtype
@@ -29,7 +30,7 @@ from deltalens.studies.selecting import find_nonfinite, no_delta
 
 __all__ = ["Group", "Inspection", "inspect"]
 
-COLUMNS = ("level", "name")
+KIND = "inspect"
 LEVELS = ("overall", "kind", "layer", "tensor")
 PER_OCTAVE = 4
 
@@ -274,7 +275,7 @@ def _same_in_bf16(chunk: DeltaChunk) -> Tensor:
 
 def _record(found: Inspection, out: Path) -> None:
     """Write the records of an inspection; they hold what the picture is drawn from."""
-    folder = StudyFolder.open(out, "inspect", {}, COLUMNS, fresh=True)
+    folder = StudyFolder.open(out, KIND, {}, STUDIES[KIND].columns, fresh=True)
     try:
         folder.facts = {
             "ft": str(found.pairing.ft.path),

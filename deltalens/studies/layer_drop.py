@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deltalens.catalog.metrics import check_better
+from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
 from deltalens.io.matching import pair
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
@@ -21,10 +22,9 @@ from deltalens.studies.engine import StudyWatch, keep_better, read_weights
 from deltalens.studies.layer_asked import LayersAsked, groups_taking_part
 from deltalens.studies.layer_run import LayerRun
 
-__all__ = ["COLUMNS", "KIND", "sweep_layers_drop"]
+__all__ = ["KIND", "sweep_layers_drop"]
 
 KIND = "layer-sweep"
-COLUMNS = ("method", "size", "group", "seed")
 
 
 def sweep_layers_drop(
@@ -134,7 +134,8 @@ def sweep_layers_drop(
         "trust_remote_code": trust_remote_code,
     }
     grows = {"groups": axes.numbers}
-    folder = StudyFolder.open(out, KIND, identity, COLUMNS, fresh, grows, suite.known.once)
+    columns = STUDIES["layer-sweep-drop"].columns
+    folder = StudyFolder.open(out, KIND, identity, columns, fresh, grows, suite.known.once)
     try:
         keep_better(folder, {**suite.better, **directions})
         sizes = tuple(folder.asked["groups"])

@@ -7,6 +7,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from deltalens.catalog.methods import METHODS, has_ratio
+from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Setting, StudyRecord
 from deltalens.numerics.rates import Rate, exact_rates, show_rate
@@ -19,18 +21,14 @@ from deltalens.studies.trainings import (
     check_trainings,
     run_trainings,
 )
-from deltalens.training.asked import WEIGHT_MASKS, TrainingAsked
+from deltalens.training.asked import TrainingAsked
 
-__all__ = ["COLUMNS", "KIND", "sweep_mask_ratio"]
+__all__ = ["KIND", "sweep_mask_ratio"]
 
 KIND = "mask-ratio-sweep"
-COLUMNS = ("method", "mask_ratio", "seed")
 SWEPT = ("mask_ratio", "threshold")
 """Options of a method that the study goes through."""
-_METHODS = ("ft", *WEIGHT_MASKS, "sft", "gmt", "random-mask", "one-off-drop", "hft")
-"""In the order of the table."""
-_WITHOUT = ("ft", "sft", "hft")
-"""They know no ratio."""
+_METHODS = STUDIES[KIND].methods
 _GRADIENTS, _WEIGHTS = "0:0.9:0.1,0.95,0.99", "0.02,0.05,0.1,0.2,0.3,0.4"
 """What is asked for by default: of masked gradients (GMT, Figure 2), and of removed weights (MFT,
 Figure 4)."""
@@ -75,7 +73,7 @@ def sweep_mask_ratio(
     Raises:
         DeltaLensError: bad input, as far as it can be known before a model is loaded.
     """
-    removing = any(method in WEIGHT_MASKS for method in methods)
+    removing = any(_removes(method) for method in methods)
     if ratios is None:
         ratios = _WEIGHTS if removing else _GRADIENTS
     exact = sorted({Fraction(0), *exact_rates(ratios)})
@@ -87,7 +85,7 @@ def sweep_mask_ratio(
     )
     return run_trainings(
         KIND,
-        COLUMNS,
+        STUDIES[KIND].columns,
         lambda wanted: _plans(wanted, asked, source),
         source,
         out,
@@ -119,12 +117,12 @@ def _plans(
     """The cells of what was asked: methods, their settings, ratios and seeds."""
 
     def plan(method: str, ratio: Fraction, seed: int) -> Plan:
-        if method == "ft" or (method in WEIGHT_MASKS and not ratio):
+        if method == "ft" or (_removes(method) and not ratio):
             return Plan(asked=asked, still=source.model)
         own = wanted["settings"][method]
         if method == "one-off-drop":
             return Plan(asked=asked.of("sft", seed=seed), drop=show_rate(ratio), **own)
-        if method not in _WITHOUT:
+        if has_ratio(method):
             own = {**own, "mask_ratio": show_rate(ratio)}
         return Plan(asked=asked.of(method, seed=seed, **own))
 
@@ -135,7 +133,7 @@ def _plans(
             plan(method, ratio, seed),
         )
         for method in wanted["methods"]
-        for ratio in (ratios if method not in _WITHOUT else [Fraction(0)])
+        for ratio in (ratios if has_ratio(method) else [Fraction(0)])
         for seed in range(1 if method == "ft" else wanted["seeds"])
     ]
 
@@ -143,7 +141,7 @@ def _plans(
 def _same_point(setting: Setting) -> str | None:
     """At mask ratio 0 nothing is masked: plain fine-tuning whatever the method, or the model as it
     is where weights are removed."""
-    if setting["method"] in ("ft", *WEIGHT_MASKS):
+    if setting["method"] == "ft" or _removes(setting["method"]):
         return "ft" if setting["mask_ratio"] == 0 else None
     plain = setting["mask_ratio"] == 0 and setting["method"] != "hft"
     return f"sft {setting['seed']}" if plain else None
@@ -152,3 +150,8 @@ def _same_point(setting: Setting) -> str | None:
 def _ground(setting: Setting) -> str | None:
     """A drop takes the plain fine-tune with its seed."""
     return f"sft {setting['seed']}" if setting["method"] == "one-off-drop" else None
+
+
+def _removes(method: str) -> bool:
+    """Whether a method, which may be unknown, removes weights."""
+    return method in METHODS and METHODS[method].masks == "weights"

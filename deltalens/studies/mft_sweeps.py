@@ -7,6 +7,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from deltalens.catalog.methods import METHODS
+from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.records import Setting, StudyRecord
@@ -23,27 +25,19 @@ from deltalens.studies.trainings import (
     check_trainings,
     run_trainings,
 )
-from deltalens.training.asked import WEIGHT_MASKS, TrainingAsked
+from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import training_dtype
 
 __all__ = ["COMPARED", "compare", "complements", "sweep_data_ratio", "sweep_layers"]
 
-COMPLEMENTS = tuple(f"{name}-complement" for name in WEIGHT_MASKS[1:])
-"""Masks that are not learned, which remove what those at the ratio would keep."""
-COMPARED = (
-    *("base", "lora", "lora-continued", "ft", "sft", "lora-on-ft"),
-    *(*WEIGHT_MASKS, *COMPLEMENTS),
-)
+COMPARED = STUDIES["comparison"].methods
 """What a comparison knows, in the order of its table, as below."""
-_FROM_BASE = ("lora", "lora-continued")
-_LORA = (*_FROM_BASE, "lora-on-ft")
-_MASKED = ("sft", *WEIGHT_MASKS)
-_GRADIENTS = ("gmt", "random-mask", "hft")
-_LEARNING = ("sft", *_GRADIENTS, "lora", "mft")
+COMPLEMENTS = tuple(name for name in COMPARED if name.endswith("-complement"))
+"""Masks that are not learned, which remove what those at the ratio would keep."""
+_MASKED = STUDIES["layer-sweep"].methods
+_LEARNING = STUDIES["data-ratio-sweep"].methods
 _OF_GROUPS = ("blocks", "include")
 """What says which layers are masked: a group of blocks does."""
-_ONE_SEED = ("base", "ft", "l1-mask", "l1-mask-complement")
-"""Nothing about them is random."""
 _NO_BASE = "what starts from the base is not finished: name its checkpoint again (--base)"
 
 
@@ -99,7 +93,7 @@ def sweep_layers(
 
     return run_trainings(
         "layer-sweep",
-        ("method", "size", "group", "seed"),
+        STUDIES["layer-sweep"].columns,
         plans,
         source,
         out,
@@ -153,7 +147,7 @@ def sweep_data_ratio(
     Raises:
         DeltaLensError: bad input, as far as it can be known before a model is loaded.
     """
-    if {*_GRADIENTS} & {*methods}:
+    if any(METHODS[one].masks == "gradients" for one in methods if one in METHODS):
         methods = ("sft", *methods)
     methods = check_trainings(asked, methods, _LEARNING, seeds, {})
     exact, count = exact_rates(ratios), _rows(source)
@@ -170,7 +164,7 @@ def sweep_data_ratio(
 
     return run_trainings(
         "data-ratio-sweep",
-        ("method", "data_ratio", "seed"),
+        STUDIES["data-ratio-sweep"].columns,
         plans,
         source,
         out,
@@ -225,7 +219,8 @@ def compare(
     Raises:
         DeltaLensError: bad input, as far as it can be known before a model is loaded.
     """
-    needed = [method for method in methods if method in ("base", *_FROM_BASE)]
+    starts = {"base", *(one for one in COMPARED if METHODS[one].from_base)}
+    needed = [method for method in methods if method in starts]
     if needed and base is None:
         raise DeltaLensError(f"{needed[0]} needs the checkpoint of the base: --base")
     with_base = ("base",) if base is not None else ()
@@ -234,14 +229,14 @@ def compare(
     def plan(method: str, seed: int, own: Mapping[str, Any]) -> Plan:
         if method == "ft":
             return _as_it_is(asked, source)
-        lacks = _NO_BASE if method in ("base", *_FROM_BASE) and base is None else None
+        lacks = _NO_BASE if method in starts and base is None else None
         if method == "base":
             return Plan(asked=asked, still=base, lacks=lacks)
-        trained = "lora" if method in _LORA else method.removesuffix("-complement")
+        trained = METHODS[method].as_trained or method
         given = {name: value for name, value in own.items() if name not in _START}
         return Plan(
             asked=asked.of(trained, seed=seed, **given),
-            start=base if method in _FROM_BASE else None,
+            start=base if METHODS[method].from_base else None,
             continued=method == "lora-continued",
             lacks=lacks,
         )
@@ -250,18 +245,18 @@ def compare(
         return [
             ({"method": method, "seed": seed}, plan(method, seed, wanted["settings"][method]))
             for method in wanted["methods"]
-            for seed in range(1 if method in _ONE_SEED else wanted["seeds"])
+            for seed in range(wanted["seeds"] if METHODS[method].random else 1)
         ]
 
     settings = cells_own(asked, methods)
     for method, own in settings.items():
-        if method in ("base", *_FROM_BASE) and base is not None:
+        if method in starts and base is not None:
             own |= _start(base, source)
-        if method not in ("base", "ft"):
-            own["from"] = "base" if method in _FROM_BASE else "ft"
+        if METHODS[method].options is not None:
+            own["from"] = "base" if METHODS[method].from_base else "ft"
     return run_trainings(
         "comparison",
-        ("method", "seed"),
+        STUDIES["comparison"].columns,
         plans,
         source,
         out,

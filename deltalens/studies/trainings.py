@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deltalens.catalog.methods import METHODS, options_of
 from deltalens.errors import DeltaLensError, RecordError, reason
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.files import append_to, discard, read_plain
@@ -37,7 +38,7 @@ from deltalens.studies import axes
 from deltalens.studies.drop import drop
 from deltalens.studies.engine import StudyWatch, read_weights, run_cells
 from deltalens.studies.executors import Tell
-from deltalens.training.asked import OWN, TrainingAsked, check_own
+from deltalens.training.asked import TrainingAsked, check_own
 from deltalens.training.following import TrainingWatch
 from deltalens.training.run import train, training_dtype, training_suite
 
@@ -138,7 +139,7 @@ def check_trainings(
     if asked.seed:
         raise DeltaLensError(f"seed {asked.seed}: the trainings of a study have seeds from 0 on")
     check_own(methods, asked.given, swept=swept)
-    removing = [m for m in methods if "blocks" in OWN.get(m, ()) and "threshold" not in OWN[m]]
+    removing = [m for m in methods if "blocks" in (own := options_of(m)) and "threshold" not in own]
     if asked.threshold is not None and removing:
         raise DeltaLensError(
             f"threshold: {', '.join(removing)} would remove a ratio of their own; leave them out"
@@ -153,7 +154,7 @@ def cells_own(
     through, which its cells name."""
     found = {}
     for method in methods:
-        own = asked.of(method).settings() if method in OWN else {}
+        own = asked.of(method).settings() if METHODS[method].options is not None else {}
         found[method] = {name: value for name, value in own.items() if name not in swept}
     return found
 

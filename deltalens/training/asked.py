@@ -9,45 +9,14 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+from deltalens.catalog.methods import METHODS, OBJECTIVES, TRAININGS, options_of
 from deltalens.errors import DeltaLensError
 from deltalens.names import check_scope
 from deltalens.numerics.rates import exact_rate, show_rate
 
-__all__ = [
-    "METHODS",
-    "OBJECTIVES",
-    "OWN",
-    "WEIGHT_MASKS",
-    "TrainingAsked",
-    "check_own",
-    "config_class",
-]
+__all__ = ["TrainingAsked", "check_own", "config_class"]
 
-WEIGHT_MASKS = ("mft", "random-mask-weights", "l1-mask")
-"""Methods that remove weights; only the first one trains."""
-METHODS = ("sft", "gmt", "random-mask", "hft", *WEIGHT_MASKS, "lora")
-OBJECTIVES = ("sft", "dpo")
-
-_OF_WEIGHTS = ("mask_ratio", "blocks", "modules", "include")
-_OF_LORA = ("lora_rank", "lora_alpha", "lora_dropout")
-OWN: dict[str, tuple[str, ...]] = {
-    "sft": (),
-    "gmt": ("mask_ratio", "scope", "apply_to", "include", "exclude"),
-    "random-mask": ("mask_ratio", "apply_to", "include", "exclude"),
-    "hft": ("include", "exclude"),
-    "one-off-drop": ("mask_ratio", "scope"),
-    "mft": (*_OF_WEIGHTS, "threshold", "rank_by", "init_std", "score_learning_rate"),
-    "random-mask-weights": (*_OF_WEIGHTS, "complement"),
-    "random-mask-weights-complement": _OF_WEIGHTS,
-    "l1-mask": (*_OF_WEIGHTS, "complement"),
-    "l1-mask-complement": _OF_WEIGHTS,
-    "lora": _OF_LORA,
-    "lora-continued": _OF_LORA,
-    "lora-on-ft": _OF_LORA,
-}
-"""The options that a method has beside those of every training. Methods that are not among
-`METHODS` are known to studies alone: what they are is said there."""
-_NOT_SHARED = {name for own in OWN.values() for name in own}
+_NOT_SHARED = {option for method in METHODS for option in options_of(method)}
 _IF_NOT_GIVEN: dict[str, Any] = {
     "scope": "tensor",
     "apply_to": "gradient",
@@ -125,8 +94,10 @@ class TrainingAsked:
 
     def __post_init__(self) -> None:
         if self.method is not None:
-            if self.method not in OWN:
-                raise DeltaLensError(f"method {self.method!r}: choose one of {', '.join(METHODS)}")
+            if self.method not in METHODS or METHODS[self.method].options is None:
+                raise DeltaLensError(
+                    f"method {self.method!r}: choose one of {', '.join(TRAININGS)}"
+                )
             check_own([self.method], self.given)
         for name, known in (
             ("objective", OBJECTIVES),
@@ -146,7 +117,8 @@ class TrainingAsked:
                 )
         if self.threshold is not None and self.mask_ratio is not None:
             raise DeltaLensError("a threshold and a mask ratio: give one of them")
-        if self.method in ("gmt", "random-mask") and {*self.ratios} != {""}:
+        gradients = METHODS[self.method or "sft"].masks == "gradients"
+        if gradients and {*self.ratios} != {""}:
             raise DeltaLensError(f"mask ratio {self.mask_ratio}: {self.method} takes a single one")
         for name in (
             *("epochs", "batch_size", "accumulate", "learning_rate", "steps", "max_length"),
@@ -171,7 +143,7 @@ class TrainingAsked:
 
     def of(self, method: str, **settings: Any) -> TrainingAsked:
         """The same for a method: without what other methods' options were given, and with these."""
-        foreign = {name: None for name in self.given if name not in OWN[method]}
+        foreign = {name: None for name in self.given if name not in options_of(method)}
         return dataclasses.replace(self, method=method, **{**foreign, **settings})
 
     @property
@@ -181,7 +153,7 @@ class TrainingAsked:
         Raises:
             DeltaLensError: not so many ratios with names, or two for the same.
         """
-        default = "0.1" if "blocks" in OWN.get(self.method or "", ()) else "0.2"
+        default = "0.1" if "blocks" in options_of(self.method or "") else "0.2"
         found: dict[str, Fraction] = {}
         for part in (self.mask_ratio or default).split(","):
             name, _, ratio = part.rpartition("=")
@@ -231,7 +203,7 @@ class TrainingAsked:
 
     def settings(self) -> dict[str, Any]:
         """The method's own settings as they are used, as JSON values; `of` takes them again."""
-        found = {name: self.own(name) for name in OWN[self.method or "sft"]}
+        found = {name: self.own(name) for name in options_of(self.method or "sft")}
         if "mask_ratio" in found:
             shown = ((kind, show_rate(ratio)) for kind, ratio in sorted(self.ratios.items()))
             text = ",".join(f"{kind}={ratio}" if kind else ratio for kind, ratio in shown)
@@ -275,10 +247,10 @@ def check_own(
         for name in given
         if name in swept
     ]
-    foreign = [name for name in given if not any(name in OWN.get(m, ()) for m in methods)]
+    foreign = [name for name in given if not any(name in options_of(m) for m in methods)]
     if foreign:
         has = {*offered} - {*swept}
-        own = {m: [show(name) for name in OWN.get(m, ()) if name in has] for m in methods}
+        own = {m: [show(name) for name in options_of(m) if name in has] for m in methods}
         known = "; ".join(f"{m} has {', '.join(names) or 'none'}" for m, names in own.items())
         faults.append(f"{', '.join(map(show, foreign))}: an option of other methods ({known})")
     if faults:

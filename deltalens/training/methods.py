@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,58 +48,85 @@ def prepare(asked: TrainingAsked, model: nn.Module) -> Ready:
     Raises:
         DeltaLensError: the method's settings do not fit the model, or peft is not installed.
     """
-    if asked.method == "mft":
-        tuning = MaskTuning(
-            model,
-            **_layers(asked),
-            **_ratio(asked),
-            rank_by=asked.own("rank_by"),
-            init_std=asked.own("init_std"),
-            seed=asked.seed,
-        )
-        return Ready(
-            model,
-            masks=tuning.weight_masks,
-            plain=tuning.merge,
-            watched={"learned": tuning.packed_masks},
-        )
-    if asked.method in ("random-mask-weights", "l1-mask"):
-        if asked.method == "l1-mask":
-            masks = l1_weight_mask(model, **_layers(asked), **_ratio(asked))
-        else:
-            masks = random_weight_mask(model, **_layers(asked), **_ratio(asked), seed=asked.seed)
+    return _PREPARE[asked.method or "sft"](asked, model)
 
-        def merged() -> nn.Module:
-            masks.merge()
-            return model
 
-        return Ready(model, masks=lambda: masks, plain=merged, trains=False)
-    if asked.method == "lora":
-        rank, alpha, dropout = map(asked.own, ("lora_rank", "lora_alpha", "lora_dropout"))
-        made, notes = adapted(model, rank, alpha, dropout)
+def method_callbacks(asked: TrainingAsked) -> list[Attaching[Any]]:
+    """What a method attaches to a training: nothing for plain fine-tuning."""
+    made = _ATTACH.get(asked.method or "sft")
+    return [made(asked)] if made else []
 
-        def whole() -> nn.Module:
-            with said_by("peft", "the adapters cannot be merged"):
-                merged: nn.Module = made.merge_and_unload()
-            return merged
 
-        return Ready(made, plain=whole, notes=notes)
+def _attached(asked: TrainingAsked, model: nn.Module) -> Ready:
     return Ready(model, tuple(method_callbacks(asked)), plain=lambda: model)
 
 
-def method_callbacks(asked: TrainingAsked) -> Iterator[Attaching[Any]]:
-    """What a method attaches to a training: nothing for plain fine-tuning."""
-    common: dict[str, Any] = {"include": asked.include, "exclude": asked.exclude}
-    if asked.method == "gmt":
-        yield GradientMaskCallback(
-            asked.ratios[""], scope=asked.own("scope"), apply_to=asked.own("apply_to"), **common
-        )
-    elif asked.method == "random-mask":
-        yield RandomMaskCallback(
-            asked.ratios[""], apply_to=asked.own("apply_to"), seed=asked.seed, **common
-        )
-    elif asked.method == "hft":
-        yield HalfFreezeCallback(seed=asked.seed, **common)
+def _gradient_mask(asked: TrainingAsked) -> GradientMaskCallback:
+    scope, apply_to = asked.own("scope"), asked.own("apply_to")
+    return GradientMaskCallback(
+        asked.ratios[""], scope=scope, apply_to=apply_to, **_parameters(asked)
+    )
+
+
+def _random_mask(asked: TrainingAsked) -> RandomMaskCallback:
+    apply_to = asked.own("apply_to")
+    return RandomMaskCallback(
+        asked.ratios[""], apply_to=apply_to, seed=asked.seed, **_parameters(asked)
+    )
+
+
+def _half_freeze(asked: TrainingAsked) -> HalfFreezeCallback:
+    return HalfFreezeCallback(seed=asked.seed, **_parameters(asked))
+
+
+def _learned_masks(asked: TrainingAsked, model: nn.Module) -> Ready:
+    tuning = MaskTuning(
+        model,
+        **_layers(asked),
+        **_ratio(asked),
+        rank_by=asked.own("rank_by"),
+        init_std=asked.own("init_std"),
+        seed=asked.seed,
+    )
+    return Ready(
+        model,
+        masks=tuning.weight_masks,
+        plain=tuning.merge,
+        watched={"learned": tuning.packed_masks},
+    )
+
+
+def _l1_mask(asked: TrainingAsked, model: nn.Module) -> Ready:
+    return _masked(model, l1_weight_mask(model, **_layers(asked), **_ratio(asked)))
+
+
+def _random_weights(asked: TrainingAsked, model: nn.Module) -> Ready:
+    masks = random_weight_mask(model, **_layers(asked), **_ratio(asked), seed=asked.seed)
+    return _masked(model, masks)
+
+
+def _masked(model: nn.Module, masks: WeightMasks) -> Ready:
+    def merged() -> nn.Module:
+        masks.merge()
+        return model
+
+    return Ready(model, masks=lambda: masks, plain=merged, trains=False)
+
+
+def _adapter(asked: TrainingAsked, model: nn.Module) -> Ready:
+    rank, alpha, dropout = map(asked.own, ("lora_rank", "lora_alpha", "lora_dropout"))
+    made, notes = adapted(model, rank, alpha, dropout)
+
+    def whole() -> nn.Module:
+        with said_by("peft", "the adapters cannot be merged"):
+            merged: nn.Module = made.merge_and_unload()
+        return merged
+
+    return Ready(made, plain=whole, notes=notes)
+
+
+def _parameters(asked: TrainingAsked) -> dict[str, Any]:
+    return {"include": asked.include, "exclude": asked.exclude}
 
 
 def _layers(asked: TrainingAsked) -> dict[str, Any]:
@@ -112,3 +139,19 @@ def _ratio(asked: TrainingAsked) -> dict[str, Any]:
         return {"threshold": asked.threshold}
     ratios = asked.ratios
     return {"mask_ratio": ratios[""] if {*ratios} == {""} else ratios}
+
+
+_ATTACH: Mapping[str, Callable[[TrainingAsked], Attaching[Any]]] = {
+    "gmt": _gradient_mask,
+    "random-mask": _random_mask,
+    "hft": _half_freeze,
+}
+_PREPARE: Mapping[str, Callable[[TrainingAsked, nn.Module], Ready]] = {
+    "sft": _attached,
+    **dict.fromkeys(_ATTACH, _attached),
+    "mft": _learned_masks,
+    "random-mask-weights": _random_weights,
+    "l1-mask": _l1_mask,
+    "lora": _adapter,
+}
+"""The registry: a row for each of the catalogue's `TRAININGS`."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from deltalens.catalog.methods import METHODS, options_of
 from deltalens.errors import DeltaLensError
-from deltalens.training.asked import OWN
 
 __all__ = ["paper_settings"]
 
 _NAME = "mft-paper"
-_OF_GRADIENTS = ("gmt", "random-mask", "hft", "one-off-drop")
 
 
 class _Model(NamedTuple):
@@ -52,7 +51,7 @@ def paper_settings(
         )
     if domain and domain not in known.blocks:
         raise DeltaLensError(f"recipe {name!r}: {domain!r}: choose {', '.join(known.blocks)}")
-    other = [method for method in methods if method in _OF_GRADIENTS]
+    other = [method for method in methods if method in METHODS and METHODS[method].paper == "GMT"]
     if other:
         raise DeltaLensError(f"recipe {name!r}: says nothing of {', '.join(other)}")
     own: dict[str, Any] = {"mask_ratio": "0.1", "blocks": known.blocks[domain] if domain else None}
@@ -70,7 +69,7 @@ def paper_settings(
         **{
             option: value
             for option, value in own.items()
-            if option not in swept and any(option in OWN.get(method, ()) for method in methods)
+            if option not in swept and any(option in options_of(method) for method in methods)
         },
         **{option: value for option, value in given.items() if value is not None},
     }

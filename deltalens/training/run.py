@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from deltalens.catalog.methods import TRAININGS
 from deltalens.errors import DeltaLensError, said_by
 from deltalens.integrations.transformers import Attaching, GradientProbeCallback
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
@@ -27,7 +28,7 @@ from deltalens.scoring.loading import LoadedModel, load_model, pick_device, pick
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.rows import DataFile, read_files, read_rows
 from deltalens.scoring.suite import ReadySuite, Suite, evaluating
-from deltalens.training.asked import METHODS, TrainingAsked, config_class
+from deltalens.training.asked import TrainingAsked, config_class
 from deltalens.training.choosing import Chooser
 from deltalens.training.following import Following, NothingLeft, TrainingWatch
 from deltalens.training.methods import Ready, prepare
@@ -117,9 +118,9 @@ def train(
     """
     watch = watch or TrainingWatch()
     asked = dataclasses.replace(asked, method=asked.method or "sft")
-    if asked.method not in METHODS:
+    if asked.method not in TRAININGS:
         raise DeltaLensError(
-            f"method {asked.method!r}: only studies know it; choose one of {', '.join(METHODS)}"
+            f"method {asked.method!r}: only studies know it; choose one of {', '.join(TRAININGS)}"
         )
     configure = config_class(asked.objective)
     rows = read_rows(data, limit, fields)

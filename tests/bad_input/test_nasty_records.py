@@ -17,14 +17,13 @@ import torch
 
 import deltalens
 from deltalens.cli import console, monitor
-from deltalens.cli.fitting import FittingTable
 from deltalens.errors import DeltaLensError
 from deltalens.io.checksum import CHECKSUM, sealed
 from deltalens.io.records import load_study
 from tests.bad_input.nasty import FORMULA, NAME, faults_of, obeyed
 from tests.bad_input.test_nasty_commands import Made, is_clean, made
 from tests.records.edits import edit
-from tests.records.studies import KINDS, SUMMARISE, make_study
+from tests.records.studies import KINDS, make_study, said_of
 from tests.studies.runs import command
 
 __all__ = ["made"]
@@ -70,7 +69,7 @@ def spoil(folder: Path, kind: str) -> list[str]:
         files[0].write_text(json.dumps(sealed(changed[0])))
         files[1].write_text("".join(json.dumps(sealed(one)) + "\n" for one in changed[1:]))
         try:
-            SUMMARISE.get(kind, str)(load_study(folder))
+            said_of(load_study(folder), kind)
         except DeltaLensError:
             for file, raw in zip(files, before, strict=True):
                 file.write_bytes(raw)
@@ -84,16 +83,9 @@ def lines(file: Path) -> list[bytes]:
     return file.read_bytes().splitlines()
 
 
-def show(folder: Path, kind: str) -> None:
+def show(folder: Path) -> None:
     """Print what a command says of a study."""
-    record = load_study(folder)
-    summary = SUMMARISE[kind](record)
-    if kind != "efficiency":
-        console.show(summary, record, [], as_json=False, quiet=False)
-        return
-    console.console().print(FittingTable(summary.table()))
-    for sentence in summary.sentences():
-        console.say(sentence)
+    console.show(load_study(folder), [], as_json=False, quiet=False)
 
 
 @pytest.mark.filterwarnings("ignore:.*not the table of its journal")
@@ -111,7 +103,7 @@ def test_a_received_study_is_shown_and_obeyed_in_nothing(
     assert [*folder.glob("*.svg")]
     if kind != "inspect":
         capsysbinary.readouterr()
-        show(folder, kind)
+        show(folder)
         shown = capsysbinary.readouterr().out
         assert obeyed(shown) == []
         assert rb"\x1b]52" in shown or kind == "efficiency"  # Which shows no name.

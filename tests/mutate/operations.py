@@ -166,26 +166,18 @@ def _contents(folder: Path) -> dict[str, bytes]:
 def loaded(file: Path) -> Seen:
     """A study read and summarised."""
     from deltalens import load_study
+    from deltalens.reports import summarise
 
     record = load_study(file.parent)
-    summary = summariser(file.parent.name)(record)
-    if summary is not None:
-        list(getattr(summary, "sentences", list)())
-        list(getattr(summary, "tables", list)())
+    if record.kind != "inspect":  # Its command tells what it found without a record.
+        summary = summarise(record)
+        list(summary.sentences()), list(summary.tables())
         json.dumps(summary.as_json())
     numbers: dict[str, Any] = {"asked": record.asked, "facts": record.facts, "kind": record.kind}
     for row in record.cells.to_dict("records"):
         value, error, count = row.pop("value"), row.pop("stderr"), row.pop("n")
         numbers.setdefault(f"cell {row}", []).append([value, error, count])
     return Seen(None, numbers)
-
-
-def summariser(kind: str) -> Callable[[Any], Any]:
-    """What the study's command says of it."""
-    from tests.records.studies import SUMMARISE
-
-    same = {"drop-study-on-data": "drop-study", "plane": "landscape"}
-    return SUMMARISE.get(same.get(kind, kind), lambda record: None)
 
 
 def drawn(file: Path) -> Seen:

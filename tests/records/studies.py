@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from deltalens.io.checksum import sealed
 from deltalens.io.records import Cell, Measurement, StudyFolder, StudyRecord
 from deltalens.io.version import FORMAT, IDENTITY
-from deltalens.reports.drop import summarise
-from deltalens.reports.efficiency import summarise_efficiency
-from deltalens.reports.landscape import summarise_landscape
-from deltalens.reports.layers import summarise_layers
-from deltalens.reports.trainings import summarise_sweep
+from deltalens.reports import Summary, summarise
 
 BEFORE = Path(__file__).parents[1] / "studies" / "before"
-SUMMARISE: dict[str, Callable[[StudyRecord], Any]] = {
-    "drop-study": summarise,
-    "layer-sweep": summarise_layers,
-    "layer-sweep-mft": summarise_sweep,
-    "comparison": summarise_sweep,
-    "data-ratio-sweep": summarise_sweep,
-    "mask-ratio-sweep": summarise_sweep,
-    "efficiency": summarise_efficiency,
-    "landscape": summarise_landscape,
-}
-KINDS = (*sorted(SUMMARISE), "inspect")
+SUMMARISED = tuple(sorted(folder.name for folder in BEFORE.iterdir()))
+KINDS = (*SUMMARISED, "inspect")
 
 
 def make_study(folder: Path, kind: str) -> Path:
@@ -64,12 +50,11 @@ def said_of(record: StudyRecord, kind: str) -> list[str]:
     """All that a summary says."""
     if kind == "inspect":
         return []
-    found = SUMMARISE[kind](record)
+    found = summarise(record)
     return [*_words(found)]
 
 
-def _words(found: Any) -> Iterator[str]:
+def _words(found: Summary) -> Iterator[str]:
     yield from found.sentences()
-    tables = found.tables() if hasattr(found, "tables") else [found.table()]
-    yield from (str(table) for table in tables)
+    yield from map(str, found.tables())
     yield json.dumps(found.as_json())

@@ -12,9 +12,9 @@ import pytest
 
 import deltalens
 from deltalens import DeltaLensError
+from deltalens.catalog.studies import STUDIES
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyFolder
-from deltalens.studies.drop_study import COLUMNS
 from tests.records.edits import edit
 from tests.records.studies import KINDS, make_study
 
@@ -69,7 +69,7 @@ def test_a_study_that_is_refused_stays_as_it_is(study: Path) -> None:
     damaged = file.read_bytes().replace(b"0.5", b"0.6", 1) + b'{"setting": {"strat'
     file.write_bytes(damaged)
     with pytest.raises(RecordError, match="line 2: damaged"):
-        StudyFolder.open(study, asked.pop("kind"), asked, COLUMNS)
+        StudyFolder.open(study, asked.pop("kind"), asked, STUDIES["drop-study"].columns)
     assert file.read_bytes() == damaged
 
 

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 import deltalens
+from deltalens.catalog.methods import METHODS, options_of
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.numerics.workers import one_thread
 from deltalens.scoring.texts import FidelityTexts
@@ -30,7 +31,7 @@ from deltalens.studies.landscape import scan
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.mft_sweeps import compare, sweep_data_ratio, sweep_layers
 from deltalens.studies.trainings import TrainingData
-from deltalens.training.asked import OWN, TrainingAsked
+from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import TrainingWatch, train
 from tests.studies.conftest import PairOf
 from tests.studies.fake_training import OPTIONS, fake_trainings
@@ -332,7 +333,7 @@ def test_every_setting_of_a_training_is_in_the_identity_or_refused(
         said = str(raised.value)
         in_words = one.name in said or "rather" in said
         assert in_words or (one.name == "threshold" and "mask_ratio" in said), (one.name, said)
-        if one.name not in ("seed", *(n for own in OWN.values() for n in own)):
+        if one.name not in ("seed", *(n for method in METHODS for n in options_of(method))):
             assert "holds another study" in said
 
 

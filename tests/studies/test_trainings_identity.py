@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltalens import load_study
+from deltalens.catalog.methods import options_of
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.mft_sweeps import compare, sweep_data_ratio, sweep_layers
 from deltalens.studies.trainings import TrainingData
-from deltalens.training.asked import OWN, TrainingAsked
+from deltalens.training.asked import TrainingAsked
 from tests.studies.fake_training import OPTIONS, FakeTraining, fake_trainings
 from tests.studies.runs import command
 from tests.training.folders import write_model, write_rows
@@ -247,8 +248,8 @@ def test_an_option_of_another_method_is_refused_with_the_methods_own(
     assert result.exit_code == 2, result.output
     shown = " ".join(result.output.split())
     assert f"{flag}: an option of other methods ({method} has" in shown
-    if OWN[method] and method != "lora":
-        assert f"--{OWN[method][0].replace('_', '-')}" in shown
+    if options_of(method) and method != "lora":
+        assert f"--{options_of(method)[0].replace('_', '-')}" in shown
     assert not (tmp_path / "out").exists()
 
 

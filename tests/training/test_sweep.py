@@ -131,7 +131,7 @@ def test_efficiency(base: Path, rows: Path, tmp_path: Path) -> None:
     speed = record.cells[record.cells["metric"] == "samples_per_second"]["value"]
     assert (speed > 0).all()
     assert record.facts["flops_of_a_step"] > 2 * 3 * record.facts["parameters"]
-    table = summarise_efficiency(record).table()
+    (table,) = summarise_efficiency(record).tables()
     by_name = {row[0]: row for row in table.rows}
     assert by_name["sft"][2] == "1.000 (1.000-1.000)"
     assert by_name["gmt"][-1] == "0.877 / 0.942"

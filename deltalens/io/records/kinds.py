@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from deltalens.catalog.methods import OBJECTIVES
+from deltalens.catalog.metrics import DIRECTIONS
+from deltalens.catalog.studies import STUDIES, study_name
 from deltalens.io.records.schema import (
     COUNT,
     FLAG,
@@ -27,7 +30,7 @@ from deltalens.io.records.schema import (
     Whole,
 )
 
-__all__ = ["STUDIES", "StudyKind", "kind_of"]
+__all__ = ["StudyKind", "kind_of"]
 
 Record = Mapping[str, Any]
 Rule = Callable[[Record, Record], Iterator[str]]
@@ -39,6 +42,7 @@ _PLACES = ("origin", "b", "c", "base", "step")
 _PLANES = ("random", "line", "checkpoints", "trajectory", "hessian")
 
 _SIZE = Whole(1)
+_PLACE = Real(-1e30, 1e30)
 _SEEDS = Whole(1, _MANY)
 _SEED = Whole(-(1 << 63))
 _SHARE = Real(0, 1)
@@ -58,7 +62,7 @@ _ASKED: Mapping[str, Check] = {
 }
 _FACTS: Mapping[str, Check] = {
     "notes": Items(Text()),
-    "better": Named(Text(among=("higher", "lower"))),
+    "better": Named(Text(among=DIRECTIONS)),
     "ft": Text(),
     "base": Text(),
     "model": Text(),
@@ -72,19 +76,44 @@ _OF_METHOD = Fields(
     }
 )
 
+_COLUMNS: Mapping[str, Check] = {
+    "strategy": NAME,
+    "scope": NAME,
+    "rate": _SHARE,
+    "seed": _SEED,
+    "level": NAME,
+    "name": NAME,
+    "method": NAME,
+    "mask_ratio": _SHARE,
+    "data_ratio": _SHARE,
+    "size": Whole(0, _MANY),
+    "group": _GROUP,
+    "repeat": COUNT,
+    "a": _PLACE,
+    "b": _PLACE,
+    "mark": NAME,
+    "data": NAME,
+}
+"""A column of a cell's setting means the same in every kind."""
+
 
 @dataclass(frozen=True)
 class StudyKind:
     """The records of a kind of study."""
 
-    columns: Mapping[str, Check]
-    """Of a cell's setting, in the table's order."""
+    name: str
+    """In the catalogue."""
     asked: Fields = field(default_factory=Fields)
     facts: Fields = field(default_factory=Fields)
     """What is needed of them is there once a cell is."""
     metrics: tuple[str, ...] = ()
     """Those that every cell has."""
     rule: Rule | None = None
+
+    @property
+    def columns(self) -> Mapping[str, Check]:
+        """Of a cell's setting, in the table's order."""
+        return {name: _COLUMNS[name] for name in STUDIES[self.name].columns}
 
 
 def _asked(needed: Mapping[str, Check], known: Mapping[str, Check]) -> Fields:
@@ -98,7 +127,7 @@ def _facts(needed: Mapping[str, Check], known: Mapping[str, Check]) -> Fields:
 _TRAINING: Mapping[str, Check] = {
     "methods": _METHODS,
     "seeds": _SEEDS,
-    "objective": Text(among=("sft", "dpo")),
+    "objective": Text(among=OBJECTIVES),
     "settings": Named(_OF_METHOD),
     "data": _FILE,
     "eval_data": Items(_FILE, 1, 10_000),
@@ -110,11 +139,11 @@ _TRAINING: Mapping[str, Check] = {
 
 
 def _trainings(
-    axis: Mapping[str, Check], asked: Mapping[str, Check], facts: Mapping[str, Check] | None = None
+    name: str, asked: Mapping[str, Check], facts: Mapping[str, Check] | None = None
 ) -> StudyKind:
     """A study whose cells are trainings."""
     return StudyKind(
-        {"method": NAME, **axis, "seed": _SEED},
+        name,
         _asked({}, {**_TRAINING, **asked}),
         _facts({}, {"units": Named(NAME), **(facts or {})}),
     )
@@ -134,7 +163,7 @@ _DELTA: Mapping[str, Check] = {
 }
 
 _DROP_STUDY = StudyKind(
-    {"strategy": NAME, "scope": NAME, "rate": _SHARE, "seed": _SEED},
+    "drop-study",
     _asked(
         {"changed_only": FLAG},
         {"strategies": _METHODS, "rates": Items(_RATE), "seeds": _SEEDS, **_MEASURED},
@@ -155,7 +184,7 @@ def _some_bins(asked: Record, facts: Record) -> Iterator[str]:
 
 
 _INSPECTION = StudyKind(
-    {"level": NAME, "name": NAME},
+    "inspect",
     _asked({}, {}),
     _facts(
         {},
@@ -168,7 +197,6 @@ _INSPECTION = StudyKind(
 )
 
 _PART = Fields({"entries": COUNT, "squares": Real(0)})
-_LAYERS: Mapping[str, Check] = {"size": Whole(0, _MANY), "group": _GROUP}
 
 
 def _some_delta(asked: Record, facts: Record) -> Iterator[str]:
@@ -178,7 +206,7 @@ def _some_delta(asked: Record, facts: Record) -> Iterator[str]:
 
 
 _LAYERS_DROPPED = StudyKind(
-    {"method": NAME, **_LAYERS, "seed": _SEED},
+    "layer-sweep-drop",
     _asked({"groups": Items(Whole(1, _MANY), 1, _MANY)}, _MEASURED),
     _facts(
         {"blocks": Named(_PART, Text(form=r"\d{1,5}", example="7")), "outside": _PART},
@@ -187,19 +215,18 @@ _LAYERS_DROPPED = StudyKind(
     rule=_some_delta,
 )
 _LAYERS_TRAINED = _trainings(
-    _LAYERS,
+    "layer-sweep",
     {"sizes": Items(Whole(1, _MANY), 1, _MANY), "data_ratio": _RATE},
     {"blocks": Whole(1, _MANY)},
 )
 
 _EFFICIENCY = StudyKind(
-    {"method": NAME, "repeat": COUNT},
+    "efficiency",
     _asked({}, {"methods": _METHODS, "repeats": _SEEDS, "batch_size": _SIZE, "data": _FILE}),
     _facts({"flops_of_a_step": Real(0, 1e30)}, {"parameters": COUNT}),
     metrics=("samples_per_second", "hook_share", "peak_mb"),
 )
 
-_PLACE = Real(-1e30, 1e30)
 _MARK = Fields(
     {"name": NAME, "role": Text(among=_PLACES), "a": _PLACE, "b": _PLACE, "distance": Real(0, 1e30)}
 )
@@ -237,7 +264,7 @@ def _one_plane(asked: Record, facts: Record) -> Iterator[str]:
 
 
 _LANDSCAPE = StudyKind(
-    {"a": _PLACE, "b": _PLACE, "mark": NAME, "data": NAME},
+    "landscape",
     _asked(
         {
             "plane": Text(among=_PLANES),
@@ -253,21 +280,22 @@ _LANDSCAPE = StudyKind(
     rule=_one_plane,
 )
 
-STUDIES: Mapping[str, StudyKind] = {
-    "drop-study": _DROP_STUDY,
-    "inspect": _INSPECTION,
-    "mask-ratio-sweep": _trainings({"mask_ratio": _SHARE}, {"ratios": Items(_RATE)}),
-    "data-ratio-sweep": _trainings({"data_ratio": _SHARE}, {"ratios": Items(_RATE)}),
-    "layer-sweep": _LAYERS_TRAINED,
-    "comparison": _trainings({}, {}),
-    "efficiency": _EFFICIENCY,
-    "landscape": _LANDSCAPE,
+_KINDS: Mapping[str, StudyKind] = {
+    kind.name: kind
+    for kind in (
+        _DROP_STUDY,
+        _INSPECTION,
+        _trainings("mask-ratio-sweep", {"ratios": Items(_RATE)}),
+        _trainings("data-ratio-sweep", {"ratios": Items(_RATE)}),
+        _LAYERS_TRAINED,
+        _LAYERS_DROPPED,
+        _trainings("comparison", {}),
+        _EFFICIENCY,
+        _LANDSCAPE,
+    )
 }
-"""By the kind that `asked` names; a sweep over layers without training is told by its method."""
 
 
 def kind_of(asked: Mapping[str, Any]) -> StudyKind | None:
     """What the records of a study hold; None of a kind that is not known."""
-    if asked["kind"] == "layer-sweep" and asked.get("method") == "drop":
-        return _LAYERS_DROPPED
-    return STUDIES.get(asked["kind"])
+    return _KINDS.get(study_name(asked))

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from deltalens.catalog.metrics import check_better
+from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
 from deltalens.scoring.code import identify
@@ -21,9 +22,9 @@ from deltalens.studies.engine import StudyWatch, keep_better, read_weights
 from deltalens.studies.landscape.asked import check, check_room, pick_plane
 from deltalens.studies.landscape.grid import common_grid
 from deltalens.studies.landscape.models import Given, HeldModels, StoredModels
-from deltalens.studies.landscape.sitting import COLUMNS, KIND, Sitting
+from deltalens.studies.landscape.sitting import KIND, Sitting
 
-__all__ = ["COLUMNS", "KIND", "scan_landscape"]
+__all__ = ["KIND", "scan_landscape"]
 
 
 def scan_landscape(
@@ -161,7 +162,9 @@ def scan_landscape(
         "trust_remote_code": trust_remote_code,
     }
     once = asked.suite.known.once or of_loss.once or (models.once if version is None else None)
-    folder = StudyFolder.open(out, KIND, identity, COLUMNS, fresh, {"grid": common_grid}, once)
+    folder = StudyFolder.open(
+        out, KIND, identity, STUDIES[KIND].columns, fresh, {"grid": common_grid}, once
+    )
     try:
         asked = replace(asked, counts=tuple(folder.asked["grid"]))
         sitting = Sitting(asked, models, folder, watch, loss, low_memory)

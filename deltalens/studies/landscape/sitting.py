@@ -42,10 +42,9 @@ from deltalens.studies.moving import Direction
 from deltalens.studies.places import Slot, passed_over
 from deltalens.studies.weights import StoredWeights
 
-__all__ = ["COLUMNS", "KIND", "Sitting", "write_table"]
+__all__ = ["KIND", "Sitting", "write_table"]
 
 KIND = "landscape"
-COLUMNS = ("a", "b", "mark", "data")
 DIRECTIONS = "directions.safetensors"
 
 

@@ -1,0 +1,111 @@
+"""The kinds of studies: what a cell is, what tells and draws them, and which methods they know."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["STUDIES", "Study", "load_code", "study_name", "study_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is known of a kind of study."""
+
+    columns: tuple[str, ...]
+    """Of a cell's setting, in the table's order."""
+    figure: str = ""
+    """`module:function` that draws a folder, and returns the files."""
+    summary: str = ""
+    """`module:function` from a record to what it found, as `deltalens.reports.Summary`."""
+    axis: str | None = None
+    """The column along which trainings differ beside their method; empty in a comparison, None
+    where cells are no trainings."""
+    methods: tuple[str, ...] = ()
+    """That it knows, in the order of its table."""
+    default: tuple[str, ...] = ()
+    """Those that are taken if none are named."""
+
+
+_SUMMARISE_TRAININGS = "deltalens.reports.trainings:summarise_sweep"
+STUDIES: Mapping[str, Study] = {
+    "drop-study": Study(
+        columns=("strategy", "scope", "rate", "seed"),
+        figure="deltalens.figures.gmt_fig3:draw",
+        summary="deltalens.reports.drop:summarise",
+    ),
+    "inspect": Study(columns=("level", "name"), figure="deltalens.figures.anatomy:draw"),
+    "mask-ratio-sweep": Study(
+        columns=("method", "mask_ratio", "seed"),
+        figure="deltalens.figures.trainings:draw_mask_ratio_sweep",
+        summary=_SUMMARISE_TRAININGS,
+        axis="mask_ratio",
+        methods=(
+            *("ft", "mft", "random-mask-weights", "l1-mask"),
+            *("sft", "gmt", "random-mask", "one-off-drop", "hft"),
+        ),
+    ),
+    "data-ratio-sweep": Study(
+        columns=("method", "data_ratio", "seed"),
+        figure="deltalens.figures.trainings:draw_data_ratio_sweep",
+        summary=_SUMMARISE_TRAININGS,
+        axis="data_ratio",
+        methods=("sft", "gmt", "random-mask", "hft", "lora", "mft"),
+    ),
+    "layer-sweep": Study(
+        columns=("method", "size", "group", "seed"),
+        figure="deltalens.figures.trainings:draw_layer_sweep",
+        summary=_SUMMARISE_TRAININGS,
+        axis="group",
+        methods=("sft", "mft", "random-mask-weights", "l1-mask"),
+    ),
+    "layer-sweep-drop": Study(
+        columns=("method", "size", "group", "seed"),
+        figure="deltalens.figures.trainings:draw_layer_sweep",
+        summary="deltalens.reports.layers:summarise_layers",
+    ),
+    "comparison": Study(
+        columns=("method", "seed"),
+        figure="deltalens.figures.trainings:draw_comparison",
+        summary=_SUMMARISE_TRAININGS,
+        axis="",
+        methods=(
+            *("base", "lora", "lora-continued", "ft", "sft", "lora-on-ft"),
+            *("mft", "random-mask-weights", "l1-mask"),
+            *("random-mask-weights-complement", "l1-mask-complement"),
+        ),
+    ),
+    "efficiency": Study(
+        columns=("method", "repeat"),
+        figure="deltalens.figures.gmt_tab3:draw",
+        summary="deltalens.reports.efficiency:summarise_efficiency",
+        methods=("sft", "gmt", "random-mask", "hft"),
+        default=("sft", "random-mask", "gmt"),
+    ),
+    "landscape": Study(
+        columns=("a", "b", "mark", "data"),
+        figure="deltalens.figures.landscape:draw",
+        summary="deltalens.reports.landscape:summarise_landscape",
+    ),
+}
+"""Every kind of study, by `study_name`."""
+
+
+def study_name(asked: Mapping[str, Any]) -> str:
+    """The name of a study's kind: as it was asked for, but for a sweep over layers without
+    training, which is told by its method."""
+    dropped = asked["kind"] == "layer-sweep" and asked.get("method") == "drop"
+    return "layer-sweep-drop" if dropped else str(asked["kind"])
+
+
+def study_of(asked: Mapping[str, Any]) -> Study | None:
+    """What is known of a study's kind; None of a kind that nobody has said anything of."""
+    return STUDIES.get(study_name(asked))
+
+
+def load_code(place: str) -> Any:
+    """What stands at `module:name`."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
