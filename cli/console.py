@@ -124,7 +124,7 @@ def print_json(value: Any) -> None:
     """One JSON object, with null for what is not a finite number."""
     import json
 
-    from deltalens.io.records import encode_finite
+    from deltalens.io.plain_json import encode_finite
 
     # DEL is the one control character that json leaves as it is.
     for line in json.dumps(encode_finite(value), indent=2).replace("\x7f", r"\u007f").split("\n"):

@@ -108,13 +108,12 @@ def _study(out: Path, start: str, domain: str) -> Path:
 def _finetune(name: str, base: Path, data: Path, out: Path, quiet: bool) -> None:
     """Train on few rows until they are known by heart, unless that is done."""
     from deltalens.io.checkpoint import open_checkpoint
-    from deltalens.io.records import read_manifest
+    from deltalens.io.records import load_training
 
     ft = out / f"ft-{name}"
-    if (ft / "config.json").exists():
-        held = read_manifest(ft, "train.json", "training")["asked"]
-        if held.get("model") == open_checkpoint(base).identity:
-            return
+    done = (ft / "config.json").exists()
+    if done and load_training(ft).asked.get("model") == open_checkpoint(base).identity:
+        return
     shutil.rmtree(ft, ignore_errors=True)
     say(quiet, _TRAIN.format(name, base, data, ft))
     train(method="sft", model=str(base), data=data, out=ft, quiet=quiet, **_FINETUNE)

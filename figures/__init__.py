@@ -16,9 +16,9 @@ def draw(folder: str | Path) -> list[Path]:
     from deltalens.catalog.studies import load_code, study_of
     from deltalens.errors import RecordError
     from deltalens.figures import removed_shares
-    from deltalens.io.records import load_study
+    from deltalens.io.records import is_training, load_study
 
-    if (Path(folder) / removed_shares.RECORD).is_file():
+    if is_training(folder):
         return removed_shares.draw(folder)
     record = load_study(folder)
     study = study_of(record.asked)

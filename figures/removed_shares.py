@@ -7,13 +7,11 @@ from typing import Any
 
 from deltalens.errors import RecordError
 from deltalens.figures.style import WIDTH, save, styled
-from deltalens.io.records import read_manifest
+from deltalens.io.records import load_training
 from deltalens.names import split_block
 
-__all__ = ["RECORD", "draw"]
+__all__ = ["draw"]
 
-RECORD = "train.json"
-"""The record of a training, beside the model that it wrote."""
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C510A", "0.35")
 _MARKERS = "os^vDPX*"
 
@@ -28,10 +26,9 @@ def draw(folder: str | Path) -> list[Path]:
         RecordError: no training there, or one that removed no weights.
     """
     path = Path(folder)
-    facts = read_manifest(path, RECORD, "training").get("facts")
-    facts = facts if isinstance(facts, dict) else {}
+    facts = load_training(path).facts
     removed = facts.get("removed")
-    if not isinstance(removed, dict) or not removed:
+    if not removed:
         raise RecordError(f"{path}: nothing is drawn of a training that removes no weights")
     import matplotlib.pyplot as plt
 

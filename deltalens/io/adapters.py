@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import warnings
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from deltalens.errors import CheckpointError, is_foreign, reason
 from deltalens.io.checkpoint import ADAPTER, open_checkpoint
 from deltalens.io.header import TensorEntry, read_header
+from deltalens.io.plain_json import read_settings
 from deltalens.io.pretrained import class_of, read_adapter, read_model, read_tokenizer
 
 __all__ = ["merge_adapter"]
@@ -107,7 +107,7 @@ def _load(
     """The base with the adapter on it, in evaluation mode; the same each time."""
     import transformers
 
-    task = json.loads((adapter / _CONFIG).read_text(encoding="utf-8")).get("task_type")
+    task = str(read_settings(adapter / _CONFIG).get("task_type"))
     asked: dict[str, Any] = {}
     labels = [entry.shape[0] for entry in stored if _LABELS.search(entry.name) and entry.shape]
     if task in _LABELLED and labels:
@@ -136,7 +136,7 @@ def _own_class(base: Path) -> Any:
     """The class that the base's configuration names."""
     import transformers
 
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = read_settings(base / "config.json")
     return class_of(config) or transformers.AutoModelForCausalLM
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import textwrap
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from deltalens.io.checksum import checksum
 from deltalens.io.collection import collection_paused
 from deltalens.io.fingerprint import files_beside, fingerprint_of
 from deltalens.io.header import FLOATS, TensorEntry, read_header
+from deltalens.io.plain_json import read_settings
 from deltalens.io.reader import TensorReader, torch_dtype
 
 __all__ = [
@@ -35,7 +35,6 @@ ADAPTER = "adapter_model.safetensors"
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _NO_SHARD = "which is no .safetensors file"
-_LARGEST_JSON = 100_000_000
 _SHOWN = 3
 """Differences between an index and its shards that a note names."""
 
@@ -85,13 +84,7 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """`config.json`, or {} where there is none."""
         file = self.folder / "config.json"
-        try:
-            config = json.loads(_bounded(file)) if file.is_file() else {}
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{file}: not valid JSON: {error}") from error
-        if not isinstance(config, dict):
-            raise CheckpointError(f"{file}: not a JSON object")
-        return config
+        return read_settings(file) if file.is_file() else {}
 
     def read(self, name: str) -> Tensor:
         """One floating-point tensor, whole."""
@@ -218,11 +211,7 @@ def _instead(said: str, file: Path) -> str:
 
 def _open_indexed(path: Path) -> Checkpoint:
     file = path / INDEX
-    try:
-        index = json.loads(_bounded(file))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not valid JSON: {error}") from error
-    names = index.get("weight_map") if isinstance(index, dict) else None
+    names = read_settings(file).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{file}: no weight_map")
     shards = {shard for shard in names.values() if isinstance(shard, str)}
@@ -250,20 +239,6 @@ def _open_indexed(path: Path) -> Checkpoint:
             "hold counts, as for transformers"
         )
     return checkpoint
-
-
-def _bounded(file: Path) -> str:
-    """The text of a file in JSON.
-
-    Raises:
-        CheckpointError: it is longer than that of any model.
-        OSError, UnicodeDecodeError: it cannot be read.
-    """
-    with file.open("rb") as stream:
-        content = stream.read(_LARGEST_JSON + 1)
-    if len(content) > _LARGEST_JSON:
-        raise CheckpointError(f"{file}: longer than {_LARGEST_JSON:,} bytes, which no model's is")
-    return content.decode("utf-8")
 
 
 def _few(faults: list[str]) -> str:

@@ -14,8 +14,9 @@ import xxhash
 
 from deltalens.errors import RecordError
 from deltalens.io.files import open_plain
+from deltalens.io.plain_json import parse_json
 
-__all__ = ["CHECKSUM", "check_sealed", "checksum", "checksum_of_file", "sealed"]
+__all__ = ["CHECKSUM", "check_sealed", "checksum", "checksum_of_file", "parse_sealed", "sealed"]
 
 _BUFFER = 1 << 22
 CHECKSUM = "checksum"
@@ -75,6 +76,14 @@ def check_sealed(where: str | Path, record: Any, needed: bool = False) -> None:
     fields = {name: value for name, value in record.items() if name != CHECKSUM}
     if record[CHECKSUM] != _of_fields(fields):
         raise RecordError(f"{where}: damaged: its checksum is not that of what it says")
+
+
+def parse_sealed(where: str | Path, content: bytes, needed: bool = True) -> dict[str, Any]:
+    """The record that a sealed JSON text holds; arguments and errors as for `check_sealed`."""
+    record = parse_json(where, content)
+    check_sealed(where, record, needed)
+    held: dict[str, Any] = record
+    return held
 
 
 def _of_fields(fields: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from deltalens.errors import CheckpointError, DeltaLensError
-from deltalens.io.checksum import sealed
+from deltalens.io.checksum import parse_sealed, sealed
 from deltalens.io.files import read_plain, write_whole
 from deltalens.io.platform import advise_sequential, read_into
 
@@ -164,10 +164,9 @@ def _cache() -> Path:
 
 def _known() -> dict[str, str]:
     """What the cache remembers; nothing where there is none, or it is damaged."""
-    with suppress(OSError, ValueError, RecursionError, DeltaLensError):
-        held = json.loads(read_plain(_cache()))
-        files = held.get("files") if isinstance(held, dict) else None
-        if isinstance(files, dict) and held == sealed({"files": files}):
+    with suppress(OSError, DeltaLensError):
+        files = parse_sealed(_cache(), read_plain(_cache())).get("files")
+        if isinstance(files, dict):
             return files
     return {}
 

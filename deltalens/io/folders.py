@@ -5,16 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deltalens.errors import DeltaLensError
+from deltalens.errors import DeltaLensError, RecordError
 from deltalens.io.files import os_reason, sync_folder
 from deltalens.io.locks import is_remains
 from deltalens.io.temporary import remove_stale, temporary_name
 
-__all__ = ["check_new_folder", "check_space", "new_folder", "passing_folder"]
+__all__ = [
+    "check_new_folder",
+    "check_space",
+    "make_folders",
+    "new_folder",
+    "passing_folder",
+    "remove",
+    "remove_empty",
+]
 
 
 def check_new_folder(out: Path, inputs: list[Path], locked: bool = False) -> None:
@@ -83,6 +91,49 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 10_000_000 else f"{count:,} bytes"
 
 
+def make_folders(path: Path) -> list[Path]:
+    """Make a folder, and those above it that are missing.
+
+    Returns:
+        What was made, for `remove_empty`.
+
+    Raises:
+        OSError: one cannot be made; then none is left.
+    """
+    path = path.absolute()
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        remove_empty(made)
+        raise
+    return made
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders that were made for something that did not come, the innermost first; one that
+    holds anything stays."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with what is in it, or whatever lies in its place; a link, not where it
+    leads. It may be gone already.
+
+    Raises:
+        RecordError: there is no right to.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be removed: {error}") from error
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill under a temporary name; renamed to `out` at the end, removed on any error.
@@ -91,10 +142,10 @@ def new_folder(out: Path) -> Iterator[Path]:
         DeltaLensError: the disk is full, or the folder cannot be written.
     """
     place = out.resolve()
-    missing = [folder for folder in place.parents if not folder.exists()]
+    made: list[Path] = []
     temporary: Path | None = None
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        made = make_folders(place.parent)
         remove_stale(place)
         temporary = temporary_name(place)
         temporary.mkdir()
@@ -107,10 +158,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
-        for folder in missing:
-            # Only those go that are empty: above an output that did not appear.
-            with suppress(OSError):
-                folder.rmdir()
+        remove_empty(made)  # Above an output that did not appear.
 
 
 @contextmanager

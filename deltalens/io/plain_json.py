@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deltalens.errors import RecordError
+from deltalens.errors import CheckpointError, RecordError
+from deltalens.io.files import open_input
 
-__all__ = ["check_names", "is_unicode", "name_twice", "parse_json"]
+__all__ = [
+    "check_names",
+    "encode_finite",
+    "is_unicode",
+    "name_twice",
+    "parse_json",
+    "read_settings",
+]
 
 _DEEPEST, _SHOWN = 64, 60
+_LARGEST = 100_000_000
+"""Bytes of settings beside weights: an index of 1,000,000 tensors has fewer."""
 
 
 def parse_json(where: str | Path, content: bytes | str) -> Any:
@@ -34,6 +45,41 @@ def parse_json(where: str | Path, content: bytes | str) -> Any:
     # What holds neither cannot be either; journals are long.
     if "\\u" in text or text.count("[") + text.count("{") > _DEEPEST:
         _check(where, value)
+    return value
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The settings in a JSON file beside a model's weights: its configuration, an index of shards.
+
+    Raises:
+        CheckpointError: it cannot be read, is longer than any model's, no valid JSON, or no object.
+    """
+    try:
+        with open_input(file) as stream:
+            content = stream.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise CheckpointError(f"{file}: longer than {_LARGEST:,} bytes, which no model's is")
+        settings = json.loads(content.decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: not valid JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{file}: not a JSON object")
+    return settings
+
+
+def encode_finite(value: Any, other: Callable[[float], Any] = lambda number: None) -> Any:
+    """A value for JSON, which has no NaN and no infinities.
+
+    Args:
+        value: of numbers, texts, objects and lists.
+        other: what becomes of a number that is not finite.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else other(value)
+    if isinstance(value, Mapping):
+        return {name: encode_finite(item, other) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode_finite(item, other) for item in value]
     return value
 
 

@@ -7,12 +7,12 @@ would ask on standard input, fall back on pickles, or follow a name to another f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from deltalens.errors import CheckpointError, is_foreign
+from deltalens.io.plain_json import read_settings
 
 __all__ = ["class_of", "empty_model", "own_code", "read_adapter", "read_model", "read_tokenizer"]
 
@@ -83,7 +83,7 @@ def read_adapter(model: Any, folder: Path) -> Any:
     """
     from peft import PeftModel
 
-    config = _json(folder / _ADAPTER)
+    config = read_settings(folder / _ADAPTER)
     if (kind := config.get("peft_type")) in _LOADS_ANOTHER:
         raise CheckpointError(f"{folder}: a {kind} adapter loads further models; it is not merged")
     if config.get("megatron_config"):
@@ -150,7 +150,7 @@ def _check(file: Path, trust: bool) -> None:
     folder."""
     if not file.is_file():
         return
-    config = _json(file)
+    config = read_settings(file)
     if (code := _hub_code(config)) is not None:
         raise CheckpointError(
             f"{file}: asks for code from the hub ({code[:100]!r}), which is not loaded: take the "
@@ -182,13 +182,3 @@ def _hub_code(config: Mapping[str, Any]) -> str | None:
                             return one
             found += held.values()
     return None
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file}: not a JSON object")
-    return config

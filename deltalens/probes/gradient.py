@@ -158,7 +158,7 @@ class GradientProbe(Subscriber):
             super().attach()
         except BaseException:
             if opened and self._writer is not None:
-                self._writer.discard()
+                self._writer.abandon()
             raise
         self._logging = True
         return self

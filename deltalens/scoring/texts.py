@@ -11,23 +11,18 @@ from typing import Any, Protocol
 from torch import nn
 
 from deltalens.errors import DeltaLensError
-from deltalens.io.records.folder import read_manifest, write_manifest
-from deltalens.io.records.schema import Items, Whole, require
+from deltalens.io.records import has_texts, read_texts, write_texts
 from deltalens.scoring.fidelity import Fidelity, sample_texts
 from deltalens.scoring.loading import LoadedModel
 from deltalens.scoring.turns import ends_of
 
 __all__ = [
-    "TEXTS",
     "FidelityTexts",
     "KeptTexts",
     "Progress",
     "fidelity_on",
-    "read_texts",
     "vocabulary_of",
 ]
-
-TEXTS = "texts.json"
 
 
 class Progress(Protocol):
@@ -79,11 +74,6 @@ class KeptTexts:
     again: bool = False
     """Those that lie there are used again."""
 
-    @property
-    def file(self) -> Path:
-        """What holds them."""
-        return self.folder / TEXTS
-
 
 def fidelity_on(
     kept: KeptTexts, want: FidelityTexts, loaded: LoadedModel, watch: Progress, called: str
@@ -100,7 +90,7 @@ def fidelity_on(
     Raises:
         RecordError: the texts that are kept are damaged.
     """
-    if kept.again and kept.file.exists():
+    if kept.again and has_texts(kept.folder):
         texts = read_texts(kept.folder, vocabulary_of(loaded.model))
     else:
         watch.stage(f"sampling texts from {called}", want.sequences)
@@ -112,26 +102,9 @@ def fidelity_on(
             watch.advance,
             ends_of(loaded.tokenizer, loaded.model).stops,
         )
-        write_manifest(kept.file, {"texts": texts})
+        write_texts(kept.folder, texts)
     watch.stage(f"{called}'s own answers", len(texts))
     return Fidelity(loaded.model, texts, watch.advance)
-
-
-def read_texts(folder: Path, vocabulary: int = 0) -> list[list[int]]:
-    """The texts that a study keeps, as token ids.
-
-    Args:
-        folder: of the study.
-        vocabulary: tokens that the model knows; 0 where that is not known.
-
-    Raises:
-        RecordError: there are none, or they are damaged.
-    """
-    record = read_manifest(folder, TEXTS, "texts")
-    token = Whole(0, vocabulary - 1) if vocabulary else Whole()
-    require(folder / TEXTS, record, {"texts": Items(Items(token, 1), 1)})
-    texts: list[list[int]] = record["texts"]
-    return texts
 
 
 def vocabulary_of(model: nn.Module) -> int:

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from deltalens.io.pairing import Pairing
-from deltalens.io.records import Setting
-from deltalens.io.records.identity import Union
+from deltalens.io.records import Setting, Union
 from deltalens.names import Scope
 from deltalens.numerics.rates import show_rate
 from deltalens.numerics.selection.prefix import STRATEGIES

@@ -16,18 +16,17 @@ from deltalens.catalog.methods import METHODS, options_of
 from deltalens.errors import DeltaLensError, RecordError, reason
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.files import append_to, discard, read_plain
-from deltalens.io.folders import new_folder
+from deltalens.io.folders import new_folder, remove
 from deltalens.io.plain_json import parse_json
 from deltalens.io.records import (
     Measurement,
     Setting,
     StudyFolder,
     StudyRecord,
+    Union,
     check_study_folder,
     load_study,
 )
-from deltalens.io.records.checkpoints import remove
-from deltalens.io.records.identity import Union
 from deltalens.io.records.metrics import Metrics as TrainingMetrics
 from deltalens.io.records.schema import Items, Text, require
 from deltalens.io.records.seal import check_seal, write_seal

@@ -13,7 +13,8 @@ from torch import nn
 
 from deltalens.errors import RecordError
 from deltalens.io.files import write_whole
-from deltalens.io.records.checkpoints import BEST, SealedCheckpoint, remove
+from deltalens.io.folders import remove
+from deltalens.io.records.checkpoints import BEST, SealedCheckpoint
 from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.preferences import Preferences
 from deltalens.scoring.suite import evaluating

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from deltalens.io.records import TrainingFolder
 from deltalens.io.records.checkpoints import steps_of
-from deltalens.io.records.training import TrainingFolder
 from deltalens.io.stopping import on_request
 from deltalens.training.choosing import Chooser
 

@@ -20,8 +20,7 @@ from deltalens.errors import DeltaLensError, said_by
 from deltalens.integrations.transformers import Attaching, GradientProbeCallback
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.fingerprint import take_fingerprints
-from deltalens.io.records import Measurement
-from deltalens.io.records.training import MASKS, TrainingFolder
+from deltalens.io.records import MASKS, Measurement, TrainingFolder
 from deltalens.scoring.file_scoring import can_generate
 from deltalens.scoring.finite import check_model
 from deltalens.scoring.loading import LoadedModel, load_model, pick_device, pick_dtype
@@ -360,6 +359,6 @@ class _Sitting:
                 "units": {"loss": self.asked.loss_unit},
                 "versions": {name: importlib.metadata.version(name) for name in names},
             }
-            self.folder.write_record()
+            self.folder.write_manifest()
             self.folder.finish(made, self.checkpoint.folder)
         return metrics

@@ -15,7 +15,7 @@ from deltalens import GradientProbe, load_run
 from deltalens.cli import monitor
 from deltalens.cli.main import app
 from deltalens.figures.gradient_run import group_of
-from deltalens.io.records import read_manifest, write_manifest
+from deltalens.io.records.run import RUN
 
 STEPS = 12
 PICTURES = ("gradient_histograms", "mask_overlap", "overlap_by_layer", "coverage", "updates")
@@ -88,8 +88,8 @@ def typed(*arguments: object, code: int = 0) -> str:
 
 def just_begun(run: Path, folder: Path) -> None:
     """What a run's folder holds before its first step is written."""
-    held = read_manifest(run, "run.json", "run")
-    write_manifest(folder / "run.json", {name: held[name] for name in ("asked", "facts")})
+    held = RUN.read(run)
+    RUN.write(folder, {name: held[name] for name in ("asked", "facts")})
 
 
 def group(shown: dict, name: str) -> dict:

@@ -55,7 +55,7 @@ def write_sweep(
         study.append(Cell({"method": method, "mask_ratio": ratio, "seed": seed}, metrics, 1.0))
     if not values:
         study.write_manifest()
-        study._lock.close()
+        study._let_go()
     else:
         study.close()
     return path
@@ -78,5 +78,5 @@ def write_efficiency(path: Path, speeds: Mapping[str, list[float]]) -> Path:
     if speeds:
         study.close()
     else:
-        study._lock.close()
+        study._let_go()
     return path

@@ -137,5 +137,5 @@ def write_study(
         study.close()
     else:
         study.write_manifest()
-        study._lock.close()
+        study._let_go()
     return path

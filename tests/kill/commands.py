@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from deltalens.io.temporary import is_temporary
+from deltalens.io.locks import is_remains
 from tests.training.folders import preferences, write_model, write_rows
 
 OUT = "out"
@@ -104,10 +104,8 @@ def left_in(work: Path) -> list[str]:
 
 
 def stale_in(work: Path) -> list[str]:
-    """What is under temporary names, and locks of trainings and runs that have ended."""
-    study = (work / OUT / "study.json").exists()
-    done = [] if study else [str(found) for found in work.rglob(".lock")]
-    return [str(found) for found in work.rglob("*") if is_temporary(found.name)] + done
+    """What is under temporary names, and locks of what has ended."""
+    return [str(found) for found in work.rglob("*") if is_remains(found.name)]
 
 
 def _study(out: Path) -> Any:

@@ -68,7 +68,7 @@ def straight(
 
 
 def copy_without_pictures(source: Path, work: Path) -> None:
-    shutil.copytree(source, work / OUT, ignore=shutil.ignore_patterns("*.png", "*.svg", ".lock"))
+    shutil.copytree(source, work / OUT, ignore=shutil.ignore_patterns("*.png", "*.svg"))
 
 
 def phase_of(write: tuple[str, str], before: Sequence[tuple[str, str]]) -> str:

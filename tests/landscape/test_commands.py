@@ -41,7 +41,7 @@ def test_folder_holds_records_table_and_pictures(study: tuple[Path, str]) -> Non
         for kind in ("png", "svg")
     ]
     found = {file.name for file in study[0].iterdir()}
-    assert found == {".lock", "cells.csv", "cells.jsonl", "study.json", *pictures}
+    assert found == {"cells.csv", "cells.jsonl", "study.json", *pictures}
 
 
 def test_table_has_every_point_by_data_and_metric(study: tuple[Path, str]) -> None:

@@ -68,7 +68,7 @@ def _resumes(*kinds: str) -> tuple[Operation, ...]:
 
 _PICTURES = tuple(f"*/*/*.{end}" for end in ("png", "svg", "csv", "md"))
 _OF_A_RUN = ("run/*.png", "run/*.svg")
-_STUDY = tuple(f"studies/*/{name}" for name in ("*.json", "*.jsonl", "*.csv", ".lock"))
+_STUDY = tuple(f"studies/*/{name}" for name in ("*.json", "*.jsonl", "*.csv"))
 _PAIR = Operation(do.paired, 6)
 _INSPECT = Operation(do.inspected, 4)
 _COMMAND = Operation(do.by_command("inspect", "ft", "base", "-o", "new"), 1, True, _MADE)

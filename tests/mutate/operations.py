@@ -159,8 +159,7 @@ def again(kind: str) -> Callable[[Path], Seen]:
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    return {name: raw for name, raw in found.items() if name != ".lock"}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def loaded(file: Path) -> Seen:

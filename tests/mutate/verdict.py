@@ -127,8 +127,7 @@ class Bench:
         left = sorted(
             name
             for name in changed
-            if is_temporary(Path(name).name)
-            or (Path(name).name != ".lock" and not any(fnmatch(name, one) for one in allowed))
+            if is_temporary(Path(name).name) or not any(fnmatch(name, one) for one in allowed)
         )
         if error is not None and not isinstance(error, (DeltaLensError, Refused)):
             return _fault(error), frames(error), said[:500]

@@ -17,7 +17,8 @@ from deltalens.errors import RecordError
 from deltalens.figures.gradient_run import draw
 from deltalens.io.checksum import CHECKSUM
 from deltalens.io.records.parquet import write_parquet
-from deltalens.io.records.run import TABLES, RunWriter
+from deltalens.io.records.run import RunWriter
+from deltalens.io.records.run_tables import TABLES
 from tests.records.edits import edit
 
 NAMES = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"]

@@ -14,8 +14,9 @@ import torch
 import transformers
 
 import deltalens
+from deltalens.io.records import read_texts
 from deltalens.scoring.fidelity import KEPT, Fidelity, sample_texts
-from deltalens.scoring.texts import FidelityTexts, read_texts
+from deltalens.scoring.texts import FidelityTexts
 from tests.studies import memory
 from tests.studies.conftest import PairOf
 from tests.studies.families import fine_tune, initialised, llama, plain, save_pair, tokenizer

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from deltalens.errors import DeltaLensError
+from deltalens.io.records import TrainingFolder
 from deltalens.io.records.checkpoints import seal
 from deltalens.io.records.metrics import Metrics
 from deltalens.io.records.seal import SEAL
-from deltalens.io.records.training import TrainingFolder
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import TrainingWatch, train
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from deltalens.cli.main import app
 from deltalens.errors import DeltaLensError
-from deltalens.io.records.training import TrainingFolder
+from deltalens.io.records import TrainingFolder
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import TrainingWatch, train
 

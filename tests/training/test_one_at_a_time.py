@@ -12,8 +12,7 @@ import pytest
 from deltalens.errors import DeltaLensError
 from deltalens.io import locks
 from deltalens.io.locks import lock_folder, unlock_folder
-from deltalens.io.records import RunWriter
-from deltalens.io.records.training import TrainingFolder
+from deltalens.io.records import RunWriter, TrainingFolder
 from deltalens.training.run import TrainingWatch, train
 from tests.training.test_train import asked
 
@@ -99,7 +98,7 @@ def test_two_probes_do_not_meet_in_a_run(tmp_path: Path) -> None:
         (tmp_path / "run" / name).rmdir()
     with pytest.raises(DeltaLensError, match="another process is writing to this run"):
         RunWriter(tmp_path / "run", {})
-    first.discard()
+    first.abandon()
     assert not (tmp_path / "run").exists()
     RunWriter(tmp_path / "run", {}).close()
     assert not (tmp_path / "run" / ".lock").exists()

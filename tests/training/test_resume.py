@@ -11,7 +11,7 @@ import pytest
 from safetensors import safe_open
 
 from deltalens.errors import DeltaLensError
-from deltalens.io.records.training import TrainingFolder
+from deltalens.io.records import TrainingFolder
 from deltalens.training import run
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import Trained, train

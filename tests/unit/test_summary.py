@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from deltalens.errors import RecordError
-from deltalens.io.records import Cell, Measurement, StudyFolder, encode_finite, load_study
+from deltalens.io.plain_json import encode_finite
+from deltalens.io.records import Cell, Measurement, StudyFolder, load_study
 from deltalens.reports.drop import DropSummary, summarise
 from tests.records.edits import changed
 

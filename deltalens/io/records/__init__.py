@@ -1,19 +1,25 @@
 """Folders of records: studies, runs of a probe, trainings. No torch here."""
 
-from deltalens.io.records.folder import read_manifest, write_manifest
+from deltalens.io.records.identity import Union
+from deltalens.io.records.journal import Cell, Measurement, Setting
 from deltalens.io.records.run import RunRecord, RunWriter, load_run
 from deltalens.io.records.study import (
-    Cell,
-    Measurement,
-    Setting,
     StudyFolder,
     StudyRecord,
     check_study_folder,
-    encode_finite,
     load_study,
+)
+from deltalens.io.records.texts import has_texts, read_texts, write_texts
+from deltalens.io.records.training import (
+    MASKS,
+    TrainingFolder,
+    TrainingRecord,
+    is_training,
+    load_training,
 )
 
 __all__ = [
+    "MASKS",
     "Cell",
     "Measurement",
     "RunRecord",
@@ -21,10 +27,15 @@ __all__ = [
     "Setting",
     "StudyFolder",
     "StudyRecord",
+    "TrainingFolder",
+    "TrainingRecord",
+    "Union",
     "check_study_folder",
-    "encode_finite",
+    "has_texts",
+    "is_training",
     "load_run",
     "load_study",
-    "read_manifest",
-    "write_manifest",
+    "load_training",
+    "read_texts",
+    "write_texts",
 ]

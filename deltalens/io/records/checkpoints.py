@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from deltalens.errors import RecordError, reason, several
 from deltalens.io.checksum import checksum_of_file
+from deltalens.io.folders import remove
 from deltalens.io.records.seal import SEAL, check_file, check_seal, write_seal
 from deltalens.io.temporary import is_temporary
 
@@ -22,7 +22,6 @@ __all__ = [
     "BEST",
     "SealedCheckpoint",
     "last_whole",
-    "remove",
     "remove_checkpoints",
     "seal",
     "steps_of",
@@ -124,22 +123,6 @@ def _checked(checkpoint: Path, step: int) -> SealedCheckpoint:
         raise RecordError(f"{checkpoint}: cannot be read: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{checkpoint / SEAL}: damaged: {reason(error)}") from error
-
-
-def remove(path: Path) -> None:
-    """Remove a folder of a training with what is in it, or whatever lies in its place; a link, not
-    where it leads. It may be gone already.
-
-    Raises:
-        RecordError: there is no right to.
-    """
-    try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be removed: {error}") from error
 
 
 def remove_checkpoints(folder: Path) -> None:

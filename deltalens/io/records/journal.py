@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deltalens.errors import RecordError
-from deltalens.io.checksum import check_sealed, sealed
+from deltalens.io.checksum import parse_sealed, sealed
 from deltalens.io.files import read_plain
-from deltalens.io.plain_json import parse_json
+from deltalens.io.plain_json import encode_finite
 from deltalens.io.records.schema import (
     COUNT,
     FLAG,
@@ -36,6 +36,7 @@ from deltalens.io.records.schema import (
 )
 
 __all__ = [
+    "JOURNAL",
     "Cell",
     "CellKind",
     "Measurement",
@@ -45,6 +46,7 @@ __all__ = [
     "read_journal",
 ]
 
+JOURNAL = "cells.jsonl"
 Setting = dict[str, Any]
 
 _LARGEST = sys.float_info.max
@@ -102,7 +104,7 @@ def journal_lines(cells: Sequence[Cell]) -> list[bytes]:
             sealed(
                 {
                     "setting": cell.setting,
-                    "metrics": {name: [_encode(x) for x in m] for name, m in cell.metrics.items()},
+                    "metrics": encode_finite(cell.metrics, str),
                     "seconds": round(cell.seconds, 4),
                 }
             )
@@ -154,8 +156,7 @@ def parse_line(where: str, line: bytes, kind: CellKind) -> Cell:
     """
     hint = "remove the line, and the same call measures its cell again"
     try:
-        fields = parse_json(where, line)
-        check_sealed(where, fields, kind.sealed)
+        fields = parse_sealed(where, line, kind.sealed)
         refuse(where, [*_faults(fields, kind)])
     except RecordError as error:
         raise RecordError(f"{error}; {hint}") from error
@@ -204,8 +205,3 @@ def _plainly_right(fields: Any) -> bool:
             for name, row in metrics.items()
         )
     )
-
-
-def _encode(number: float) -> float | str:
-    """JSON has no NaN and no infinity: as text."""
-    return number if math.isfinite(number) else str(number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from deltalens.errors import RecordError
 from deltalens.io.checksum import checksum, checksum_of_file
 from deltalens.io.files import append_to, discard, read_plain, write_whole
-from deltalens.io.plain_json import parse_json
+from deltalens.io.plain_json import encode_finite, parse_json
 from deltalens.io.records.schema import COUNT, Fields, require
 
 __all__ = ["METRICS", "Metrics"]
@@ -39,7 +38,8 @@ class Metrics:
         Raises:
             RecordError: no space left, or no plain file is in its place.
         """
-        append_to(self.file, (json.dumps(_encoded(line), allow_nan=False) + "\n").encode())
+        text = json.dumps(encode_finite(line, str), allow_nan=False)
+        append_to(self.file, f"{text}\n".encode())
 
     def lines(self) -> list[dict[str, Any]]:
         """All lines so far.
@@ -94,16 +94,6 @@ class Metrics:
             return b""
         except OSError as error:
             raise RecordError(f"{self.file}: cannot be read: {error.strerror}") from error
-
-
-def _encoded(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, Mapping):
-        return {name: _encoded(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encoded(item) for item in value]
-    return value
 
 
 def _decoded(value: Any) -> Any:

@@ -7,98 +7,33 @@ joins the parts of each table into one.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalens.errors import RecordError
-from deltalens.io.files import discard
-from deltalens.io.folders import check_new_folder
-from deltalens.io.locks import lock_folder, unlock_folder
-from deltalens.io.records.folder import read_manifest, write_manifest
+from deltalens.io.folders import check_new_folder, remove_empty
+from deltalens.io.records.folder import Manifest, RecordFolder
 from deltalens.io.records.parquet import Column, read_parquet, write_parquet
-from deltalens.io.records.schema import COUNT, Fields, Named, Text, require
+from deltalens.io.records.run_tables import TABLES
+from deltalens.io.records.schema import COUNT, Fields, Named, Text
 from deltalens.io.version import has_checksums
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["RUN", "TABLES", "RunRecord", "RunWriter", "load_run"]
+__all__ = ["RunRecord", "RunWriter", "load_run"]
 
-RUN = "run.json"
-
-_STEP, _NAME = Column("int64"), Column("string")
-_COUNT, _COUNT_OR_GAP = Column("int64", 0), Column("int64", 0, gaps=True)
-_SIZE = Column("float64", 0)
-_SHARE_OR_GAP = Column("float64", 0, 1, gaps=True)
-
-
-def _overlaps(*against: str) -> dict[str, Column]:
-    kinds = ("jaccard", "containment", "chance")
-    return {f"{what}_{one}": _SHARE_OR_GAP for one in against for what in kinds}
-
-
-TABLES: dict[str, dict[str, Column]] = {
-    "histograms": {
-        "step": _STEP,
-        "tensor": _NAME,
-        "low": Column("float64", 5e-324, 1e308, nan=False),
-        "high": Column("float64", 5e-324, nan=False),
-        "count": _COUNT,
-    },
-    "tensors": {
-        "step": _STEP,
-        "tensor": _NAME,
-        "entries": _COUNT,
-        "norm": _SIZE,
-        "mean": _SIZE,
-        "q50": _SIZE,
-        "q90": _SIZE,
-        "q99": _SIZE,
-        "q999": _SIZE,
-        "zeros": _COUNT,
-        "subnormals": _COUNT,
-        "infinities": _COUNT,
-        "nans": _COUNT,
-        "bits_changed": _SHARE_OR_GAP,
-        "bf16_changed": _SHARE_OR_GAP,
-        "stalled": _SHARE_OR_GAP,
-    },
-    "masks": {
-        "step": _STEP,
-        "tensor": _NAME,
-        "mask_ratio": Column("float64", 0, 1, nan=False),
-        "threshold": _SIZE,
-        "kept": _COUNT_OR_GAP,
-        "entries": _COUNT,
-        **_overlaps("previous", "first", "reference"),
-        "coverage": _SHARE_OR_GAP,
-    },
-    "learned": {
-        "step": _STEP,
-        "layer": _NAME,
-        "entries": _COUNT,
-        "kept": _COUNT,
-        **_overlaps("previous", "first"),
-        "flipped_previous": _COUNT_OR_GAP,
-        "flipped_first": _COUNT_OR_GAP,
-        "ever_kept": _SHARE_OR_GAP,
-    },
-}
-"""Table -> column -> what it holds; `docs/records.md` says what each means."""
-
-_RECORD = {
-    "asked": Fields(),
-    "facts": Fields(known={"tensors": Named(COUNT, Text()), "passed_over": Named(Text(), Text())}),
-}
+_FACTS = Fields(known={"tensors": Named(COUNT, Text()), "passed_over": Named(Text(), Text())})
 _CLOSED = {"parts": Fields(known=dict.fromkeys(TABLES, COUNT))}
 """How many parts each table has, of a run that was closed."""
+RUN = Manifest("run", "run.json", Fields({"asked": Fields(), "facts": _FACTS}, _CLOSED))
 
 _SECONDS = 10.0
 """A part is written when so much time has passed since the last one."""
@@ -106,7 +41,7 @@ _ROWS = 1 << 18
 """Or when so many rows have come together."""
 
 
-class RunWriter:
+class RunWriter(RecordFolder):
     """A run folder open for writing, by one process.
 
     Args:
@@ -118,54 +53,42 @@ class RunWriter:
         RecordError: the folder holds another run or something else, or cannot be made.
     """
 
+    manifest = RUN
+
     def __init__(self, path: Path, asked: Mapping[str, Any], seconds: float | None = None) -> None:
         import pandas  # noqa: F401 - pyarrow would, within the first step
         import pyarrow.parquet  # noqa: F401
 
-        if (path / RUN).exists():
-            raise RecordError(f"{path}: holds another run; choose another folder, or remove it")
-        check_new_folder(path, [], locked=True)
-        self.path, self.asked = path, dict(asked)
-        self.facts: dict[str, Any] = {}
+        super().__init__(path, asked)
         self._seconds = _SECONDS if seconds is None else seconds
         self._waiting: dict[str, list[pa.RecordBatch]] = {name: [] for name in TABLES}
         self._parts = dict.fromkeys(TABLES, 0)
+        self._closed = False
         self._flushed = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="deltalens-run")
         self._writing: Future[None] | None = None
-        self._made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = lock_folder(path, "run")
-        except OSError as error:
-            raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
-        self._begin()
+        self._open()
+
+    def _is_new(self) -> bool:
+        if os.path.lexists(self.path / RUN.name):
+            raise RecordError(
+                f"{self.path}: holds another run; choose another folder, or remove it"
+            )
+        check_new_folder(self.path, [], locked=True)
+        return True
 
     def _begin(self) -> None:
-        try:
-            # Before it was locked another process may have had it.
-            check_new_folder(self.path, [], locked=True)
-        except BaseException:
-            unlock_folder(self.path, self._lock)
-            raise
-        try:
-            for name in TABLES:
-                (self.path / name).mkdir()
-            self.write_manifest()
-        except OSError as error:
-            self.discard()
-            raise RecordError(f"{self.path}: cannot be written: {error.strerror}") from error
-        except BaseException:
-            self.discard()
-            raise
+        for name in TABLES:
+            (self.path / name).mkdir()
+        self.write_manifest()
 
-    def write_manifest(self, closed: bool = False) -> None:
-        """Write `run.json`: what was asked, and the facts so far; of a run that is closed, how many
-        parts each table has, so that none can go missing without a word."""
-        known: dict[str, Any] = {"asked": self.asked, "facts": self.facts}
-        if closed:
-            known["parts"] = {name: len(_parts(self.path / name)) for name in TABLES}
-        write_manifest(self.path / RUN, known)
+    def _said(self) -> dict[str, Any]:
+        """Of a run that is closed, how many parts each table has, too: so that none can go missing
+        without a word."""
+        said: dict[str, Any] = {"asked": self.asked, "facts": self.facts}
+        if self._closed:
+            said["parts"] = {name: len(_parts(self.path / name)) for name in TABLES}
+        return said
 
     def add(self, table: str, columns: Mapping[str, Any]) -> None:
         """Rows of a table, by column: a list, an array, or for text (codes, words); a missing
@@ -228,18 +151,11 @@ class RunWriter:
                 write_parquet(file, pa.Table.from_batches(batches))
                 self._parts[name] += 1
 
-    def discard(self) -> None:
-        """Remove the run again: it has not begun."""
-        for name in TABLES:
-            with suppress(OSError):
-                (self.path / name).rmdir()
-        with suppress(RecordError):
-            discard(self.path / RUN)
-        unlock_folder(self.path, self._lock)
+    def abandon(self) -> None:
+        """See `RecordFolder`. Only of a run of which nothing was logged yet."""
+        remove_empty(self.path / name for name in TABLES)
         self._thread.shutdown()
-        for folder in self._made:
-            with suppress(OSError):
-                folder.rmdir()
+        self._remove([RUN.name])
 
     def close(self) -> None:
         """Write what is waiting, and join each table's parts. Others may write to it then."""
@@ -249,9 +165,10 @@ class RunWriter:
             for name, parts in self._parts.items():
                 if parts > 1:
                     _compact(self.path, name)
-            self.write_manifest(closed=True)
+            self._closed = True
+            self.write_manifest()
         finally:
-            unlock_folder(self.path, self._lock)
+            self._let_go()
 
 
 def _array(value: Any, kind: str, size: int) -> pa.Array:
@@ -315,8 +232,7 @@ def load_run(folder: str | Path) -> RunRecord:
         RecordError: no run there, or one of a format this version does not know.
     """
     path = Path(folder)
-    manifest = read_manifest(path, RUN, "run")
-    require(path / RUN, manifest, Fields(_RECORD, _CLOSED))
+    manifest = RUN.read(path)
     sealed = has_checksums(manifest["format"])
     closed = manifest.get("parts", {})
     tables = {name: _read_table(path, name, sealed, closed.get(name)) for name in TABLES}

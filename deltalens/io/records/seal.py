@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import RecordError, reason
-from deltalens.io.checksum import check_sealed, checksum_of_file, sealed
+from deltalens.io.checksum import checksum_of_file, parse_sealed, sealed
 from deltalens.io.files import read_plain, sync_folder, write_whole
-from deltalens.io.plain_json import parse_json
 from deltalens.io.platform import sync
 from deltalens.io.temporary import is_temporary
 from deltalens.io.version import FORMAT
@@ -56,8 +55,7 @@ def check_seal(folder: Path) -> dict[str, Any]:
         RecordError: it is not; names the file.
     """
     try:
-        record = parse_json(folder / SEAL, read_plain(folder / SEAL))
-        check_sealed(folder / SEAL, record, needed=True)
+        record = parse_sealed(folder / SEAL, read_plain(folder / SEAL))
         if record["format"] != FORMAT or record["name"] != folder.name:
             raise ValueError(f"the seal of {record['name']}, format {record['format']}")
         known, there = dict(record["files"]), {*_names(folder)}

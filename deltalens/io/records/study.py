@@ -1,60 +1,49 @@
 """Study folders: what was asked, a journal of finished cells, and the tidy table. No torch here.
 
 `study.json` holds what was asked and what was found out about it; `cells.jsonl` is the journal, one
-line per finished cell, flushed to the disk before the next cell begins; `cells.csv` is the table.
+line per finished cell, flushed to the disk before the next cell begins; `cells.csv` is the table;
+`texts.json` keeps the texts that fidelity is measured on.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from deltalens.errors import RecordError
-from deltalens.io.escaping import plain_cell
-from deltalens.io.files import append_to, discard, read_plain, write_whole
+from deltalens.io.files import append_to, discard
 from deltalens.io.folders import check_new_folder
-from deltalens.io.locks import LOCK, is_remains, lock_folder
-from deltalens.io.plain_json import check_names
-from deltalens.io.records.folder import read_manifest, write_manifest
-from deltalens.io.records.identity import Union, check_version, united
+from deltalens.io.locks import is_remains
+from deltalens.io.records.folder import Manifest, RecordFolder
+from deltalens.io.records.identity import Union
 from deltalens.io.records.journal import (
+    JOURNAL,
     Cell,
     CellKind,
-    Measurement,
     Setting,
     journal_lines,
     parse_line,
     read_journal,
 )
 from deltalens.io.records.kinds import kind_of
-from deltalens.io.records.schema import NAME, Fields, Items, refuse, require
+from deltalens.io.records.schema import NAME, Fields, Items, refuse
+from deltalens.io.records.table import TABLE, VALUES, as_in_table, read_table, write_table
+from deltalens.io.records.texts import TEXTS
 from deltalens.io.version import IDENTITY, has_checksums
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "Cell",
-    "Measurement",
-    "Setting",
-    "StudyFolder",
-    "StudyRecord",
-    "check_study_folder",
-    "encode_finite",
-    "load_study",
-]
+__all__ = ["StudyFolder", "StudyRecord", "check_study_folder", "load_study"]
 
-MANIFEST, JOURNAL, TABLE = "study.json", "cells.jsonl", "cells.csv"
+STUDY = Manifest(
+    "study",
+    "study.json",
+    Fields({"asked": Fields({"kind": NAME}), "facts": Fields(), "columns": Items(NAME, 0, 100)}),
+)
 
 
 def check_study_folder(path: Path, inputs: Sequence[Path], kind: str | None = None) -> None:
@@ -68,8 +57,8 @@ def check_study_folder(path: Path, inputs: Sequence[Path], kind: str | None = No
     Raises:
         DeltaLensError: it is (or lies in) an input, holds something else, or cannot be made.
     """
-    if os.path.isfile(path / MANIFEST):
-        held = _held(path)["asked"]["kind"] if kind else None
+    if os.path.isfile(path / STUDY.name):
+        held = STUDY.read(path)["asked"]["kind"] if kind else None
         if held != kind:
             raise RecordError(f"{path}: holds a {held}; choose another folder")
         return
@@ -81,19 +70,27 @@ def check_study_folder(path: Path, inputs: Sequence[Path], kind: str | None = No
     check_new_folder(path, list(inputs))
 
 
-class StudyFolder:
-    """A study folder open for writing, by one process at a time."""
+class StudyFolder(RecordFolder):
+    """A study folder open for writing, by one process at a time. Made by `open`."""
 
-    def __init__(self, path: Path, columns: Sequence[str], lock: IO[bytes], asked: Setting) -> None:
-        self.path = path
+    manifest = STUDY
+
+    def __init__(
+        self,
+        path: Path,
+        asked: Setting,
+        columns: Sequence[str],
+        fresh: bool,
+        axes: Mapping[str, Union] | None,
+        once: str | None,
+    ) -> None:
+        super().__init__(path, asked)
         self.columns = tuple(columns)
-        self.asked = asked
-        self.facts: dict[str, Any] = {}
         self.cells: list[Cell] = []
-        self._lock = lock
-        self._kind = _cell_kind(path / MANIFEST, asked, columns)
-        self._made: list[Path] = []
+        self._fresh, self._axes, self._once = fresh, axes, once
+        self._kind = _cell_kind(path / STUDY.name, self.asked, columns)
         self._grown = False
+        self._open()
 
     @classmethod
     def open(
@@ -123,66 +120,44 @@ class StudyFolder:
                 are named), or one that nobody can go on with (and why), or another process is
                 writing to it.
         """
-        path = Path(path)
-        check_names([kind, asked])
-        asked = json.loads(json.dumps({"kind": kind, **asked}))
-        made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
-        begun = False
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            others = [file.name for file in path.iterdir() if not is_remains(file.name)]
-            if others and MANIFEST not in others:
-                raise RecordError(
-                    f"{path}: holds {sorted(others)[0]!r} and no study; choose another folder"
-                )
-            lock = lock_folder(path, "study")
-        except OSError as error:
-            raise RecordError(f"{path}: cannot be used: {error.strerror}") from error
-        try:
-            study = cls(path, columns, lock, asked)
-            if fresh:
-                # The manifest goes last, replaced: without one the folder would be nobody's.
-                for name in (JOURNAL, TABLE):
-                    discard(path / name)
-            study._made = made
-            begun = fresh or not (path / MANIFEST).exists()
-            if begun:
-                study.write_manifest()
-            else:
-                study._resume(axes, once)
-        except BaseException:
-            if begun:
-                with suppress(RecordError):
-                    study._remove()
-            lock.close()
-            raise
-        return study
+        return cls(Path(path), {"kind": kind, **asked}, columns, fresh, axes, once)
 
-    def _resume(self, axes: Mapping[str, Union] | None, once: str | None) -> None:
+    def _is_new(self) -> bool:
+        held = [file.name for file in self.path.iterdir()] if self.path.exists() else []
+        if STUDY.name in held:
+            return self._fresh
+        if others := sorted(name for name in held if not is_remains(name)):
+            raise RecordError(
+                f"{self.path}: holds {others[0]!r} and no study; choose another folder"
+            )
+        return True
+
+    def _begin(self) -> None:
+        # The manifest goes last, replaced: without one the folder would be nobody's.
+        for name in (JOURNAL, TABLE):
+            discard(self.path / name)
+        self.write_manifest()
+
+    def _go_on(self) -> None:
         manifest = _read_manifest(self.path)
-        check_version(self.path, manifest)
-        _cell_kind(self.path / MANIFEST, manifest["asked"], manifest["columns"])
-        headline = f"{self.path} holds another study (use another folder, or --fresh):"
-        self.asked = united(headline, manifest["asked"], self.asked, axes)
+        _cell_kind(self.path / STUDY.name, manifest["asked"], manifest["columns"])
+        self._unite(manifest, self._axes, " (use another folder, or --fresh)")
         self._grown = self.asked != manifest["asked"]
         table = self.path / TABLE
         if table.is_dir() and not table.is_symlink():
             raise RecordError(f"{table}: a folder where the study's table belongs; remove it")
-        if once is not None:
-            raise RecordError(f"{self.path} cannot be gone on with: {once}")
+        if self._once is not None:
+            raise RecordError(f"{self.path} cannot be gone on with: {self._once}")
         self.facts = manifest["facts"]
-        self.cells = read_journal(self.path / JOURNAL, self._kind, repair=True)
-        _check_found(self.path / MANIFEST, manifest, self.cells)
+        self.cells = self._journal(repair=True)
+        _check_found(self.path / STUDY.name, manifest, self.cells)
 
-    def write_manifest(self) -> None:
-        """Write `study.json`: what was asked, and the facts so far."""
-        manifest = {
-            "identity": IDENTITY,
-            "asked": self.asked,
-            "columns": list(self.columns),
-            "facts": self.facts,
-        }
-        write_manifest(self.path / MANIFEST, manifest)
+    def _said(self) -> dict[str, Any]:
+        columns = list(self.columns)
+        return {"identity": IDENTITY, "asked": self.asked, "columns": columns, "facts": self.facts}
+
+    def _journal(self, repair: bool = False) -> list[Cell]:
+        return read_journal(self.path / JOURNAL, self._kind, repair)
 
     def append(self, cell: Cell) -> None:
         """Journal a finished cell; it is on the disk when this returns."""
@@ -203,10 +178,7 @@ class StudyFolder:
     def write_table(self, order: Sequence[Setting]) -> None:
         """Write `cells.csv` from the journal: a row per cell and metric, cells in this order. It
         repeats byte for byte whenever the numbers do."""
-        cells = read_journal(self.path / JOURNAL, self._kind)
-        done = {_key(cell.setting, self.columns): cell for cell in cells}
-        found = (done.get(_key(setting, self.columns)) for setting in order)
-        write_whole(self.path / TABLE, _table([cell for cell in found if cell], self.columns))
+        write_table(self.path, self._journal(), self.columns, order)
 
     def write_finished(self, order: Sequence[Setting]) -> None:
         """Write the table of a study of which nothing is left to measure; and the manifest, if it
@@ -217,21 +189,18 @@ class StudyFolder:
 
     def close(self) -> None:
         """Let another process have the folder. Without a finished cell nothing stays of it."""
-        if not self.cells and not read_journal(self.path / JOURNAL, self._kind):
-            self._remove()
-        self._lock.close()
+        try:
+            if not self.cells and not self._journal():
+                self.abandon()
+        finally:
+            self._let_go()
 
-    def _remove(self) -> None:
-        """Remove what a study that has not one cell wrote, and the folders made for it. Where an
-        earlier study's pictures lie, the manifest stays: without one they would be nobody's."""
-        for name in (JOURNAL, TABLE, "texts.json"):
-            discard(self.path / name)
-        if all(file.name == MANIFEST or is_remains(file.name) for file in self.path.iterdir()):
-            for name in (MANIFEST, LOCK):
-                discard(self.path / name)
-        for folder in self._made:
-            with suppress(OSError):
-                folder.rmdir()
+    def abandon(self) -> None:
+        """See `RecordFolder`. Where an earlier study's pictures lie, the manifest stays: without
+        one they would be nobody's."""
+        written = {JOURNAL, TABLE, TEXTS.name}
+        others = {file.name for file in self.path.iterdir() if not is_remains(file.name)} - written
+        self._remove([*written, *((STUDY.name,) if others <= {STUDY.name} else ())])
 
 
 @dataclass(frozen=True)
@@ -269,85 +238,22 @@ def load_study(folder: str | Path) -> StudyRecord:
     path = Path(folder)
     manifest = _read_manifest(path)
     asked, columns = manifest["asked"], manifest["columns"]
-    kind = _cell_kind(path / MANIFEST, asked, columns, has_checksums(manifest["format"]))
-    table = _read_table(path / TABLE)  # First: what it lists is in the journal by then.
+    kind = _cell_kind(path / STUDY.name, asked, columns, has_checksums(manifest["format"]))
+    table = read_table(path)  # First: what it lists is in the journal by then.
     cells = read_journal(path / JOURNAL, kind)
-    _check_found(path / MANIFEST, manifest, cells)
+    _check_found(path / STUDY.name, manifest, cells)
     rows = [
         {**cell.setting, "metric": name, **m._asdict()}
-        for cell in _as_in_table(path / TABLE, table, cells, columns)
+        for cell in as_in_table(path, table, cells, columns)
         for name, m in cell.metrics.items()
     ]
-    frame = pd.DataFrame(rows, columns=[*columns, "metric", "value", "stderr", "n"])
+    frame = pd.DataFrame(rows, columns=[*columns, *VALUES])
     return StudyRecord(path, asked["kind"], asked, manifest["facts"], frame)
 
 
-def _read_table(file: Path) -> bytes | None:
-    try:
-        return read_plain(file)
-    except OSError:
-        return None
-
-
-def _as_in_table(
-    file: Path, raw: bytes | None, cells: list[Cell], columns: Sequence[str]
-) -> list[Cell]:
-    """Cells in the order of the table: those that ran side by side are journalled as they finish.
-
-    The table says nothing that the journal does not: where it says something else (it was damaged,
-    or edited) it is passed over, with a warning, and the next call of its study writes it anew.
-    """
-    if raw is None:
-        return cells
-    try:
-        text = io.StringIO(raw.decode("utf-8"), newline="")
-        rows = [tuple(row[: len(columns)]) for row in csv.reader(text)][1:]
-    except (ValueError, csv.Error):
-        rows = []
-    order: dict[tuple[str, ...], list[int]] = {}
-    for place, (row, _) in enumerate(groupby(rows)):
-        order.setdefault(row, []).append(place)
-    last = {_key(cell.setting, columns): cell for cell in cells}
-    places: dict[tuple[str, ...], int] = {}
-    for key in last:
-        if there := order.get(_row(key)):
-            # Settings that differ can look alike in the table.
-            places[key] = there.pop(0) if there[1:] else there[0]
-    listed = [last[key] for key in sorted(places, key=places.__getitem__)]
-    if _table(listed, columns) != raw:
-        warnings.warn(
-            f"{file}: not the table of its journal (damaged, or edited): passed over; the same "
-            "study, asked again, writes it anew",
-            stacklevel=3,
-        )
-        return cells
-    in_table = {id(cell) for cell in listed}
-    return listed + [cell for cell in cells if id(cell) not in in_table]
-
-
-def _table(cells: Sequence[Cell], columns: Sequence[str]) -> bytes:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow([*columns, "metric", "value", "stderr", "n"])
-    for cell in cells:
-        setting = _row(_key(cell.setting, columns))
-        for name, m in cell.metrics.items():
-            rows.writerow([*setting, plain_cell(name), repr(m.value), repr(m.stderr), m.n])
-    return text.getvalue().encode()
-
-
-def _held(path: Path) -> dict[str, Any]:
-    """The manifest, of whatever kind."""
-    manifest = read_manifest(path, MANIFEST, "study")
-    asked = Fields({"kind": NAME})
-    parts = Fields({"asked": asked, "facts": Fields(), "columns": Items(NAME, 0, 100)})
-    require(path / MANIFEST, manifest, parts)
-    return manifest
-
-
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest, with what is asked, the columns and the facts as their kind has them."""
-    file, manifest = path / MANIFEST, _held(path)
+    """The manifest, with what is asked and the facts as their kind has them."""
+    file, manifest = path / STUDY.name, STUDY.read(path)
     asked, facts, known = manifest["asked"], manifest["facts"], kind_of(manifest["asked"])
     if known is not None:
         refuse(file, [*known.asked.faults(asked, "asked")])
@@ -361,7 +267,7 @@ def _cell_kind(file: Path, asked: Setting, columns: Sequence[str], sealed: bool 
     known = kind_of(asked)
     if known is not None and tuple(columns) != tuple(known.columns):
         raise RecordError(f"{file}: columns is {[*columns]}, where {[*known.columns]} should be")
-    if len({*columns, "metric", "value", "stderr", "n"}) < len(columns) + 4:
+    if len({*columns, *VALUES}) < len(columns) + len(VALUES):
         raise RecordError(f"{file}: columns is {[*columns]}, where names that differ should be")
     if known is None:
         return CellKind.any(columns, sealed)
@@ -373,24 +279,3 @@ def _check_found(file: Path, manifest: Mapping[str, Any], cells: Sequence[Cell])
     known = kind_of(manifest["asked"])
     if known is not None and cells:
         refuse(file, [*Fields(known.facts.needed).faults(manifest["facts"], "facts")])
-
-
-def _key(setting: Setting, columns: Sequence[str]) -> tuple[str, ...]:
-    """A setting as text: values that look alike are one, whichever type JSON gives them."""
-    return tuple("" if setting[name] is None else str(setting[name]) for name in columns)
-
-
-def _row(key: Sequence[str]) -> tuple[str, ...]:
-    """A setting as the table shows it: what differs can look alike there."""
-    return tuple(str(plain_cell(part)) for part in key)
-
-
-def encode_finite(value: Any) -> Any:
-    """Any JSON value, with NaN and infinities as None: for output that scripts read."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: encode_finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [encode_finite(item) for item in value]
-    return value

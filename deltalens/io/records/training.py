@@ -7,40 +7,39 @@ the last of what the training needs, so that nothing of it is left in the result
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-from safetensors import SafetensorError
+from typing import Any
 
 from deltalens.errors import RecordError
 from deltalens.io.files import copy_beside, discard, sync_folder
-from deltalens.io.folders import check_new_folder
-from deltalens.io.locks import LOCK, is_remains, lock_folder, unlock_folder
+from deltalens.io.folders import check_new_folder, remove
+from deltalens.io.locks import LOCK, is_remains
 from deltalens.io.plain_json import check_names
 from deltalens.io.platform import sync
 from deltalens.io.records.checkpoints import (
     SealedCheckpoint,
     last_whole,
-    remove,
     remove_checkpoints,
     seal,
 )
-from deltalens.io.records.folder import read_manifest, write_manifest
-from deltalens.io.records.identity import check_version, united
+from deltalens.io.records.folder import Manifest, RecordFolder
 from deltalens.io.records.metrics import METRICS, Metrics
-from deltalens.io.records.schema import Fields, require
-from deltalens.io.temporary import is_temporary
-from deltalens.io.version import IDENTITY
+from deltalens.io.records.schema import Fields, Named, Real, Text
 
-__all__ = ["CHECKPOINTS", "MASKS", "RECORD", "RUN", "TrainingFolder"]
+__all__ = ["MASKS", "TrainingFolder", "TrainingRecord", "is_training", "load_training"]
 
-RECORD, CHECKPOINTS, RUN = "train.json", "checkpoints", "run"
+TRAINING = Manifest(
+    "training",
+    "train.json",
+    Fields({"asked": Fields(), "facts": Fields(known={"removed": Named(Real(0, 1), Text())})}),
+)
+CHECKPOINTS, RUN = "checkpoints", "run"
 MASKS = "masks.safetensors"
 """Which weights a method removed: `deltalens.apply_masks` reads it."""
 _MODEL, _CONFIG = ".model", "config.json"
@@ -48,7 +47,33 @@ _MODEL, _CONFIG = ".model", "config.json"
 _TOKENIZER = ("tokenizer*", "vocab*", "merges*", "special_tokens_map*", "chat_template*", "added_*")
 
 
-class TrainingFolder:
+@dataclass(frozen=True)
+class TrainingRecord:
+    """A training as it lies on the disk."""
+
+    path: Path
+    asked: dict[str, Any]
+    """Everything that decided what it led to."""
+    facts: dict[str, Any]
+    """What was found out on the way; of a finished one also what it came to."""
+
+
+def is_training(folder: str | Path) -> bool:
+    """Whether a folder is a training's."""
+    return Path(folder, TRAINING.name).is_file()
+
+
+def load_training(folder: str | Path) -> TrainingRecord:
+    """Read what a training's folder says of it, finished or not, without torch.
+
+    Raises:
+        RecordError: no training there, or one of a format this version does not know.
+    """
+    manifest = TRAINING.read(Path(folder))
+    return TrainingRecord(Path(folder), manifest["asked"], manifest["facts"])
+
+
+class TrainingFolder(RecordFolder):
     """A training's folder, open for writing, by one process at a time, until `close`.
 
     Args:
@@ -63,12 +88,13 @@ class TrainingFolder:
             checkpoints is whole; or a name in it, or its own, is no valid Unicode.
     """
 
+    manifest = TRAINING
+
     def __init__(
-        self, path: Path, asked: Mapping[str, Any], inputs: list[Path], resume: bool
+        self, path: Path, asked: Mapping[str, Any], inputs: Sequence[Path], resume: bool
     ) -> None:
-        check_names([str(path), dict(asked)])
-        self.path, self.asked = path, json.loads(json.dumps(dict(asked)))
-        self.facts: dict[str, Any] = {}
+        check_names(str(path))
+        super().__init__(path, asked)
         self.notes: list[str] = []
         """What a user should know about what was there."""
         self.metrics = Metrics(path)
@@ -76,60 +102,45 @@ class TrainingFolder:
         """What the training goes on from."""
         self.taken = 0
         """Steps of this invocation."""
+        self.resumed = self._resume = resume
+        self._inputs = list(inputs)
         self._own: list[Path] = []
         """What is this invocation's, beside the names that all trainings have."""
-        if resume and not path.is_dir():
-            raise RecordError(f"{path}: no training to go on with (no such folder)")
-        if not resume:
-            self._check_new(inputs)
-        self._made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
-        left = os.path.lexists(path / LOCK)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[bytes] | None = lock_folder(path, "training")
-        except OSError as error:
-            raise RecordError(f"{path}: cannot be made: {error.strerror}") from error
-        try:
-            # Before it was locked another process may have had it.
-            killed_at_once = left and all(is_remains(found.name) for found in path.iterdir())
-            self.resumed = resume and not killed_at_once
-            if self.resumed:
-                self._go_on()
-            else:
-                self._check_new(inputs)
-                self._begin()
-        except BaseException:
-            self.close()
-            raise
+        self._left = os.path.lexists(path / LOCK)
+        self._open()
 
-    def _check_new(self, inputs: list[Path]) -> None:
-        if os.path.lexists(self.path / RECORD):
+    def _is_new(self) -> bool:
+        if self._resume and not self.path.is_dir():
+            raise RecordError(f"{self.path}: no training to go on with (no such folder)")
+        self.resumed = self._resume and not self._was_killed_at_once()
+        held = os.path.lexists(self.path / TRAINING.name)
+        if self.resumed and not held:
+            raise RecordError(f"{self.path}: no training to go on with (no {TRAINING.name})")
+        if self.resumed:
+            return False
+        if held:
             raise RecordError(f"{self.path}: holds a training; --resume goes on with it")
-        check_new_folder(self.path, inputs, locked=True)
+        check_new_folder(self.path, self._inputs, locked=True)
+        return True
+
+    def _was_killed_at_once(self) -> bool:
+        return self._left and all(is_remains(found.name) for found in self.path.iterdir())
 
     def _begin(self) -> None:
-        try:
-            self.write_record()
-            self._make_checkpoints()
-        except BaseException:
-            self.abandon()
-            raise
-
-    def _make_checkpoints(self) -> None:
-        try:
-            self.checkpoints.mkdir(exist_ok=True)
-        except OSError as error:
-            raise RecordError(f"{self.checkpoints}: cannot be made: {error.strerror}") from error
+        self.write_manifest()
+        self.checkpoints.mkdir(exist_ok=True)
 
     def _go_on(self) -> None:
-        self._check_same()
+        held = TRAINING.read(self.path)
+        self.facts = dict(held["facts"])
+        self._unite(held)
         self._refuse_links()
         self._tidy_runs()
         self._clear_model()
         if self.finished:
             remove_checkpoints(self.checkpoints)
             raise RecordError(f"{self.path}: this training is finished")
-        self._make_checkpoints()
+        self.checkpoints.mkdir(exist_ok=True)
         self.last, faults = last_whole(self.checkpoints)
         if self.last is None:
             self.metrics.clear()
@@ -143,16 +154,7 @@ class TrainingFolder:
 
     def _tell(self, note: str) -> None:
         self.notes.append(note)
-        warnings.warn(note, stacklevel=4)
-
-    def _check_same(self) -> None:
-        if not os.path.lexists(self.path / RECORD):
-            raise RecordError(f"{self.path}: no training to go on with (no {RECORD})")
-        held = read_manifest(self.path, RECORD, "training")
-        require(self.path / RECORD, held, {"asked": Fields(), "facts": Fields()})
-        self.facts = dict(held["facts"])
-        check_version(self.path, held)
-        united(f"{self.path} holds another training:", held["asked"], self.asked)
+        warnings.warn(note, stacklevel=5)
 
     def _refuse_links(self) -> None:
         """Libraries write below these, and would follow a link."""
@@ -181,31 +183,13 @@ class TrainingFolder:
         """Where checkpoints are written on the way."""
         return self.path / CHECKPOINTS
 
-    def close(self) -> None:
-        """Let another process have the folder."""
-        held, self._lock = self._lock, None
-        if held is not None:
-            unlock_folder(self.path, held)
-
     def abandon(self) -> None:
-        """A training came to nothing: take away what it wrote, and the folders made for it."""
+        """See `RecordFolder`."""
         remove_checkpoints(self.checkpoints)
         for found in (self.path / _MODEL, *self._own):
             with suppress(RecordError):
                 remove(found)
-        names = [found.name for found in self.path.iterdir() if is_temporary(found.name)]
-        for name in (RECORD, METRICS, *names):
-            with suppress(RecordError):
-                discard(self.path / name)
-        self.close()
-        for folder in self._made:
-            with suppress(OSError):
-                folder.rmdir()
-
-    def write_record(self) -> None:
-        """Write `train.json`."""
-        record = {"identity": IDENTITY, "asked": self.asked, "facts": self.facts}
-        write_manifest(self.path / RECORD, record)
+        self._remove([TRAINING.name, METRICS])
 
     def complete(self, step: int, last: bool, best: Path | None) -> None:
         """A checkpoint has been written: bring it to the disk, and only then call it whole.
@@ -234,6 +218,8 @@ class TrainingFolder:
     def room(self, what: str) -> Iterator[None]:
         """A checkpoint or model that the disk does not take is an error of its own: each of the
         libraries that write one has its own way to say so."""
+        from safetensors import SafetensorError
+
         try:
             yield
         except Exception as error:
