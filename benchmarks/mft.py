@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.measure import AT_ONCE, run_process
 from deltalens import MaskTuning
-from deltalens.numerics.selection.cpu import prepare
+from deltalens.numerics.selection import prepare
 
 ROUNDS = 15
 BLOCKS = range(4, 8)

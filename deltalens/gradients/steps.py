@@ -14,8 +14,7 @@ from torch.optim.optimizer import Optimizer
 
 from deltalens.errors import several
 from deltalens.gradients.parameters import FLOATS, dense, local_part
-from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection.cpu import Scan, scan
+from deltalens.numerics.selection import Counts
 
 __all__ = ["Gradient", "GradientStep", "PassedOver", "Step", "gradients_of"]
 
@@ -62,20 +61,8 @@ class GradientStep:
     """Inside a backward pass: the trained parameters that are left to other optimizers."""
     opened: bool = False
     """Whether the subscriber has been told of this step before its gradients were computed."""
-    _scans: dict[str, Scan] = field(default_factory=dict)
-    """Shared by all subscribers, until one has written."""
-
-    def scan(self, gradient: Gradient, scratch: Scratch) -> Scan:
-        """The histogram of a gradient on the CPU: made once for all, until a mask changes it."""
-        found = self._scans.get(gradient.name)
-        if found is None:
-            found = scan(gradient.local, gradient.scale, scratch)
-            self._scans[gradient.name] = found
-        return found
-
-    def forget_scans(self) -> None:
-        """The gradients are no longer what was scanned."""
-        self._scans.clear()
+    counts: dict[str, Counts] = field(default_factory=dict)
+    """Of the gradients that were ranked: shared by all subscribers, until one has written."""
 
 
 @dataclass(eq=False)

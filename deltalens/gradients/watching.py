@@ -334,7 +334,7 @@ class GradientPass:
                 mine.gradients = [g for g in gradients if id(g.parameter) not in outer]
             call.began.append((one.subscriber, mine, one.subscriber.tell(mine)))
             if one.subscriber.writes:
-                mine.forget_scans()
+                mine.counts.clear()
 
     def ended(self, running: Running) -> None:
         """See `hooks.Watcher`. Who puts weights back comes before who looks at them."""

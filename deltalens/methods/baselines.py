@@ -17,10 +17,10 @@ from deltalens.gradients import Gradient, GradientStep, every_parameter
 from deltalens.methods.gmt import Ratio, mask_ratio_at
 from deltalens.methods.masking import StepMask
 from deltalens.names import block_of, in_block, kind_of
+from deltalens.numerics.edit import clear_beside
 from deltalens.numerics.hashing import hashed_range, name_key
 from deltalens.numerics.masks import PackedMask
-from deltalens.numerics.selection.cpu import clear_beside
-from deltalens.numerics.selection.drawing import draw
+from deltalens.numerics.selection import draw
 from deltalens.numerics.workers import in_order, over, workers
 
 __all__ = ["HalfFreeze", "RandomMask"]
@@ -82,10 +82,7 @@ class RandomMask(StepMask):
             drawn = _local_part(one, self._drawn(one, f"{one.name}#{number}"))
             mask = PackedMask(one.local.numel(), one.local.device)
             mask.write(0, drawn)
-            if one.local.device.type == "cpu":
-                clear_beside(one.local, mask)
-            else:
-                one.local.masked_fill_(~drawn, 0)
+            clear_beside(one.local, mask)
             kept[one.name].include(mask)
 
         if not self._ratio:

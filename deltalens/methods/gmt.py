@@ -12,15 +12,14 @@ from torch.optim import Optimizer
 
 from deltalens.errors import DeltaLensError, several
 from deltalens.gradients import FLOATS, Gradient, GradientStep, every_parameter
+from deltalens.gradients.ranked import ranked
+from deltalens.gradients.together import StepUnits
 from deltalens.methods.masking import StepMask
 from deltalens.names import check_scope
 from deltalens.numerics.bits import magnitude_of_bits
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.rates import exact_rate
-from deltalens.numerics.selection import cpu as magnitudes
-from deltalens.numerics.selection import device as on_device
-from deltalens.numerics.workers import Each, over, workers
-from deltalens.ranking import StepUnits, Unit, by_place, rank_at, reducer, units_of
+from deltalens.numerics.selection import prepare
 
 __all__ = ["GradientMask", "mask_ratio_at"]
 
@@ -85,7 +84,7 @@ class GradientMask(StepMask):
         self._thresholds: dict[str, tuple[int | Tensor, torch.dtype]] = {}
         here = {p.dtype for _, p in every_parameter(model) if p.device.type == "cpu"}
         for dtype in here.intersection(FLOATS):
-            magnitudes.prepare(dtype)
+            prepare(dtype)
 
     def mask(
         self, step: GradientStep, gradients: Sequence[Gradient], kept: Mapping[str, PackedMask]
@@ -102,22 +101,13 @@ class GradientMask(StepMask):
             for one in gradients:
                 kept[one.name].fill()
             return
-        here, there = by_place(units_of(gradients, self.scope))
-        with workers() as each:
-            scans = self._scan_here(step, here, each)
-            batches = [_Batch(units) for units in there]
-            broken = {name for name, one in scans.items() if one.nans or one.infinities}
-            broken |= {name for batch in batches for name in batch.nonfinite()}
-            if broken and not self._goes_on(number, sorted(broken), step):
+        with ranked(step, gradients, self.scope, self._scratch) as found:
+            broken = found.nonfinite()
+            if broken and not self._goes_on(number, broken, step):
                 return
-            for unit in [*here, *(unit for units in there for unit in units)]:
-                if any(one.name in broken for one in unit):
-                    for one in unit:
-                        kept[one.name].fill()
-            whole = [unit for unit in here if not any(one.name in broken for one in unit)]
-            self._shrink_here(whole, scans, ratio, kept, each)
-        for batch in batches:
-            self._shrink_there(batch, broken, ratio, kept)
+            bits = found.shrink(ratio, kept, broken)
+        dtypes = {one.name: one.local.dtype for one in gradients}
+        self._thresholds |= {name: (one, dtypes[name]) for name, one in bits.items()}
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -127,10 +117,6 @@ class GradientMask(StepMask):
             name: magnitude_of_bits(int(bits), dtype)
             for name, (bits, dtype) in self._thresholds.items()
         }
-
-    def _keep_threshold(self, unit: Unit, bits: int | Tensor) -> None:
-        for one in unit:
-            self._thresholds[one.name] = bits, one.local.dtype
 
     def _goes_on(self, number: int, broken: Sequence[str], step: GradientStep) -> bool:
         """What to do about gradients that are not finite; whether the others are to be masked."""
@@ -145,84 +131,6 @@ class GradientMask(StepMask):
                     parameter.grad = None
             return False
         return True
-
-    def _scan_here(
-        self, step: GradientStep, units: Sequence[Unit], each: Each
-    ) -> dict[str, magnitudes.Scan]:
-        tensors = [one for unit in units for one in unit]
-        found = over(each, lambda one: step.scan(one, self._scratch), tensors, _size)
-        return dict(zip((one.name for one in tensors), found, strict=True))
-
-    def _shrink_here(
-        self,
-        units: Sequence[Unit],
-        scans: Mapping[str, magnitudes.Scan],
-        ratio: Fraction,
-        kept: Mapping[str, PackedMask],
-        each: Each,
-    ) -> None:
-        bounds = {}
-        for unit in units:
-            some = [scans[one.name] for one in unit]
-            (bound,) = magnitudes.boundaries(some, [rank_at(unit, ratio)])
-            bounds.update(dict.fromkeys((one.name for one in unit), bound))
-
-        def shrink(one: Gradient) -> magnitudes.Shrunk:
-            found, bound = scans[one.name], bounds[one.name]
-            return magnitudes.shrink(
-                one.local, one.scale, found, bound, kept[one.name], self._scratch
-            )
-
-        tensors = [one for unit in units for one in unit]
-        names = [one.name for one in tensors]
-        shrunk = dict(zip(names, over(each, shrink, tensors, _size), strict=True))
-        for unit in units:
-            bits = magnitudes.settle_shrunk(
-                [one.local for one in unit],
-                [shrunk[one.name] for one in unit],
-                bounds[unit[0].name],
-                [kept[one.name] for one in unit],
-            )
-            self._keep_threshold(unit, bits)
-
-    def _shrink_there(
-        self, batch: _Batch, broken: set[str], ratio: Fraction, kept: Mapping[str, PackedMask]
-    ) -> None:
-        """The same on an accelerator or in shards, without waiting for the device."""
-        bits = batch.thresholds(ratio)
-        for place, unit in enumerate(batch.units):
-            if any(one.name in broken for one in unit):
-                continue
-            self._keep_threshold(unit, bits[place, 0])
-            for one, part in zip(unit, batch.parts[place], strict=True):
-                on_device.shrink(part, bits[place, 0], kept[one.name])
-
-
-class _Batch:
-    """Units of one dtype, device and sharding."""
-
-    def __init__(self, units: Sequence[Unit]) -> None:
-        self.units = units
-        self.parts = [[on_device.Part(one.local, one.scale) for one in unit] for unit in units]
-        self._reduce = reducer(units[0][0])
-        self._scanned = on_device.scan([p for unit in self.parts for p in unit], self._reduce)
-
-    def nonfinite(self) -> list[str]:
-        """Tensors that hold a NaN or an infinity; the one time that the device is waited for."""
-        counts = (self._scanned.nans + self._scanned.infinities).tolist()
-        names = [one.name for unit in self.units for one in unit]
-        return [name for name, count in zip(names, counts, strict=True) if count]
-
-    def thresholds(self, ratio: Fraction) -> Tensor:
-        """The magnitude bits of T_k of each unit: int64, (U, 1)."""
-        sizes = [len(unit) for unit in self.units]
-        prefixes = torch.stack([some.sum(0) for some in self._scanned.prefixes.split(sizes)])
-        ranks = [[rank_at(unit, ratio)] for unit in self.units]
-        return on_device.thresholds(self.parts, prefixes, ranks, self._reduce)
-
-
-def _size(one: Gradient) -> int:
-    return one.local.numel()
 
 
 def mask_ratio_at(ratio: Ratio) -> Fraction:

@@ -24,7 +24,7 @@ from deltalens.methods.weight_masks import of_shard, whole
 from deltalens.numerics import straight_through
 from deltalens.numerics.hashing import name_key
 from deltalens.numerics.masks import PackedMask
-from deltalens.numerics.selection import lowest
+from deltalens.numerics.selection import Window, keep_above, keep_highest
 from deltalens.numerics.workers import over, workers
 
 __all__ = [
@@ -56,16 +56,15 @@ class Rule:
         """Whether the gradient carries the scores' sign."""
         return self.removed is not None and not self.by_value
 
-    def select(
-        self, scores: Tensor, near: lowest.Bracket | None
-    ) -> tuple[PackedMask, lowest.Bracket | None]:
+    def select(self, scores: Tensor, near: Window | None) -> tuple[PackedMask, Window | None]:
         """The mask, and what to call with next time; scores are whole, of any shape."""
         flat, name = scores.detach().reshape(-1), f"scores of {self.name}"
         if self.removed is None:
-            return lowest.keep_above(flat, self.threshold, name=name), None
-        return lowest.keep_highest(
+            return keep_above(flat, self.threshold, name=name), None
+        found = keep_highest(
             flat, self.removed, self.key, by_value=self.by_value, name=name, near=near
         )
+        return found.mask, found.near
 
 
 class LayerScores(nn.Module):
@@ -91,7 +90,7 @@ class LayerScores(nn.Module):
         self._dtype = self.scores.dtype
         self._selected_from: tuple[Any, ...] | None = None
         self._kept: PackedMask | None = None
-        self._near: lowest.Bracket | None = None
+        self._near: Window | None = None
         self._masked: Tensor | None = None
         self._masked_with: PackedMask | None = None
 

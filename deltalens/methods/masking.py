@@ -24,9 +24,9 @@ from deltalens.gradients import (
     choose_parameters,
     local_part,
 )
+from deltalens.numerics.edit import restore_beside
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection.cpu import restore_beside
 
 __all__ = ["APPLY_TO", "ApplyTo", "StepMask"]
 
@@ -182,9 +182,6 @@ def _refuse_sparse(one: Gradient) -> None:
 def _restore(now: Tensor, before: Tensor, kept: PackedMask) -> None:
     flat = now.reshape(-1)
     old = before.view(-1)
-    if now.device.type == "cpu":
-        restore_beside(flat, old, kept)
-    else:
-        flat.copy_(torch.where(kept.unpacked(), flat, old))
+    restore_beside(flat, old, kept)
     if flat.data_ptr() != now.data_ptr():
         now.copy_(flat.view(now.shape))

@@ -37,7 +37,7 @@ from deltalens.methods.weight_masks import WeightMask, WeightMasks
 from deltalens.numerics import straight_through
 from deltalens.numerics.hashing import name_key
 from deltalens.numerics.masks import PackedMask
-from deltalens.numerics.selection import lowest
+from deltalens.numerics.selection import prepare_keeping
 
 __all__ = ["MaskTuning"]
 
@@ -126,7 +126,7 @@ class MaskTuning:
             weight = layer.module.get_parameter("weight")
             if weight.device.type == "cpu":
                 # First: where a loop cannot be compiled, the model stays as it is.
-                lowest.prepare(scores.scores.dtype)
+                prepare_keeping(scores.scores.dtype)
                 straight_through.prepare(weight.dtype)
         for parameter in self._trained:
             parameter.requires_grad_(False)

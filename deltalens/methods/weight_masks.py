@@ -28,11 +28,10 @@ from deltalens.methods.mask_layers import (
     linear_layers,
 )
 from deltalens.methods.mask_ratios import Ratios, about_ratios, ratios_of
+from deltalens.numerics.edit import clear_beside
 from deltalens.numerics.hashing import name_key
 from deltalens.numerics.masks import PackedMask
-from deltalens.numerics.selection.cpu import clear_beside
-from deltalens.numerics.selection.drawing import draw
-from deltalens.numerics.selection.lowest import keep_highest
+from deltalens.numerics.selection import draw, keep_highest
 from deltalens.numerics.workers import in_order
 
 __all__ = [
@@ -222,7 +221,7 @@ def l1_weight_mask(
 
     def kept_of(layer: Layer, weight: Tensor, removed: int) -> PackedMask:
         name = layer.weight_name
-        return keep_highest(weight.reshape(-1), removed, name_key(0, name), name=name)[0]
+        return keep_highest(weight.reshape(-1), removed, name_key(0, name), name=name).mask
 
     layers = choose_layers(model, blocks, modules, include)
     return _untrained(layers, mask_ratio, kept_of, {"method": "l1"})
@@ -249,7 +248,7 @@ def _clear(weight: Tensor, kept: PackedMask) -> None:
     if isinstance(weight, DTensor):
         mask = of_shard(kept.unpacked().view(weight.shape), weight)
         weight.to_local().masked_fill_(~mask, 0)
-    elif weight.device.type == "cpu" and weight.is_contiguous():
+    elif weight.is_contiguous():
         clear_beside(weight.view(-1), kept)
     else:
         weight.masked_fill_(~kept.unpacked().view(weight.shape), 0)

@@ -1,4 +1,4 @@
-"""What a histogram of magnitudes tells about a delta: quantiles, tail, and where the energy is."""
+"""What counts of magnitudes tell about a delta: quantiles, tail, and where the energy is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deltalens.numerics.selection.counts import MagnitudeHistogram
+from deltalens.numerics.selection import Counts
 
 __all__ = ["Anatomy", "anatomy_of", "octaves"]
 
@@ -28,13 +28,13 @@ class Anatomy:
     """Fraction t -> share of the sum of squares in the largest t of the entries."""
 
 
-def anatomy_of(histogram: MagnitudeHistogram) -> Anatomy:
-    """The anatomy of what a histogram counted; NaN where nothing differs from zero."""
-    counts = histogram.counts.double().cpu()[: len(histogram.edges()) - 1]
-    middles = _middles(histogram)
+def anatomy_of(found: Counts) -> Anatomy:
+    """The anatomy of what was counted; NaN where nothing differs from zero."""
+    counts = found.counts.double().cpu()[: len(found.edges()) - 1]
+    middles = _middles(found)
     total, squares = float(counts.sum()), counts * middles.pow(2)
     energy = float(squares.sum())
-    quantiles = dict(zip(QUANTILES, histogram.quantile(list(QUANTILES)), strict=True))
+    quantiles = dict(zip(QUANTILES, found.quantile(list(QUANTILES)), strict=True))
     if energy == 0 or not math.isfinite(energy):
         return Anatomy(quantiles, math.nan, dict.fromkeys(TOPS, math.nan))
     fourth = float((squares / energy * middles.pow(2)).sum())
@@ -44,10 +44,10 @@ def anatomy_of(histogram: MagnitudeHistogram) -> Anatomy:
     return Anatomy(quantiles, fourth * total / energy, shares)
 
 
-def _middles(histogram: MagnitudeHistogram) -> torch.Tensor:
+def _middles(found: Counts) -> torch.Tensor:
     """The middle of each finite bin but the last; the first bin holds the zeros: 0."""
-    edges = histogram.edges()
-    middles = (edges[:-1] + edges[1:]) / 2 if histogram.coarse else edges[:-1].clone()
+    edges = found.edges()
+    middles = (edges[:-1] + edges[1:]) / 2 if found.coarse else edges[:-1].clone()
     middles[0] = 0.0
     return middles
 
@@ -63,10 +63,10 @@ def _at(counts: torch.Tensor, shares: torch.Tensor, wanted: float) -> float:
     return low + inside * (float(shares[place]) - low)
 
 
-def octaves(histogram: MagnitudeHistogram, per_octave: int = 4) -> dict[int, int]:
+def octaves(counted: Counts, per_octave: int = 4) -> dict[int, int]:
     """Counts by parts of an octave: floor(per_octave * log2|x|) -> entries; zeros are left out."""
-    edges = histogram.edges()
-    counts = histogram.counts.cpu()[: len(edges)]
+    edges = counted.edges()
+    counts = counted.counts.cpu()[: len(edges)]
     occupied = ((counts > 0) & (edges > 0)).nonzero().squeeze(1)
     places = torch.floor(per_octave * torch.log2(edges[occupied]) + 1e-9)
     found: dict[int, int] = {}

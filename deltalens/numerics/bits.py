@@ -17,6 +17,8 @@ __all__ = [
     "CHUNK",
     "PART",
     "PREFIXES",
+    "TASK",
+    "array_of",
     "cast_once",
     "digits",
     "infinity_bits",
@@ -33,6 +35,8 @@ CHUNK = 1 << 18
 
 PART = 1 << 22
 """Entries given to one worker at a time."""
+TASK = 1 << 19
+"""Entries given to one worker at a time where a pass is one compiled loop; a multiple of 64."""
 
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -57,6 +61,15 @@ def magnitude_bits(values: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.bitwise_and(signed, mask, out=out)
     np.bitwise_and(signed.numpy(), mask, out=out.numpy())
     return out
+
+
+def array_of(tensor: Tensor) -> np.ndarray:
+    """A tensor on the CPU as an array to read, over the same memory.
+
+    `Tensor.numpy` pins the memory for good, and FSDP2 could not let go of gathered parameters.
+    """
+    found: np.ndarray = np.from_dlpack(tensor.detach())
+    return found
 
 
 def cast_once(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -117,12 +117,12 @@ def compare(mask: PackedMask, others: Sequence[PackedMask | None], ever: PackedM
         `ever`, and in the last of the others; 0 where there is no other. A GPU is not waited for.
     """
     if mask.bytes.device.type == "cpu":
-        from deltalens.numerics.selection import loops as compiled
+        from deltalens.numerics import compiled_masks
 
         none = np.empty(0, dtype=np.uint64)
         previous, first, last = (none if other is None else other.words for other in others)
         counts = torch.empty(COUNTED, dtype=torch.int64)
-        compiled.compare(mask.words, previous, first, last, ever.words, counts.numpy())
+        compiled_masks.compare(mask.words, previous, first, last, ever.words, counts.numpy())
         return counts
     return _compare_there(mask, others, ever)
 

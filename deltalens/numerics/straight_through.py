@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deltalens.errors import said_by
-from deltalens.numerics.bits import integer_of
+from deltalens.numerics.bits import TASK, array_of, integer_of
 from deltalens.numerics.masks import PackedMask
-from deltalens.numerics.selection.lowest import PARTS, array_of
 from deltalens.numerics.workers import workers
 
 __all__ = ["mask_into", "prepare", "straight_through"]
@@ -106,7 +105,7 @@ def mask_into(
 
 def _over(size: int, visit: Any) -> None:
     """Parts of a tensor, each on a thread."""
-    spans = [slice(start, start + PARTS) for start in range(0, size, PARTS)]
+    spans = [slice(start, start + TASK) for start in range(0, size, TASK)]
     if len(spans) < 2:
         for span in spans:
             visit(span)

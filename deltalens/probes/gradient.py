@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -27,16 +25,17 @@ from deltalens.gradients import (
     choose_parameters,
     every_parameter,
 )
+from deltalens.gradients.ranked import Survey, Top, fetch, ranked, reducer
+from deltalens.gradients.together import StepUnits
 from deltalens.io.records import RunWriter
 from deltalens.names import check_scope
 from deltalens.numerics.masks import PackedMask, compare
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection.cpu import prepare
+from deltalens.numerics.selection import prepare
+from deltalens.probes.columns import QUANTILES, columns_of, histograms_of, mask_rows, tensor_row
 from deltalens.probes.history import History, LearnedMasks
 from deltalens.probes.sinks import Sink, sink_of
-from deltalens.probes.survey import QUANTILES, Survey, Top, fetch, survey
 from deltalens.probes.updates import Updates
-from deltalens.ranking import StepUnits, reducer
 
 __all__ = ["GradientProbe"]
 
@@ -228,7 +227,8 @@ class GradientProbe(Subscriber):
         if not watched or not (sharded or _is_first()):
             return None
         self._units.check(step, watched)
-        surveys = survey(step, watched, self._scope, self._ratios, self._scratch)
+        with ranked(step, watched, self._scope, self._scratch) as found:
+            surveys = found.survey(self._ratios, list(QUANTILES.values()))
         if self._updates is not None:
             if not step.opened:
                 self._keep([(one.name, one.parameter) for one in watched])
@@ -261,12 +261,13 @@ class GradientProbe(Subscriber):
         writer = self._writer
         if writer is None:
             return
-        writer.add("histograms", _histogram_columns(number, surveys))
-        writer.add("tensors", _columns([_tensor_row(number, one, changes) for one in surveys]))
+        writer.add("histograms", histograms_of(number, surveys))
+        writer.add("tensors", columns_of([tensor_row(number, one, changes) for one in surveys]))
         if self._ratios:
-            writer.add("masks", _mask_columns(number, surveys, self._ratios, compared))
+            rows_of_masks = mask_rows(number, surveys, self._ratios, compared)
+            writer.add("masks", columns_of(rows_of_masks))
         if measured.learned:
-            writer.add("learned", _columns(measured.learned))
+            writer.add("learned", columns_of(measured.learned))
         for sink in self._sinks:
             sink.log(number, surveys)
         self._write_facts(writer, surveys)
@@ -324,65 +325,6 @@ class GradientProbe(Subscriber):
         packed = PackedMask(given.numel(), device)
         packed.write(0, given.detach().to(device).reshape(-1).bool())
         return packed
-
-
-def _histogram_columns(number: int, surveys: Sequence[Survey]) -> dict[str, Any]:
-    bins = [one.numbers.bins for one in surveys]
-    low, high, counts = (np.concatenate(column) for column in zip(*bins, strict=True))
-    names = [one.gradient.name for one in surveys]
-    codes = np.repeat(np.arange(len(names), dtype=np.int32), [len(low) for low, _, _ in bins])
-    return {
-        "step": np.full(len(low), number),
-        "tensor": (codes, names),
-        "low": low,
-        "high": high,
-        "count": counts,
-    }
-
-
-def _tensor_row(
-    number: int, one: Survey, changes: Mapping[str, Mapping[str, float]]
-) -> dict[str, Any]:
-    found, entries = one.numbers, one.gradient.entries
-    return {
-        "step": number,
-        "tensor": one.gradient.name,
-        "entries": entries,
-        "norm": math.sqrt(found.squares),
-        "mean": found.total / entries if entries else math.nan,
-        **dict(zip(QUANTILES, found.quantiles, strict=True)),
-        "zeros": found.zeros,
-        "subnormals": found.subnormals,
-        "infinities": found.infinities,
-        "nans": found.nans,
-        **changes.get(one.gradient.name, {}),
-    }
-
-
-def _mask_columns(
-    number: int,
-    surveys: Sequence[Survey],
-    ratios: Sequence[float],
-    compared: Mapping[_Key, Mapping[str, float]],
-) -> dict[str, list[Any]]:
-    rows = [
-        {
-            "step": number,
-            "tensor": one.gradient.name,
-            "mask_ratio": ratio,
-            "threshold": one.tops[ratio].threshold if ratio in one.tops else math.nan,
-            "entries": one.gradient.entries,
-            **compared.get((one.gradient.name, ratio), {}),
-        }
-        for one in surveys
-        for ratio in ratios
-    ]
-    return _columns(rows)
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def _is_first() -> bool:

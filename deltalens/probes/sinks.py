@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from deltalens.errors import DeltaLensError
-from deltalens.probes.survey import Survey
+from deltalens.gradients.ranked import Survey
 
 __all__ = ["Sink", "sink_of"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from deltalens.io.pairing import TensorPair
 from deltalens.io.reader import torch_dtype
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection.bracket import Sample
+from deltalens.numerics.selection import Sample
 from deltalens.studies.weights import CHUNK, StoredReader, runs
 
 __all__ = ["DeltaChunk", "DeltaStream", "Span"]

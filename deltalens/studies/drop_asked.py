@@ -13,7 +13,7 @@ from deltalens.io.pairing import Pairing
 from deltalens.io.records import Setting, Union
 from deltalens.names import Scope
 from deltalens.numerics.rates import show_rate
-from deltalens.numerics.selection.prefix import STRATEGIES
+from deltalens.numerics.selection import STRATEGIES
 from deltalens.scoring.suite import Suite
 from deltalens.studies import axes
 from deltalens.studies.selecting import DropSetting, check_strategy

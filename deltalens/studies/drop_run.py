@@ -9,7 +9,7 @@ from fractions import Fraction
 from deltalens.errors import DeltaLensError, reason
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Measurement, Setting, StudyFolder
-from deltalens.numerics.selection.prefix import Selection
+from deltalens.numerics.selection import Selection
 from deltalens.numerics.workers import workers
 from deltalens.scoring.loading import LoadedModel
 from deltalens.scoring.suite import Metrics, ReadySuite

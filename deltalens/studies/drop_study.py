@@ -16,7 +16,7 @@ from deltalens.io.matching import pair
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
 from deltalens.names import check_scope
 from deltalens.numerics.rates import Rate, exact_rates
-from deltalens.numerics.selection.prefix import STRATEGIES
+from deltalens.numerics.selection import STRATEGIES
 from deltalens.scoring.loading import (
     LoadedModel,
     check_fits,

@@ -23,7 +23,7 @@ from deltalens.names import block_of, projection_of
 from deltalens.numerics.anatomy import anatomy_of, octaves
 from deltalens.numerics.kernels import count_true
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection.counts import MagnitudeHistogram
+from deltalens.numerics.selection import Counts
 from deltalens.numerics.workers import workers
 from deltalens.studies.deltas import DeltaChunk, DeltaStream, Span
 from deltalens.studies.selecting import find_nonfinite, no_delta
@@ -124,7 +124,7 @@ def _share(share: float) -> str:
 class _Tally:
     """The running sums of a group."""
 
-    histogram: MagnitudeHistogram = field(default_factory=lambda: MagnitudeHistogram(torch.float32))
+    counts: Counts = field(default_factory=lambda: Counts.empty(torch.float32))
     squares: float = 0.0
     base_squares: float = 0.0
     vanished: int = 0
@@ -133,7 +133,7 @@ class _Tally:
 
     def merge(self, other: _Tally) -> None:
         """Add another group's sums."""
-        self.histogram.merge(other.histogram)
+        self.counts.merge(other.counts)
         self.squares += other.squares
         self.base_squares += other.base_squares
         self.vanished += other.vanished
@@ -141,14 +141,14 @@ class _Tally:
 
     def group(self, level: str, name: str) -> Group:
         """The figures."""
-        found = anatomy_of(self.histogram)
-        total = self.histogram.total
+        found = anatomy_of(self.counts)
+        total = self.counts.total
         norm = math.sqrt(self.squares / self.base_squares) if self.base_squares else math.nan
         return Group(
             level,
             name,
             total,
-            self.histogram.zeros / total if total else math.nan,
+            self.counts.zeros / total if total else math.nan,
             norm,
             found.quantiles,
             found.tail,
@@ -191,7 +191,7 @@ def inspect(
             spans = stream.parts([one])
             for part in each(functools.partial(_tally, stream=stream, scratch=scratch), spans):
                 tally.merge(part)
-            if tally.histogram.nonfinite:
+            if tally.counts.nonfinite:
                 raise find_nonfinite([one], stream)
             groups.add(one, tally)
             done += one.entries
@@ -227,7 +227,7 @@ class _Groups:
     def add(self, one: TensorPair, tally: _Tally) -> None:
         """Count a tensor, once."""
         alone = tally.group("tensor", one.name)
-        self.zeros += tally.histogram.zeros
+        self.zeros += tally.counts.zeros
         for level, name in _keys(one):
             key = level, name
             self._left[key] -= 1
@@ -243,7 +243,7 @@ class _Groups:
                 found = held.group(level, name)
             self._found[key] = found
             if level == "layer":
-                self.layers[name] = octaves(held.histogram, PER_OCTAVE)
+                self.layers[name] = octaves(held.counts, PER_OCTAVE)
 
     def by_level(self) -> tuple[Group, ...]:
         """All of them, once every tensor is counted."""
@@ -252,10 +252,10 @@ class _Groups:
 
 
 def _tally(span: Span, stream: DeltaStream, scratch: Scratch) -> _Tally:
-    tally = _Tally(MagnitudeHistogram(torch.float32, scratch=scratch))
+    tally = _Tally()
     castable = {torch_dtype(span.pair.ft), torch_dtype(span.pair.base)} != {torch.bfloat16}
     for chunk in stream.chunks(span):
-        tally.histogram.update(chunk.delta)
+        tally.counts.update(chunk.delta, scratch)
         tally.squares += _square_sum(chunk.delta)
         tally.base_squares += _square_sum(chunk.base)
         if castable:

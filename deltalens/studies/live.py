@@ -15,7 +15,7 @@ from deltalens.io.pairing import Pairing, TensorPair
 from deltalens.io.reader import torch_dtype
 from deltalens.numerics.bits import cast_once
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection.prefix import Selection
+from deltalens.numerics.selection import Selection
 from deltalens.numerics.workers import Each, in_order, one_thread, workers
 from deltalens.studies.deltas import DeltaStream, Span
 from deltalens.studies.moving import Direction, Plane

@@ -13,27 +13,26 @@ from torch import Tensor
 from deltalens.errors import DeltaLensError
 from deltalens.io.pairing import Pairing, TensorPair, Unit
 from deltalens.io.reader import torch_dtype
+from deltalens.numerics.edit import put_back
 from deltalens.numerics.hashing import hashed_range, index_hash, name_key
 from deltalens.numerics.kernels import runs_of_true, where_true
 from deltalens.numerics.rates import show_rate
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection.bracket import find_boundary, sample_stride
-from deltalens.numerics.selection.counts import MagnitudeHistogram
-from deltalens.numerics.selection.drawing import draw
-from deltalens.numerics.selection.find import (
+from deltalens.numerics.selection import (
+    STRATEGIES,
     Boundary,
     Chunk,
-    find_boundaries,
-    find_random_boundaries,
-    histogram_of,
-)
-from deltalens.numerics.selection.prefix import (
-    STRATEGIES,
+    Counts,
     Selection,
     Strategy,
+    count,
     count_at,
+    draw,
+    find_boundaries,
+    find_boundary,
+    find_random_boundaries,
     prefix_size,
-    put_back,
+    sample_stride,
 )
 from deltalens.numerics.workers import Each, in_order
 from deltalens.studies.deltas import DeltaChunk, DeltaStream, Span
@@ -51,8 +50,8 @@ __all__ = [
 
 
 _ONE_PASS = 1 << 26
-"""Entries up to which a single setting is found in one pass, in which a bracket is gathered (one
-entry in fifty, at 12 bytes, and copies of it) or the mask of a random drop kept (a byte each).
+"""Entries up to which a single setting is found in one pass, in which what lies near is gathered
+(one entry in fifty, at 12 bytes, and copies of it) or the mask of a random drop kept (a byte each).
 Beyond, memory does not grow with the unit."""
 
 
@@ -100,8 +99,8 @@ def select_unit(
     changed_only: bool = False,
     each: Each = in_order,
 ) -> UnitSelections:
-    """The selections of all settings on one unit: of a single one by a bracket around its rank, of
-    several from one histogram of the deltas.
+    """The selections of all settings on one unit: of a single one from a sample, of several from
+    one pass that counts the deltas.
 
     Where every setting is `random` over all entries, the deltas are not read at all.
 
@@ -115,20 +114,18 @@ def select_unit(
     spans, scratch = stream.parts(unit.pairs), Scratch()
     source = [functools.partial(_deltas, stream, span) for span in spans]
     unchanged: int | None = None
-    histogram: MagnitudeHistogram | None = None
+    counts: Counts | None = None
     if changed_only or any(setting.strategy != "random" for setting in settings):
-        histogram = histogram_of(source, each)
-        if histogram is not None and histogram.nonfinite:
+        counts = count(source, each)
+        if counts is not None and counts.nonfinite:
             raise find_nonfinite(unit.pairs, stream)
-        unchanged = histogram.zeros if histogram is not None else 0
+        unchanged = counts.zeros if counts is not None else 0
     skipped = (unchanged or 0) if changed_only else 0
 
     boundaries: dict[DropSetting, Boundary] = {}
     for seed, ranked in _by_seed(s for s in settings if s.strategy != "random"):
         sizes = [prefix_size(s.strategy, s.rate, unit.entries, skipped) for s in ranked]
-        boundaries |= zip(
-            ranked, find_boundaries(source, sizes, seed, histogram, each), strict=True
-        )
+        boundaries |= zip(ranked, find_boundaries(source, sizes, seed, counts, each), strict=True)
     total = unit.entries - skipped
     for seed, drawn in _by_seed(s for s in settings if s.strategy == "random"):
         if changed_only:
@@ -188,19 +185,19 @@ def _deltas(stream: DeltaStream, span: Span) -> Iterator[Chunk]:
         yield Chunk(chunk.pair.name, chunk.start, chunk.delta)
 
 
-def _hashes(
-    stream: DeltaStream, seed: int, scratch: Scratch, span: Span
-) -> Iterator[tuple[str, Tensor]]:
-    name = span.pair.name
-    for hashes in hashed_range(span.start, span.stop, name_key(seed, name), stream.device, scratch):
-        yield name, hashes
+def _hashes(stream: DeltaStream, seed: int, scratch: Scratch, span: Span) -> Iterator[Chunk]:
+    name, at = span.pair.name, span.start
+    for hashes in hashed_range(at, span.stop, name_key(seed, name), stream.device, scratch):
+        yield Chunk(name, at, hashes)
+        at += hashes.numel()
 
 
-def _changed_hashes(stream: DeltaStream, seed: int, span: Span) -> Iterator[tuple[str, Tensor]]:
+def _changed_hashes(stream: DeltaStream, seed: int, span: Span) -> Iterator[Chunk]:
     name = span.pair.name
     for chunk in stream.chunks(span):
         for indices in runs_of_true(chunk.delta != 0):
-            yield name, index_hash(indices.add_(chunk.start), name_key(seed, name))
+            key = name_key(seed, name)
+            yield Chunk(name, chunk.start, index_hash(indices.add_(chunk.start), key))
 
 
 def edit_chunk(

@@ -18,7 +18,7 @@ from tests.architecture.import_graph import (
 )
 
 # A unit is the part after `deltalens.`; each may import itself and what stands in its row.
-BELOW_PROBES = {"errors", "names", "numerics", "io", "gradients", "ranking"}
+BELOW_PROBES = {"errors", "names", "numerics", "io", "gradients"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "catalog": {"errors"},
@@ -28,7 +28,6 @@ ALLOWED: dict[str, set[str]] = {
     "reports": {"errors", "catalog", "names"},
     "scoring": {"errors", "catalog", "numerics", "io"},
     "gradients": {"errors", "names", "numerics"},
-    "ranking": {"errors", "names", "numerics", "io", "gradients"},
     "probes": BELOW_PROBES,
     "methods": BELOW_PROBES,
     "integrations": BELOW_PROBES | {"probes", "methods"},

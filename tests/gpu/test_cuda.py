@@ -3,11 +3,17 @@
 import pytest
 import torch
 
+from deltalens.numerics.edit import put_back
 from deltalens.numerics.hashing import hashed_range
-from deltalens.numerics.selection.counts import MagnitudeHistogram
-from deltalens.numerics.selection.find import find_boundaries, find_random_boundaries, parts_of
-from deltalens.numerics.selection.prefix import Selection, put_back
-from deltalens.numerics.selection.threshold import threshold_of
+from deltalens.numerics.selection import (
+    Chunk,
+    Counts,
+    Selection,
+    find_boundaries,
+    find_random_boundaries,
+    keep_highest,
+    parts_of,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,7 +35,7 @@ def grid(dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_histogram_is_the_same(dtype):
     values = grid(dtype)
-    here, there = MagnitudeHistogram(dtype), MagnitudeHistogram(dtype, "cuda")
+    here, there = Counts.empty(dtype), Counts.empty(dtype, "cuda")
     here.update(values)
     there.update(values.cuda())
     assert torch.equal(here.counts, there.counts.cpu())
@@ -52,7 +58,8 @@ def test_the_selection_is_the_same(dtype, strategy):
 
 def test_the_random_order_is_the_same():
     def members(device):
-        return [lambda: (("a", h) for h in hashed_range(0, 100_000, 5, torch.device(device)))]
+        hashes = hashed_range(0, 100_000, 5, torch.device(device))
+        return [lambda: (Chunk("a", 0, one) for one in hashes)]
 
     here, there = (
         find_random_boundaries(members(device), 100_000, [1, 500, 99_000])
@@ -65,7 +72,9 @@ def test_the_random_order_is_the_same():
 def test_the_threshold_is_the_same(dtype):
     values = torch.randn(1 << 20, generator=torch.Generator().manual_seed(1)).to(dtype)
     for rank in (0, 1 << 18, (1 << 20) - 1):
-        assert threshold_of(values, rank) == threshold_of(values.cuda(), rank)
+        here, there = (keep_highest(some, rank, 5) for some in (values, values.cuda()))
+        assert here.boundary == there.boundary
+        assert torch.equal(here.mask.bytes, there.mask.bytes.cpu())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from deltalens import GradientMask
 from deltalens.gradients import Gradient, GradientStep
+from deltalens.gradients.ranked import Survey, fetch, ranked
+from deltalens.names import Scope
 from deltalens.numerics.masks import PackedMask, compare
 from deltalens.numerics.scratch import Scratch
-from deltalens.probes.survey import Survey, fetch, survey
+from deltalens.probes.columns import QUANTILES
 from tests.oracles.pairs import make
 
 pytestmark = [
@@ -22,18 +24,19 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 RATIOS = (0.2, 0.5, 0.9)
 
 
-def measured(tensors: dict[str, Tensor], scope: str) -> list[Survey]:
+def measured(tensors: dict[str, Tensor], scope: Scope) -> list[Survey]:
     gradients = [
         Gradient(name, nn.Parameter(t, requires_grad=False), t, t.numel(), None)
         for name, t in tensors.items()
     ]
     step = GradientStep(torch.optim.SGD([torch.zeros(())]), 0, gradients)
-    return survey(step, gradients, scope, RATIOS, Scratch())
+    with ranked(step, gradients, scope, Scratch()) as found:
+        return found.survey(RATIOS, list(QUANTILES.values()))
 
 
 @pytest.mark.parametrize("scope", ["tensor", "layer", "global"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_survey_is_the_same_and_waits_once(dtype: torch.dtype, scope: str) -> None:
+def test_a_survey_is_the_same_and_waits_once(dtype: torch.dtype, scope: Scope) -> None:
     tensors = {f"a.{i}.w": make("grid", 100_003 + i, dtype, i) for i in range(3)}
     here = {one.gradient.name: one for one in measured(tensors, scope)}
     there = {name: tensor.cuda() for name, tensor in tensors.items()}

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltalens.errors import DeltaLensError
+from deltalens.numerics.bits import TASK
 from deltalens.numerics.hashing import name_key
-from deltalens.numerics.selection import lowest
+from deltalens.numerics.selection import keep, keep_above, keep_highest, windows
 from tests.oracles import mft
 from tests.oracles.order import count_for
 from tests.oracles.pairs import KINDS, make
@@ -22,7 +23,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 def kept(values: torch.Tensor, ratio: str, rank_by: str, seed: int = 0) -> torch.Tensor:
     removed = count_for(ratio, values.numel())
     by_value = rank_by == "value"
-    found, _ = lowest.keep_highest(values, removed, name_key(seed, "w"), by_value=by_value)
+    found = keep_highest(values, removed, name_key(seed, "w"), by_value=by_value).mask
     assert int(found.count()) == values.numel() - removed
     return found.unpacked()
 
@@ -31,7 +32,7 @@ def kept(values: torch.Tensor, ratio: str, rank_by: str, seed: int = 0) -> torch
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the work is done: on an accelerator it is done in torch."""
     if request.param == "in torch":
-        monkeypatch.setattr(lowest, "_visit_here", lowest._visit_there)
+        monkeypatch.setattr(keep.Keeping, "_here", keep.Keeping._there)
     return str(request.param)
 
 
@@ -56,7 +57,7 @@ def test_the_lowest_go_as_a_stable_sort_says(
 @pytest.fixture
 def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the boundary was is looked at first, however much lies there."""
-    monkeypatch.setattr(lowest, "_CROWDED", math.inf)
+    monkeypatch.setattr(windows, "_CROWDED", math.inf)
 
 
 @pytest.mark.usefixtures("place", "trusting")
@@ -74,8 +75,8 @@ def test_where_to_look_first_changes_nothing(
     near = None
     for kind, ratio in zip(kinds * 2, ratios * 2, strict=True):
         values, removed = make(kind, size, dtype, 0), count_for(ratio, size)
-        found, near = lowest.keep_highest(values, removed, 5, by_value=by_value, near=near)
-        again, _ = lowest.keep_highest(values, removed, 5, by_value=by_value)
+        found, _, near = keep_highest(values, removed, 5, by_value=by_value, near=near)
+        again = keep_highest(values, removed, 5, by_value=by_value).mask
         assert torch.equal(found.bytes, again.bytes)
 
 
@@ -85,11 +86,11 @@ def test_values_that_hardly_change_are_sampled_once(
     by_value: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = []
-    guess = lowest._guess
-    monkeypatch.setattr(lowest, "_guess", lambda *args: samples.append(args) or guess(*args))
+    guess = windows._guess
+    monkeypatch.setattr(windows, "_guess", lambda *args: samples.append(args) or guess(*args))
     values, near = make("normal", 1 << 16, torch.float32, 0), None
     for _ in range(20):
-        _, near = lowest.keep_highest(values, 6000, 5, by_value=by_value, near=near)
+        _, _, near = keep_highest(values, 6000, 5, by_value=by_value, near=near)
         values *= 1.0001
     assert len(samples) == 1
 
@@ -107,7 +108,7 @@ def test_a_threshold_keeps_what_is_greater(
 ) -> None:
     values = make(kind, size, dtype, size)
     wanted = mft.mask_of(values, "w", threshold=threshold)
-    assert torch.equal(lowest.keep_above(values, threshold).unpacked(), wanted)
+    assert torch.equal(keep_above(values, threshold).unpacked(), wanted)
 
 
 @pytest.mark.parametrize("rank_by", ["magnitude", "value"])
@@ -115,7 +116,7 @@ def test_a_threshold_keeps_what_is_greater(
 @pytest.mark.parametrize("kind", ["normal", "grid", "equal", "sparse", "any"])
 def test_several_threads_and_parts_find_the_same(kind: str, ratio: str, rank_by: str) -> None:
     torch.set_num_threads(2)
-    values = make(kind, 2 * lowest.PARTS + 70_007, torch.float32, 1)
+    values = make(kind, 2 * TASK + 70_007, torch.float32, 1)
     wanted = mft.mask_of(values, "w", ratio=ratio, rank_by=rank_by)
     assert torch.equal(kept(values, ratio, rank_by), wanted)
 
@@ -143,10 +144,10 @@ def test_infinities_are_ranked() -> None:
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-@pytest.mark.parametrize("select", [lowest.keep_highest, lowest.keep_above])
+@pytest.mark.parametrize("select", [keep_highest, keep_above])
 def test_a_nan_is_reported_by_name(select: Any, sign: float) -> None:
     values = torch.ones(100)
     values[37] = math.copysign(math.nan, sign)
-    more = (10, 0) if select is lowest.keep_highest else (0.0,)
+    more = (10, 0) if select is keep_highest else (0.0,)
     with pytest.raises(DeltaLensError, match=r"scores of q_proj: NaN"):
         select(values, *more, name="scores of q_proj")

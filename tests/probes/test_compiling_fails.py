@@ -44,9 +44,9 @@ def test_masks_of_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     before = {name: p for name, p in model.named_parameters()}
     model.lm_head.weight.requires_grad_(False)
     trained = [p.requires_grad for p in before.values()]
-    for broken in (mft.lowest, mft.straight_through):
+    for broken, name in ((mft, "prepare_keeping"), (mft.straight_through, "prepare")):
         with monkeypatch.context() as patched:
-            patched.setattr(broken, "prepare", fail)
+            patched.setattr(broken, name, fail)
             with pytest.raises(RuntimeError, match="no compiler"):
                 MaskTuning(model)
         after = dict(model.named_parameters())

@@ -11,10 +11,7 @@ import pytest
 import torch
 
 from deltalens.numerics import hashing
-from deltalens.numerics.selection import bracket, drawing, threshold
-from deltalens.numerics.selection import counts as histogram
-from deltalens.numerics.selection import find as order
-from deltalens.numerics.selection import windows as ties
+from deltalens.numerics.selection import counts, keys, streamed, windows
 from deltalens.studies import deltas
 
 
@@ -37,19 +34,16 @@ class Sizes:
 def cut(sizes: Sizes) -> Iterator[None]:
     """Use these sizes everywhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(order, "CHUNK", sizes.chunk)
-        patch.setattr(order, "PART", sizes.part)
-        patch.setattr(histogram, "CHUNK", sizes.chunk)
-        patch.setattr(threshold, "CHUNK", sizes.chunk)
-        patch.setattr(threshold, "PART", sizes.part)
-        patch.setattr(bracket, "_SAMPLE", sizes.sample)
-        patch.setattr(bracket, "_SIGMAS", sizes.sigmas / 3)
+        patch.setattr(keys, "CHUNK", sizes.chunk)
+        patch.setattr(keys, "PART", sizes.part)
+        patch.setattr(counts, "CHUNK", sizes.chunk)
+        patch.setattr(keys, "_SAMPLE", sizes.sample)
+        patch.setattr(windows, "_SAMPLED_SIGMAS", sizes.sigmas / 3)
         patch.setattr(deltas, "_CPU_CHUNK", sizes.chunk)
         patch.setattr(deltas, "_PART", sizes.part)
         patch.setattr(hashing, "HASHED", sizes.hashed)
-        patch.setattr(ties, "SIGMAS", sizes.sigmas)
-        patch.setattr(drawing, "SIGMAS", sizes.sigmas)
-        patch.setattr(drawing, "_PART", sizes.part)
+        patch.setattr(windows, "SIGMAS", sizes.sigmas)
+        patch.setattr(streamed, "_PART", sizes.part)
         yield
 
 

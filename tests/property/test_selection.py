@@ -6,7 +6,7 @@ are made small here so that a few entries cross every one of them.
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from fractions import Fraction
@@ -20,27 +20,38 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deltalens.errors import DeltaLensError
+from deltalens.numerics.edit import put_back
 from deltalens.numerics.hashing import hashed_range, index_hash, name_key
 from deltalens.numerics.rates import exact_rate, exact_rates, parse_rates, show_rate
-from deltalens.numerics.selection import bracket, drawing, threshold
-from deltalens.numerics.selection import find as order
-from deltalens.numerics.selection import prefix as selection
-from deltalens.numerics.selection.bracket import Sample, find_boundary, sample_stride
-from deltalens.numerics.selection.counts import MagnitudeHistogram
-from deltalens.numerics.selection.drawing import draw
-from deltalens.numerics.selection.find import (
+from deltalens.numerics.scratch import Scratch
+from deltalens.numerics.selection import (
     EVERYTHING,
     NOTHING,
+    Backend,
     Boundary,
     Chunk,
+    Counts,
+    Entries,
+    OnCpu,
+    OnDevice,
+    Sample,
+    Selection,
+    Source,
+    count,
+    count_at,
+    draw,
     find_boundaries,
+    find_boundary,
     find_random_boundaries,
-    find_thresholds,
-    histogram_of,
+    keep_highest,
     parts_of,
+    prefix,
+    prefix_size,
+    rank_units,
+    sample_stride,
+    streamed,
+    windows,
 )
-from deltalens.numerics.selection.prefix import Selection, count_at, prefix_size
-from deltalens.numerics.selection.threshold import threshold_of
 from deltalens.numerics.workers import Each, in_order, workers
 from tests.oracles import order as oracle
 from tests.oracles.order import FORMATS, STRATEGIES, Entry, Strategy
@@ -75,19 +86,17 @@ def threads(count: int) -> Iterator[Each]:
         yield each
 
 
-def members_of(
-    unit: Mapping[str, Tensor], step: int, changed_only: bool, seed: int = 0
-) -> list[Callable[[], Iterable[tuple[str, Tensor]]]]:
+def members_of(unit: Mapping[str, Tensor], step: int, changed_only: bool, seed: int = 0) -> Source:
     """The hashes of a unit's entries in parts, as `find_random_boundaries` takes them."""
 
-    def part(name: str, start: int, stop: int) -> Iterator[tuple[str, Tensor]]:
-        key = selection.name_key(seed, name)
+    def part(name: str, start: int, stop: int) -> Iterator[Chunk]:
+        key = prefix.name_key(seed, name)
         if changed_only:
             changed = (unit[name][start:stop] != 0).nonzero().squeeze(1)
-            yield name, index_hash(changed + start, key)
+            yield Chunk(name, start, index_hash(changed + start, key))
         else:
             for hashes in hashed_range(start, stop, key, torch.device("cpu")):
-                yield name, hashes
+                yield Chunk(name, start, hashes)
 
     return [
         functools.partial(part, name, start, min(start + step, tensor.numel()))
@@ -319,7 +328,7 @@ def test_where_hashes_collide_the_name_decides(
     """Hashes of two tensors never meet in practice: here all tensors hash alike."""
     unit = data.draw(tensors(dtype, most=30))
     with pytest.MonkeyPatch.context() as patch, cut(sizes):
-        for module in (bracket, drawing, order, selection):
+        for module in (prefix, streamed, windows):
             patch.setattr(module, "name_key", lambda seed, name: 77)
         for strategy in STRATEGIES:
             ranked = oracle.ordered(
@@ -467,7 +476,7 @@ def test_a_histogram_made_before_gives_the_same_boundaries() -> None:
     unit = {name: make("sparse", 900, torch.float32, at) for at, name in enumerate("ab")}
     source = parts_of(unit)
     sizes = [0, 1, 17, 900, 1799, 1800]
-    made = histogram_of(source)
+    made = count(source)
     assert find_boundaries(source, sizes, 3, made) == find_boundaries(source, sizes, 3)
 
 
@@ -505,6 +514,21 @@ def test_parts_of_takes_tensors_of_any_layout() -> None:
 
 # --- thresholds: the magnitude at a rank, without the order among ties ----------------------------
 
+BACKENDS = [OnCpu(in_order, Scratch()), OnDevice(None)]
+
+
+def thresholds(backend: Backend, unit: Mapping[str, Tensor], ranks: Sequence[int]) -> list[int]:
+    """The magnitude bits at these ranks of the entries of a unit."""
+    units = [[Entries(name, tensor) for name, tensor in unit.items()]]
+    (found,) = rank_units(backend, units, backend.count(units), [ranks]).bits
+    return [int(bits) for bits in found]
+
+
+def threshold_of(values: Tensor, rank: int) -> int:
+    """That of one rank of a tensor, from a sample."""
+    boundary = keep_highest(values, rank + 1, 0).boundary
+    return boundary.below - (boundary.tie is None)
+
 
 @dtypes
 @repeatable(15)
@@ -518,10 +542,10 @@ def test_thresholds_are_those_of_a_sort(
         return
     ranks = data.draw(st.lists(st.integers(0, len(ranked) - 1), min_size=1, max_size=5))
     with cut(sizes), pytest.MonkeyPatch.context() as patch:
-        assert find_thresholds(parts_of(unit), ranks) == [ranked[rank] for rank in ranks]
-        patch.setattr(threshold, "_FEWEST", 1)
-        patch.setattr(threshold, "_SAMPLE", sample)
-        patch.setattr(bracket, "_SIGMAS", sigmas)
+        for backend in BACKENDS:
+            assert thresholds(backend, unit, ranks) == [ranked[rank] for rank in ranks]
+        patch.setattr(windows, "_FEW", sample)
+        patch.setattr(windows, "_SAMPLED_SIGMAS", sigmas)
         whole = torch.cat(list(unit.values()))
         for rank in ranks:
             assert threshold_of(whole, rank) == ranked[rank]
@@ -535,17 +559,16 @@ def test_thresholds_of_a_large_tensor(dtype: torch.dtype, kind: str) -> None:
     ranks = [0, 1, 3000, 150_000, 299_998, 299_999]
     for rank in ranks:
         assert threshold_of(values, rank) == bits[rank]
-    assert find_thresholds(parts_of({"w": values}), ranks) == [bits[rank] for rank in ranks]
+    for backend in BACKENDS:
+        assert thresholds(backend, {"w": values}, ranks) == [bits[rank] for rank in ranks]
 
 
 def test_ranks_outside_the_tensor_are_refused() -> None:
     for rank in (-1, 3):
         with pytest.raises(IndexError):
-            threshold_of(torch.ones(3), rank)
+            keep_highest(torch.ones(3), rank if rank < 0 else rank + 1, 0)
         with pytest.raises(IndexError):
-            find_thresholds(parts_of({"w": torch.ones(3)}), [rank])
-    with pytest.raises(IndexError):
-        find_thresholds(parts_of({}), [0])
+            thresholds(BACKENDS[0], {"w": torch.ones(3)}, [rank])
 
 
 # --- the hash -------------------------------------------------------------------------------------
@@ -644,14 +667,14 @@ def test_a_histogram_counts_and_adds(dtype: torch.dtype, data: st.DataObject, si
     for size in oracle.magnitudes(whole):
         wanted[size >> shift] = wanted.get(size >> shift, 0) + 1
     with cut(sizes):
-        at_once, bit_by_bit = MagnitudeHistogram(dtype), MagnitudeHistogram(dtype)
+        at_once, bit_by_bit = Counts.empty(dtype), Counts.empty(dtype)
         at_once.update(whole)
         for tensor in unit.values():
-            one = MagnitudeHistogram(dtype)
+            one = Counts.empty(dtype)
             one.update(tensor[: len(tensor) // 2])
             one.update(tensor[len(tensor) // 2 :])
             bit_by_bit.merge(one)
-        from_source = histogram_of(parts_of(unit))
+        from_source = count(parts_of(unit))
     histograms = [at_once, bit_by_bit] + ([from_source] if from_source is not None else [])
     assert len(histograms) == 3 or whole.numel() == 0
     for made in histograms:
@@ -665,7 +688,7 @@ def test_a_histogram_counts_and_adds(dtype: torch.dtype, data: st.DataObject, si
 
 @dtypes
 def test_a_histogram_tells_what_is_not_finite(dtype: torch.dtype) -> None:
-    made = MagnitudeHistogram(dtype)
+    made = Counts.empty(dtype)
     largest = torch.finfo(dtype).max
     made.update(torch.tensor([math.nan, 1.0, -math.inf, 0.0, math.inf, -largest], dtype=dtype))
     assert (made.total, made.nonfinite, made.zeros) == (6, 3, 1)
@@ -686,7 +709,7 @@ def test_quantiles_are_numpys(
         values = torch.tensor([3.0], dtype=dtype)
     else:
         values = make(data.draw(kinds), data.draw(st.integers(1, 70)), dtype, 3)
-    made = MagnitudeHistogram(dtype)
+    made = Counts.empty(dtype)
     made.update(values)
     sizes = np.sort(values.double().abs().numpy())
     form = FORMATS[dtype]
@@ -706,28 +729,28 @@ def test_quantiles_are_numpys(
 
 
 def test_an_empty_histogram() -> None:
-    made = MagnitudeHistogram(torch.float32)
+    made = Counts.empty(torch.float32)
     made.update(torch.empty(0))
     assert (made.total, made.zeros, made.nonfinite) == (0, 0, 0)
     assert all(math.isnan(value) for value in made.quantile([0.0, 0.5, 1.0]))
-    assert histogram_of(parts_of({"w": torch.empty(0)})) is None
+    assert count(parts_of({"w": torch.empty(0)})) is None
     with pytest.raises(IndexError):
         made.prefixes_at([0])
 
 
 def test_histograms_of_different_dtypes_do_not_mix() -> None:
-    made = MagnitudeHistogram(torch.float32)
+    made = Counts.empty(torch.float32)
     with pytest.raises(TypeError):
         made.update(torch.ones(3, dtype=torch.float16))
     with pytest.raises(TypeError):
-        made.merge(MagnitudeHistogram(torch.float16))
+        made.merge(Counts.empty(torch.float16))
     with pytest.raises(TypeError):
-        MagnitudeHistogram(torch.int32)
+        Counts.empty(torch.int32)
 
 
 @dtypes
 def test_edges_are_the_smallest_number_of_each_bin(dtype: torch.dtype) -> None:
-    form, made = FORMATS[dtype], MagnitudeHistogram(dtype)
+    form, made = FORMATS[dtype], Counts.empty(dtype)
     shift, edges = form.bits - 16, made.edges()
     assert len(edges) == form.infinity >> shift
     for place in (0, 1, 2, 100, 15_000, len(edges) - 1):
@@ -746,9 +769,9 @@ def test_put_back_takes_every_entry_from_one_or_the_other(
     ft, base = make(kinds[0], n, dtype, 1), make(kinds[1], n, dtype, 2)
     mask = torch.from_numpy(np.random.default_rng(3).random(n) < 0.5)
     wanted = torch.where(mask, as_bits(base), as_bits(ft)).view(dtype)
-    assert same_bits(selection.put_back(ft, base, mask), wanted)
+    assert same_bits(put_back(ft, base, mask), wanted)
     out = ft.clone()
-    assert selection.put_back(out, base, mask, out=out) is out
+    assert put_back(out, base, mask, out=out) is out
     assert same_bits(out, wanted)
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from deltalens import ranking
-from deltalens.gradients import Gradient, GradientStep
+from deltalens.gradients import Gradient, GradientStep, ranked
+from deltalens.gradients.ranked import Survey, fetch
+from deltalens.names import Scope
 from deltalens.numerics import masks as overlap
 from deltalens.numerics.masks import (
     PackedMask,
@@ -24,17 +25,15 @@ from deltalens.numerics.masks import (
 )
 from deltalens.numerics.masks import _compare_there as on_there
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection import cpu as magnitudes
-from deltalens.numerics.selection import device as on_device
-from deltalens.probes import survey as surveys
-from deltalens.probes.survey import QUANTILES, Survey, fetch
+from deltalens.numerics.selection import cpu, device
+from deltalens.probes.columns import QUANTILES
 from tests.oracles import gradients as oracle
 from tests.oracles.pairs import KINDS, make
 from tests.property.profile import repeatable
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-SCOPES = ["tensor", "layer", "global"]
+SCOPES: list[Scope] = ["tensor", "layer", "global"]
 NAMES = ["model.embed", "model.layers.0.q", "model.layers.0.k", "model.layers.1.q", "model.norm"]
 
 
@@ -68,14 +67,14 @@ def engine(request: pytest.FixtureRequest) -> Iterator[None]:
     """The compiled loops for the CPU, and what accelerators and shards are measured with."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "there":
-            patch.setattr(ranking, "is_here", lambda gradient: False)
+            patch.setattr(ranked, "is_here", lambda gradient: False)
         yield
 
 
 @contextmanager
 def pieces_of(size: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((magnitudes, "CHUNK"), (on_device, "_CHUNK")):
+        for module, name in ((cpu, "CHUNK"), (device, "_CHUNK")):
             patch.setattr(module, name, size)
         yield
 
@@ -86,10 +85,15 @@ def chunk(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+def survey(given: list[Gradient], scope: Scope, asked: list[float]) -> list[Survey]:
+    with ranked.ranked(GradientStep(SGD, 0), given, scope, Scratch()) as found:
+        return found.survey(asked, list(QUANTILES.values()))
+
+
 def measured(
-    given: list[Gradient], scope: str = "tensor", asked: list[float] | None = None
+    given: list[Gradient], scope: Scope = "tensor", asked: list[float] | None = None
 ) -> list[Survey]:
-    found = surveys.survey(GradientStep(SGD, 0), given, scope, asked or [], Scratch())
+    found = survey(given, scope, asked or [])
     assert fetch(found, []) == []
     return found
 
@@ -99,7 +103,7 @@ def measured(
 @repeatable(8)
 @given(data=st.data(), asked=ratios)
 def test_thresholds_and_masks_are_those_of_a_sort(
-    engine: None, dtype: torch.dtype, scope: str, data: st.DataObject, asked: list[float]
+    engine: None, dtype: torch.dtype, scope: Scope, data: st.DataObject, asked: list[float]
 ) -> None:
     tensors = data.draw(steps(dtype))
     scale = data.draw(st.sampled_from([None, torch.tensor(4.0)]))
@@ -193,7 +197,7 @@ def test_a_loss_scale_is_taken_off(engine: None, dtype: torch.dtype) -> None:
 @dtypes
 @pytest.mark.parametrize("scope", SCOPES)
 def test_what_holds_a_nan_is_counted_and_not_ranked(
-    engine: None, dtype: torch.dtype, scope: str
+    engine: None, dtype: torch.dtype, scope: Scope
 ) -> None:
     broken, whole = make("normal", 90, dtype, 0), make("normal", 90, dtype, 1)
     broken[7] = math.nan
@@ -207,16 +211,16 @@ def test_what_holds_a_nan_is_counted_and_not_ranked(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("scope", SCOPES)
 def test_on_a_device_nothing_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, scope: str
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, scope: Scope
 ) -> None:
     """Tensors without contents have no value to wait for, nor shapes that depend on one."""
-    monkeypatch.setattr(ranking, "is_here", lambda gradient: False)
+    monkeypatch.setattr(ranked, "is_here", lambda gradient: False)
     monkeypatch.setattr(PackedMask, "write", PackedMask._write_there)
     forget()
     with FakeTensorMode():
         scale = torch.ones(())
         given = [gradient(name, torch.empty(300, dtype=dtype), scale) for name in NAMES]
-        found = surveys.survey(GradientStep(SGD, 0), given, scope, [0.2, 0.9], Scratch())
+        found = survey(given, scope, [0.2, 0.9])
         tops = [top for one in found for top in one.tops.values()]
         ever = PackedMask(300)
         rows = [on_there(top.mask, [tops[0].mask, None, tops[1].mask], ever) for top in tops]
@@ -226,8 +230,8 @@ def test_on_a_device_nothing_is_waited_for(
 
 def forget() -> None:
     """What is made once per device, so that nothing without contents stays."""
-    on_device._constant.cache_clear()
-    on_device._constant_fractions.cache_clear()
+    device._constant.cache_clear()
+    device._constant_fractions.cache_clear()
     overlap._weights.cache_clear()
     overlap._ones_in_byte.cache_clear()
 

@@ -22,7 +22,7 @@ import deltalens
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.matching import pair
 from deltalens.numerics.hashing import name_key
-from deltalens.numerics.selection.prefix import Selection
+from deltalens.numerics.selection import Selection
 from deltalens.studies import live as module
 from deltalens.studies.deltas import DeltaStream
 from deltalens.studies.live import LiveModel

@@ -16,11 +16,10 @@ import torch
 {before}
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    from deltalens.numerics.selection import cpu as magnitudes
+    from deltalens.numerics.selection import Entries, count_tensor
     from deltalens.numerics.scratch import Scratch
     gradient = torch.tensor([0.0, 1.0, -2.0, 3.0])
-    scan = magnitudes.scan(gradient, None, Scratch())
-    print(scan.zeros)
+    print(count_tensor(Entries('w', gradient), Scratch()).zeros)
     print(len([one for one in said if issubclass(one.category, RuntimeWarning)]))
     print(next((str(one.message) for one in said), ""))
 """
@@ -81,16 +80,15 @@ FAILS = """
 import sys, numba.core.dispatcher as dispatcher, torch
 from deltalens.errors import DeltaLensError
 from deltalens.numerics import straight_through
-from deltalens.numerics.selection import cpu as magnitudes
-from deltalens.numerics.selection import lowest
+from deltalens.numerics.selection import prepare, prepare_keeping
 
 def fail(*given, **more):
     raise RuntimeError("no compiler")
 
 dispatcher._FunctionCompiler.compile = fail
-for module in (lowest, magnitudes, straight_through):
+for make in (prepare_keeping, prepare, straight_through.prepare):
     try:
-        module.prepare(torch.float32)
+        make(torch.float32)
     except DeltaLensError as error:
         print(error)
 """

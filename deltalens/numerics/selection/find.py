@@ -1,273 +1,225 @@
-"""One order over the entries of a unit, and exact selection of a prefix of it.
+"""The one search: a window that holds the end of a prefix, a visit, a settling; and whatever needs
+it.
 
-Entries are ordered by the key (magnitude bits, hash, tensor name, flat index). The hash (see
-`hashing`) settles ties without favouring any tensor or row, so a prefix of k entries is always
-exactly k entries, and prefixes are nested. Nothing in the key depends on how the data is chunked,
-sharded, visited or where it is computed. The order *by hash alone* is a random order.
-
-A prefix is described by its `Boundary`, found by radix: one histogram over the leading 15 bits
-serves all prefixes at once; a second pass, over the boundary bins alone, tells fp32 apart; hashes
-are computed only for entries that tie at a boundary.
+What differs is the key (magnitude, signed value, hash), where the window comes from (`windows`),
+what a visit does with what lies outside (`streamed`: nothing, or a mask; `cpu` and `device`: bits
+of masks, or zeros in place; `keep`: bits), and whether ties are split by hash or stay together.
 """
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from deltalens.numerics.bits import CHUNK, PART, digits, integer_of, magnitude_bits
-from deltalens.numerics.hashing import index_hash, name_key
-from deltalens.numerics.kernels import equal, less, runs_of_true, take
-from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection.counts import MagnitudeHistogram
-from deltalens.numerics.selection.windows import Tie, split_ties
+from deltalens.errors import said_by
+from deltalens.numerics.masks import PackedMask
+from deltalens.numerics.selection.backend import Backend, Units
+from deltalens.numerics.selection.counts import Counts
+from deltalens.numerics.selection.keep import Keeping
+from deltalens.numerics.selection.keys import Sample, Source, keys_of
+from deltalens.numerics.selection.prefix import EVERYTHING, NOTHING, Boundary, up_to
+from deltalens.numerics.selection.streamed import Stream, hashes_of
+from deltalens.numerics.selection.windows import (
+    AtRank,
+    Given,
+    Radix,
+    Seen,
+    Window,
+    after,
+    by_share,
+    from_keys,
+    from_sample,
+)
 from deltalens.numerics.workers import Each, in_order
 
 __all__ = [
-    "EVERYTHING",
-    "NOTHING",
-    "Boundary",
-    "Chunk",
-    "Members",
-    "Part",
-    "Source",
+    "Bracketed",
+    "Kept",
+    "Ranked",
+    "count",
+    "draw",
     "find_boundaries",
+    "find_boundary",
     "find_random_boundaries",
-    "find_thresholds",
-    "histogram_of",
-    "parts_of",
+    "keep_above",
+    "keep_highest",
+    "prepare_keeping",
+    "rank_units",
+    "search",
 ]
 
-
-class Chunk(NamedTuple):
-    """A run of consecutive entries of one tensor."""
-
-    name: str
-    """The tensor's name: part of the key."""
-    start: int
-    """Flat index, within the tensor, of the first entry."""
-    values: Tensor
-    """The entries, 1-D and contiguous; only their magnitudes are ranked. May be reused after."""
+W = TypeVar("W")
+S = TypeVar("S", contravariant=True)
+F = TypeVar("F", covariant=True)
 
 
-Part = Callable[[], Iterable[Chunk]]
-"""Some chunks of a unit, in order; called once a pass, each time from the beginning."""
+class Asked(Protocol[W, S, F]):
+    """What is looked for."""
 
-Source = Sequence[Part]
-"""All of a unit, in parts that different threads may visit at the same time."""
+    windows: Iterator[W]
+    """Where it may be: one window after the other, until one holds it."""
 
-
-@dataclass(frozen=True)
-class Boundary:
-    """Where a prefix of the order ends."""
-
-    below: int
-    """Entries with smaller magnitude bits are all inside."""
-    tie: Tie | None = None
-    """Of the entries with magnitude bits `below`: inside are those up to this one; None: none."""
+    def settle(self, window: W, seen: S, /) -> F | None:
+        """What is found, from what a visit saw of a window; None if it is not there."""
 
 
-NOTHING = Boundary(0)
-EVERYTHING = Boundary((1 << 63) - 1)
+def search(
+    asked: Sequence[Asked[W, S, F]], visit: Callable[[Sequence[W]], Sequence[S]]
+) -> list[F | None]:
+    """Look for several things at once: all that is not found yet shares each visit.
+
+    Args:
+        asked: what is looked for.
+        visit: goes through the entries once, and says of each window what it saw.
+
+    Returns:
+        What was found of each; None where its windows came to an end.
+    """
+    found: list[F | None] = [None] * len(asked)
+    wanted = range(len(asked))
+    while True:
+        windows = [(place, window) for place in wanted for window in _next(asked[place].windows)]
+        if not windows:
+            return found
+        seen = visit([window for _, window in windows])
+        for (place, window), some in zip(windows, seen, strict=True):
+            found[place] = asked[place].settle(window, some)
+        wanted = [place for place, _ in windows if found[place] is None]  # type: ignore[assignment]
 
 
-def parts_of(tensors: Mapping[str, Tensor]) -> Source:
-    """Tensors in memory, in parts of a few chunks."""
-
-    def part(name: str, flat: Tensor, first: int, stop: int) -> Iterator[Chunk]:
-        for start in range(first, stop, CHUNK):
-            yield Chunk(name, start, flat[start : min(start + CHUNK, stop)])
-
-    flats = {name: tensor.detach().contiguous().view(-1) for name, tensor in tensors.items()}
-    return [
-        functools.partial(part, name, flat, start, min(start + PART, flat.numel()))
-        for name, flat in flats.items()
-        for start in range(0, flat.numel(), PART)
-    ]
+def _next(windows: Iterator[W]) -> list[W]:
+    """The next one, if there is one."""
+    for window in windows:
+        return [window]
+    return []
 
 
-def histogram_of(source: Source, each: Each = in_order) -> MagnitudeHistogram | None:
-    """One histogram over all chunks of a source; None if it has none."""
-    scratch = Scratch()
+# --- chunks ---------------------------------------------------------------------------------------
 
-    def count(part: Part) -> MagnitudeHistogram | None:
-        histogram: MagnitudeHistogram | None = None
-        for chunk in part():
-            if histogram is None:
-                histogram = MagnitudeHistogram(chunk.values.dtype, chunk.values.device, scratch)
-            histogram.update(chunk.values)
-        return histogram
 
-    whole: MagnitudeHistogram | None = None
-    for histogram in each(count, source):
-        if whole is None:
-            whole = histogram
-        elif histogram is not None:
-            whole.merge(histogram)
-    return whole
+def count(source: Source, each: Each = in_order) -> Counts | None:
+    """The magnitudes of all chunks of a source, counted; None if it has none."""
+    return Stream(source, each).count()
+
+
+def _check(sizes: Sequence[int], total: int) -> None:
+    if any(not 0 <= size <= total for size in sizes):
+        raise IndexError(f"prefixes of {sorted(sizes)} entries, in a unit of {total}")
 
 
 def find_boundaries(
     source: Source,
     sizes: Sequence[int],
     seed: int = 0,
-    histogram: MagnitudeHistogram | None = None,
+    counts: Counts | None = None,
     each: Each = in_order,
 ) -> list[Boundary]:
     """The boundaries of the prefixes with these many entries, all from the same passes.
+
+    By radix: the counts name the bin of every boundary; another pass over those tells fp32 apart;
+    hashes are computed only for entries that tie at a boundary.
 
     Args:
         source: the unit's chunks, all of one dtype (fp16, bf16, fp32, fp64), without NaN.
         sizes: how many entries each prefix has, from 0 to the unit's total.
         seed: of the hash that settles ties.
-        histogram: of the same source, if it has been made already.
+        counts: of the same source, if they have been made already.
         each: how to visit the parts (`workers.workers()` visits them on all cores).
 
     Raises:
         IndexError: a size is outside the unit.
     """
-    histogram = histogram or histogram_of(source, each)
-    total = histogram.total if histogram else 0
-    if any(not 0 <= size <= total for size in sizes):
-        raise IndexError(f"prefixes of {sorted(sizes)} entries, in a unit of {total}")
+    counts = counts or count(source, each)
+    total = counts.total if counts else 0
+    _check(sizes, total)
+    found = {0: NOTHING, total: NOTHING if not total else EVERYTHING}
     inner = sorted({size for size in sizes if 0 < size < total})
-    found = {0: NOTHING, total: EVERYTHING}
-    if histogram is not None and inner:
-        found |= _inner_boundaries(source, inner, seed, histogram, each)
-    return [NOTHING if size == 0 else found[size] for size in sizes]
+    if counts is None or not inner:
+        return [found[size] for size in sizes]
+    stream, ranks = Stream(source, each, seed), torch.tensor([inner]) - 1
+    radix = Radix(counts.dtype, counts.counts.cpu()[None], ranks, 16)
+    search([radix], stream.digits)
+    places = [row[0].tolist() for row in (radix.leading, radix.inside, radix.among)]
+    split: dict[int, AtRank] = {}
+    for size, key, rank, among in zip(inner, *places, strict=True):
+        if rank == among - 1:
+            found[size] = Boundary(key + 1)
+        else:
+            split[size] = AtRank(by_share(rank, among, key), rank)
+    found |= _found(split, search(list(split.values()), stream.visit))
+    return [found[size] for size in sizes]
 
 
-@dataclass
-class _Place:
-    """What is known of a prefix's last entry: its leading bits, and how it lies among its like."""
-
-    leading: int
-    rank: int
-    """Its rank among the entries with the same leading bits."""
-    among: int
-    """How many those are."""
+def _found(
+    asked: Mapping[int, AtRank], boundaries: Sequence[Boundary | None]
+) -> dict[int, Boundary]:
+    return {size: one for size, one in zip(asked, boundaries, strict=True) if one is not None}
 
 
-def find_thresholds(
+class Bracketed(NamedTuple):
+    """What one pass found."""
+
+    boundary: Boundary | None
+    """None if the sample misled."""
+    zeros: int
+    """Entries that are exactly 0."""
+    finite: bool
+    """Whether all entries are."""
+
+
+def find_boundary(
     source: Source,
-    ranks: Sequence[int],
-    histogram: MagnitudeHistogram | None = None,
+    size: int,
+    total: int,
+    sample: Iterable[Sample],
+    seed: int = 0,
     each: Each = in_order,
-) -> list[int]:
-    """The magnitude bits of the entries at these ranks (0-based, ascending magnitude).
+) -> Bracketed:
+    """The boundary of the prefix with so many entries, in one pass: for a single size several times
+    cheaper than counts, which serve all.
 
-    Without the order among ties, which nothing but a boundary needs: GMT's T_k (Eq. 3) is the
-    magnitude at rank n - k.
+    Memory: what lies in the window, about a fiftieth of the unit.
+
+    Args:
+        source: the unit's chunks, all of one dtype (fp16, bf16, fp32, fp64).
+        size: how many entries the prefix has, from 0 to `total`.
+        total: entries in the unit.
+        sample: of the unit's entries, `sample_stride` apart.
+        seed: of the hash that settles ties.
+        each: how to visit the parts.
 
     Raises:
-        IndexError: a rank is outside the unit.
+        IndexError: the size is outside the unit.
     """
-    histogram = histogram or histogram_of(source, each)
-    if histogram is None:
-        raise IndexError("ranks in an empty unit")
-    return [place.leading for place in _places(source, list(ranks), histogram, each)]
+    _check([size], total)
+    asked: AtRank | Given = Given(iter([Window(0, 0)]), EVERYTHING if size else NOTHING)
+    if 0 < size < total:
+        asked = AtRank(iter([from_sample(sample, size - 1, total, seed)]), size - 1)
+    stream, zeros, finite = Stream(source, each, seed, whole=True), 0, True
+
+    def visit(windows: Sequence[Window]) -> list[Seen]:
+        nonlocal zeros, finite
+        (seen,) = stream.visit(windows)
+        zeros, finite = seen.zeros, seen.finite
+        return [seen]
+
+    (boundary,) = search([asked], visit)
+    return Bracketed(boundary, zeros, finite)
 
 
-def _places(
-    source: Source, ranks: list[int], histogram: MagnitudeHistogram, each: Each
-) -> list[_Place]:
-    """Radix: the leading 15 bits from the histogram, then 16 at a time."""
-    places = [
-        _Place(prefix, rank - below, among)
-        for rank, (prefix, below, among) in zip(ranks, histogram.prefixes_at(ranks), strict=True)
-    ]
-    for remaining in range(digits(histogram.dtype) - 1, 0, -1):
-        _refine(source, places, 16 * remaining, each)
-    return places
-
-
-def _inner_boundaries(
-    source: Source, sizes: list[int], seed: int, histogram: MagnitudeHistogram, each: Each
-) -> dict[int, Boundary]:
-    last = _places(source, [size - 1 for size in sizes], histogram, each)
-    places = dict(zip(sizes, last, strict=True))
-    whole = {size: p for size, p in places.items() if p.rank == p.among - 1}
-    split = {size: p for size, p in places.items() if size not in whole}
-    found = {size: Boundary(place.leading + 1) for size, place in whole.items()}
-    if split:
-        ranks: dict[int, set[int]] = defaultdict(set)
-        for place in split.values():
-            ranks[place.leading].add(place.rank)
-        counts = {place.leading: place.among for place in split.values()}
-        scratch = Scratch()
-        levels = list(ranks)
-        members = [functools.partial(_tied_at, part, levels, seed, scratch) for part in source]
-        ties = split_ties(members, ranks, counts, each)
-        for size, place in split.items():
-            found[size] = Boundary(place.leading, ties[place.leading, place.rank])
-    return found
-
-
-def _refine(source: Source, places: list[_Place], lower: int, each: Each) -> None:
-    """One radix round: tell apart, by their next 16 bits, entries that share leading bits."""
-    counts = {place.leading: torch.zeros(1 << 16, dtype=torch.int64) for place in places}
-    scratch, adding = Scratch(), threading.Lock()
-
-    def count(part: Part) -> None:
-        for chunk in part():
-            bits, mask = _bits(chunk.values, scratch)
-            relative = scratch.get("relative", bits.dtype, bits.numel(), bits.device)
-            for leading, whole in counts.items():
-                torch.bitwise_xor(bits, leading << lower, out=relative)
-                less(relative, 1 << lower, out=mask)
-                inside = take(relative, mask) >> (lower - 16)
-                if inside.numel():
-                    found = torch.bincount(inside, minlength=1 << 16).cpu()
-                    with adding:
-                        whole.add_(found)
-
-    for _ in each(count, source):
-        pass
-    for place in places:
-        running = torch.cumsum(counts[place.leading], 0)
-        digit = int(torch.searchsorted(running, place.rank, right=True))
-        place.among = int(counts[place.leading][digit])
-        place.rank -= int(running[digit]) - place.among
-        place.leading = place.leading << 16 | digit
-
-
-def _bits(values: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
-    """The magnitude bits of a chunk, and room for a mask of its size."""
-    size, device = values.numel(), values.device
-    bits = scratch.get("bits", integer_of(values.dtype), size, device)
-    return magnitude_bits(values, out=bits), scratch.get("mask", torch.bool, size, device)
-
-
-def _tied_at(
-    part: Part, levels: list[int], seed: int, scratch: Scratch
-) -> Iterator[tuple[int, str, Tensor]]:
-    for chunk in part():
-        bits, mask = _bits(chunk.values, scratch)
-        for level in levels:
-            equal(bits, level, out=mask)
-            for indices in runs_of_true(mask):
-                key = name_key(seed, chunk.name)
-                yield level, chunk.name, index_hash(indices.add_(chunk.start), key)
-
-
-Members = Callable[[], Iterable[tuple[str, Tensor]]]
-"""Some of a unit's entries: (tensor name, their hashes), each valid until the next one."""
+# --- hashes ---------------------------------------------------------------------------------------
 
 
 def find_random_boundaries(
-    members: Sequence[Members], total: int, sizes: Sequence[int], each: Each = in_order
+    source: Source, total: int, sizes: Sequence[int], each: Each = in_order
 ) -> list[Boundary]:
     """The boundaries of prefixes of the order by hash alone: random drops of exact size.
 
     Args:
-        members: the unit's entries, in parts.
+        source: the hashes of the unit's entries.
         total: how many those are.
         sizes: how many entries each prefix has.
         each: how to visit the parts.
@@ -275,18 +227,164 @@ def find_random_boundaries(
     Raises:
         IndexError: a size is outside the unit.
     """
-    if any(not 0 <= size <= total for size in sizes):
-        raise IndexError(f"prefixes of {sorted(sizes)} entries, in a unit of {total}")
+    _check(sizes, total)
+    inner = {size for size in sizes if 0 < size < total}
+    asked = {size: AtRank(by_share(size - 1, total), size - 1) for size in sorted(inner)}
+    found = {0: NOTHING, total: NOTHING if not total else EVERYTHING}
+    found |= _found(asked, search(list(asked.values()), Stream(source, each).visit))
+    return [found[size] for size in sizes]
 
-    def grouped(part: Members) -> Iterator[tuple[int, str, Tensor]]:
-        return ((0, name, hashes) for name, hashes in part())
 
-    ranks = {0: {size - 1 for size in sizes if 0 < size < total}}
-    ties: dict[tuple[int, int], Tie] = {}
-    if ranks[0]:
-        parts = [functools.partial(grouped, part) for part in members]
-        ties = split_ties(parts, ranks, {0: total}, each)
-    return [
-        NOTHING if size == 0 else EVERYTHING if size == total else Boundary(0, ties[0, size - 1])
-        for size in sizes
-    ]
+def draw(
+    sizes: Mapping[str, int],
+    count: int,
+    seed: int,
+    each: Each = in_order,
+    device: torch.device | str = "cpu",
+) -> tuple[Boundary, dict[str, Tensor]]:
+    """The first `count` entries of a unit in the order by hash, in one pass: the masks are made
+    before the last entry is known, and the few that lie near it are settled then.
+
+    Memory: a byte per entry.
+
+    Args:
+        sizes: the unit's tensors: name -> entries.
+        count: how many are drawn: more than none, fewer than all.
+        seed: whose randomness.
+        each: how to visit the parts.
+        device: where the masks are made.
+
+    Returns:
+        The boundary, and for every tensor a mask of what was drawn: bool, 1-D.
+    """
+    masks = {name: torch.empty(n, dtype=torch.bool, device=device) for name, n in sizes.items()}
+    seen: list[Seen] = []
+    hashes = hashes_of(sizes, seed, torch.device(device))
+    stream = Stream(hashes, each, masks=masks)
+
+    def visit(windows: Sequence[Window]) -> list[Seen]:
+        seen[:] = stream.visit(windows)
+        return seen
+
+    asked = AtRank(by_share(count - 1, sum(sizes.values())), count - 1)
+    (boundary,) = search([asked], visit)
+    assert boundary is not None
+    assert boundary.tie is not None
+    for name, _, places, inside, _ in seen[0].inside:
+        near, mask = torch.from_numpy(inside), masks[name]
+        drawn = torch.empty_like(near, dtype=torch.bool)
+        up_to(boundary.tie, name)(near, boundary.tie.hash, out=drawn)
+        mask[torch.from_numpy(places).to(mask.device)] = drawn.to(mask.device)
+    return boundary, masks
+
+
+# --- tensors in memory ----------------------------------------------------------------------------
+
+
+class Kept(NamedTuple):
+    """What stays of a tensor."""
+
+    mask: PackedMask
+    boundary: Boundary
+    """Of what goes, in keys: magnitude bits, or those with the value's sign."""
+    near: Window | None
+    """Where to look first next time, if that is known."""
+
+
+def keep_highest(
+    values: Tensor,
+    removed: int,
+    key: int,
+    *,
+    by_value: bool = False,
+    name: str = "a tensor",
+    near: Window | None = None,
+) -> Kept:
+    """All but the `removed` lowest entries.
+
+    Args:
+        values: 1-D, contiguous; fp16, bf16, fp32 or fp64; on any device.
+        removed: how many go, from 0 to n. Of those that tie, the lowest hashes go first.
+        key: of the hash (`hashing.name_key`).
+        by_value: rank signed values (0 and -0 tie), not magnitudes.
+        name: for the message.
+        near: what came back for values of this tensor a little earlier: it saves the sample, and
+            changes nothing else.
+
+    Raises:
+        DeltaLensError: there is a NaN.
+    """
+    if not 0 <= removed <= values.numel():
+        raise IndexError(f"{removed} of {values.numel()} entries")
+    keeping = Keeping(values, name, by_value, key)
+    if not removed:
+        every = torch.iinfo(keys_of(values[:0]).dtype).min
+        return Kept(_beyond(keeping, every), Boundary(every), None)
+    asked = AtRank(from_keys(values, removed - 1, by_value, near), removed - 1)
+    (boundary,) = search([asked], keeping)
+    assert boundary is not None
+    keeping.finish(boundary)
+    keys = keeping.seen.keys
+    last = boundary.below - (boundary.tie is None)
+    return Kept(keeping.mask, boundary, after(near, keeping.window, last, keys, values.numel()))
+
+
+def prepare_keeping(dtype: torch.dtype) -> None:
+    """Compile or load the loops of `keep_highest` for a dtype now, so that no step waits for them.
+
+    Raises:
+        DeltaLensError: numba cannot compile them.
+    """
+    with said_by("numba", f"the loops for {dtype} cannot be compiled"):
+        keep_highest(torch.ones(64, dtype=dtype), 3, 0)
+
+
+def keep_above(values: Tensor, threshold: float, *, name: str = "a tensor") -> PackedMask:
+    """The entries whose value is greater than a threshold, rounded to their dtype.
+
+    Args:
+        values, name: as in `keep_highest`.
+        threshold: signed; any number but NaN.
+
+    Raises:
+        DeltaLensError: there is a NaN.
+    """
+    end = int(keys_of(torch.tensor([threshold], dtype=values.dtype), True)) + 1
+    return _beyond(Keeping(values, name, True, 0), end)
+
+
+def _beyond(keeping: Keeping, end: int) -> PackedMask:
+    """What lies beyond a boundary that is known."""
+    search([Given(iter([Window(end, end)]), Boundary(end))], keeping)
+    return keeping.mask
+
+
+class Ranked(NamedTuple):
+    """What was found of units of tensors, at several ranks."""
+
+    bits: Sequence[Sequence[int | Tensor]]
+    """Of each unit, at each rank: the magnitude bits of the threshold."""
+    masks: Sequence[Sequence[Sequence[PackedMask]]]
+    """Of each unit, of each tensor: a mask at each rank, of what reaches the threshold."""
+
+
+def rank_units(
+    backend: Backend,
+    units: Units,
+    counts: Sequence[Sequence[Counts]],
+    ranks: Sequence[Sequence[int]],
+    kept: Sequence[Sequence[PackedMask]] | None = None,
+) -> Ranked:
+    """The thresholds of units, and masks of what reaches them: ties stay (GMT, Eq. 3).
+
+    Args:
+        backend: where the tensors are.
+        units: tensors that are ranked together, without NaN (on a device, masks of units with one
+            are all false).
+        counts: what the backend counted of them.
+        ranks: of each unit's thresholds, 0-based and ascending; as many for all.
+        kept: of each unit and tensor a mask, if all that is below the threshold at a single rank is
+            to become zero, in place: all else is made true in it.
+    """
+    visit = backend.visit(units, counts, ranks, kept)
+    return Ranked(visit.finish(search(visit.asked(), visit)), visit.masks)

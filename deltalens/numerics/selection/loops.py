@@ -1,9 +1,7 @@
-"""Loops that numpy and torch have no single pass for, compiled by numba; for the CPU.
+"""Loops that numpy and torch have no single pass for, compiled by numba: a visit on the CPU.
 
 Each takes a whole tensor in one call and lets go of the interpreter's lock, so that two threads do
 not wait for one another. Import this module where it is used: numba takes a moment to load.
-
-Arrays of bits are unsigned words of 64 bits, little-endian: entry i is bit i % 64 of word i // 64.
 """
 
 from __future__ import annotations
@@ -13,22 +11,10 @@ from typing import Any
 import numpy as np
 from numba import int32, uint32
 
+from deltalens.numerics.compiled_masks import ones
 from deltalens.numerics.compiling import compiled
 
-__all__ = [
-    "clear_at",
-    "clear_beside",
-    "clear_like",
-    "collect",
-    "compare",
-    "mark",
-    "octaves",
-    "prefixes_at",
-    "restore_beside",
-    "scan",
-    "set_bits",
-    "shrink",
-]
+__all__ = ["clear_at", "clear_like", "collect", "mark", "mark_above", "octaves", "scan", "shrink"]
 
 _STEP = 4096
 """Entries visited by one loop and then by the next, while they are in the nearest cache."""
@@ -153,27 +139,6 @@ def collect(tables: Any, first: Any, counts: Any) -> Any:
     bottom = np.int64(low[0]) + np.int64(high[0])
     low[0] = high[0] = 0
     return bottom
-
-
-@_loop
-def prefixes_at(
-    bottom: Any, first: Any, counts: Any, ranks: Any, prefixes: Any, inside: Any
-) -> None:
-    """For each rank (0-based, ascending magnitude; in any order): its prefix, and its rank among
-    the entries with that prefix.
-
-    bottom: the count of prefix 0. first, counts: those from `first` on: int64, (P,).
-    ranks, prefixes, inside: int64, (R,); the last two are written.
-    """
-    order = np.argsort(ranks)
-    below, place, here, prefix = 0, -1, bottom, 0
-    for one in order:
-        while below + here <= ranks[one]:
-            below += here
-            place += 1
-            here, prefix = counts[place], first + place
-        prefixes[one] = prefix
-        inside[one] = ranks[one] - below
 
 
 @_loop
@@ -305,91 +270,62 @@ def clear_like(bits: Any, others: Any, magnitude: Any) -> None:
 
 
 @_loop
-def clear_beside(bits: Any, kept: Any) -> None:
-    """Make zero every entry that is not in a mask.
-
-    bits: integers, (n,). kept: bits of the mask: uint32, (n / 32 or more,).
-    """
-    for word in range((bits.size + 31) // 32):
-        part, marks = bits[word * 32 : word * 32 + 32], kept[word]
-        for place in range(part.size):
-            inside = uint32(marks >> uint32(place)) & uint32(1)
-            part[place] = part[place] if inside else 0
+def _key(raw: Any, clear: Any, flag: Any) -> Any:
+    size = raw & clear
+    return -size if raw & flag else size
 
 
 @_loop
-def restore_beside(bits: Any, before: Any, kept: Any) -> None:
-    """Put back to `before` every entry that is not in a mask.
+def mark_above(
+    bits: Any, rule: Any, low: Any, high: Any, words: Any, places: Any, inside: Any
+) -> Any:
+    """Mark the entries whose key is at least `high`, and gather those with a key in [low, high).
 
-    bits, before: integers, (n,). kept: bits of the mask: uint32, (n / 32 or more,).
-    """
-    for word in range((bits.size + 31) // 32):
-        start = word * 32
-        part, old, marks = bits[start : start + 32], before[start : start + 32], kept[word]
-        for place in range(part.size):
-            inside = uint32(marks >> uint32(place)) & uint32(1)
-            part[place] = part[place] if inside else old[place]
-
-
-@_loop
-def set_bits(words: Any, places: Any, inside: Any, least: Any) -> None:
-    """Set the bits at those places whose magnitude bits are at least `least`.
-
-    words: uint64, (W,). places: int64, (n,). inside: signed integers, (n,). least: int64.
-    """
-    for entry in range(places.size):
-        if inside[entry] >= least:
-            place = np.uint64(places[entry])
-            words[place >> np.uint64(6)] |= np.uint64(1) << (place & np.uint64(63))
-
-
-@_loop
-def _ones(word: Any) -> Any:
-    """How many bits of a word are set; the compiler knows this sum, and uses one instruction."""
-    word -= (word >> np.uint64(1)) & np.uint64(0x5555555555555555)
-    word = (word & np.uint64(0x3333333333333333)) + (
-        (word >> np.uint64(2)) & np.uint64(0x3333333333333333)
-    )
-    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)
-
-
-@_loop
-def _ones_of(words: Any) -> Any:
-    found = np.uint64(0)
-    for place in range(words.size):
-        found += _ones(words[place])
-    return found
-
-
-@_loop
-def _ones_of_both(words: Any, others: Any) -> Any:
-    found = np.uint64(0)
-    for place in range(others.size):
-        found += _ones(words[place] & others[place])
-    return found
-
-
-@_loop
-def compare(words: Any, previous: Any, first: Any, reference: Any, ever: Any, counts: Any) -> None:
-    """Include a mask in `ever`, and count the bits in common with others.
+    The key of a number is its magnitude bits; negative, where the flag is set in its bits.
 
     Args:
-        words: the mask, uint64, (W,).
-        previous, first, reference: others, (W,), or of length 0 where there is none.
-        ever: changed in place, (W,).
-        counts: written: int64, (6,): bits set in `words`, in it and each of the three others, in
-            the new `ever`, and in `reference`.
+        bits: the entries as signed integers, (n,).
+        rule: what clears the sign, the flag (the sign bit to rank by value, 0 to rank by
+            magnitude), and the magnitude bits of infinity: of the dtype of `bits`, (3,).
+        low, high: (1,), of the dtype of `bits`; equal where nothing is to be gathered.
+        words: the marks, written: uint32, (n / 32 or more,).
+        places, inside: flat indices (int64) and keys (the dtype of `bits`) of what was gathered.
+
+    Returns:
+        How many were marked; how many are inside (gathered only while there was room for one
+        more); whether there is a NaN.
     """
-    counts[:] = 0
-    for start in range(0, words.size, _STEP):
-        stop = start + _STEP
-        some, all_time = words[start:stop], ever[start:stop]
-        for place in range(some.size):
-            all_time[place] |= some[place]
-        counts[0] += np.int64(_ones_of(some))
-        counts[1] += np.int64(_ones_of_both(some, previous[start:stop]))
-        counts[2] += np.int64(_ones_of_both(some, first[start:stop]))
-        counts[3] += np.int64(_ones_of_both(some, reference[start:stop]))
-        counts[4] += np.int64(_ones_of(all_time))
-        counts[5] += np.int64(_ones_of(reference[start:stop]))
+    clear, flag, infinity = rule[0], rule[1], rule[2]
+    least, enough = low[0], high[0]
+    marked: Any = 0
+    found: Any = 0
+    end: Any = 0
+    top = bits.dtype.type(0)
+    for word in range((bits.size + 31) // 32):
+        start = word * 32
+        part = bits[start : start + 32]
+        marks, near = uint32(0), uint32(0)
+        if part.size == 32:
+            # A length known beforehand, and narrow numbers: it becomes vector instructions.
+            for place in range(32):
+                key = _key(part[place], clear, flag)
+                marks = uint32(marks | uint32(uint32(key >= enough) << uint32(place)))
+                near = uint32(near | uint32(uint32(key >= least) << uint32(place)))
+                top = max(top, part[place] & clear)
+        else:
+            for place in range(part.size):
+                key = _key(part[place], clear, flag)
+                marks = uint32(marks | uint32(uint32(key >= enough) << uint32(place)))
+                near = uint32(near | uint32(uint32(key >= least) << uint32(place)))
+                top = max(top, part[place] & clear)
+        words[word] = marks
+        near = uint32(near & ~marks)
+        marked = marked + int32(ones(np.uint64(marks)))
+        found = found + int32(ones(np.uint64(near)))
+        while near and end + 1 < places.size:
+            first = int32(ones(np.uint64(uint32(uint32(near - uint32(1)) & ~near))))
+            places[end] = start + first
+            inside[end] = _key(part[first], clear, flag)
+            end += 1
+            near = uint32(near & uint32(near - uint32(1)))
+    return marked, found, top > infinity

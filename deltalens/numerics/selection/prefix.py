@@ -1,26 +1,68 @@
-"""Which entries of a unit a drop takes, and taking them chunk by chunk."""
+"""What a search finds: where a prefix of the order ends, and which entries a drop then takes.
+
+Entries are ordered by the key (magnitude bits, hash, tensor name, flat index). The hash (see
+`hashing`) settles ties without favouring any tensor or row, so a prefix of k entries is always
+exactly k entries, and prefixes are nested. Nothing in the key depends on how the data is chunked,
+sharded, visited or where it is computed. The order *by hash alone* is a random order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from deltalens.numerics.bits import cast_once, integer_of, magnitude_bits
+from deltalens.numerics.bits import integer_of, magnitude_bits
 from deltalens.numerics.hashing import hashed_range, index_hash, name_key
-from deltalens.numerics.kernels import equal, less, select, take, where_true
+from deltalens.numerics.kernels import equal, less, less_equal, take, where_true
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection.find import EVERYTHING, NOTHING, Boundary
-from deltalens.numerics.selection.windows import Tie, up_to
 
-__all__ = ["STRATEGIES", "Selection", "Strategy", "count_at", "prefix_size", "put_back"]
+__all__ = [
+    "EVERYTHING",
+    "NOTHING",
+    "STRATEGIES",
+    "Boundary",
+    "Selection",
+    "Strategy",
+    "Tie",
+    "count_at",
+    "prefix_size",
+    "up_to",
+]
 
 Strategy = Literal["salient", "trivial", "random"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+
+class Tie(NamedTuple):
+    """The last entry, among those that tie, of a prefix."""
+
+    hash: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Where a prefix of the order ends."""
+
+    below: int
+    """Entries with smaller keys (magnitude bits, mostly) are all inside."""
+    tie: Tie | None = None
+    """Of the entries with the key `below`: inside are those up to this one; None: none."""
+
+
+NOTHING = Boundary(0)
+EVERYTHING = Boundary((1 << 63) - 1)
+
+
+def up_to(tie: Tie, name: str) -> Callable[..., Tensor]:
+    """How hashes of a tensor compare with the last tied entry that is inside: of tensors whose
+    entries hash alike, those first by name come first."""
+    return less_equal if name <= tie.name else less
 
 
 def count_at(rate: Fraction, total: int) -> int:
@@ -54,7 +96,7 @@ class Selection:
     changed_only: bool = False
     """Entries whose delta is exactly zero are never selected."""
     drawn: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
-    """The masks of a random drop, where they have been made already (`drawing.draw`)."""
+    """The masks of a random drop, where they have been made already (`draw`)."""
 
     @property
     def empty(self) -> bool:
@@ -109,32 +151,3 @@ class Selection:
     def _tied_inside(self, tie: Tie, name: str, indices: Tensor) -> Tensor:
         hashes = index_hash(indices, name_key(self.seed, name))
         return up_to(tie, name)(hashes, tie.hash, out=torch.empty_like(hashes, dtype=torch.bool))
-
-
-def put_back(
-    ft: Tensor,
-    base: Tensor,
-    selected: Tensor,
-    *,
-    rescale: Fraction | None = None,
-    out: Tensor | None = None,
-    scratch: Scratch | None = None,
-) -> Tensor:
-    """The selected entries as in the base, the rest as in the fine-tune (bit for bit).
-
-    Args:
-        ft, base: chunks of the same shape; the base is cast once to the fine-tune's dtype.
-        selected: bool mask of that shape.
-        rescale: the drop rate r, if kept deltas are to be divided by 1 - r (DARE, Yu et al. 2024,
-            Eq. 2): then a kept entry is base + delta / (1 - r), computed in fp64, rounded once.
-        out: where to write, of the fine-tune's dtype; may be `ft` itself.
-        scratch: for what is made on the way.
-    """
-    kept = ft
-    if rescale is not None and 0 < rescale < 1:
-        wide = base.double()
-        stretched = wide.add(ft.double() - wide, alpha=float(1 / (1 - rescale)))
-        kept = cast_once(stretched, ft.dtype)
-    if out is None:
-        out = torch.empty_like(ft)
-    return select(selected, cast_once(base, ft.dtype), kept, out, scratch or Scratch())

@@ -1,128 +1,311 @@
-"""Ranks among entries that tie: by hash, found without keeping or sorting the hashes."""
+"""Where a rank is looked for: from counts, from a sample, from last time, or from a hash's share.
+
+A guess decides only the speed: a window that misses is noticed when what was seen in it is settled,
+and another one follows.
+"""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deltalens.numerics.kernels import count_true, less, less_equal, take
-from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.workers import Each
+from deltalens.numerics.bits import magnitude_bits
+from deltalens.numerics.hashing import index_hash, name_key
+from deltalens.numerics.selection.counts import Counts, locate
+from deltalens.numerics.selection.keys import Sample, keys_of, shift_of
+from deltalens.numerics.selection.prefix import Boundary, Tie
 
-__all__ = ["SIGMAS", "Near", "Tie", "Tied", "hash_window", "split_ties", "up_to"]
+__all__ = [
+    "AtRank",
+    "Digits",
+    "Given",
+    "Inside",
+    "Radix",
+    "Seen",
+    "Window",
+    "after",
+    "by_share",
+    "from_counts",
+    "from_keys",
+    "from_sample",
+]
 
 SIGMAS = 8.0
 """Standard errors to both sides of a rank's share within which its hash is looked for first."""
-
-Tied = Callable[[], Iterable[tuple[int, str, Tensor]]]
-"""Some tied entries: (group, tensor name, hashes), each valid until the next one."""
-
-
-class Tie(NamedTuple):
-    """The last entry, among those that tie, of a prefix."""
-
-    hash: int
-    name: str
+_SAMPLED_SIGMAS = 3.0
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
+_FEW = 1 << 14
+"""Entries of a tensor in memory that are sampled."""
 
 
-def up_to(tie: Tie, name: str) -> Callable[..., Tensor]:
-    """How hashes of a tensor compare with the last tied entry that is inside: of tensors whose
-    entries hash alike, those first by name come first."""
-    return less_equal if name <= tie.name else less
+class Window(NamedTuple):
+    """Keys between which the last entry of a prefix is looked for: from `low`, below `high`."""
 
-
-def split_ties(
-    members: Sequence[Tied],
-    ranks: Mapping[int, set[int]],
-    counts: Mapping[int, int],
-    each: Each,
-) -> dict[tuple[int, int], Tie]:
-    """For each group of tied entries and each rank in it, the entry at that rank.
-
-    Hashes are uniform, so a rank lies close to its share of all 64-bit numbers: one pass gathers
-    what lies near, and counts what lies below. A rank that is not near is looked for further out.
-    """
-    found: dict[tuple[int, int], Tie] = {}
-    wanted = {(group, rank) for group in ranks for rank in ranks[group]}
-    sigmas, scratch = SIGMAS, Scratch()
-    while wanted:
-        windows = [_Window(g, r, *hash_window(r, counts[g], sigmas)) for g, r in sorted(wanted)]
-        near = {(window.group, window.rank): Near() for window in windows}
-        for part in each(functools.partial(_look, windows=windows, scratch=scratch), members):
-            for key, some in part.items():
-                near[key].add(some)
-        found |= {key: tie for key, some in near.items() if (tie := some.at(key[1])) is not None}
-        wanted -= found.keys()
-        sigmas *= 16
-    return found
-
-
-class _Window(NamedTuple):
-    """Where, among the hashes of a group, a rank is looked for."""
-
-    group: int
-    rank: int
     low: int
     high: int
-    """Both inclusive."""
+    low_hash: int = _LEAST
+    """Of the entries with the key `low`, those with this hash or a greater one."""
+    high_hash: int = _MOST
+    """Of the entries with the greatest key, those with this hash or a lesser one."""
+    of: int = 0
+    """Which unit is meant."""
+    share: float = 0.0
+    """About how much of the unit lies inside, where that has been guessed."""
 
 
-def hash_window(rank: int, count: int, sigmas: float) -> tuple[int, int]:
-    """The hashes around a rank's share, so many standard errors to both sides."""
-    share = (rank + 0.5) / count
-    reach = (sigmas * math.sqrt(count * share * (1 - share)) + sigmas) / count
-    low, high = (round((place - 0.5) * 2.0**64) for place in (share - reach, share + reach))
-    return max(low, -(1 << 63)), min(high, (1 << 63) - 1)
+class Inside(NamedTuple):
+    """Entries of one tensor that lie in a window."""
+
+    name: str
+    keys: np.ndarray | None
+    """None where the window has a single key."""
+    places: np.ndarray | None
+    """Flat indices: int64."""
+    hashes: np.ndarray | None
+    hash_key: int = 0
+    """What hashes them (`hashing.name_key`), where that has not been done."""
+
+    def hashes_at(self, chosen: Any) -> np.ndarray:
+        """The hashes of some of them, by an index of the arrays."""
+        if self.hashes is not None:
+            found: np.ndarray = self.hashes[chosen]
+            return found
+        assert self.places is not None
+        found = index_hash(torch.from_numpy(self.places[chosen]), self.hash_key).numpy()
+        return found
 
 
-class Near:
-    """What a pass found of a window: how many hashes lie below it, and those inside."""
+@dataclass
+class Seen:
+    """What one visit found of a window."""
 
-    def __init__(self) -> None:
-        self.below = 0
-        self.inside: list[tuple[str, Tensor]] = []
+    below: int = 0
+    """Entries below it; of those that tie at a single key, if the rank is one among them."""
+    inside: list[Inside] = field(default_factory=list)
+    zeros: int = 0
+    """Entries that are exactly 0, if the visit was told to count those below."""
+    finite: bool = True
+    """Whether all entries are, likewise."""
 
-    def add(self, other: Near) -> None:
+    def add(self, other: Seen) -> None:
         """Join what another part found."""
         self.below += other.below
         self.inside += other.inside
+        self.zeros += other.zeros
+        self.finite &= other.finite
 
-    def at(self, rank: int) -> Tie | None:
-        """The entry at a rank of the group, in the order of (hash, name); None if it is not here.
+    @property
+    def keys(self) -> np.ndarray:
+        """The keys of all that lie inside."""
+        keys = [one.keys for one in self.inside if one.keys is not None]
+        return keys[0] if len(keys) == 1 else np.concatenate(keys or [np.empty(0, np.int64)])
 
-        Entries of one tensor never share a hash.
+
+@dataclass
+class AtRank:
+    """An entry that is looked for: the windows in which it may be, and its rank.
+
+    Args:
+        windows: one after the other, until one holds it.
+        rank: 0-based, ascending, as the visit counts what lies below.
+        ties: whether the prefix ends among the entries that tie with it, by hash; else before all
+            of them (GMT's Eq. 3: what ties with the threshold stays).
+    """
+
+    windows: Iterator[Window]
+    rank: int
+    ties: bool = True
+
+    def settle(self, window: Window, seen: Seen) -> Boundary | None:
+        """Where the prefix ends that this entry is the last of; None if it was not seen."""
+        place, key, inside = self.rank - seen.below, window.low, seen.inside
+        if window.high <= window.low + 1:
+            if not self.ties:
+                return Boundary(key)
+        else:
+            keys = seen.keys
+            if not 0 <= place < keys.size:
+                return None
+            key = int(np.partition(keys, place)[place])
+            if not self.ties:
+                return Boundary(key)
+            place -= int(np.count_nonzero(keys < key))
+            last = key + 1 == window.high and window.high_hash < _MOST
+            if not last and place == np.count_nonzero(keys == key) - 1:
+                return Boundary(key + 1)
+        tie = _tie_at(place, key, inside)
+        return None if tie is None else Boundary(key, tie)
+
+
+def _tie_at(place: int, key: int, inside: Sequence[Inside]) -> Tie | None:
+    """Of the entries that tie at a key, the one at a place in the order of (hash, name); None if it
+    is not here. Entries of one tensor never share a hash."""
+    everywhere = slice(None)
+    tied = [
+        (one.name, one.hashes_at(everywhere if one.keys is None else one.keys == key))
+        for one in inside
+    ]
+    hashes = np.concatenate([some for _, some in tied]) if tied else np.empty(0, np.int64)
+    if not 0 <= place < len(hashes):
+        return None
+    value = int(np.partition(hashes, place)[place])
+    owners = sorted(name for name, some in tied for _ in range(np.count_nonzero(some == value)))
+    return Tie(value, owners[place - int(np.count_nonzero(hashes < value))])
+
+
+@dataclass
+class Given:
+    """A prefix whose end is known; a visit is wanted for what it does."""
+
+    windows: Iterator[Window]
+    boundary: Boundary
+
+    def settle(self, window: Window, seen: Seen) -> Boundary:
+        """The boundary."""
+        return self.boundary
+
+
+class Digits(NamedTuple):
+    """A window as wide as the bits that are not known yet, of each rank: its entries are counted by
+    their next digit."""
+
+    leading: Tensor
+    """The magnitude bits that are known, int64, (U, R)."""
+    lower: int
+    """How many more there are."""
+    digit: int
+    """How many of those are counted by at a time."""
+
+
+class Radix:
+    """Magnitudes that are looked for digit by digit, at R ranks of U units at once.
+
+    Constant memory however many entries are near, and nothing waits for a device: each round's
+    window follows from the one before without looking at it.
+
+    Args:
+        dtype: of the entries.
+        counts: by prefix, int64, (U, 32768).
+        ranks: 0-based, ascending magnitude: int64, (U, R).
+        digit: bits that a round finds.
+    """
+
+    def __init__(self, dtype: torch.dtype, counts: Tensor, ranks: Tensor, digit: int) -> None:
+        self.leading, self.inside, self.among = locate(counts, ranks)
+        """The magnitude bits; the rank among the entries that have them; how many those are."""
+        shift = shift_of(dtype)
+        self.windows: Iterator[Digits] = (
+            Digits(self.leading, at, digit) for at in range(shift, 0, -digit)
+        )
+
+    def settle(self, window: Digits, counts: Tensor) -> Tensor | None:
+        """The magnitude bits of the entries, if this was the last digit.
+
+        Args:
+            window: that was visited.
+            counts: by the next digit: int64, (U, R, 2^digit).
         """
-        if not self.inside:
-            return None
-        hashes = np.concatenate([part.numpy() for _, part in self.inside])
-        place = rank - self.below
-        if not 0 <= place < len(hashes):
-            return None
-        value = int(np.partition(hashes, place)[place])
-        owners = sorted(name for name, part in self.inside if (part.numpy() == value).any())
-        return Tie(value, owners[place - int(np.count_nonzero(hashes < value))])
+        digit, inside, among = locate(counts, self.inside.unsqueeze(-1))
+        self.leading = (window.leading << window.digit) | digit.squeeze(-1)
+        self.inside, self.among = inside.squeeze(-1), among.squeeze(-1)
+        return self.leading if window.lower == window.digit else None
 
 
-def _look(part: Tied, *, windows: list[_Window], scratch: Scratch) -> dict[tuple[int, int], Near]:
-    """What one part has for every window."""
-    near = {(window.group, window.rank): Near() for window in windows}
-    for group, name, hashes in part():
-        under = scratch.get("under", torch.bool, hashes.numel(), hashes.device)
-        within = scratch.get("within", torch.bool, hashes.numel(), hashes.device)
-        for window in windows:
-            if window.group != group:
-                continue
-            less(hashes, window.low, out=under)
-            less_equal(hashes, window.high, out=within)
-            kept = take(hashes, within.logical_xor_(under))
-            some = near[window.group, window.rank]
-            some.below += count_true(under)
-            if kept.numel():
-                some.inside.append((name, kept.cpu()))
-    return near
+def from_counts(counts: Counts, ranks: Sequence[int], of: int) -> list[AtRank]:
+    """The bins that counts name: they hold the magnitudes at these ranks for certain. What ties
+    with them stays outside the prefix."""
+    shift, found = shift_of(counts.dtype), []
+    for prefix, rank in zip(*counts.prefixes_at(ranks), strict=True):
+        exact = not shift or (prefix == 0 and rank < counts.zeros)
+        window = Window(prefix << shift, (prefix + (not exact)) << shift, of=of)
+        found.append(AtRank(iter([window]), rank, ties=False))
+    return found
+
+
+def by_share(rank: int, among: int, key: int = 0) -> Iterator[Window]:
+    """Hashes are uniform, so that of a rank among entries that tie lies close to its share of all
+    64-bit numbers; further and further out, should it not."""
+    share, sigmas = (rank + 0.5) / among, SIGMAS
+    while True:
+        reach = (sigmas * math.sqrt(among * share * (1 - share)) + sigmas) / among
+        low, high = (round((place - 0.5) * 2.0**64) for place in (share - reach, share + reach))
+        yield Window(key, key + 1, max(low, _LEAST), min(high, _MOST))
+        sigmas *= 16
+
+
+def _guess(keys: np.ndarray, rank: int, total: int, hashes: np.ndarray | None = None) -> Window:
+    """Around a rank of the whole, as evenly spaced entries of it have it: three standard errors to
+    both sides of its share."""
+    share, ends = rank / total, np.iinfo(keys.dtype)
+    reach = _SAMPLED_SIGMAS * math.sqrt(keys.size * share * (1 - share)) + 2
+    first, last = math.floor(share * keys.size - reach), math.ceil(share * keys.size + reach)
+    ranked = np.partition(keys, [at for at in (first, last) if 0 <= at < keys.size] or [0])
+    low = int(ranked[first]) if first >= 0 else int(ends.min)
+    high = int(ranked[last]) + 1 if last < keys.size else int(ends.max)
+    inside = np.count_nonzero((keys >= low) & (keys < high))
+    window = Window(low, high, share=inside / keys.size)
+    if hashes is None:
+        return window
+    if first >= 0:
+        window = window._replace(low_hash=_hash_at(keys, hashes, low, first))
+    if last < keys.size:
+        window = window._replace(high_hash=_hash_at(keys, hashes, high - 1, last))
+    return window
+
+
+def _hash_at(keys: np.ndarray, hashes: np.ndarray, key: int, rank: int) -> int:
+    """The hash of the entry at a rank in the order of (key, hash), whose key is known."""
+    place = rank - int(np.count_nonzero(keys < key))
+    return int(np.partition(hashes[keys == key], place)[place])
+
+
+def from_sample(sample: Iterable[Sample], rank: int, total: int, seed: int) -> Window:
+    """The keys, hashes included, around a rank, from evenly spaced entries of a unit."""
+    parts = [
+        (magnitude_bits(values).cpu().numpy(), index_hash(indices, name_key(seed, name)).cpu())
+        for name, indices, values in sample
+    ]
+    keys, hashes = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return _guess(keys, rank, total, hashes)
+
+
+_CROWDED = 1 / 64
+"""Share of the entries from which on a window is worse than a sample's."""
+
+
+def from_keys(values: Tensor, rank: int, by_value: bool, near: Window | None) -> Iterator[Window]:
+    """Where the entry at a rank of a tensor in memory may be: where it was; from a sample; and
+    exactly, which takes 8 bytes an entry."""
+    if near is not None and near.share < _CROWDED:
+        yield near
+    sample = values[:: max(1, values.numel() // _FEW)].contiguous()
+    yield _guess(keys_of(sample, by_value).cpu().numpy(), rank, values.numel())
+    keys = keys_of(values, by_value).cpu().numpy().copy()
+    keys.partition(rank)
+    found = int(keys[rank])
+    yield Window(found, found + 1, share=float(np.count_nonzero(keys == found) / keys.size))
+
+
+def after(near: Window | None, window: Window, last: int, keys: np.ndarray, size: int) -> Window:
+    """Where to look next time: around the last entry, four times as far as it came; far moves are
+    forgotten slowly.
+
+    Args:
+        near: around where it was before, if that is known.
+        window: where it was found.
+        last: its key.
+        keys: all that lie in the window.
+        size: entries in all.
+    """
+    half = (window.high - window.low) // 2
+    reach = half if near is None else max(4 * abs(last - (near.low + near.high) // 2), half // 2)
+    share = keys.size / size * (reach + 1) / (half + 1)
+    ends = np.iinfo(keys.dtype)
+    low, high = max(last - reach, int(ends.min)), min(last + reach + 1, int(ends.max))
+    return Window(low, high, share=share)

@@ -1,0 +1,80 @@
+"""Entries taken from elsewhere, or made zero, in place: under a mask, or beside one."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltalens.numerics.bits import cast_once, integer_of
+from deltalens.numerics.kernels import select
+from deltalens.numerics.masks import PackedMask
+from deltalens.numerics.scratch import Scratch
+
+__all__ = ["clear_beside", "put_back", "restore_beside"]
+
+
+def put_back(
+    ft: Tensor,
+    base: Tensor,
+    selected: Tensor,
+    *,
+    rescale: Fraction | None = None,
+    out: Tensor | None = None,
+    scratch: Scratch | None = None,
+) -> Tensor:
+    """The selected entries as in the base, the rest as in the fine-tune (bit for bit).
+
+    Args:
+        ft, base: chunks of the same shape; the base is cast once to the fine-tune's dtype.
+        selected: bool mask of that shape.
+        rescale: the drop rate r, if kept deltas are to be divided by 1 - r (DARE, Yu et al. 2024,
+            Eq. 2): then a kept entry is base + delta / (1 - r), computed in fp64, rounded once.
+        out: where to write, of the fine-tune's dtype; may be `ft` itself.
+        scratch: for what is made on the way.
+    """
+    kept = ft
+    if rescale is not None and 0 < rescale < 1:
+        wide = base.double()
+        stretched = wide.add(ft.double() - wide, alpha=float(1 / (1 - rescale)))
+        kept = cast_once(stretched, ft.dtype)
+    if out is None:
+        out = torch.empty_like(ft)
+    return select(selected, cast_once(base, ft.dtype), kept, out, scratch or Scratch())
+
+
+def clear_beside(values: Tensor, kept: PackedMask) -> None:
+    """Make zero, in place, every entry that is not in a mask.
+
+    Args:
+        values: 1-D, contiguous, on the mask's device.
+        kept: the mask.
+    """
+    if values.device.type != "cpu":
+        values.masked_fill_(~kept.unpacked(), 0)
+        return
+    from deltalens.numerics import compiled_masks
+
+    compiled_masks.clear_beside(_integers(values), kept.words.view(np.uint32))
+
+
+def restore_beside(values: Tensor, before: Tensor, kept: PackedMask) -> None:
+    """Put back, in place and bit by bit, every entry that is not in a mask.
+
+    Args:
+        values, before: 1-D, contiguous, on the mask's device.
+        kept: the mask.
+    """
+    if values.device.type != "cpu":
+        values.copy_(torch.where(kept.unpacked(), values, before))
+        return
+    from deltalens.numerics import compiled_masks
+
+    compiled_masks.restore_beside(_integers(values), _integers(before), kept.words.view(np.uint32))
+
+
+def _integers(values: Tensor) -> np.ndarray:
+    found: np.ndarray = values.view(integer_of(values.dtype)).numpy()
+    return found
