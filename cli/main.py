@@ -23,6 +23,7 @@ from deltalens.cli import (
     drop_study,
     efficiency,
     inspect,
+    installed,
     landscape,
     monitor,
     plot,
@@ -41,7 +42,16 @@ _UsageError = cast("type[Exception]", typer.BadParameter.__bases__[0])
 
 
 class _Commands(TyperGroup):
-    """Words on a command line can be names of files, which a shell's pattern brought."""
+    """Ours, and those of installed packages. Words on a command line can be names of files, which a
+    shell's pattern brought."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        ours = super().list_commands(ctx)
+        return [*ours, *installed.names(ours)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        ours = super().get_command(ctx, cmd_name)
+        return ours or installed.command_of(cmd_name, super().list_commands(ctx))
 
     def make_context(self, *given: Any, **more: Any) -> Any:
         with _plain_usage():

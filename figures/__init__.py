@@ -13,7 +13,8 @@ def draw(folder: str | Path) -> list[Path]:
     Raises:
         RecordError: neither is there, or none that has pictures.
     """
-    from deltalens.catalog.studies import load_code, study_of
+    from deltalens.catalog.plugins import load_code
+    from deltalens.catalog.studies import study_of
     from deltalens.errors import RecordError
     from deltalens.figures import removed_shares
     from deltalens.io.records import is_training, load_study

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from deltalens.catalog.plugins import find
 from deltalens.errors import DeltaLensError
 
 __all__ = [
@@ -17,6 +21,7 @@ __all__ = [
     "axis_label",
     "better_of",
     "check_better",
+    "compares_as_ratio",
     "gain",
     "is_lower_better",
     "is_shown",
@@ -42,6 +47,8 @@ class Metric:
     """In a picture; `{}` stands for the model that it is measured against."""
     better: Better
     unit: str = ""
+    ratio: bool = True
+    """Whether one value over another says something: not of a margin, whose zero is arbitrary."""
     per_cent: bool = False
     """A fraction in the records; pictures and the papers' tables show per cent."""
     leads: bool = False
@@ -63,7 +70,7 @@ METRICS: Mapping[str, Metric] = {
         label="preference accuracy", better="higher", per_cent=True, leads=True
     ),
     "dpo_loss": Metric(label="DPO loss", better="lower", unit="nats per preference"),
-    "reward_margin": Metric(label="reward margin", better="higher", unit="nats"),
+    "reward_margin": Metric(label="reward margin", better="higher", unit="nats", ratio=False),
     # Beside the loss it says nothing more.
     "perplexity": Metric(label="perplexity", better="lower", shown=False),
     # Of the rows that are trained on, with whatever the method does to the model. Which loss it is,
@@ -79,8 +86,32 @@ def short_name(metric: str) -> str:
 
 
 def known_metric(metric: str) -> Metric | None:
-    """What is known of a metric; None for one of the caller's own."""
-    return METRICS.get(short_name(metric))
+    """What is known of a metric, ours or an installed package's; None for one of the caller's."""
+    name = short_name(metric)
+    return METRICS.get(name) or _of_package(name, tuple(sys.path))
+
+
+@functools.lru_cache(maxsize=256)
+def _of_package(name: str, path: tuple[str, ...]) -> Metric | None:
+    """What a package says of its metric. A figure of numbers that are there does not fail for it:
+    what cannot be loaded is unknown, with a warning."""
+    try:
+        plugin = find("metric", name, METRICS)
+        said = plugin.load() if plugin else None
+    except DeltaLensError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return None
+    better = getattr(said, "better", None)
+    if better not in DIRECTIONS:
+        return None
+    label, unit = (str(getattr(said, one, "")) for one in ("label", "unit"))
+    return Metric(
+        label=(label or name.replace("_", " ")).replace("{", "{{").replace("}", "}}"),
+        better=better,
+        unit=unit,
+        per_cent=getattr(said, "per_cent", False) is True,
+        ratio=getattr(said, "ratio", True) is True,
+    )
 
 
 def better_of(metric: str, own: Mapping[str, Better] | None = None) -> Better | None:
@@ -129,6 +160,13 @@ def is_shown(metric: str) -> bool:
     """Whether tables and pictures of trainings have a place for it."""
     known = known_metric(metric)
     return known is None or known.shown
+
+
+def compares_as_ratio(metric: str) -> bool:
+    """Whether one value of a metric over another, such as a distance in per cent, says something;
+    True of one of the caller's own."""
+    known = known_metric(metric)
+    return known is None or known.ratio
 
 
 def scale_of(metric: str) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["STUDIES", "Study", "load_code", "study_name", "study_of"]
+from deltalens.catalog.plugins import Plugin, find
+from deltalens.errors import DeltaLensError
+
+__all__ = ["STUDIES", "Study", "study_in", "study_name", "study_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,9 @@ class Study:
     """That it knows, in the order of its table."""
     default: tuple[str, ...] = ()
     """Those that are taken if none are named."""
+    command: str = ""
+    """`module:name` of what makes such studies of a package's, as `deltalens NAME`: a typer app, or
+    a function that typer can make a command of."""
 
 
 _SUMMARISE_TRAININGS = "deltalens.reports.trainings:summarise_sweep"
@@ -101,11 +106,29 @@ def study_name(asked: Mapping[str, Any]) -> str:
 
 
 def study_of(asked: Mapping[str, Any]) -> Study | None:
-    """What is known of a study's kind; None of a kind that nobody has said anything of."""
-    return STUDIES.get(study_name(asked))
+    """What is known of a study's kind; None of a kind that neither we nor an installed package say
+    anything of.
+
+    Raises:
+        DeltaLensError: a package's cannot be loaded, or is no `Study`.
+    """
+    name = study_name(asked)
+    if name in STUDIES:
+        return STUDIES[name]
+    plugin = find("study", name, STUDIES)
+    return study_in(plugin) if plugin else None
 
 
-def load_code(place: str) -> Any:
-    """What stands at `module:name`."""
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
+def study_in(plugin: Plugin) -> Study:
+    """The kind of study that a package adds.
+
+    Raises:
+        DeltaLensError: it cannot be loaded, or is no `Study`.
+    """
+    study = plugin.load()
+    if not isinstance(study, Study):
+        raise DeltaLensError(
+            f"{plugin}: {plugin.value} is {type(study).__name__}, where a "
+            "deltalens.catalog.studies.Study should be"
+        )
+    return study

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deltalens.catalog.studies import load_code, study_of
+from deltalens.catalog.plugins import load_code
+from deltalens.catalog.studies import study_of
 from deltalens.errors import RecordError
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from deltalens.catalog.methods import METHODS, has_ratio
 from deltalens.catalog.metrics import (
     Better,
     better_of,
+    compares_as_ratio,
     is_lower_better,
     is_shown,
     is_worse,
@@ -70,7 +71,7 @@ class SweepSummary:
             best = finite.idxmin() if is_lower_better(better) else finite.idxmax()
             at_best = part[part[self.axis] == best]
             text = f"{method}: best {_spread(at_best)} at {_shown(best)}"
-            if self.axis == "mask_ratio" and against is not None:
+            if self.axis == "mask_ratio" and against is not None and compares_as_ratio(metric):
                 level = _mean(frame[frame["method"] == against])
                 if math.isfinite(level):
                     text += f"; {_flat(means, level, against, better)}"

@@ -7,21 +7,17 @@ import functools
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import torch
 from torch import nn
 
-from deltalens.catalog.metrics import Better
-from deltalens.errors import DeltaLensError, reason
+from deltalens.catalog.metrics import DIRECTIONS, METRICS, Better
+from deltalens.catalog.plugins import find, plugins
+from deltalens.errors import DeltaLensError
 from deltalens.scoring.code import KnownFunction, identify
 
-__all__ = ["GROUP", "InstalledMetric", "Metric", "known_metric", "measured_by"]
-
-GROUP = "deltalens.metrics"
-"""Of the entry points: the name is the metric's; the object has `measure(model, tokenizer)`, which
-returns a number or numbers by name, and may say `better` ("higher" or "lower") and `label`."""
+__all__ = ["InstalledMetric", "Metric", "known_metric", "measured_by"]
 
 Metric = Callable[[nn.Module], float | Mapping[str, float]]
 """Any measurement of a model: a number, or numbers by name."""
@@ -76,7 +72,10 @@ def _name(metric: Any) -> str:
 
 @dataclass(frozen=True)
 class InstalledMetric:
-    """A metric of an installed package. It is known by its name: any process finds it there."""
+    """A metric of an installed package, by an entry point `deltalens.metrics`: the name is the
+    metric's; the object has `measure(model, tokenizer)`, which returns a number or numbers by name,
+    and may say `better`, `label`, `unit`, `per_cent` and `ratio`, as `catalog.metrics.Metric` has
+    them. It is known by its name: any process finds it there."""
 
     name: str
     distribution: str
@@ -85,25 +84,22 @@ class InstalledMetric:
 
     @classmethod
     def found(cls, name: str) -> InstalledMetric | None:
-        """The metric of this name; None where no package has it.
+        """The metric of this name; None where no package has it, or it is one of ours.
 
         Raises:
             DeltaLensError: two packages have it, or it has nothing to measure with.
         """
-        points = [*entry_points(group=GROUP, name=name)]
-        if not points:
+        plugin = find("metric", name, METRICS)
+        if plugin is None:
             return None
-        if len({point.value for point in points}) > 1:
-            packages = ", ".join(sorted(_package(point)[0] for point in points))
-            raise DeltaLensError(f"metric {name!r}: of several packages: {packages}")
-        one = cls(name, *_package(points[0]))
+        one = cls(name, plugin.package, plugin.version)
         one.check()
         return one
 
     @staticmethod
     def names() -> set[str]:
         """Of all that are installed."""
-        return {*entry_points(group=GROUP).names}
+        return {*plugins("metric", METRICS)}
 
     @property
     def better(self) -> Better | None:
@@ -117,8 +113,9 @@ class InstalledMetric:
         Raises:
             DeltaLensError: it cannot be loaded, measures nothing, or says no direction.
         """
-        if self.better not in ("higher", "lower", None):
-            raise DeltaLensError(f"{self._where}: better is {self.better!r}; 'higher' or 'lower'")
+        if self.better not in (*DIRECTIONS, None):
+            known = " or ".join(map(repr, DIRECTIONS))
+            raise DeltaLensError(f"{self._where}: better is {self.better!r}; {known}")
 
     def measure(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
         """What it measures: one number is called as the metric is, several `NAME/...`.
@@ -137,16 +134,8 @@ class InstalledMetric:
         return f"metric {self.name!r} of {self.distribution} {self.version}"
 
     def _loaded(self) -> Any:
-        (point, *_) = entry_points(group=GROUP, name=self.name)
-        try:
-            made = point.load()
-        except Exception as error:  # Of any package: any kind.
-            raise DeltaLensError(f"{self._where}: cannot be loaded: {reason(error)}") from error
+        plugin = find("metric", self.name, METRICS)
+        made = plugin.load() if plugin else None
         if not callable(getattr(made, "measure", None)):
             raise DeltaLensError(f"{self._where}: has no measure(model, tokenizer)")
         return made
-
-
-def _package(point: EntryPoint) -> tuple[str, str]:
-    dist = point.dist
-    return (dist.name, dist.version) if dist is not None else (point.module, "")

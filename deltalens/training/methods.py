@@ -20,7 +20,7 @@ from deltalens.methods.weight_masks import WeightMasks, l1_weight_mask, random_w
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.lora import adapted
 
-__all__ = ["Ready", "method_callbacks", "prepare"]
+__all__ = ["REGISTRY", "Ready", "method_callbacks", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def prepare(asked: TrainingAsked, model: nn.Module) -> Ready:
     Raises:
         DeltaLensError: the method's settings do not fit the model, or peft is not installed.
     """
-    return _PREPARE[asked.method or "sft"](asked, model)
+    return REGISTRY[asked.method or "sft"](asked, model)
 
 
 def method_callbacks(asked: TrainingAsked) -> list[Attaching[Any]]:
@@ -146,7 +146,7 @@ _ATTACH: Mapping[str, Callable[[TrainingAsked], Attaching[Any]]] = {
     "random-mask": _random_mask,
     "hft": _half_freeze,
 }
-_PREPARE: Mapping[str, Callable[[TrainingAsked, nn.Module], Ready]] = {
+REGISTRY: Mapping[str, Callable[[TrainingAsked, nn.Module], Ready]] = {
     "sft": _attached,
     **dict.fromkeys(_ATTACH, _attached),
     "mft": _learned_masks,
@@ -154,4 +154,4 @@ _PREPARE: Mapping[str, Callable[[TrainingAsked, nn.Module], Ready]] = {
     "l1-mask": _l1_mask,
     "lora": _adapter,
 }
-"""The registry: a row for each of the catalogue's `TRAININGS`."""
+"""What makes a model ready: a row for each of the catalogue's `TRAININGS`."""

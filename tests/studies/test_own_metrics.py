@@ -8,7 +8,6 @@ from torch import nn
 
 import deltalens
 from deltalens.errors import DeltaLensError, RecordError
-from deltalens.scoring.own_metrics import GROUP
 from tests.studies.conftest import PairOf
 from tests.studies.families import Pair
 from tests.studies.packages import install
@@ -49,7 +48,7 @@ def score(model: nn.Module) -> float:
 
 
 def installed(folder: Path, patch: pytest.MonkeyPatch, version: str = "1.0") -> None:
-    install(folder, patch, group=GROUP, points=POINTS, code=CODE, version=version)
+    install(folder, patch, group="deltalens.metrics", points=POINTS, code=CODE, version=version)
 
 
 def test_a_plain_number_is_called_as_its_function_is(pair: Pair, tmp_path: Path) -> None:
