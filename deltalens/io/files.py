@@ -30,6 +30,7 @@ __all__ = [
     "open_input",
     "open_plain",
     "os_reason",
+    "read_bounded",
     "read_plain",
     "replacing",
     "sync_folder",
@@ -160,6 +161,28 @@ def append_to(file: Path, content: bytes) -> None:
         raise RecordError(
             f"{file}: cannot be written: {os_reason(error)}; what it held before is safe"
         ) from error
+
+
+def read_bounded(file: Path, most: int, what: str, kind: type[DeltaLensError]) -> bytes:
+    """A file that a user names, whole.
+
+    Args:
+        file: the path.
+        most: bytes that it may have.
+        what: it should be, for the message: "recipe".
+        kind: of error.
+
+    Raises:
+        DeltaLensError: of that kind: it cannot be read, or is longer.
+    """
+    try:
+        with open_input(file) as stream:
+            content = stream.read(most + 1)
+    except OSError as error:
+        raise kind(f"{file}: cannot be read: {error.strerror}") from error
+    if len(content) > most:
+        raise kind(f"{file}: longer than {most:,} bytes, which no {what} is")
+    return content
 
 
 def discard(file: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import CheckpointError, RecordError
-from deltalens.io.files import open_input
+from deltalens.io.files import read_bounded
 
 __all__ = [
     "check_names",
@@ -54,13 +54,10 @@ def read_settings(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read, is longer than any model's, no valid JSON, or no object.
     """
+    content = read_bounded(file, _LARGEST, "model's", CheckpointError)
     try:
-        with open_input(file) as stream:
-            content = stream.read(_LARGEST + 1)
-        if len(content) > _LARGEST:
-            raise CheckpointError(f"{file}: longer than {_LARGEST:,} bytes, which no model's is")
         settings = json.loads(content.decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not valid JSON: {error}") from error
     if not isinstance(settings, dict):
         raise CheckpointError(f"{file}: not a JSON object")

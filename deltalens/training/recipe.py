@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import DeltaLensError, said_by, several
-from deltalens.io.files import open_input
+from deltalens.io.files import read_bounded
 from deltalens.training.asked import config_class
 
 __all__ = ["read_recipe"]
@@ -59,13 +59,7 @@ def read_recipe(path: Path | None, objective: str) -> dict[str, Any]:
         return {}
     import yaml
 
-    try:
-        with open_input(path) as stream:
-            content = stream.read(_LARGEST_RECIPE + 1)
-    except OSError as error:
-        raise DeltaLensError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(content) > _LARGEST_RECIPE:
-        raise DeltaLensError(f"{path}: no recipe: more than {_LARGEST_RECIPE:,} bytes")
+    content = read_bounded(path, _LARGEST_RECIPE, "recipe", DeltaLensError)
     with said_by("yaml", f"{path}: not YAML"):
         found = yaml.safe_load(content.decode("utf-8-sig"))
     if found is None:

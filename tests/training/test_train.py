@@ -286,7 +286,7 @@ LAUGHS = "beta: &a0 [x]\n" + "".join(
         ("optim: !!set {a}\n", "optim: a set, where"),
         ("? [a]\n: 1\n", "not YAML: yaml says: ConstructorError"),
         ("optim: \0\n", "not YAML: yaml says: ReaderError"),
-        ("#" * (1 << 20) + "\n", "no recipe: more than 1,048,576 bytes"),
+        ("#" * (1 << 20) + "\n", "longer than 1,048,576 bytes, which no recipe is"),
     ],
 )
 def test_recipes_that_cannot_be(tmp_path: Path, text: str, message: str) -> None:
