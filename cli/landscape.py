@@ -11,10 +11,12 @@ from deltalens.cli import console
 from deltalens.cli.options import (
     AnswerPattern,
     BatchTokens,
+    CellJobs,
     CompletionField,
     Debug,
     Device,
     Exclude,
+    Executor,
     Fresh,
     Include,
     Json,
@@ -86,6 +88,8 @@ def landscape(
     include: Include = None,
     exclude: Exclude = None,
     strict: Strict = False,
+    jobs: CellJobs = 1,
+    executor: Executor = None,
     fresh: Fresh = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run model code that ORIGIN brings.")
@@ -148,10 +152,15 @@ def landscape(
                 include=include,
                 exclude=exclude,
                 strict=strict,
+                jobs=jobs,
+                executor=executor,
                 fresh=fresh,
                 trust_remote_code=trust_remote_code,
                 watch=StudyWatch(
-                    stage=meter.stage, advance=meter.advance, on_cell=_Sketches().on_cell
+                    stage=meter.stage,
+                    advance=meter.advance,
+                    within=meter.within,
+                    on_cell=_Sketches().on_cell,
                 ),
             )
             meter.stage("drawing", None)

@@ -17,6 +17,7 @@ __all__ = [
     "BatchSize",
     "BatchTokens",
     "Blocks",
+    "CellJobs",
     "ChooseOn",
     "CompletionField",
     "Config",
@@ -27,6 +28,7 @@ __all__ = [
     "Epochs",
     "EvalData",
     "Exclude",
+    "Executor",
     "FidelityTokens",
     "Fresh",
     "Ft",
@@ -222,6 +224,22 @@ Recipe = Annotated[
 Seeds = Annotated[int, typer.Option(help="Trainings at each point.")]
 Jobs = Annotated[
     int, typer.Option(min=1, help="Trainings at once; each has its share of the threads.")
+]
+CellJobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs",
+        min=1,
+        help="Cells measured at once, each in a process with a model of its own; the same numbers.",
+    ),
+]
+Executor = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Who measures: sequential, processes (where there are several jobs), or an installed "
+        "package's.",
+    ),
 ]
 KeepCheckpoints = Annotated[
     bool, typer.Option("--keep-checkpoints", help="Keep every trained model.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,17 @@ from deltalens.io.pretrained import class_of, own_code, read_model, read_tokeniz
 from deltalens.io.tying import skeleton
 from deltalens.scoring.file_scoring import batch_positions
 
-__all__ = ["LoadedModel", "check_fits", "load_model", "pick_device", "pick_dtype"]
+__all__ = [
+    "LoadedModel",
+    "Loading",
+    "beside_each_other",
+    "check_fits",
+    "free_memory",
+    "load_model",
+    "pick_device",
+    "pick_dtype",
+    "too_many_jobs",
+]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -53,6 +64,24 @@ class LoadedModel:
     """Parameters that the checkpoint lacks and transformers initialised at random."""
     again: Callable[[], LoadedModel] | None = None
     """Loads another one, as this one was."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How the models of a study are loaded."""
+
+    dtype: torch.dtype
+    device: torch.device
+    trust_remote_code: bool | None = None
+
+    @property
+    def one_device(self) -> bool:
+        """An accelerator was named, of several that there may be."""
+        return self.device.index is not None
+
+    def load(self, checkpoint: Checkpoint) -> LoadedModel:
+        """See `load_model`."""
+        return load_model(checkpoint, self.dtype, self.device, self.trust_remote_code)
 
 
 def pick_device(name: str) -> torch.device:
@@ -94,13 +123,17 @@ def pick_dtype(name: str, checkpoint: Checkpoint) -> torch.dtype:
 
 
 def check_fits(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, batch_tokens: int
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch_tokens: int,
+    jobs: int = 1,
 ) -> None:
     """Refuse a model that the device cannot hold, before it is loaded.
 
     Needed: the parameters at the chosen dtype, the largest tensor in fp32, one batch's logits in
-    fp32. There is: the device's free memory, or the smaller of available memory and what the
-    container's limit leaves.
+    fp32; and all of it so many times as there are models on one device. There is: see
+    `free_memory`.
 
     Raises:
         DeltaLensError: with both figures and what to do.
@@ -109,7 +142,9 @@ def check_fits(
     vocabulary = _vocabulary(checkpoint.config)
     positions = batch_positions(batch_tokens, vocabulary)
     needed = sum(sizes) * dtype.itemsize + max(sizes) * 4 + positions * vocabulary * 4
-    there = _free_memory(device)
+    there, beside = free_memory(device), beside_each_other(device, jobs)
+    if there is not None and needed <= there < beside * needed:
+        raise DeltaLensError(too_many_jobs(checkpoint, device, beside, needed, there))
     if there is not None and needed > there:
         raise DeltaLensError(
             f"{checkpoint.path}: too large for {device}: it needs {needed / 1e9:.2f} GB "
@@ -127,7 +162,35 @@ def _vocabulary(config: dict[str, Any]) -> int:
     return size if isinstance(size, int) and 0 <= size < 1 << 40 else 0
 
 
-def _free_memory(device: torch.device) -> int | None:
+def beside_each_other(device: torch.device, jobs: int) -> int:
+    """How many of so many models are on one device at once: they spread over all that there are,
+    unless one is named."""
+    spread = device.type == "cuda" and device.index is None
+    return math.ceil(jobs / max(1, torch.cuda.device_count())) if spread else jobs
+
+
+def too_many_jobs(
+    checkpoint: Checkpoint, device: torch.device, beside: int, needed: int, there: int
+) -> str:
+    """The message for models that fit alone and not beside each other.
+
+    Args:
+        checkpoint: whose model is loaded.
+        device: where.
+        beside: how many are there at once.
+        needed: bytes, each.
+        there: bytes that are free.
+    """
+    return (
+        f"{checkpoint.path}: too large for {beside} models at once on {device}: each needs "
+        f"{needed / 1e9:.2f} GB and there is {there / 1e9:.2f} GB. Take fewer --jobs "
+        f"({there // needed} fit), or a smaller dtype (--dtype bfloat16)"
+    )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a device has left: of a CPU the smaller of available memory and what the
+    container's limit leaves; None where nobody knows."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":

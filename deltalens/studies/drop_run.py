@@ -1,9 +1,11 @@
-"""One sitting of a drop study: from the loaded model to the last cell."""
+"""What one invocation of a drop study does: it selects, prepares a worker, and has it, or others
+like it, measure every cell that is left."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from deltalens.errors import DeltaLensError, reason
@@ -11,9 +13,9 @@ from deltalens.io.pairing import Pairing
 from deltalens.io.records import Measurement, Setting, StudyFolder
 from deltalens.numerics.selection import Selection
 from deltalens.numerics.workers import workers
-from deltalens.scoring.loading import LoadedModel
+from deltalens.scoring.loading import LoadedModel, Loading, check_fits
 from deltalens.scoring.suite import Metrics, ReadySuite
-from deltalens.scoring.texts import KeptTexts, vocabulary_of
+from deltalens.scoring.texts import KeptTexts, Progress, vocabulary_of
 from deltalens.studies.deltas import DeltaStream
 from deltalens.studies.drop_asked import BASE, DropAsked
 from deltalens.studies.engine import StudyWatch, run_cells
@@ -21,123 +23,213 @@ from deltalens.studies.executors import Tell
 from deltalens.studies.live import LiveModel
 from deltalens.studies.selecting import DropSetting, no_delta, select_unit
 
-__all__ = ["DropRun"]
+__all__ = ["DropWorker", "measure_drops"]
+
+_FINE_TUNE = "fine-tune"
+
+Selections = Mapping[DropSetting, Mapping[str, Selection]]
+"""Of every setting: the selection of each tensor's unit, by the tensor's stored name."""
 
 
-class DropRun:
-    """One sitting of a drop study: from the loaded model to the last cell."""
+@dataclass(frozen=True, kw_only=True)
+class DropRecipe:
+    """How a drop study's worker is prepared (see `Recipe`)."""
 
-    def __init__(
-        self,
-        asked: DropAsked,
-        pairing: Pairing,
-        folder: StudyFolder,
-        watch: StudyWatch,
-    ) -> None:
-        self.asked, self.pairing, self.folder, self.watch = asked, pairing, folder, watch
-        self.selections: dict[DropSetting, dict[str, Selection]] = {}
-        self.exact = {float(rate): rate for rate in asked.rates}
+    asked: DropAsked
+    pairing: Pairing
+    loading: Loading
+    texts: KeptTexts
+    selections: Selections
+    stays = None
+    shares_threads = False
 
-    def run(self, load: Callable[[], LoadedModel], load_base: Callable[[], LoadedModel]) -> None:
-        """Select, load, evaluate every cell that is left, and give the model its bits back."""
-        self.select()
-        self.watch.stage("loading the model", None)
-        loaded = load()
-        live = LiveModel(loaded.model, self.pairing)
-        try:
-            texts = KeptTexts(self.folder.path, bool(self.folder.cells))
-            suite = ReadySuite(self.asked.suite, loaded, self.pairing.ft.path, texts, self.watch)
-            self.folder.facts["notes"] += suite.notes
-            self.folder.write_manifest()
+    @property
+    def one_device(self) -> bool:
+        """See `Recipe`."""
+        return self.loading.one_device
 
-            def cell(setting: Setting, tell: Tell) -> Metrics:
-                if setting["strategy"] == BASE:
-                    live.restore()
-                    return self.measure_base(loaded, load_base, suite)
-                self.edit(live, setting)
-                found = suite.measure(loaded.model)
-                if setting["rate"] == 0:
-                    suite.check_first(found, loaded.model)
-                return found
+    def prepare(self, watch: Progress) -> DropWorker:
+        """See `Recipe`."""
+        return DropWorker(self, watch)
 
-            cells = self.asked.cells(bool(self.pairing.unpaired))
-            run_cells(self.folder, cells, cell, self.watch, _same_point)
-        finally:
-            live.restore()
 
-    def select(self) -> None:
-        """One pass over the deltas: the selections of all cells, unit by unit."""
-        settings = self.asked.drop_settings()
-        self.selections = {setting: {} for setting in settings}
-        units = self.pairing.units(self.asked.scope)
-        self.watch.stage("ranking the delta", self.pairing.entries)
-        unchanged = 0
-        probe = settings or [DropSetting("trivial", Fraction(1, 2))]
-        if all(setting.strategy == "random" for setting in probe):
-            probe = [*probe, DropSetting("trivial", Fraction(0))]
-        stream = DeltaStream()
-        with workers() as each:
-            for unit in units:
-                found = select_unit(
-                    unit, probe, stream, changed_only=self.asked.changed_only, each=each
-                )
-                unchanged += found.unchanged or 0
-                for setting in settings:
-                    for one in unit.pairs:
-                        self.selections[setting][one.name] = found.selections[setting]
-                self.watch.advance(unit.entries)
-        if unchanged == self.pairing.entries:
-            raise no_delta(self.pairing)
-        self.folder.facts |= {
-            "ft": str(self.pairing.ft.path),
-            "base": str(self.pairing.base.path),
-            "tensors": len(self.pairing.pairs),
-            "units": len(units),
-            "entries": self.pairing.entries,
-            "unchanged": unchanged,
-            "kept": len(self.pairing.kept),
-            "unpaired": self.pairing.unpaired,
-            "notes": list(self.pairing.notes),
-        }
+@dataclass(frozen=True)
+class _Unmeasured:
+    """A model that cannot be measured."""
 
-    def measure_base(
-        self,
-        ft: LoadedModel,
-        load: Callable[[], LoadedModel],
-        suite: ReadySuite,
-    ) -> Metrics:
-        """The base's own model, where putting everything back does not make it. Where it cannot be
-        measured as the fine-tune is, its values are NaN, and a note says why."""
-        try:
-            base = load()
-            rows = [vocabulary_of(loaded.model) for loaded in (ft, base)]
-            if rows[1] < rows[0]:
-                raise DeltaLensError(f"it knows {rows[1]:,} tokens of the fine-tune's {rows[0]:,}")
-            return suite.measure(base.model)
-        except Exception as error:  # Another model than the metrics were made for: any kind.
-            said = str(error) if isinstance(error, DeltaLensError) else reason(error)
-            note = f"the base's own model cannot be measured beside the fine-tune: {said}"
-            self.folder.facts["notes"].append(note)
-            self.folder.write_manifest()
-            names = {name for done in self.folder.cells for name in done.metrics}
-            return {name: Measurement(math.nan) for name in sorted(names)}
+    why: str
 
-    def edit(self, live: LiveModel, setting: Setting) -> None:
+
+class DropWorker:
+    """A live model that each cell is made of, straight from the two checkpoints (see `Worker`)."""
+
+    def __init__(self, recipe: DropRecipe, watch: Progress) -> None:
+        self._recipe, pairing, loading = recipe, recipe.pairing, recipe.loading
+        self._exact = {float(rate): rate for rate in recipe.asked.rates}
+        watch.stage("loading the model", None)
+        self._loaded = loading.load(pairing.ft)
+        self._live = LiveModel(self._loaded.model, pairing)
+        self._suite = ReadySuite(
+            recipe.asked.suite, self._loaded, pairing.ft.path, recipe.texts, watch
+        )
+        self.notes = self._suite.notes
+
+    def measure(self, setting: Setting, tell: Tell) -> Metrics | _Unmeasured:
+        """See `Worker`."""
+        if setting["strategy"] == BASE:
+            self._live.restore()
+            return self._measure_base()
+        self.edit(setting)
+        found = self._suite.measure(self._loaded.model)
+        if setting["rate"] == 0:
+            self._suite.check_first(found, self._loaded.model)
+        return found
+
+    def edit(self, setting: Setting) -> None:
         """Make the live model the one of this cell."""
-        rate = self.exact[setting["rate"]]
+        rate = self._exact[setting["rate"]]
         if rate == 0:
-            live.restore()
+            self._live.restore()
             return
         drop = DropSetting(setting["strategy"], rate, setting["seed"])
-        if drop in self.selections:
-            names = self.selections[drop]
-            live.edit(names.__getitem__, rate if self.asked.rescale else None)
+        if drop in self._recipe.selections:
+            names = self._recipe.selections[drop]
+            self._live.edit(names.__getitem__, rate if self._recipe.asked.rescale else None)
         else:
-            live.put_back_all()
+            self._live.put_back_all()
+
+    def close(self) -> None:
+        """See `Worker`."""
+        if vars(self):
+            self._live.restore()
+            vars(self).clear()
+
+    def _measure_base(self) -> Metrics | _Unmeasured:
+        """The base's own model, where putting everything back does not make it."""
+        try:
+            base = self._load_base()
+            rows = [vocabulary_of(loaded.model) for loaded in (self._loaded, base)]
+            if rows[1] < rows[0]:
+                raise DeltaLensError(f"it knows {rows[1]:,} tokens of the fine-tune's {rows[0]:,}")
+            return self._suite.measure(base.model)
+        except Exception as error:  # Another model than the metrics were made for: any kind.
+            return _Unmeasured(str(error) if isinstance(error, DeltaLensError) else reason(error))
+
+    def _load_base(self) -> LoadedModel:
+        """As a model of its own, beside the fine-tune."""
+        base, loading = self._recipe.pairing.base, self._recipe.loading
+        batch_tokens = self._recipe.asked.suite.batch_tokens
+        check_fits(base, loading.dtype, loading.device, batch_tokens)
+        return loading.load(base)
+
+
+def measure_drops(
+    asked: DropAsked,
+    pairing: Pairing,
+    loading: Loading,
+    folder: StudyFolder,
+    watch: StudyWatch,
+    jobs: int,
+    executor: str | None,
+) -> None:
+    """Measure every cell that is left.
+
+    Args:
+        asked: the study.
+        pairing: of the fine-tune and its base.
+        loading: how models are loaded.
+        folder: open for writing.
+        watch: told of stages, progress and finished cells.
+        jobs, executor: as `run_cells` takes them.
+    """
+
+    def cells_of(
+        setting: Setting, found: Metrics | _Unmeasured
+    ) -> Sequence[tuple[Setting, Metrics]]:
+        if isinstance(found, _Unmeasured):
+            # Its values are NaN, and a note says why.
+            note = f"the base's own model cannot be measured beside the fine-tune: {found.why}"
+            folder.facts["notes"].append(note)
+            folder.write_manifest()
+            names = {name for done in folder.cells for name in done.metrics}
+            found = {name: Measurement(math.nan) for name in sorted(names)}
+        return [(setting, found)]
+
+    recipe = DropRecipe(
+        asked=asked,
+        pairing=pairing,
+        loading=loading,
+        texts=KeptTexts(folder.path, again=bool(folder.cells)),
+        selections=_select(asked, pairing, folder, watch),
+    )
+    worker = recipe.prepare(watch)
+    try:
+        folder.facts["notes"] += worker.notes
+        folder.write_manifest()
+        run_cells(
+            folder,
+            asked.cells(bool(pairing.unpaired)),
+            replace(recipe, texts=KeptTexts(folder.path, again=True)),
+            worker,
+            watch,
+            same=_same_point,
+            after=_ground,
+            cells_of=cells_of,
+            jobs=jobs,
+            executor=executor,
+        )
+    finally:
+        worker.close()
+
+
+def _select(
+    asked: DropAsked, pairing: Pairing, folder: StudyFolder, watch: StudyWatch
+) -> Selections:
+    """One pass over the deltas: the selections of all cells, unit by unit.
+
+    Raises:
+        DeltaLensError: there is no delta.
+    """
+    settings = asked.drop_settings()
+    selections: dict[DropSetting, dict[str, Selection]] = {one: {} for one in settings}
+    units = pairing.units(asked.scope)
+    watch.stage("ranking the delta", pairing.entries)
+    unchanged = 0
+    probe = settings or [DropSetting("trivial", Fraction(1, 2))]
+    if all(setting.strategy == "random" for setting in probe):
+        probe = [*probe, DropSetting("trivial", Fraction(0))]
+    stream = DeltaStream()
+    with workers() as each:
+        for unit in units:
+            found = select_unit(unit, probe, stream, changed_only=asked.changed_only, each=each)
+            unchanged += found.unchanged or 0
+            for setting in settings:
+                for one in unit.pairs:
+                    selections[setting][one.name] = found.selections[setting]
+            watch.advance(unit.entries)
+    if unchanged == pairing.entries:
+        raise no_delta(pairing)
+    folder.facts |= {
+        "ft": str(pairing.ft.path),
+        "base": str(pairing.base.path),
+        "tensors": len(pairing.pairs),
+        "units": len(units),
+        "entries": pairing.entries,
+        "unchanged": unchanged,
+        "kept": len(pairing.kept),
+        "unpaired": pairing.unpaired,
+        "notes": list(pairing.notes),
+    }
+    return selections
 
 
 def _same_point(setting: Setting) -> str | None:
     """Rate 0 is the fine-tune, and at rate 1 all is put back, whatever strategy and seed."""
     if setting["strategy"] == BASE:
         return "the base's own model"
-    return {0.0: "fine-tune", 1.0: "all put back"}.get(setting["rate"])
+    return {0.0: _FINE_TUNE, 1.0: "all put back"}.get(setting["rate"])
+
+
+def _ground(setting: Setting) -> str | None:
+    """What the base's own model has to be measured by is known once the fine-tune is measured."""
+    return _FINE_TUNE if setting["strategy"] == BASE else None

@@ -6,21 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-import torch
-
 from deltalens.catalog.metrics import check_better
 from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
-from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.matching import pair
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
 from deltalens.names import check_scope
 from deltalens.numerics.rates import Rate, exact_rates
 from deltalens.numerics.selection import STRATEGIES
 from deltalens.scoring.loading import (
-    LoadedModel,
+    Loading,
     check_fits,
-    load_model,
     pick_device,
     pick_dtype,
 )
@@ -29,8 +25,9 @@ from deltalens.scoring.suite import read_suite
 from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies.axes import in_order
 from deltalens.studies.drop_asked import GROWS, DropAsked, identity_of
-from deltalens.studies.drop_run import DropRun
+from deltalens.studies.drop_run import measure_drops
 from deltalens.studies.engine import StudyWatch, keep_better, read_weights
+from deltalens.studies.executors import find_executor
 from deltalens.studies.selecting import check_strategy
 
 __all__ = ["drop_study"]
@@ -64,6 +61,8 @@ def drop_study(
     include: str | None = None,
     exclude: str | None = None,
     strict: bool = False,
+    jobs: int = 1,
+    executor: str | None = None,
     fresh: bool = False,
     trust_remote_code: bool = False,
     watch: StudyWatch | None = None,
@@ -104,6 +103,10 @@ def drop_study(
         batch_tokens: positions in a batch.
         include, exclude: regular expressions over tensor names.
         strict: refuse tensors that only one of the two has; else notes name them.
+        jobs: cells that are measured at once, each in a process with a model of its own, on an
+            accelerator of its own where there are several. The numbers are the same.
+        executor: where cells are measured: `sequential`, `processes`, or one of an installed
+            package; if not given, several processes where there are several jobs.
         fresh: discard what the folder holds of another study.
         trust_remote_code: run model code that the checkpoint brings.
         watch: told of stages, progress and finished cells.
@@ -144,7 +147,8 @@ def drop_study(
     kind = pick_dtype(dtype, pairing.ft)
     out = Path(out)
     check_study_folder(out, [pairing.ft.path, pairing.base.path])
-    check_fits(pairing.ft, kind, where, batch_tokens)
+    find_executor(executor, jobs)
+    check_fits(pairing.ft, kind, where, batch_tokens, jobs)
     read_weights(watch, pairing.ft, pairing.base)
     identity = {
         **identity_of(asked, pairing, where, kind),
@@ -157,24 +161,10 @@ def drop_study(
         asked = asked.grown(folder.asked)
         cells = asked.cells(bool(pairing.unpaired))
         if len(folder.cells) < len(cells):
-            DropRun(asked, pairing, folder, watch).run(
-                lambda: load_model(pairing.ft, kind, where, trust_remote_code),
-                lambda: _load_base(pairing.base, kind, where, batch_tokens, trust_remote_code),
-            )
+            loading = Loading(kind, where, trust_remote_code)
+            measure_drops(asked, pairing, loading, folder, watch, jobs, executor)
         else:
             folder.write_finished(cells)
     finally:
         folder.close()
     return load_study(out)
-
-
-def _load_base(
-    base: Checkpoint,
-    dtype: torch.dtype,
-    device: torch.device,
-    batch_tokens: int,
-    trust_remote_code: bool,
-) -> LoadedModel:
-    """The base as a model of its own, beside the fine-tune."""
-    check_fits(base, dtype, device, batch_tokens)
-    return load_model(base, dtype, device, trust_remote_code)

@@ -32,6 +32,7 @@ from deltalens.scoring.suite import Metrics
 from deltalens.scoring.tokens import Batch, batches, encode_rows, padding_of
 from deltalens.studies import axes
 from deltalens.studies.engine import StudyWatch, read_weights, run_cells
+from deltalens.studies.executors import Tell
 from deltalens.studies.trainings import cells_own
 from deltalens.training.asked import TrainingAsked, check_own
 from deltalens.training.methods import method_callbacks
@@ -118,7 +119,7 @@ def efficiency(
             for repeat in range(study.asked["repeats"])
             for place in range(len(methods))
         ]
-        run_cells(study, cells, lambda setting, tell: bench.block(setting["method"]), watch)
+        run_cells(study, cells, None, bench, watch)
     finally:
         study.close()
     return load_study(out)
@@ -162,6 +163,13 @@ class _Bench:
             "flops_of_a_step": counter.get_total_flops(),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
+
+    def measure(self, setting: Setting, tell: Tell) -> Metrics:
+        """See `Worker`."""
+        return self.block(setting["method"])
+
+    def close(self) -> None:
+        """See `Worker`."""
 
     def block(self, method: str) -> Metrics:
         """Some steps under a method."""

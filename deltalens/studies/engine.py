@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from deltalens.catalog.metrics import Better
 from deltalens.errors import DeltaLensError
@@ -15,12 +14,19 @@ from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.fingerprint import take_fingerprints
 from deltalens.io.records import Cell, Setting, StudyFolder
 from deltalens.scoring.suite import Metrics
-from deltalens.studies.executors import Here, Processes, Tell, processes
+from deltalens.studies.executors import (
+    Executor,
+    Recipe,
+    Worker,
+    find_executor,
+    sequential,
+    why_it_stays,
+)
 
-__all__ = ["Measure", "StudyWatch", "keep_better", "read_weights", "run_cells"]
+__all__ = ["StudyWatch", "keep_better", "read_weights", "run_cells"]
 
-Measure = Callable[[Setting, Tell], Metrics]
-"""Makes and evaluates one cell, and tells how far it is."""
+CellsOf = Callable[[Setting, Any], Sequence[tuple[Setting, Metrics]]]
+"""From a point and what was found there to the cells that are journalled of it, together."""
 _SECONDS = 0.5
 
 
@@ -53,40 +59,59 @@ def keep_better(folder: StudyFolder, better: Mapping[str, Better]) -> None:
 
 def run_cells(
     folder: StudyFolder,
-    cells: Sequence[Setting],
-    measure: Measure,
+    points: Sequence[Setting],
+    recipe: Recipe[Any] | None,
+    here: Worker[Any],
     watch: StudyWatch,
+    *,
     same: Callable[[Setting], str | None] = lambda setting: None,
     after: Callable[[Setting], str | None] = lambda setting: None,
+    cells_of: CellsOf = lambda setting, found: [(setting, found)],
+    is_done: Callable[[Setting], bool] | None = None,
+    write_table: Callable[[], None] | None = None,
+    called: str = "cells",
     jobs: int = 1,
+    executor: str | None = None,
 ) -> None:
     """Measure what is not journalled yet, in order; write the table, also when interrupted.
 
     Args:
         folder: open for writing.
-        cells: the settings of all cells.
-        measure: makes and evaluates one cell; pickled, if there are several jobs.
+        points: the settings of all cells; or what several cells have in common that are measured
+            together.
+        recipe: prepares a worker in another process. None: only this one can measure.
+        here: a worker that is prepared in this process; whoever calls closes it.
         watch: told of every cell.
         same: a name for cells that are one and the same point (rate 0 of every strategy is the
             fine-tune): it is measured once, and journalled for each. None: a point of its own.
         after: the point that a cell builds on; it waits until that one is measured.
-        jobs: cells that are measured at once, each in a process of its own; with one, here.
+        cells_of: what is journalled of a point; a cell of the metrics that were found, if not
+            given.
+        is_done: whether nothing is left to measure at a point; if not given, whether its cell is
+            journalled.
+        write_table: writes it; the cells in the order of the points, if not given.
+        called: what the points are, for whoever watches.
+        jobs: cells that are measured at once.
+        executor: by whom (`find_executor`).
 
     Raises:
-        DeltaLensError: `jobs` is no positive number, or a process was killed.
+        DeltaLensError: no such executor, or a process was killed.
     """
-    if jobs < 1:
-        raise DeltaLensError(f"jobs {jobs}: at least 1")
     done = {repr(cell.setting) for cell in folder.cells}
+    if is_done is None:
+        is_done = lambda setting: repr(setting) in done  # noqa: E731
     known = {same(cell.setting): cell.metrics for cell in folder.cells}
-    todo = [setting for setting in cells if repr(setting) not in done]
-    running: dict[Future[tuple[Metrics, float]], Setting] = {}
+    todo = [setting for setting in points if not is_done(setting)]
+    running: dict[Future[tuple[Any, float]], Setting] = {}
+    jobs, take = _executor(folder, recipe, executor, jobs, len(todo))
 
-    def journal(setting: Setting, metrics: Metrics, seconds: float) -> None:
-        known[same(setting)] = metrics
-        cell = Cell(setting, metrics, seconds)
-        folder.append(cell)
-        watch.on_cell(folder.path, cell)
+    def journal(setting: Setting, made: Sequence[tuple[Setting, Metrics]], seconds: float) -> None:
+        known[same(setting)] = made[0][1] if made else {}
+        cells = [Cell(each, metrics, seconds) for each, metrics in made]
+        # Together: a point is journalled with all its cells or, if the line tears, redone.
+        folder.extend(cells)
+        for cell in cells:
+            watch.on_cell(folder.path, cell)
         watch.advance(1)
 
     def next_one() -> Setting | None:
@@ -97,37 +122,43 @@ def run_cells(
                 return setting
         return None if running else todo[0]
 
-    watch.stage("cells", len(cells))
-    watch.advance(len(cells) - len(todo))
+    watch.stage(called, len(points))
+    watch.advance(len(points) - len(todo))
     try:
-        with _hands(measure, min(jobs, max(1, len(todo))), watch) as hands:
+        with take(recipe, here, jobs, watch.within) as hands:  # type: ignore[arg-type]
             while todo or running:
                 while todo and len(running) < jobs and (setting := next_one()) is not None:
                     todo.remove(setting)
                     point = same(setting)
                     if point is not None and point in known:
-                        journal(setting, known[point], 0.0)
+                        journal(setting, [(setting, known[point])], 0.0)
                     else:
                         running[hands.start(setting)] = setting
                 finished, _ = wait(running, _SECONDS, FIRST_COMPLETED)
                 hands.listen()
                 for future in finished:
-                    journal(running.pop(future), *future.result())
-    except BrokenProcessPool as error:
+                    setting, (found, seconds) = running.pop(future), future.result()
+                    journal(setting, cells_of(setting, found), seconds)
+    except BrokenExecutor as error:
         raise DeltaLensError(
             "a process that measured a cell was killed (out of memory?): finished cells are kept, "
             "and the same study with fewer jobs goes on"
         ) from error
     finally:
-        folder.write_table(cells)
+        (write_table or (lambda: folder.write_table(points)))()
 
 
-@contextmanager
-def _hands(
-    measure: Measure, jobs: int, watch: StudyWatch
-) -> Iterator[Here[Setting, Metrics] | Processes[Setting, Metrics]]:
-    if jobs == 1:
-        yield Here(measure, watch.within)
-        return
-    with processes(measure, jobs, watch.within) as there:
-        yield there
+def _executor(
+    folder: StudyFolder, recipe: Recipe[Any] | None, name: str | None, jobs: int, left: int
+) -> tuple[int, Executor]:
+    """How many cells are measured at once, and by whom; in this process, with a note, where what is
+    measured cannot be taken to another."""
+    found = find_executor(name, jobs)
+    if recipe is None or not left or found is sequential:
+        return 1, sequential  # type: ignore[return-value]
+    why = why_it_stays(recipe)
+    if why is not None:
+        folder.facts.setdefault("notes", []).append(f"measured in one process: {why}")
+        folder.write_manifest()
+        return 1, sequential  # type: ignore[return-value]
+    return min(jobs, left), found

@@ -13,14 +13,15 @@ from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
 from deltalens.io.matching import pair
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
-from deltalens.scoring.loading import check_fits, load_model, pick_device, pick_dtype
+from deltalens.scoring.loading import Loading, check_fits, pick_device, pick_dtype
 from deltalens.scoring.own_metrics import Metric
 from deltalens.scoring.suite import read_suite
 from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies import axes
 from deltalens.studies.engine import StudyWatch, keep_better, read_weights
+from deltalens.studies.executors import find_executor
 from deltalens.studies.layer_asked import LayersAsked, groups_taking_part
-from deltalens.studies.layer_run import LayerRun
+from deltalens.studies.layer_run import measure_layers
 
 __all__ = ["KIND", "sweep_layers_drop"]
 
@@ -49,6 +50,8 @@ def sweep_layers_drop(
     exclude: str | None = None,
     strict: bool = False,
     cache_gb: float = 4.0,
+    jobs: int = 1,
+    executor: str | None = None,
     fresh: bool = False,
     trust_remote_code: bool = False,
     watch: StudyWatch | None = None,
@@ -92,6 +95,9 @@ def sweep_layers_drop(
         cache_gb: how much host memory, in 10^9 bytes, what enters a group may take: positions of
             the data, times the hidden size, times the bytes of a number, once. Batches beyond run
             in full; 0: all of them.
+        jobs: cells that are measured at once, each in a process with a model of its own; they share
+            `cache_gb`. The numbers are the same.
+        executor: where cells are measured, as in `drop_study`.
         fresh: discard what the folder holds of another study.
         trust_remote_code: run model code that the checkpoint brings.
         watch: told of stages, progress and finished cells.
@@ -127,7 +133,8 @@ def sweep_layers_drop(
     kind = pick_dtype(dtype, pairing.ft)
     out = Path(out)
     check_study_folder(out, [pairing.ft.path, pairing.base.path])
-    check_fits(pairing.ft, kind, where, batch_tokens)
+    find_executor(executor, jobs)
+    check_fits(pairing.ft, kind, where, batch_tokens, jobs)
     read_weights(watch, pairing.ft, pairing.base)
     identity = {
         **asked.identity(pairing, where, kind),
@@ -142,8 +149,15 @@ def sweep_layers_drop(
         asked = replace(asked, sizes=sizes, groups=groups_taking_part(pairing, sizes))
         cells = asked.cells()
         if len(folder.cells) < len(cells):
-            LayerRun(asked, pairing, folder, watch, int(cache_gb * 1e9)).run(
-                lambda: load_model(pairing.ft, kind, where, trust_remote_code)
+            measure_layers(
+                asked,
+                pairing,
+                Loading(kind, where, trust_remote_code),
+                int(cache_gb * 1e9),
+                folder,
+                watch,
+                jobs,
+                executor,
             )
         else:
             folder.write_finished(cells)

@@ -1,10 +1,12 @@
-"""One sitting of a sweep over layers: from the loaded model to the last cell."""
+"""What one invocation of a sweep over layers does: it surveys the delta, prepares a worker, and has
+it, or others like it, measure every cell that is left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,10 +16,10 @@ from deltalens.io.pairing import Pairing
 from deltalens.io.records import Setting, StudyFolder
 from deltalens.names import Group, block_number, stacks_of
 from deltalens.numerics.workers import workers
-from deltalens.scoring.loading import LoadedModel
+from deltalens.scoring.loading import Loading
 from deltalens.scoring.prefix import Prefix, find_blocks
 from deltalens.scoring.suite import Metrics, ReadySuite
-from deltalens.scoring.texts import KeptTexts
+from deltalens.scoring.texts import KeptTexts, Progress
 from deltalens.studies.deltas import DeltaStream, Span
 from deltalens.studies.engine import StudyWatch, run_cells
 from deltalens.studies.executors import Tell
@@ -25,132 +27,67 @@ from deltalens.studies.layer_asked import LayersAsked
 from deltalens.studies.live import LiveModel
 from deltalens.studies.selecting import find_nonfinite, no_delta
 
-__all__ = ["LayerRun"]
+__all__ = ["measure_layers"]
 
 _OUTSIDE = None
 """The part of a model that is in no block."""
 
 
-class LayerRun:
-    """One sitting of a sweep over layers: from the loaded model to the last cell.
+@dataclass(frozen=True, kw_only=True)
+class LayerRecipe:
+    """How the worker of a sweep over layers is prepared (see `Recipe`)."""
 
-    Args:
-        asked: what was asked.
-        pairing: of the fine-tune and its base.
-        folder: open for writing.
-        watch: told of stages, progress and finished cells.
-        cache_bytes: what may be held of the unchanged blocks' states; 0: nothing.
-    """
+    asked: LayersAsked
+    pairing: Pairing
+    loading: Loading
+    texts: KeptTexts
+    cache_bytes: int
+    """What a worker may hold of the unchanged blocks' states; 0: nothing."""
+    stays = None
+    shares_threads = False
 
-    def __init__(
-        self,
-        asked: LayersAsked,
-        pairing: Pairing,
-        folder: StudyFolder,
-        watch: StudyWatch,
-        cache_bytes: int,
-    ) -> None:
-        self.asked, self.pairing, self.folder, self.watch = asked, pairing, folder, watch
-        self.cache_bytes = cache_bytes
-        self.groups = {str(group): group for group in asked.groups}
+    @property
+    def one_device(self) -> bool:
+        """See `Recipe`."""
+        return self.loading.one_device
+
+    def prepare(self, watch: Progress) -> LayerWorker:
+        """See `Recipe`."""
+        return LayerWorker(self, watch)
+
+
+class _Found(NamedTuple):
+    """What is found in a cell."""
+
+    metrics: Metrics
+    cached: int | None
+    """Bytes of the unchanged blocks' states that the worker held, at most so far; None where it
+    holds none."""
+    note: str | None
+    """Of what was not held, as it is now."""
+
+
+class LayerWorker:
+    """A live model whose blocks are the fine-tune's or the base's (see `Worker`)."""
+
+    def __init__(self, recipe: LayerRecipe, watch: Progress) -> None:
+        self._recipe = recipe
+        self._groups = {str(group): group for group in recipe.asked.groups}
         self._reference: str | None = None
+        watch.stage("loading the model", None)
+        loaded = recipe.loading.load(recipe.pairing.ft)
+        self._model = loaded.model
+        self._parts = _Parts(loaded.model, recipe.pairing)
+        where = recipe.pairing.ft.path
+        self._suite = ReadySuite(recipe.asked.suite, loaded, where, recipe.texts, watch)
+        self.notes = [*self._suite.notes]
+        self._prefix = self._find_prefix() if recipe.cache_bytes else None
 
-    def run(self, load: Callable[[], LoadedModel]) -> None:
-        """Survey the delta, load, evaluate every cell that is left, and give the model its bits
-        back."""
-        self.survey()
-        self.watch.stage("loading the model", None)
-        loaded = load()
-        parts = _Parts(loaded.model, self.pairing)
-        try:
-            texts = KeptTexts(self.folder.path, bool(self.folder.cells))
-            suite = ReadySuite(self.asked.suite, loaded, self.pairing.ft.path, texts, self.watch)
-            self.folder.facts["notes"] += suite.notes
-            prefix = self.prefix(loaded.model)
-            self.folder.write_manifest()
-
-            def cell(setting: Setting, tell: Tell) -> Metrics:
-                return self.measure(
-                    setting, parts, prefix, tell, lambda: suite.measure(loaded.model)
-                )
-
-            try:
-                run_cells(self.folder, self.asked.order(), cell, self.watch, _same_point)
-            finally:
-                self.folder.write_table(self.asked.cells())
-            self._note(prefix)
-        finally:
-            parts.restore()
-
-    def survey(self) -> None:
-        """One pass over the deltas: which blocks hold how much of it.
-
-        Raises:
-            DeltaLensError: a NaN or an infinity in either model, or no delta at all.
-        """
-        self.watch.stage("reading the delta", self.pairing.entries)
-        stream = DeltaStream()
-        found: dict[str, dict[str, Any]] = {}
-        unchanged = 0
-        with workers() as each:
-            spans = stream.parts(self.pairing.pairs)
-            for span, (zeros, squares) in zip(
-                spans, each(lambda span: _size_of(stream, span), spans), strict=True
-            ):
-                number = block_number(span.pair.name)
-                of_block = found.setdefault(
-                    "" if number is None else str(number), {"entries": 0, "squares": 0.0}
-                )
-                of_block["entries"] += span.stop - span.start
-                of_block["squares"] += squares
-                unchanged += zeros
-                self.watch.advance(span.stop - span.start)
-        if not all(torch.tensor(part["squares"]).isfinite() for part in found.values()):
-            raise find_nonfinite(self.pairing.pairs, stream)
-        if unchanged == self.pairing.entries:
-            raise no_delta(self.pairing)
-        self.folder.facts |= {
-            "ft": str(self.pairing.ft.path),
-            "base": str(self.pairing.base.path),
-            "tensors": len(self.pairing.pairs),
-            "entries": self.pairing.entries,
-            "unchanged": unchanged,
-            "kept": len(self.pairing.kept),
-            "unpaired": self.pairing.unpaired,
-            "blocks": {name: part for name, part in found.items() if name},
-            "outside": found.get("", {"entries": 0, "squares": 0.0}),
-            "notes": list(self.pairing.notes),
-        }
-
-    def prefix(self, model: nn.Module) -> Prefix | None:
-        """What the unchanged blocks put out is held, where that is possible."""
-        if not self.cache_bytes:
-            return None
-        try:
-            if self.asked.suite.metric is not None or self.asked.suite.installed:
-                raise DeltaLensError("a metric of your own may look at any part of the model")
-            if self.asked.suite.answer_pattern is not None:
-                raise DeltaLensError("the model generates")
-            blocks = find_blocks(model, stacks_of(self.pairing.ft.tensors))
-            if self.asked.groups and max(g.blocks[-1] for g in self.asked.groups) >= len(blocks):
-                raise DeltaLensError(f"{type(model).__name__} has {len(blocks)} blocks")
-        except DeltaLensError as error:
-            self._note_full(str(error))
-            return None
-        places = [group.blocks[0] for group in self.asked.groups]
-        return Prefix(model, blocks, places, self.cache_bytes)
-
-    def measure(
-        self,
-        setting: Setting,
-        parts: _Parts,
-        prefix: Prefix | None,
-        tell: Tell,
-        evaluate: Callable[[], Metrics],
-    ) -> Metrics:
-        """Make one cell and evaluate it."""
+    def measure(self, setting: Setting, tell: Tell) -> _Found:
+        """See `Worker`."""
+        parts, prefix = self._parts, self._prefix
         near_ft = setting["method"] in ("ft", "drop")
-        group = self.groups.get(setting["group"])
+        group = self._groups.get(setting["group"])
         reference = frozenset() if near_ft else parts.names
         within: AbstractContextManager[None] = nullcontext()
         if prefix is not None:
@@ -164,24 +101,149 @@ class LayerRun:
             within = prefix.evaluating(group.blocks[0] if group else prefix.place, tell)
         parts.put_back(reference ^ _in_blocks(group, parts.names))
         with within:
-            return evaluate()
+            found = self._suite.measure(self._model)
+        return _Found(found, prefix.most_bytes if prefix else None, self._not_held(prefix))
 
-    def _note(self, prefix: Prefix | None) -> None:
+    def close(self) -> None:
+        """See `Worker`."""
+        if vars(self):
+            self._parts.restore()
+            vars(self).clear()
+
+    def _find_prefix(self) -> Prefix | None:
+        """What the unchanged blocks put out is held, where that is possible."""
+        model, asked = self._model, self._recipe.asked
+        try:
+            if asked.suite.metric is not None or asked.suite.installed:
+                raise DeltaLensError("a metric of your own may look at any part of the model")
+            if asked.suite.answer_pattern is not None:
+                raise DeltaLensError("the model generates")
+            blocks = find_blocks(model, stacks_of(self._recipe.pairing.ft.tensors))
+            if asked.groups and max(g.blocks[-1] for g in asked.groups) >= len(blocks):
+                raise DeltaLensError(f"{type(model).__name__} has {len(blocks)} blocks")
+        except DeltaLensError as error:
+            self.notes.append(_in_full(str(error)))
+            return None
+        places = [group.blocks[0] for group in asked.groups]
+        return Prefix(model, blocks, places, self._recipe.cache_bytes)
+
+    def _not_held(self, prefix: Prefix | None) -> str | None:
         if prefix is None:
-            return
-        before = self.folder.facts.get("most_cached_bytes", 0)
-        self.folder.facts["most_cached_bytes"] = max(before, prefix.most_bytes)
+            return None
         if prefix.refused is not None:
-            self._note_full(prefix.refused)
-        elif prefix.too_many:
-            self.folder.facts["notes"].append(
-                f"{prefix.too_many} batches ran in full in every cell: the states of the unchanged "
-                f"blocks would take more than {self.cache_bytes / 1e9:g} GB"
-            )
-        self.folder.write_manifest()
+            return _in_full(prefix.refused)
+        if not prefix.too_many:
+            return None
+        return (
+            f"{prefix.too_many} batches ran in full in every cell: the states of the unchanged "
+            f"blocks would take more than {self._recipe.cache_bytes / 1e9:g} GB"
+        )
 
-    def _note_full(self, why: str) -> None:
-        self.folder.facts["notes"].append(f"unchanged blocks ran again in every cell: {why}")
+
+def measure_layers(
+    asked: LayersAsked,
+    pairing: Pairing,
+    loading: Loading,
+    cache_bytes: int,
+    folder: StudyFolder,
+    watch: StudyWatch,
+    jobs: int,
+    executor: str | None,
+) -> None:
+    """Measure every cell that is left.
+
+    Args:
+        asked: what was asked.
+        pairing: of the fine-tune and its base.
+        loading: how the model is loaded.
+        cache_bytes: what may be held of the unchanged blocks' states, by all workers together.
+        folder: open for writing.
+        watch: told of stages, progress and finished cells.
+        jobs, executor: as `run_cells` takes them.
+    """
+    last: list[str | None] = [None]
+
+    def cells_of(setting: Setting, found: _Found) -> Sequence[tuple[Setting, Metrics]]:
+        if found.cached is not None:
+            before = folder.facts.get("most_cached_bytes", 0)
+            folder.facts["most_cached_bytes"] = max(before, found.cached)
+        last[0] = found.note
+        return [(setting, found.metrics)]
+
+    _survey(pairing, folder, watch)
+    recipe = LayerRecipe(
+        asked=asked,
+        pairing=pairing,
+        loading=loading,
+        texts=KeptTexts(folder.path, again=bool(folder.cells)),
+        cache_bytes=cache_bytes // jobs,
+    )
+    worker = recipe.prepare(watch)
+    try:
+        folder.facts["notes"] += worker.notes
+        folder.write_manifest()
+        run_cells(
+            folder,
+            asked.order(),
+            replace(recipe, texts=KeptTexts(folder.path, again=True)),
+            worker,
+            watch,
+            same=_same_point,
+            cells_of=cells_of,
+            write_table=lambda: folder.write_table(asked.cells()),
+            jobs=jobs,
+            executor=executor,
+        )
+        if last[0] is not None:
+            folder.facts["notes"].append(last[0])
+        folder.write_manifest()
+    finally:
+        worker.close()
+
+
+def _in_full(why: str) -> str:
+    return f"unchanged blocks ran again in every cell: {why}"
+
+
+def _survey(pairing: Pairing, folder: StudyFolder, watch: StudyWatch) -> None:
+    """One pass over the deltas: which blocks hold how much of it.
+
+    Raises:
+        DeltaLensError: a NaN or an infinity in either model, or no delta at all.
+    """
+    watch.stage("reading the delta", pairing.entries)
+    stream = DeltaStream()
+    found: dict[str, dict[str, Any]] = {}
+    unchanged = 0
+    with workers() as each:
+        spans = stream.parts(pairing.pairs)
+        for span, (zeros, squares) in zip(
+            spans, each(lambda span: _size_of(stream, span), spans), strict=True
+        ):
+            number = block_number(span.pair.name)
+            of_block = found.setdefault(
+                "" if number is None else str(number), {"entries": 0, "squares": 0.0}
+            )
+            of_block["entries"] += span.stop - span.start
+            of_block["squares"] += squares
+            unchanged += zeros
+            watch.advance(span.stop - span.start)
+    if not all(torch.tensor(part["squares"]).isfinite() for part in found.values()):
+        raise find_nonfinite(pairing.pairs, stream)
+    if unchanged == pairing.entries:
+        raise no_delta(pairing)
+    folder.facts |= {
+        "ft": str(pairing.ft.path),
+        "base": str(pairing.base.path),
+        "tensors": len(pairing.pairs),
+        "entries": pairing.entries,
+        "unchanged": unchanged,
+        "kept": len(pairing.kept),
+        "unpaired": pairing.unpaired,
+        "blocks": {name: part for name, part in found.items() if name},
+        "outside": found.get("", {"entries": 0, "squares": 0.0}),
+        "notes": list(pairing.notes),
+    }
 
 
 class _Parts:

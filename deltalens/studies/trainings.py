@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,7 @@ from typing import Any
 from deltalens.catalog.methods import METHODS, options_of
 from deltalens.errors import DeltaLensError, RecordError, reason
 from deltalens.io.checkpoint import open_checkpoint
-from deltalens.io.files import append_to, discard, read_plain
 from deltalens.io.folders import new_folder, remove
-from deltalens.io.plain_json import parse_json
 from deltalens.io.records import (
     Measurement,
     Setting,
@@ -28,22 +24,23 @@ from deltalens.io.records import (
     load_study,
 )
 from deltalens.io.records.metrics import Metrics as TrainingMetrics
-from deltalens.io.records.schema import Items, Text, require
 from deltalens.io.records.seal import check_seal, write_seal
 from deltalens.scoring.loading import LoadedModel, load_model, pick_device
 from deltalens.scoring.rows import DataFile, read_files, read_rows
 from deltalens.scoring.suite import Metrics, ReadySuite
+from deltalens.scoring.texts import Progress
 from deltalens.studies import axes
 from deltalens.studies.drop import drop
 from deltalens.studies.engine import StudyWatch, read_weights, run_cells
 from deltalens.studies.executors import Tell
+from deltalens.studies.training_notes import gather_notes, note
 from deltalens.training.asked import TrainingAsked, check_own
 from deltalens.training.following import TrainingWatch
 from deltalens.training.run import train, training_dtype, training_suite
 
 __all__ = ["Plan", "TrainingData", "cells_own", "check_trainings", "run_trainings"]
 
-_KEPT, _CELL, _GROUND, _NOTES = "checkpoints", ".cell", ".ground", ".notes"
+_KEPT, _CELL, _GROUND = "checkpoints", ".cell", ".ground"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,13 +241,13 @@ def run_trainings(
             # What another study, stopped before this one began afresh, would have built on.
             shutil.rmtree(out / _GROUND, ignore_errors=True)
         cells = [setting for setting, _ in planned]
-        run_cells(study, cells, making, watch, same, after, jobs)
+        run_cells(study, cells, making, making, watch, same=same, after=after, jobs=jobs)
         shutil.rmtree(out / _GROUND, ignore_errors=True)
     finally:
         for left in out.glob(f"{_CELL}*"):
             shutil.rmtree(left, ignore_errors=True)
         try:
-            _gather_notes(study)
+            gather_notes(study)
         finally:
             study.close()
     return load_study(out)
@@ -258,19 +255,35 @@ def run_trainings(
 
 @dataclass(frozen=True, kw_only=True)
 class _Making:
-    """Makes and measures one cell; in any process."""
+    """Makes and measures one cell; in any process. It is its own recipe: nothing has to be
+    prepared."""
 
     out: Path
     source: TrainingData
     files: Sequence[DataFile]
     plans: Mapping[str, Plan]
     keep: bool
+    stays = None
+    shares_threads = True
 
-    def __call__(self, setting: Setting, tell: Tell) -> Metrics:
+    @property
+    def one_device(self) -> bool:
+        """See `Recipe`."""
+        return ":" in self.source.device
+
+    def prepare(self, watch: Progress) -> _Making:
+        """See `Recipe`."""
+        return self
+
+    def close(self) -> None:
+        """See `Worker`."""
+
+    def measure(self, setting: Setting, tell: Tell) -> Metrics:
+        """See `Worker`."""
         plan = self.plans[repr(setting)]
         made = self.out / f"{_CELL}-{os.getpid()}"
         if plan.still is not None:
-            return self._measure(plan.still, check=plan.still == self.source.model)
+            return self._evaluate(plan.still, check=plan.still == self.source.model)
         if plan.drop is not None:
             found = self._drop(plan, made, tell)
         else:
@@ -304,7 +317,7 @@ class _Making:
         if not trained.finished:
             raise KeyboardInterrupt
         if trained.notes:
-            _note(self.out, [f"{plan.asked.method}: {note}" for note in trained.notes])
+            note(self.out, [f"{plan.asked.method}: {note}" for note in trained.notes])
         needed = {one.training for one in self.plans.values() if one.builds}
         if not plan.builds and plan.training in needed:
             _copy(made, self.out / _GROUND / plan.training, seals=True)
@@ -318,7 +331,7 @@ class _Making:
         shutil.rmtree(made, ignore_errors=True)
         assert plan.drop is not None
         drop(tuned, self.source.model, made, strategy="trivial", rate=plan.drop, scope=plan.scope)
-        return self._measure(made)
+        return self._evaluate(made)
 
     def _ground(self, plan: Plan, made: Path, tell: Tell) -> Path:
         """The result of the training that a plan builds on: kept by its own cell, or trained."""
@@ -327,14 +340,14 @@ class _Making:
             try:
                 check_seal(ground)
             except RecordError as error:
-                _note(self.out, [f"{error}; trained again"])
+                note(self.out, [f"{error}; trained again"])
                 remove(ground)
         if not ground.exists():
             alone = dataclasses.replace(plan, drop=None, continued=False)
             self._train(alone, plan.start or self.source.model, made, tell)
         return ground
 
-    def _measure(self, folder: str | Path, check: bool = False) -> Metrics:
+    def _evaluate(self, folder: str | Path, check: bool = False) -> Metrics:
         """A checkpoint as it is, in the dtype in which it would be trained, its preferences against
         the study's model; refused, if wanted, where it computes no numbers."""
         asked = next(iter(self.plans.values())).asked
@@ -347,30 +360,6 @@ class _Making:
     def _load(self, folder: str | Path) -> LoadedModel:
         checkpoint, device = open_checkpoint(folder), pick_device(self.source.device)
         return load_model(checkpoint, training_dtype(self.source.dtype, checkpoint, device), device)
-
-
-def _note(out: Path, notes: Sequence[str]) -> None:
-    """Cells are made in several processes: each adds a line."""
-    append_to(out / _NOTES, (json.dumps(list(notes)) + "\n").encode())
-
-
-def _gather_notes(study: StudyFolder) -> None:
-    """What trainings said goes into the study's own record. A torn line was never said."""
-    file = study.path / _NOTES
-    try:
-        lines = read_plain(file).split(b"\n")[:-1]
-    except FileNotFoundError:
-        return
-    said: set[str] = set()
-    for line in lines:
-        # One that a kill tore belongs to a cell that is made again, and says it again.
-        with suppress(RecordError):
-            notes = parse_json(file, line)
-            require(file, notes, Items(Text()))
-            said.update(notes)
-    study.facts["notes"] = sorted({*study.facts.get("notes", []), *said})
-    study.write_manifest()
-    discard(file)
 
 
 def _on_the_way(made: Path, steps: int) -> Metrics:

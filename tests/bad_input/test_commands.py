@@ -211,7 +211,7 @@ def test_an_output_that_is_an_input_is_refused(place: Path, command: str, out: s
 def test_a_model_too_large_is_refused_with_what_is_needed_and_what_there_is(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "_free_memory", lambda device: 100)
+    monkeypatch.setattr(loading, "free_memory", lambda device: 100)
     said = refusal(place, "drop-study", ["ft", "base", "--dtype", "float32"])
     assert "ft: too large for cpu: it needs " in said
     assert "parameters in float32, the largest tensor in fp32, logits of" in said
@@ -228,9 +228,9 @@ def test_the_need_for_memory_is_parameters_largest_tensor_and_logits(
     checkpoint = open_checkpoint(save(tmp_path / "ft", weights(), {"vocab_size": 6}))
     needed = 60 * 2 + 24 * 4 + 10 * 6 * 4
     device = torch.device("cpu")
-    monkeypatch.setattr(loading, "_free_memory", lambda device: needed)
+    monkeypatch.setattr(loading, "free_memory", lambda device: needed)
     loading.check_fits(checkpoint, torch.bfloat16, device, 10)
-    monkeypatch.setattr(loading, "_free_memory", lambda device: needed - 1)
+    monkeypatch.setattr(loading, "free_memory", lambda device: needed - 1)
     with pytest.raises(DeltaLensError, match="too large for cpu"):
         loading.check_fits(checkpoint, torch.bfloat16, device, 10)
 
@@ -246,7 +246,7 @@ def test_what_a_container_leaves_is_its_limit_less_what_is_used_for_good(
         )
     names = ("memory.max", "memory.current", "inactive_file")
     monkeypatch.setattr(loading, "_CGROUP", ((str(tmp_path), *names),))
-    found = loading._free_memory(torch.device("cpu"))
+    found = loading.free_memory(torch.device("cpu"))
     assert found == free if free is not None else found is None or found > 1 << 20
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from deltalens.studies.landscape.directions import RandomDirection, random_directions
-from deltalens.studies.landscape.sitting import DIRECTIONS
+from deltalens.studies.landscape.worker import DIRECTIONS
 from deltalens.studies.places import slots_of_module
 from deltalens.studies.weights import HeldWeights
 from tests.landscape.models import SIZE, Quadratic, closed_form, quadratics, scan

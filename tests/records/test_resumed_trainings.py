@@ -10,7 +10,8 @@ import pytest
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyFolder
 from deltalens.studies.mft_sweeps import compare
-from deltalens.studies.trainings import _NOTES, TrainingData, _gather_notes
+from deltalens.studies.training_notes import NOTES, gather_notes
+from deltalens.studies.trainings import TrainingData
 from deltalens.training.asked import TrainingAsked
 from tests.records.edits import edit
 from tests.training.folders import write_model, write_rows
@@ -34,7 +35,7 @@ def test_settings_that_no_training_has_are_refused_before_any(tmp_path: Path) ->
 
 def test_a_torn_line_of_notes_is_left_out(tmp_path: Path) -> None:
     study = StudyFolder.open(tmp_path / "s", "comparison", {}, ("method", "seed"))
-    (study.path / _NOTES).write_bytes(b'["mft: one"]\n["mft: tw\n[7]\n{"a": 1}\n["mft: three"]\n')
-    _gather_notes(study)
+    (study.path / NOTES).write_bytes(b'["mft: one"]\n["mft: tw\n[7]\n{"a": 1}\n["mft: three"]\n')
+    gather_notes(study)
     study.close()
     assert study.facts["notes"] == ["mft: one", "mft: three"]

@@ -61,7 +61,7 @@ def _run(arguments: list[str], computed: str, said: str) -> None:
     import torch
 
     from deltalens.cli.main import app
-    from deltalens.studies.drop_run import DropRun
+    from deltalens.studies.drop_run import DropWorker
 
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -69,13 +69,13 @@ def _run(arguments: list[str], computed: str, said: str) -> None:
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
     # Tests that run in the background have been told to ignore Ctrl-C, and hand that on.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    DropRun.edit = _counted(DropRun.edit, computed)  # type: ignore[method-assign]
+    DropWorker.edit = _counted(DropWorker.edit, computed)  # type: ignore[method-assign]
     app(arguments)
 
 
 def _counted(edit: Callable[..., None], computed: str) -> Callable[..., None]:
-    def counting(self: Any, live: Any, setting: Any) -> None:
-        edit(self, live, setting)
+    def counting(self: Any, setting: Any) -> None:
+        edit(self, setting)
         with open(computed, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(setting) + "\n")
 

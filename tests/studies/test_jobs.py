@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from deltalens.errors import DeltaLensError
 from deltalens.io.records import Cell, Measurement, Setting, StudyFolder
 from deltalens.scoring.suite import Metrics
 from deltalens.studies.engine import StudyWatch, run_cells
+from deltalens.studies.executors import Tell
 
 COLUMNS = ("name", "point", "needs")
 CELLS: list[Setting] = [
@@ -24,6 +27,23 @@ CELLS: list[Setting] = [
     {"name": "d", "point": "q", "needs": ""},
     {"name": "e", "point": "", "needs": "nobody"},
 ]
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """A worker that is its own recipe."""
+
+    measure: Callable[[Setting, Tell], Metrics]
+    stays: str | None = None
+    shares_threads: bool = False
+    one_device: bool = False
+
+    def prepare(self, watch: Any) -> "Measuring":
+        """Nothing has to be."""
+        return self
+
+    def close(self) -> None:
+        """Nor put right."""
 
 
 def measure(setting: Setting, tell: Any) -> Metrics:
@@ -54,7 +74,8 @@ def run(path: Path, jobs: int, what: Any = measure, watch: StudyWatch | None = N
         run_cells(
             study,
             CELLS,
-            what,
+            Measuring(what),
+            Measuring(what),
             watch or StudyWatch(),
             same=lambda setting: setting["point"] or None,
             after=lambda setting: setting["needs"] or None,

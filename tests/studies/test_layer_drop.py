@@ -16,9 +16,9 @@ from torch import nn
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import StudyRecord, load_study
 from deltalens.reports.layers import summarise_layers
+from deltalens.scoring import loading as module
 from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.prefix import Prefix, find_blocks
-from deltalens.studies import layer_drop as module
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.layer_drop import sweep_layers_drop
 from tests.studies.conftest import PairOf

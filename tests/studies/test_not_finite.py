@@ -17,10 +17,10 @@ from deltalens.errors import DeltaLensError
 from deltalens.io.records import StudyRecord, load_study
 from deltalens.reports.drop import summarise
 from deltalens.reports.layers import summarise_layers
+from deltalens.scoring import loading as module
 from deltalens.scoring.fidelity import Fidelity, sample_texts
 from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.rows import read_rows
-from deltalens.studies import drop_study as module
 from deltalens.studies.layer_drop import sweep_layers_drop
 from tests.studies.families import Pair, fine_tune, initialised, llama, plain, save, tokenizer
 from tests.studies.runs import FEW, command, write_rows

@@ -11,7 +11,7 @@ from torch import nn
 
 import deltalens
 from deltalens.errors import DeltaLensError
-from deltalens.studies import drop_study as module
+from deltalens.scoring import loading as module
 from deltalens.studies.places import Slot
 from tests.studies.conftest import PairOf
 from tests.studies.families import Kind, Pair, differing, plain, state_of

@@ -16,8 +16,8 @@ import deltalens
 import deltalens.figures
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.io.records import StudyFolder
+from deltalens.scoring import loading as module
 from deltalens.scoring import texts as texts_module
-from deltalens.studies import drop_study as module
 from tests.records.edits import edit
 from tests.studies.conftest import PairOf
 from tests.studies.families import Pair

@@ -16,7 +16,7 @@ from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.matching import pair
 from deltalens.io.pairing import Pairing
 from deltalens.names import Choice
-from deltalens.scoring.loading import _free_memory
+from deltalens.scoring.loading import beside_each_other, free_memory, too_many_jobs
 from deltalens.scoring.suite import Suite
 from deltalens.studies.landscape.directions import NORMALISATIONS
 from deltalens.studies.landscape.grid import parse_grid, parse_range
@@ -193,7 +193,7 @@ def pairings(
 
 
 def check_room(
-    origin: Checkpoint, dtype: torch.dtype, device: torch.device, held: int, what: str
+    origin: Checkpoint, dtype: torch.dtype, device: torch.device, held: int, what: str, jobs: int
 ) -> None:
     """Refuse a scan that memory cannot hold, before the model is loaded.
 
@@ -202,13 +202,17 @@ def check_room(
         dtype, device: how and where.
         held: how many more times the model's size is held in fp32 (fp64 for an fp64 model).
         what: that is, in words.
+        jobs: how many such models there are at once.
 
     Raises:
         DeltaLensError: with both figures and what to do.
     """
     entries = sum(prod(entry.shape) for entry in origin.tensors.values())
     width = 8 if dtype == torch.float64 else 4
-    needed, there = entries * (dtype.itemsize + held * width), _free_memory(device)
+    needed, there = entries * (dtype.itemsize + held * width), free_memory(device)
+    beside = beside_each_other(device, jobs)
+    if there is not None and needed <= there < beside * needed:
+        raise DeltaLensError(too_many_jobs(origin, device, beside, needed, there))
     if there is not None and needed > there:
         raise DeltaLensError(
             f"{origin.path}: too large for {device}: the model, {what} take {needed / 1e9:.2f} GB "

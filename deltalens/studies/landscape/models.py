@@ -67,6 +67,8 @@ class StoredModels:
 
     once: str | None = None
     """Files can always be compared with those of a later call."""
+    stays: str | None = None
+    """Any process can read them."""
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
@@ -159,6 +161,8 @@ class HeldModels:
 
     checkpoints: tuple[Checkpoint, ...] = ()
     """They are on no disk."""
+    stays: str | None = "the models are in this process's memory"
+    """Why no other process can have them."""
 
     @property
     def sizes(self) -> dict[str, int]:

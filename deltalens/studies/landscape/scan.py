@@ -19,10 +19,11 @@ from deltalens.scoring.own_metrics import Metric
 from deltalens.scoring.suite import read_suite
 from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies.engine import StudyWatch, keep_better, read_weights
+from deltalens.studies.executors import find_executor
 from deltalens.studies.landscape.asked import check, check_room, pick_plane
 from deltalens.studies.landscape.grid import common_grid
 from deltalens.studies.landscape.models import Given, HeldModels, StoredModels
-from deltalens.studies.landscape.sitting import KIND, Sitting
+from deltalens.studies.landscape.sitting import KIND, measure_points
 
 __all__ = ["KIND", "scan_landscape"]
 
@@ -49,6 +50,8 @@ def scan_landscape(
     fields: Mapping[str, str] | None = None,
     fidelity: FidelityTexts | None = None,
     low_memory: bool = False,
+    jobs: int = 1,
+    executor: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     batch_tokens: int = 4096,
@@ -99,6 +102,9 @@ def scan_landscape(
         fidelity: the texts that `kl` is measured on.
         low_memory: hold no direction; form each tensor's anew for every row and point. The numbers
             are the same.
+        jobs: points that are measured at once, each in a process with a model of its own; with
+            models in memory, one after the other. The numbers are the same.
+        executor: where points are measured, as in `drop_study`.
         device, dtype: where and how the model is loaded; `auto`: CUDA if there is one, and fp32
             (fp64 for an fp64 checkpoint), since between two bf16 models most points are no bf16
             numbers.
@@ -115,6 +121,7 @@ def scan_landscape(
         DeltaLensError: bad input, as far as it can be known before the model is loaded.
     """
     watch, out = watch or StudyWatch(), Path(out)
+    find_executor(executor, jobs)
     directions = check_better(better, custom=metric is not None)
     if isinstance(origin, nn.Module) and metric is None:
         raise DeltaLensError("a model in memory is measured by a metric of your own: metric=...")
@@ -150,10 +157,10 @@ def scan_landscape(
         models = StoredModels(
             origin, others, base, asked, pick_device(device), dtype, trust_remote_code, strict
         )
-        check_fits(models.origin, models.kind, models.device, batch_tokens)
+        check_fits(models.origin, models.kind, models.device, batch_tokens, jobs)
         held = 1 if low_memory else 1 + len(asked.counts)
         words = "a row" if low_memory else "a row and the directions in fp32"
-        check_room(models.origin, models.kind, models.device, held, words)
+        check_room(models.origin, models.kind, models.device, held, words, jobs)
     check_study_folder(out, models.paths)
     read_weights(watch, *models.checkpoints)
     identity = {
@@ -167,9 +174,20 @@ def scan_landscape(
     )
     try:
         asked = replace(asked, counts=tuple(folder.asked["grid"]))
-        sitting = Sitting(asked, models, folder, watch, loss, low_memory)
+        if not folder.cells:
+            plane = folder.facts.get("plane")
+            folder.facts = models.facts() | ({"plane": plane} if plane else {})
         keep_better(folder, {**asked.suite.better, **directions})
-        sitting.run()
+        measure_points(
+            asked,
+            models,
+            folder,
+            watch,
+            loss=loss,
+            low_memory=low_memory,
+            jobs=jobs,
+            executor=executor,
+        )
     finally:
         folder.close()
     return load_study(out)

@@ -1,0 +1,196 @@
+"""What measures the points of a landscape: a live model with its directions, in any process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deltalens.errors import SHOWN, DeltaLensError
+from deltalens.io.checkpoint import open_checkpoint
+from deltalens.io.files import replacing
+from deltalens.io.records import Measurement, Setting
+from deltalens.numerics.workers import workers
+from deltalens.scoring.differentiable import LossPart, loss_parts
+from deltalens.scoring.file_scoring import Scoring
+from deltalens.scoring.suite import Metrics, ReadySuite
+from deltalens.scoring.texts import KeptTexts, Progress
+from deltalens.studies.executors import Tell
+from deltalens.studies.landscape.asked import Asked
+from deltalens.studies.landscape.directions import StoredDirection, random_directions
+from deltalens.studies.landscape.hessian import top_of_hessian
+from deltalens.studies.landscape.models import HeldModels, StoredModels
+from deltalens.studies.landscape.planes import Mark, Shape
+from deltalens.studies.moving import Direction
+from deltalens.studies.places import Slot, passed_over
+from deltalens.studies.weights import StoredWeights
+
+__all__ = ["DIRECTIONS", "LandscapeRecipe", "LandscapeWorker"]
+
+DIRECTIONS = "directions.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LandscapeRecipe:
+    """How a landscape's worker is prepared (see `Recipe`)."""
+
+    asked: Asked
+    models: HeldModels | StoredModels
+    """That make the plane."""
+    called: str
+    """What the origin is called in the records."""
+    texts: KeptTexts
+    """The study's folder; the Hessian's eigenvectors are kept there, too."""
+    loss: LossPart | None
+    """Of the caller's."""
+    keep: bool
+    """Hold the directions."""
+    plane: dict[str, Any] | None = None
+    """As the records have it, once it is known."""
+    shares_threads = False
+
+    @property
+    def stays(self) -> str | None:
+        """See `Recipe`."""
+        return self.models.stays
+
+    @property
+    def one_device(self) -> bool:
+        """See `Recipe`."""
+        return self.models.device.index is not None
+
+    def prepare(self, watch: Progress) -> LandscapeWorker:
+        """See `Recipe`."""
+        return LandscapeWorker(self, watch)
+
+
+class LandscapeWorker:
+    """A live model that is put on one point after the other (see `Worker`)."""
+
+    def __init__(self, recipe: LandscapeRecipe, watch: Progress) -> None:
+        self._recipe, models = recipe, recipe.models
+        watch.stage("loading the model", None)
+        self._loaded = loaded = models.load()
+        self._live = models.live(loaded)
+        slots = self._live.slots
+        self._suite = ReadySuite(
+            recipe.asked.suite, loaded, recipe.called, recipe.texts, watch, "the origin"
+        )
+        self.notes = [*self._suite.notes]
+        """What the records have to say of it."""
+        if still := passed_over(loaded.model):
+            shown = ", ".join(still[:SHOWN]) + (", ..." if len(still) > SHOWN else "")
+            self.notes.append(f"these parameters do not move: {shown}")
+        self.tensors, self.entries = len(slots), sum(slot.size for slot in slots)
+        directions: Sequence[Direction]
+        if recipe.asked.plane == "random":
+            self.shape, directions = self._random(slots)
+        elif recipe.asked.plane == "hessian":
+            self.shape, directions = self._hessian(slots, watch)
+        else:
+            assert recipe.plane is not None
+            self.shape = Shape.of(recipe.plane)
+            directions = self.shape.directions(models.weights, models.others)
+        first = self.shape.marks[0]
+        self._first = (first.a, first.b, first.name)
+        self._live.span(directions, keep=recipe.keep)
+
+    def measure(self, setting: Setting, tell: Tell) -> dict[str, Metrics]:
+        """See `Worker`: of every data set."""
+        self._live.move(setting["a"], setting["b"])
+        found = self._suite.measure_by_data(self._loaded.model)
+        if (setting["a"], setting["b"], setting["mark"]) == self._first:
+            named = {f"{data} {n}": m for data, of in found.items() for n, m in of.items()}
+            self._suite.check_first(named, self._loaded.model)
+        return _finite(found)
+
+    def close(self) -> None:
+        """See `Worker`."""
+        if vars(self):
+            self._live.restore()
+            vars(self).clear()
+
+    def _loss(self) -> list[LossPart]:
+        """The loss, in parts that can be differentiated."""
+        if self._recipe.loss is not None:
+            return [self._recipe.loss]
+        suite, loaded = self._recipe.asked.suite, self._loaded
+        scoring, *_ = self._suite.scorings or [
+            suite.scoring(suite.files[0], loaded.model, loaded.tokenizer)
+        ]
+        assert isinstance(scoring, Scoring)  # No preferences: those are a training's.
+        return loss_parts(scoring)
+
+    def _random(self, slots: Sequence[Slot]) -> tuple[Shape, Sequence[Direction]]:
+        asked, models = self._recipe.asked, self._recipe.models
+        axes = len(asked.counts)
+        with workers(self._loaded.device) as each:
+            directions = random_directions(
+                models.weights, slots, axes, asked.seed, asked.normalise, each
+            )
+        labels = tuple(
+            f"random direction {n}, normalised per {asked.normalise}" for n in range(1, axes + 1)
+        )
+        return _around_origin(models.names[0], labels, (1.0,) * axes, {}), directions
+
+    def _hessian(self, slots: Sequence[Slot], watch: Progress) -> tuple[Shape, Sequence[Direction]]:
+        asked, plane = self._recipe.asked, self._recipe.plane
+        axes, file = len(asked.counts), self._recipe.texts.folder / DIRECTIONS
+        if plane is not None and file.exists():
+            shape = Shape.of(plane)
+        else:
+            watch.stage("products with the Hessian", None)
+            values, vectors = top_of_hessian(
+                self._loaded.model, slots, self._loss(), axes, asked.seed, watch.advance
+            )
+            _write_directions(file, vectors)
+            # Where a quadratic of the largest curvature has risen by one.
+            largest = max(abs(value) for value in values)
+            reach = (2 / largest) ** 0.5 if largest else 1.0
+            labels = tuple(
+                f"eigenvector {place} (eigenvalue {value:.4g})"
+                for place, value in enumerate(values, 1)
+            )
+            found = {"eigenvalues": values}
+            name = self._recipe.models.names[0]
+            shape = _around_origin(name, labels, (float(f"{reach:.4g}"),) * axes, found)
+        stored = StoredWeights.of(open_checkpoint(file))
+        return shape, [StoredDirection(stored, f"{place}/") for place in range(axes)]
+
+
+def _finite(found: Mapping[str, Metrics]) -> dict[str, Metrics]:
+    """The same, with NaN for what is infinite: neither is a height."""
+    return {
+        data: {
+            name: m if math.isfinite(m.value) else Measurement(math.nan, math.nan, m.n)
+            for name, m in metrics.items()
+        }
+        for data, metrics in found.items()
+    }
+
+
+def _around_origin(
+    name: str, labels: tuple[str, ...], reaches: tuple[float, ...], found: dict[str, list[float]]
+) -> Shape:
+    mark = Mark(name, "origin", 0.0, 0.0, 0.0)
+    return Shape(labels, (mark,), tuple((-r, r) for r in reaches), (), found)
+
+
+def _write_directions(file: Path, vectors: Sequence[dict[str, Tensor]]) -> None:
+    """Kept for the next sitting, and so that they need not be held."""
+    tensors = {
+        f"{place}/{name}": tensor.contiguous().clone()
+        for place, vector in enumerate(vectors)
+        for name, tensor in vector.items()
+    }
+    try:
+        with replacing(file) as temporary:
+            save_file(tensors, temporary)
+    except SafetensorError as error:
+        raise DeltaLensError(f"{file}: cannot be written: {error}") from error
