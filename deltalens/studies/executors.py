@@ -4,7 +4,6 @@ package takes them."""
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import entry_points
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -146,7 +146,7 @@ def why_it_stays(recipe: Recipe[Any]) -> str | None:
     if recipe.stays is not None:
         return recipe.stays
     try:
-        taken = pickle.dumps(recipe)
+        taken = bytes(ForkingPickler.dumps(recipe))
     except Exception as error:  # Of whatever the caller hands in: any kind.
         return f"what is measured cannot be taken to another process ({reason(error)})"
     if b"__main__" in taken and not hasattr(sys.modules["__main__"], "__file__"):

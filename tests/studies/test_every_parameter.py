@@ -98,6 +98,8 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
         "watch": WATCHED,
         "strict": True,
         "better": {"loss": "lower"},
+        "jobs": 2,
+        "executor": "sequential",
     }
     two = {"ft": pair.ft, "base": pair.base, **measured}
     rounded = pair_of(family="llama", dtype=torch.bfloat16)
