@@ -8,6 +8,7 @@ may look at a part of one twice.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ __all__ = [
     "is_block",
     "is_buffer",
     "is_input_embedding",
+    "is_label_head",
+    "is_of_adapted_tokens",
     "is_output_embedding",
     "kind_of",
     "may_be_output_embedding",
@@ -40,6 +43,7 @@ __all__ = [
     "split_block",
     "stacks_of",
     "unit_of",
+    "unwrapped",
 ]
 
 Scope = Literal["tensor", "layer", "global"]
@@ -72,6 +76,12 @@ _ROWS = re.compile(
 )
 _INPUT = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|shared)\.weight$")
 _OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out|predictions\.decoder|output_projection)\.weight$")
+_LABELS = re.compile(r"\.(score|classifier(\.out_proj)?|classification_head\.out_proj)\.weight$")
+_ADAPTED = re.compile(
+    r"\.(embed_tokens|wte|word_embeddings|embed_in|shared|lm_head|embed_out)"
+    r"(\.modules_to_save|\.base_layer)?(\.default)?\.weight$"
+)
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
 _MAY_BE_OUTPUT = re.compile(
     r"(head|embed_out|predictions|projection|proj_out|projector|decoder|output)(\.\w+)?\.weight$"
 )
@@ -239,6 +249,22 @@ def is_output_embedding(name: str) -> bool:
 def may_be_output_embedding(name: str) -> bool:
     """The same, generously: where transformers can be asked, and it takes time."""
     return _MAY_BE_OUTPUT.search(name) is not None
+
+
+def is_label_head(name: str) -> bool:
+    """Whether a weight of an adapter's is the head that tells labels apart."""
+    return _LABELS.search(name) is not None
+
+
+def is_of_adapted_tokens(name: str) -> bool:
+    """Whether a weight of an adapter's has a row for every token."""
+    return _ADAPTED.search(name) is not None
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def unwrapped(name: str) -> str:
+    """A parameter's name without what compiling, sharding and checkpointing wrap around modules."""
+    return _WRAPPERS.sub("", name).removeprefix(".")
 
 
 def unit_of(name: str, scope: Scope) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import re
 import warnings
 from collections.abc import Iterator
 
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from deltalens.errors import DeltaLensError, several
-from deltalens.names import Choice
+from deltalens.names import Choice, unwrapped
 
 __all__ = [
     "FLOATS",
@@ -24,8 +22,6 @@ __all__ = [
     "parameter_names",
 ]
 
-_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
-
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The numbers that can be ranked by their bits."""
 
@@ -34,12 +30,7 @@ def every_parameter(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """A model's parameters, frozen or not, tied ones once, named as without any wrapper."""
     prefix = "module." if isinstance(model, nn.parallel.DistributedDataParallel) else ""
     for name, parameter in model.named_parameters():
-        yield _unwrapped(name.removeprefix(prefix)), parameter
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _unwrapped(name: str) -> str:
-    return _WRAPPERS.sub("", name).removeprefix(".")
+        yield unwrapped(name.removeprefix(prefix)), parameter
 
 
 def parameter_names(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -61,11 +52,10 @@ def choose_parameters(
         DeltaLensError: a pattern that is none, or no parameter is left (the nearest names are
             shown).
     """
-    chosen = Choice(include, exclude)
-    names = [name for name, _ in every_parameter(model)]
-    left = [(name, one) for name, one in every_parameter(model) if name in chosen]
+    chosen, there = Choice(include, exclude), list(every_parameter(model))
+    left = [(name, one) for name, one in there if name in chosen]
     if not left:
-        raise DeltaLensError(chosen.refusal(names, "parameter"))
+        raise DeltaLensError(chosen.refusal([name for name, _ in there], "parameter"))
     if not any(one.requires_grad for _, one in left):
         warnings.warn(
             several(

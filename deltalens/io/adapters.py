@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from deltalens.io.checkpoint import ADAPTER, open_checkpoint
 from deltalens.io.header import TensorEntry, read_header
 from deltalens.io.plain_json import read_settings
 from deltalens.io.pretrained import class_of, read_adapter, read_model, read_tokenizer
+from deltalens.names import is_label_head, is_of_adapted_tokens
 
 __all__ = ["merge_adapter"]
 
@@ -31,11 +31,6 @@ _TASKS = {
     "FEATURE_EXTRACTION": "AutoModel",
 }
 _LABELLED = ("SEQ_CLS", "TOKEN_CLS")
-_LABELS = re.compile(r"\.(score|classifier(\.out_proj)?|classification_head\.out_proj)\.weight$")
-_ROWS = re.compile(
-    r"\.(embed_tokens|wte|word_embeddings|embed_in|shared|lm_head|embed_out)"
-    r"(\.modules_to_save|\.base_layer)?(\.default)?\.weight$"
-)
 _TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -109,7 +104,7 @@ def _load(
 
     task = str(read_settings(adapter / _CONFIG).get("task_type"))
     asked: dict[str, Any] = {}
-    labels = [entry.shape[0] for entry in stored if _LABELS.search(entry.name) and entry.shape]
+    labels = [entry.shape[0] for entry in stored if is_label_head(entry.name) and entry.shape]
     if task in _LABELLED and labels:
         asked = {"num_labels": labels[-1], "ignore_mismatched_sizes": True}
     loader = getattr(transformers, _TASKS.get(task, ""), None) or _own_class(base)
@@ -144,7 +139,7 @@ def _rows(adapter: Path, stored: list[TensorEntry], model: Any, trust: bool | No
     """How many tokens the adapter knows, where the base's embedding has another number: as many as
     the embedding that it stores has rows, or else its tokenizer has tokens beyond the base's."""
     have = int(model.get_input_embeddings().weight.shape[0])
-    rows = {entry.shape[0] for entry in stored if _ROWS.search(entry.name) and entry.shape}
+    rows = {entry.shape[0] for entry in stored if is_of_adapted_tokens(entry.name) and entry.shape}
     if rows:
         return None if have in rows else max(rows)
     if not any(adapter.glob("tokenizer*")):

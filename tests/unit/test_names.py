@@ -17,10 +17,13 @@ from deltalens.names import (
     check_scope,
     groups_of,
     in_block,
+    is_label_head,
+    is_of_adapted_tokens,
     kind_of,
     split_block,
     stacks_of,
     unit_of,
+    unwrapped,
 )
 from tests.studies.families import FAMILIES
 
@@ -186,3 +189,20 @@ def test_a_choice_that_leaves_nothing_shows_the_nearest_names() -> None:
 def test_a_choice_by_what_is_no_regular_expression(option: str) -> None:
     with pytest.raises(DeltaLensError, match=rf"{option}: '\(' is no regular expression"):
         Choice(**{option: "("})
+
+
+def test_wrappers_are_no_part_of_a_name() -> None:
+    plain = "model.layers.0.mlp.up_proj.weight"
+    assert unwrapped(plain) == plain
+    assert unwrapped(f"_orig_mod.{plain}") == plain
+    assert unwrapped("model.layers.0._checkpoint_wrapped_module.mlp.up_proj.weight") == plain
+    assert unwrapped("m._orig_module.weight") == "m._orig_module.weight"
+
+
+def test_what_an_adapter_brings_beside_its_matrices() -> None:
+    assert is_label_head("base_model.model.score.weight")
+    assert is_label_head("base_model.model.classifier.out_proj.weight")
+    assert not is_label_head("base_model.model.scorer.weight")
+    assert is_of_adapted_tokens("base_model.model.lm_head.modules_to_save.default.weight")
+    assert is_of_adapted_tokens("base_model.model.model.embed_tokens.base_layer.weight")
+    assert not is_of_adapted_tokens("base_model.model.model.embed_tokens.lora_A.weight")
