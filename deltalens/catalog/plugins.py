@@ -1,5 +1,5 @@
-"""What installed packages add, by the entry points in their metadata: metrics, and kinds of
-studies. Nothing of a package is imported before it is used."""
+"""What installed packages add, by the entry points in their metadata: metrics, kinds of studies,
+and executors. Nothing of a package is imported before it is used."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from deltalens.errors import DeltaLensError, reason
 
 __all__ = ["Plugin", "find", "load_code", "plugins"]
 
-What = Literal["metric", "study"]
-_GROUPS: dict[What, str] = {"metric": "deltalens.metrics", "study": "deltalens.studies"}
+What = Literal["metric", "study", "executor"]
+_GROUPS: dict[What, str] = {
+    "metric": "deltalens.metrics",
+    "study": "deltalens.studies",
+    "executor": "deltalens.executors",
+}
 
 
 @dataclass(frozen=True)

@@ -155,10 +155,12 @@ def _executor(
     measured cannot be taken to another."""
     found = find_executor(name, jobs)
     if recipe is None or not left or found is sequential:
-        return 1, sequential  # type: ignore[return-value]
+        return 1, sequential
     why = why_it_stays(recipe)
     if why is not None:
-        folder.facts.setdefault("notes", []).append(f"measured in one process: {why}")
-        folder.write_manifest()
-        return 1, sequential  # type: ignore[return-value]
+        notes, said = folder.facts.setdefault("notes", []), f"measured in one process: {why}"
+        if said not in notes:
+            notes.append(said)
+            folder.write_manifest()
+        return 1, sequential
     return min(jobs, left), found

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from importlib.metadata import entry_points
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -19,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from deltalens.catalog.plugins import find, plugins
 from deltalens.errors import DeltaLensError, reason
 from deltalens.io.escaping import plain_lines
 from deltalens.io.records import Setting
@@ -26,7 +26,6 @@ from deltalens.io.stopping import ignore_requests
 from deltalens.scoring.texts import Progress
 
 __all__ = [
-    "GROUP",
     "Executor",
     "Hands",
     "Recipe",
@@ -37,9 +36,6 @@ __all__ = [
     "sequential",
     "why_it_stays",
 ]
-
-GROUP = "deltalens.executors"
-"""Of the entry points: the name is the executor's; the object is an `Executor`."""
 
 _SECONDS_BETWEEN_WORDS = 0.5
 
@@ -87,10 +83,10 @@ class Recipe(Protocol[Found_co]):
         ...
 
 
-class Hands(Protocol[Found_co]):
+class Hands(Protocol[Found]):
     """Workers, for the duration of a study."""
 
-    def start(self, setting: Setting) -> Future[tuple[Found_co, float]]:
+    def start(self, setting: Setting) -> Future[tuple[Found, float]]:
         """What is found at a point, with the seconds it took, once it is there."""
         ...
 
@@ -100,7 +96,8 @@ class Hands(Protocol[Found_co]):
 
 
 class Executor(Protocol):
-    """Finds hands for a study."""
+    """Finds hands for a study. A package adds one by an entry point of the group
+    `deltalens.executors`: its name is the executor's, its object an `Executor`."""
 
     def __call__(
         self, recipe: Recipe[Found], here: Worker[Found], jobs: int, within: Within
@@ -130,13 +127,11 @@ def find_executor(name: str | None, jobs: int) -> Executor:
     name = name or ("processes" if jobs > 1 else "sequential")
     if name in known:
         return known[name]
-    points = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in points:
-        raise DeltaLensError(f"executor {name!r}: there are {', '.join([*known, *sorted(points)])}")
-    try:
-        made: Executor = points[name].load()
-    except Exception as error:  # Of any package: any kind.
-        raise DeltaLensError(f"executor {name!r}: cannot be loaded: {reason(error)}") from error
+    found = find("executor", name, known)
+    if found is None:
+        there = ", ".join([*known, *sorted(plugins("executor", known))])
+        raise DeltaLensError(f"executor {name!r}: there are {there}")
+    made: Executor = found.load()
     return made
 
 

@@ -175,8 +175,8 @@ def scan_landscape(
     try:
         asked = replace(asked, counts=tuple(folder.asked["grid"]))
         if not folder.cells:
-            plane = folder.facts.get("plane")
-            folder.facts = models.facts() | ({"plane": plane} if plane else {})
+            known = folder.facts.get("plane")
+            folder.facts = models.facts() | ({"plane": known} if known else {})
         keep_better(folder, {**asked.suite.better, **directions})
         measure_points(
             asked,
