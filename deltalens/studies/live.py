@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -35,17 +36,12 @@ class LiveTensors:
     As a context manager it restores them at the end of the block, however that ends.
 
     Args:
-        slots: what is written to.
+        slots: what is written to; their copies follow.
         origin: the weights that the model holds, by the slots' names: files, or a copy in memory.
-        copies: tensors that are tied to a slot's, but that the model holds apart: pairs of the copy
-            and the slot. They follow.
     """
 
-    def __init__(
-        self, slots: Sequence[Slot], origin: Weights, copies: Sequence[tuple[Slot, Slot]] = ()
-    ) -> None:
+    def __init__(self, slots: Sequence[Slot], origin: Weights) -> None:
         self.slots, self.origin = list(slots), origin
-        self._copies = list(copies)
         self._plane: Plane | None = None
 
     def __enter__(self) -> Self:
@@ -74,19 +70,19 @@ class LiveTensors:
                     return True
             return False
 
-        with self._threads() as each:
+        with _threads(self.slots) as each:
             found = each(differs, self.slots)
             wrong = [slot.name for slot, bad in zip(self.slots, found, strict=True) if bad]
-        for copy, first in self._copies:
-            if not _same_bits(copy.view, first.view):
-                wrong.append(copy.name)
+        for slot in self.slots:
+            wrong += [one.name for one in slot.copies if not _same_bits(one.view, slot.view)]
         if wrong:
             title = f"The loaded model does not hold what {whose} files do:"
             raise DeltaLensError(several(title, wrong))
 
     def span(self, directions: Sequence[Direction], *, keep: bool = True) -> None:
         """Make ready for `move` along one or two directions; see `Plane`."""
-        self._plane = Plane(self.slots, self.origin, directions, keep, self._threads)
+        threads = functools.partial(_threads, self.slots)
+        self._plane = Plane(self.slots, self.origin, directions, keep, threads)
 
     def move(self, a: float, b: float = 0.0) -> None:
         """Put the model on origin + a d1 + b d2, wherever it was before: see `span`."""
@@ -112,19 +108,21 @@ class LiveTensors:
         self._write_copies(among)
 
     def _write_copies(self, among: Container[str] | None = None) -> None:
-        for copy, first in self._copies:
-            if among is None or first.name in among:
-                copy.view.copy_(first.view)
+        for slot in self.slots:
+            if among is None or slot.name in among:
+                for copy in slot.copies:
+                    copy.view.copy_(slot.view)
 
-    @contextmanager
-    def _threads(self) -> Iterator[Each]:
-        """On all cores; always on one thread each, so that no sum depends on their number."""
-        if sum(slot.size for slot in self.slots) < _FEWEST:
-            with one_thread():
-                yield in_order
-        else:
-            with workers(self.slots[0].view.device) as each:
-                yield each
+
+@contextmanager
+def _threads(slots: Sequence[Slot]) -> Iterator[Each]:
+    """On all cores; always on one thread each, so that no sum depends on their number."""
+    if sum(slot.size for slot in slots) < _FEWEST:
+        with one_thread():
+            yield in_order
+    else:
+        with workers(slots[0].view.device) as each:
+            yield each
 
 
 class LiveModel(LiveTensors):
@@ -145,8 +143,7 @@ class LiveModel(LiveTensors):
         found = _slots(model, pairing)
         self._slots = {pair.name: found[pair.name] for pair in pairing.pairs}
         _check_apart(self._slots.values())
-        copies = _apart(found, pairing.copies)
-        super().__init__(list(self._slots.values()), StoredWeights.of(pairing.ft), copies)
+        super().__init__(list(self._slots.values()), StoredWeights.of(pairing.ft))
         self._stream = DeltaStream(next(model.parameters()).device)
         self._base, self._scratch = StoredReader(), Scratch()
         self.check("the fine-tune's")
@@ -171,7 +168,7 @@ class LiveModel(LiveTensors):
                     edit_chunk(chunk, selection, rescale, self._scratch, slot.view.dtype)
                 slot.write(chunk.start, chunk.ft)
 
-        with self._threads() as each:
+        with _threads(self.slots) as each:
             for _ in each(write, self._stream.parts(self.pairing.pairs)):
                 pass
         self._write_copies()
@@ -202,7 +199,8 @@ class LiveModel(LiveTensors):
 def _slots(model: nn.Module, pairing: Pairing) -> Mapping[str, Slot]:
     names = [pair.name for pair in pairing.pairs]
     names += [copy for copy, first in pairing.copies.items() if first in set(names)]
-    found = find_slots(model, {name: pairing.ft.tensors[name].shape for name in names})
+    shapes = {name: pairing.ft.tensors[name].shape for name in names}
+    found = find_slots(model, shapes, pairing.copies)
     lost = [name for name in names if name not in found]
     if lost:
         raise DeltaLensError(
@@ -227,13 +225,6 @@ def _check_apart(slots: Iterable[Slot]) -> None:
                 f"{str(slot.view.dtype).removeprefix('torch.')} transformers ties them: load in "
                 "the dtype they are stored in (--dtype), or leave one out with --exclude"
             )
-
-
-def _apart(slots: Mapping[str, Slot], copies: Mapping[str, str]) -> list[tuple[Slot, Slot]]:
-    """The copies of tied tensors that the model holds in memory of their own, each with the slot
-    that it follows."""
-    pairs = [(slots[copy], slots[first]) for copy, first in copies.items() if copy in slots]
-    return [pair for pair in pairs if pair[0].view.data_ptr() != pair[1].view.data_ptr()]
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

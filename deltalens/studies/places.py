@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slot:
     """A part of a live tensor: what one stored tensor fills, or all of it."""
 
@@ -36,6 +36,8 @@ class Slot:
     """The live memory."""
     owner: Tensor
     """The model's own parameter, or buffer, whose memory it is."""
+    copies: tuple[Slot, ...] = ()
+    """Memory of their own in which the model holds tensors that are tied to this one."""
 
     @functools.cached_property
     def flat(self) -> Tensor | None:
@@ -71,7 +73,9 @@ class Slot:
         return whole.as_strided(self.view.shape, self.view.stride(), offset)
 
 
-def find_slots(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> dict[str, Slot]:
+def find_slots(
+    model: nn.Module, shapes: Mapping[str, Sequence[int]], copies: Mapping[str, str]
+) -> dict[str, Slot]:
     """What stored tensors fill in a live model.
 
     Names in a live model can differ from those in its file, and several stored tensors can fill
@@ -81,9 +85,10 @@ def find_slots(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> dict[st
     Args:
         model: the live model.
         shapes: of the stored tensors, by name.
+        copies: tensors that are stored twice: name -> the name that counts.
 
     Returns:
-        By name; without those that have no place of this shape.
+        By name, copies too; without those that have no place of this shape.
     """
     live = model.state_dict(keep_vars=True)
     owners: dict[int, Tensor] = {}
@@ -95,6 +100,10 @@ def find_slots(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> dict[st
         view = places.of(name)
         if view is not None and tuple(view.shape) == tuple(shape):
             slots[name] = Slot(name, view, owners[view.untyped_storage().data_ptr()])
+    for name, first in copies.items():
+        copy, one = slots.get(name), slots.get(first)
+        if copy and one and copy.view.data_ptr() != one.view.data_ptr():
+            slots[first] = replace(one, copies=(*one.copies, copy))
     return slots
 
 
@@ -136,16 +145,16 @@ def slots_of_checkpoint(
     stored = {
         name: entry.shape
         for name, entry in checkpoint.tensors.items()
-        if entry.dtype in FLOATS and name not in copies and entry.numel
+        if entry.dtype in FLOATS and entry.numel
     }
     moving = {parameter.untyped_storage().data_ptr() for _, parameter in _parameters(model)}
     slots: dict[tuple[int, int], Slot] = {}
-    for slot in find_slots(model, stored).values():
+    for slot in find_slots(model, stored, copies).values():
         memory = slot.view.untyped_storage().data_ptr()
-        if memory in moving:
+        if memory in moving and slot.name not in copies:
             slots.setdefault((memory, int(slot.view.storage_offset())), slot)
     filled: dict[int, int] = {}
-    for slot in slots.values():
+    for slot in (one for first in slots.values() for one in (first, *first.copies)):
         filled[id(slot.owner)] = filled.get(id(slot.owner), 0) + slot.size
     lost = [
         name

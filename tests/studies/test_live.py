@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,9 +27,11 @@ from deltalens.numerics.hashing import name_key
 from deltalens.numerics.selection import Selection
 from deltalens.studies import live as module
 from deltalens.studies.deltas import DeltaStream
-from deltalens.studies.live import LiveModel
-from deltalens.studies.places import Slot
+from deltalens.studies.landscape.hessian import top_of_hessian
+from deltalens.studies.live import LiveModel, LiveTensors
+from deltalens.studies.places import Slot, slots_of_checkpoint
 from deltalens.studies.selecting import DropSetting, select_unit
+from deltalens.studies.weights import StoredWeights
 from tests.studies.families import (
     Kind,
     Pair,
@@ -37,6 +41,7 @@ from tests.studies.families import (
     write_pair,
 )
 
+HEAD = "lm_head.weight"
 KINDS = ["plain", "half", "fused experts", "transposed in the file", "copies held apart"]
 
 
@@ -103,7 +108,7 @@ def plain_apart(folders: Pair) -> Any:
     """A model that holds the stored copy of a tied tensor in memory of its own."""
     for folder in (folders.ft, folders.base):
         tensors = load_file(folder / "model.safetensors")
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        tensors[HEAD] = tensors["model.embed_tokens.weight"].clone()
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transformers.LlamaForCausalLM, "_tied_weights_keys", {})
@@ -284,4 +289,52 @@ def test_models_are_what_they_are_called(loaded: Loaded) -> None:
     tied = model.lm_head.weight is model.model.embed_tokens.weight
     assert tied == (kind == "half")
     if kind == "copies held apart":
-        assert "lm_head.weight" not in {slot.name for slot in slots}
+        assert HEAD not in {slot.name for slot in slots}
+
+
+def test_a_copy_held_apart_takes_part_in_a_landscape_as_if_it_were_tied(tmp_path: Path) -> None:
+    folders = write_pair(tmp_path, Kind("llama", tied=True))
+    apart, tied = plain_apart(folders), plain(folders.ft)
+    checkpoint, data = open_checkpoint(folders.ft), torch.arange(24).view(2, 12)
+    values, states = [], []
+    for model in (apart, tied):
+        slots = slots_of_checkpoint(model, checkpoint, {HEAD: "model.embed_tokens.weight"}, ())
+        found, _ = top_of_hessian(
+            model, slots, [lambda model: model(input_ids=data, labels=data).loss], 1, seed=0
+        )
+        values.append(found[0])
+        with LiveTensors(slots, StoredWeights.of(checkpoint)) as live:
+            live.span([Drawn(0)])
+            live.move(0.25)
+            states.append(state_of(model))
+        assert differing(state_of(model), state_of(plain(folders.ft))) == []
+    assert apart.lm_head.weight is not apart.model.embed_tokens.weight
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
+    assert differing(*states) == []
+
+
+def test_what_a_plane_holds_goes_with_its_model(loaded: Loaded) -> None:
+    live = loaded.live()
+    live.span([Drawn(0)])
+    held = weakref.ref(live)
+    gc.disable()
+    del live
+    gone = held() is None
+    gc.enable()
+    assert gone, "held in a circle until the garbage collector comes by"
+
+
+def test_a_zero_of_another_sign_in_a_copy_is_not_restored_into_what_counts(tmp_path: Path) -> None:
+    folders = write_pair(tmp_path, Kind("llama", tied=True))
+    file = folders.ft / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.embed_tokens.weight"][0] = 0.0
+    tensors[HEAD] = tensors["model.embed_tokens.weight"].clone()
+    tensors[HEAD][0] = -0.0
+    save_file(tensors, file, {"format": "pt"})
+    loaded = Loaded("half", folders, plain(folders.ft))
+    held = state_of(loaded.model)
+    with loaded.live() as live:
+        assert HEAD in live.pairing.copies
+        live.put_back_all()
+    assert differing(state_of(loaded.model), held) == []

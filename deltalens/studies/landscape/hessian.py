@@ -34,7 +34,8 @@ def top_of_hessian(
     advance: Callable[[int], None] = lambda steps: None,
 ) -> tuple[list[float], list[dict[str, Tensor]]]:
     """The algebraically largest eigenvalues of the loss's Hessian at the model's weights, over the
-    entries of the slots (all others are held fixed), by `scipy.sparse.linalg.eigsh`.
+    entries of the slots (copies of them follow, all others are held fixed), by
+    `scipy.sparse.linalg.eigsh`.
 
     Args:
         model: at the point in question, in evaluation mode.
@@ -104,12 +105,13 @@ def _product(
     """H v, as a flat array over the slots."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    parameters = list({id(slot.owner): slot.owner for slot in slots}.values())
+    placed = [(slot.name, one) for slot in slots for one in (slot, *slot.copies)]
+    parameters = list({id(one.owner): one.owner for _, one in placed}.values())
     along = {id(parameter): torch.zeros_like(parameter) for parameter in parameters}
     by_slot = _by_slot(slots, vector)
-    for slot in slots:
-        part = slot.part_of(along[id(slot.owner)])
-        part.copy_(by_slot[slot.name].view(slot.view.shape))
+    for name, one in placed:
+        part = one.part_of(along[id(one.owner)])
+        part.copy_(by_slot[name].view(one.view.shape))
     total = {id(parameter): torch.zeros_like(parameter) for parameter in parameters}
     # The fused kernels of attention cannot be differentiated twice.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -130,10 +132,11 @@ def _product(
             )
             for parameter, found in zip(parameters, products, strict=True):
                 total[id(parameter)] += found.detach()
-    pieces = [
-        slot.part_of(total[id(slot.owner)]).reshape(-1).to("cpu", vector.dtype) for slot in slots
-    ]
-    return torch.cat(pieces).numpy()
+    pieces: dict[str, Tensor] = {}
+    for name, one in placed:
+        piece = one.part_of(total[id(one.owner)]).reshape(-1).to("cpu", vector.dtype)
+        pieces[name] = pieces[name] + piece if name in pieces else piece
+    return torch.cat(list(pieces.values())).numpy()
 
 
 def _by_slot(slots: Sequence[Slot], flat: Tensor) -> dict[str, Tensor]:
@@ -144,7 +147,8 @@ def _by_slot(slots: Sequence[Slot], flat: Tensor) -> dict[str, Tensor]:
 @contextmanager
 def _trainable(slots: Sequence[Slot]) -> Iterator[None]:
     """The slots' parameters require gradients inside the block, whatever they did before."""
-    before = [(slot.owner, slot.owner.requires_grad) for slot in slots]
+    owners = [one.owner for slot in slots for one in (slot, *slot.copies)]
+    before = [(owner, owner.requires_grad) for owner in owners]
     try:
         for parameter, _ in before:
             parameter.requires_grad_(True)
