@@ -1,9 +1,10 @@
-"""The one search: a window that holds the end of a prefix, a visit, a settling; and whatever needs
-it.
+"""The one search, and the functions that run it for all that is ranked.
 
-What differs is the key (magnitude, signed value, hash), where the window comes from (`windows`),
-what a visit does with what lies outside (`streamed`: nothing, or a mask; `cpu` and `device`: bits
-of masks, or zeros in place; `keep`: bits), and whether ties are split by hash or stay together.
+It takes a window that holds the end of a prefix, visits the entries once, settles those inside, and
+takes another window on a miss. What differs is the key (magnitude, signed value, hash), where the
+window comes from (`windows`), what a visit does with what lies outside (`streamed`: nothing, or a
+mask; `cpu` and `device`: bits of masks, or zeros in place; `keep`: bits), and whether ties are split
+by hash or stay together.
 """
 
 from __future__ import annotations
@@ -79,22 +80,19 @@ def search(
         What was found of each; None where its windows came to an end.
     """
     found: list[F | None] = [None] * len(asked)
-    wanted = range(len(asked))
+    wanted = list(range(len(asked)))
     while True:
-        windows = [(place, window) for place in wanted for window in _next(asked[place].windows)]
+        windows = {
+            place: window
+            for place in wanted
+            if (window := next(asked[place].windows, None)) is not None
+        }
         if not windows:
             return found
-        seen = visit([window for _, window in windows])
-        for (place, window), some in zip(windows, seen, strict=True):
+        seen = visit(list(windows.values()))
+        for (place, window), some in zip(windows.items(), seen, strict=True):
             found[place] = asked[place].settle(window, some)
-        wanted = [place for place, _ in windows if found[place] is None]  # type: ignore[assignment]
-
-
-def _next(windows: Iterator[W]) -> list[W]:
-    """The next one, if there is one."""
-    for window in windows:
-        return [window]
-    return []
+        wanted = [place for place in windows if found[place] is None]
 
 
 # --- chunks ---------------------------------------------------------------------------------------
