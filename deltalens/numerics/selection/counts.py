@@ -120,10 +120,14 @@ class Counts:
             return several[0]
         first = min(one.first for one in several)
         size = max(one.first + one.counts.numel() for one in several) - first
-        counts = several[0].counts.new_zeros(size)
-        for one in several:
-            counts[0] += one.counts[0]
-            counts[one.first - first + 1 :][: one.counts.numel() - 1] += one.counts[1:]
+        if all(one.counts.numel() == size for one in several):
+            counts = functools.reduce(torch.add, (one.counts for one in several))
+        else:  # On the CPU, over what each has occupied.
+            counts = torch.zeros(size, dtype=torch.int64)
+            whole = counts.numpy()
+            for some, begins in ((one.counts.numpy(), one.first - first + 1) for one in several):
+                whole[0] += some[0]
+                whole[begins:][: some.size - 1] += some[1:]
         apart = (sum(parts) for parts in zip(*(o.apart for o in several), strict=True))
         return cls(several[0].dtype, counts, first, *apart)
 

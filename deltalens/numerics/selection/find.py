@@ -3,8 +3,8 @@
 It takes a window that holds the end of a prefix, visits the entries once, settles those inside, and
 takes another window on a miss. What differs is the key (magnitude, signed value, hash), where the
 window comes from (`windows`), what a visit does with what lies outside (`streamed`: nothing, or a
-mask; `cpu` and `device`: bits of masks, or zeros in place; `keep`: bits), and whether ties are split
-by hash or stay together.
+mask; `cpu` and `device`: bits of masks, or zeros in place; `keep`: bits), and whether ties are
+split by hash or stay together.
 """
 
 from __future__ import annotations
