@@ -23,7 +23,7 @@ from deltalens.studies.executors import find_executor
 from deltalens.studies.landscape.asked import check, check_room, pick_plane
 from deltalens.studies.landscape.grid import common_grid
 from deltalens.studies.landscape.models import Given, HeldModels, StoredModels
-from deltalens.studies.landscape.sitting import KIND, measure_points
+from deltalens.studies.landscape.points import KIND, measure_points
 
 __all__ = ["KIND", "scan_landscape"]
 

@@ -183,7 +183,7 @@ def _around_origin(
 
 
 def _write_directions(file: Path, vectors: Sequence[dict[str, Tensor]]) -> None:
-    """Kept for the next sitting, and so that they need not be held."""
+    """Kept for the next call, and so that they need not be held."""
     tensors = {
         f"{place}/{name}": tensor.contiguous().clone()
         for place, vector in enumerate(vectors)
