@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from deltalens.errors import DeltaLensError
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Setting, StudyFolder
-from deltalens.names import Group, block_number, stacks_of
+from deltalens.names import block_number, stacks_of
 from deltalens.numerics.workers import workers
 from deltalens.scoring.loading import Loading
 from deltalens.scoring.prefix import Prefix, find_blocks
@@ -28,9 +27,6 @@ from deltalens.studies.live import LiveModel
 from deltalens.studies.selecting import find_nonfinite, no_delta
 
 __all__ = ["measure_layers"]
-
-_OUTSIDE = None
-"""The part of a model that is in no block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +73,10 @@ class LayerWorker:
         watch.stage("loading the model", None)
         loaded = recipe.loading.load(recipe.pairing.ft)
         self._model = loaded.model
-        self._parts = _Parts(loaded.model, recipe.pairing)
+        self._live = LiveModel(loaded.model, recipe.pairing)
+        self._tensors: dict[int | None, set[str]] = {}
+        for pair in recipe.pairing.pairs:
+            self._tensors.setdefault(block_number(pair.name), set()).add(pair.name)
         where = recipe.pairing.ft.path
         self._suite = ReadySuite(recipe.asked.suite, loaded, where, recipe.texts, watch)
         self.notes = [*self._suite.notes]
@@ -85,10 +84,10 @@ class LayerWorker:
 
     def measure(self, setting: Setting, tell: Tell) -> _Found:
         """See `Worker`."""
-        parts, prefix = self._parts, self._prefix
+        live, prefix = self._live, self._prefix
         near_ft = setting["method"] in ("ft", "drop")
         group = self._groups.get(setting["group"])
-        reference = frozenset() if near_ft else parts.names
+        reference = self._tensors_in(() if near_ft else self._tensors)
         within: AbstractContextManager[None] = nullcontext()
         if prefix is not None:
             if self._reference != ("ft" if near_ft else "base"):
@@ -96,10 +95,10 @@ class LayerWorker:
                 self._reference = "ft" if near_ft else "base"
             if group is not None:
                 # What the cells before put out of place is put right first.
-                parts.put_back(reference)
+                live.put_back_only(reference)
                 prefix.advance(group.blocks[0])
             within = prefix.evaluating(group.blocks[0] if group else prefix.place, tell)
-        parts.put_back(reference ^ _in_blocks(group, parts.names))
+        live.put_back_only(reference ^ self._tensors_in(group.blocks if group else ()))
         with within:
             found = self._suite.measure(self._model)
         return _Found(found, prefix.most_bytes if prefix else None, self._not_held(prefix))
@@ -107,8 +106,11 @@ class LayerWorker:
     def close(self) -> None:
         """See `Worker`."""
         if vars(self):
-            self._parts.restore()
+            self._live.restore()
             vars(self).clear()
+
+    def _tensors_in(self, blocks: Iterable[int | None]) -> set[str]:
+        return {name for block in blocks for name in self._tensors.get(block, ())}
 
     def _find_prefix(self) -> Prefix | None:
         """What the unchanged blocks put out is held, where that is possible."""
@@ -244,34 +246,6 @@ def _survey(pairing: Pairing, folder: StudyFolder, watch: StudyWatch) -> None:
         "outside": found.get("", {"entries": 0, "squares": 0.0}),
         "notes": list(pairing.notes),
     }
-
-
-class _Parts:
-    """A live model, block by block: each block, and all that is in none, is the fine-tune's or the
-    base's."""
-
-    def __init__(self, model: nn.Module, pairing: Pairing) -> None:
-        self._live = LiveModel(model, pairing)
-        self._tensors: dict[int | None, set[str]] = {}
-        for pair in pairing.pairs:
-            self._tensors.setdefault(block_number(pair.name), set()).add(pair.name)
-        self.names = frozenset(self._tensors)
-        self._put_back: frozenset[int | None] = frozenset()
-
-    def put_back(self, wanted: frozenset[int | None]) -> None:
-        """Make these parts the base's, and all others the fine-tune's."""
-        for number in wanted ^ self._put_back:
-            change = self._live.put_back_all if number in wanted else self._live.restore
-            change(self._tensors[number])
-        self._put_back = wanted
-
-    def restore(self) -> None:
-        """All of it is the fine-tune's, whatever happened before."""
-        self._live.restore()
-
-
-def _in_blocks(group: Group | None, names: Iterable[int | None]) -> frozenset[int | None]:
-    return frozenset(group.blocks if group else ()) & frozenset(names)
 
 
 def _size_of(stream: DeltaStream, span: Span) -> tuple[int, float]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ _FEWEST = 1 << 22
 class LiveTensors:
     """The tensors of a live model that a study writes to, and what gives them their bits back.
 
-    As a context manager it restores them at the end of the block, however that ends.
+    Whoever holds one calls `restore` at the end, however the work ends.
 
     Args:
         slots: what is written to; their copies follow.
@@ -43,12 +42,6 @@ class LiveTensors:
     def __init__(self, slots: Sequence[Slot], origin: Weights) -> None:
         self.slots, self.origin = list(slots), origin
         self._plane: Plane | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *of_error: object) -> None:
-        self.restore()
 
     def check(self, whose: str) -> None:
         """The model holds the origin's weights, bit for bit after the cast.
@@ -146,6 +139,7 @@ class LiveModel(LiveTensors):
         super().__init__(list(self._slots.values()), StoredWeights.of(pairing.ft))
         self._stream = DeltaStream(next(model.parameters()).device)
         self._base, self._scratch = StoredReader(), Scratch()
+        self._put_back: Set[str] = frozenset()
         self.check("the fine-tune's")
 
     def edit(
@@ -181,10 +175,22 @@ class LiveModel(LiveTensors):
         """
         for pair in self.pairing.pairs:
             if among is None or pair.name in among:
-                self._put_back(pair)
+                self._fill_base(pair)
         self._write_copies(among)
 
-    def _put_back(self, pair: TensorPair) -> None:
+    def put_back_only(self, wanted: Set[str]) -> None:
+        """Make these pairs the base's and all others the fine-tune's, where every change before was
+        made by this: what is so already is not written again.
+
+        Args:
+            wanted: stored names.
+        """
+        changed = wanted ^ self._put_back
+        self.put_back_all(changed & wanted)
+        self.restore(changed - wanted)
+        self._put_back = wanted
+
+    def _fill_base(self, pair: TensorPair) -> None:
         slot, entry, dtype = self._slots[pair.name], pair.base, torch_dtype(pair.ft)
         if slot.flat is not None and dtype == torch_dtype(entry):
             self._base.read(entry, 0, slot.flat[: entry.numel])

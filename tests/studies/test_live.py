@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -115,6 +116,15 @@ def plain_apart(folders: Pair) -> Any:
         return plain(folders.ft)
 
 
+@contextmanager
+def restoring(live: Any) -> Iterator[Any]:
+    """As every study restores."""
+    try:
+        yield live
+    finally:
+        live.restore()
+
+
 def selections(live: LiveModel, strategy: Any, rate: str) -> dict[str, Selection]:
     setting, found = DropSetting(strategy, Fraction(rate), 0), {}
     for unit in live.pairing.units("tensor"):
@@ -176,7 +186,7 @@ def test_model_has_its_bits_back_after_an_error_amid_an_edit(
         return chosen[name]
 
     def work() -> None:
-        with live:
+        with restoring(live):
             if before:
                 live.put_back_all()
             live.edit(selection_of)
@@ -209,7 +219,7 @@ def test_model_has_its_bits_back_after_an_error_amid_a_move(
     stop = after(calls)
 
     def work() -> None:
-        with live:
+        with restoring(live):
             live.span([Drawn(axis, stop) for axis in range(axes)], keep=keep)
             live.move(0.5, 1.0)
             live.move(2.0, -1.0)
@@ -238,7 +248,7 @@ def test_a_point_is_rounded_once_and_the_same_whichever_way_led_there(
     many_threads(count)
     first, second = Drawn(1), Drawn(2)
     tied = torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
-    with loaded.live() as live:
+    with restoring(loaded.live()) as live:
         origin = {slot.name: slot.view.clone() for slot in live.slots}
         live.span([first, second], keep=keep)
         for a, b in way:
@@ -272,7 +282,7 @@ def test_an_edit_writes_what_drop_writes_to_a_folder(
         rate="0.6",
         scope="tensor",
     )
-    with loaded.live() as live:
+    with restoring(loaded.live()) as live:
         live.edit(selections(live, strategy, "0.6").__getitem__)
         assert differing(state_of(model), state_of(plain(tmp_path / "out"))) == []
         live.put_back_all()
@@ -303,7 +313,7 @@ def test_a_copy_held_apart_takes_part_in_a_landscape_as_if_it_were_tied(tmp_path
             model, slots, [lambda model: model(input_ids=data, labels=data).loss], 1, seed=0
         )
         values.append(found[0])
-        with LiveTensors(slots, StoredWeights.of(checkpoint)) as live:
+        with restoring(LiveTensors(slots, StoredWeights.of(checkpoint))) as live:
             live.span([Drawn(0)])
             live.move(0.25)
             states.append(state_of(model))
@@ -334,7 +344,7 @@ def test_a_zero_of_another_sign_in_a_copy_is_not_restored_into_what_counts(tmp_p
     save_file(tensors, file, {"format": "pt"})
     loaded = Loaded("half", folders, plain(folders.ft))
     held = state_of(loaded.model)
-    with loaded.live() as live:
+    with restoring(loaded.live()) as live:
         assert HEAD in live.pairing.copies
         live.put_back_all()
     assert differing(state_of(loaded.model), held) == []
