@@ -156,10 +156,10 @@ class Counts:
         return self.beyond(infinity_bits(self.dtype) >> shift_of(self.dtype))
 
     def count_at(self, prefix: int) -> int:
-        """How many have this prefix."""
+        """How many have this prefix, on the CPU."""
         place = prefix - self.first + 1 if prefix else 0
         here = not prefix or 1 <= place < self.counts.numel()
-        return int(self.counts[place]) if here else 0
+        return int(self.counts.numpy()[place]) if here else 0
 
     def prefixes_at(self, ranks: Sequence[int]) -> tuple[list[int], list[int]]:
         """The prefix of each rank (0-based, ascending magnitude), and its rank inside.
