@@ -86,7 +86,7 @@ def test_every_command_of_readme_runs_on_a_read_only_system(tmp_path: Path) -> N
     ended = [line for line in lines if line[0:1].isdigit() and "deltalens" in line]
     wanted = script().count("echo $?")
     assert [line for line in ended if not line.startswith("0 ")] == [], run.stdout + run.stderr
-    assert len(ended) == wanted >= 18
+    assert len(ended) == wanted > 10
     assert "Traceback" not in run.stdout
     assert "MPLCONFIGDIR" not in run.stdout
     assert not [line for line in lines if line.endswith(".part")]
