@@ -179,4 +179,6 @@ class _Drop:
         small = all(largest_magnitude(values, self.scratch) < _LARGE for values in both)
         if not small and not bool(chunk.delta.isfinite().all()):
             raise find_nonfinite([chunk.pair], self.stream)
-        self.differs = self.differs or bool(chunk.delta.count_nonzero())
+        # Other threads look, too: what one of them has seen is never taken back.
+        if not self.differs and bool(chunk.delta.count_nonzero()):
+            self.differs = True
