@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -88,27 +89,27 @@ class Stream:
         return [self._digits(window) for window in windows]
 
     def _digits(self, window: Digits) -> Tensor:
-        levels = window.leading[0].tolist()
-        lower, bins = window.lower, 1 << window.digit
+        lower, bins, adding = window.lower, 1 << window.digit, threading.Lock()
+        levels, rows = window.leading[0].unique(return_inverse=True)
+        counts = torch.zeros((levels.numel(), bins), dtype=torch.int64)
+        whole = dict(zip(levels.tolist(), counts, strict=True))
 
-        def count(part: Part) -> dict[int, Tensor]:
-            found = {level: torch.zeros(bins, dtype=torch.int64) for level in levels}
+        def count(part: Part) -> None:
             for chunk in part():
                 bits = self._bits(chunk.values)
                 relative = self._scratch.get("relative", bits.dtype, bits.numel(), bits.device)
-                for level, counts in found.items():
+                for level, row in whole.items():
                     torch.bitwise_xor(bits, level << lower, out=relative)
                     mask = less(relative, 1 << lower, out=self._mask("within", bits))
                     inside = take(relative, mask) >> (lower - window.digit)
                     if inside.numel():
-                        counts += torch.bincount(inside, minlength=bins).cpu()
-            return found
+                        found = torch.bincount(inside, minlength=bins).cpu()
+                        with adding:
+                            row += found
 
-        whole = {level: torch.zeros(bins, dtype=torch.int64) for level in levels}
-        for found in self._each(count, self._source):
-            for level, counts in found.items():
-                whole[level] += counts
-        return torch.stack([whole[level] for level in levels])[None]
+        for _ in self._each(count, self._source):
+            pass
+        return (counts if levels.equal(window.leading[0]) else counts[rows])[None]
 
     def visit(self, windows: Sequence[Window]) -> list[Seen]:
         """What lies in each window, and how much below it."""
