@@ -7,7 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog.metrics import Better, better_of, gain, is_worse, leading, no_direction
+from deltalens.catalog.metrics import (
+    Better,
+    better_of,
+    compares_as_ratio,
+    gain,
+    is_worse,
+    leading,
+    no_direction,
+)
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import Table, over_seeds
@@ -29,7 +37,8 @@ class StrategySummary:
     """Rate -> value, the mean over seeds; not finite where one seed's is not."""
     within: dict[float, float | None]
     """Tolerance (0.01, 0.05) -> the largest rate up to which every value is that near to the
-    fine-tune's; None if not even the first is. Empty where nothing can be said."""
+    fine-tune's; None if not even the first is. Empty where nothing can be said, and of a metric
+    whose ratios say nothing."""
     broken: float | None
     """The first rate at which more than half of what tuning gained is lost; None if never, or if
     nothing can be said."""
@@ -104,31 +113,16 @@ class DropSummary:
         )
 
     def _of(self, found: StrategySummary) -> str:
-        if found.strategy == "trivial":
-            limits = [
-                f"within {100 * near:.0f} % up to {rate:g}"
-                if rate is not None
-                else f"not within {100 * near:.0f} % at any rate"
-                for near, rate in found.within.items()
-            ]
-            return f"trivial: {', '.join(limits)}{self._break(found)}"
-        near = found.within[_NEAR[-1]]
-        first = min(found.inner, default=None)
-        if near is not None:
-            holds = f"within 5 % up to {near:g}"
-        elif first is None or first in found.gaps:
-            holds = "not within 5 % at any rate"
-        else:
-            holds = f"already more than 5 % worse than the fine-tune at rate {first:g}"
-        return f"{found.strategy}: {holds}{self._break(found)}{_rests(found)}"
+        said = [part for part in (_holds(found), self._break(found)) if part]
+        return f"{found.strategy}: {'; '.join(said) or 'nothing to compare'}{_rests(found)}"
 
     def _break(self, found: StrategySummary) -> str:
         if found.broken is not None:
-            return f"; half of what tuning gained is lost by {found.broken:g}"
+            return f"half of what tuning gained is lost by {found.broken:g}"
         if not self.gained:
             return ""
         finite = " that is finite" if found.gaps else ""
-        return f"; keeps over half of the gain at every rate below 1{finite}"
+        return f"keeps over half of the gain at every rate below 1{finite}"
 
     def tables(self) -> list[Table]:
         """One table per metric: rates down, strategies across; random as mean ± deviation over
@@ -168,6 +162,25 @@ class DropSummary:
             },
             "notes": self.record.facts.get("notes", []),
         }
+
+
+def _holds(found: StrategySummary) -> str:
+    """How far a strategy keeps near the fine-tune."""
+    if not found.within:
+        return ""
+    if found.strategy == "trivial":
+        return ", ".join(
+            f"within {100 * near:.0f} % up to {rate:g}"
+            if rate is not None
+            else f"not within {100 * near:.0f} % at any rate"
+            for near, rate in found.within.items()
+        )
+    near, first = found.within[_NEAR[-1]], min(found.inner, default=None)
+    if near is not None:
+        return f"within 5 % up to {near:g}"
+    if first is None or first in found.gaps:
+        return "not within 5 % at any rate"
+    return f"already more than 5 % worse than the fine-tune at rate {first:g}"
 
 
 def _rests(found: StrategySummary) -> str:
@@ -216,7 +229,7 @@ def summarise(record: StudyRecord) -> DropSummary:
     base = all_back if own_base.empty else float(own_base.iloc[0])
     better = better_of(metric, own)
     found = tuple(
-        _of_strategy(str(name), part, ft, base, better)
+        _of_strategy(str(name), part, ft, base, better, compares_as_ratio(metric))
         for name, part in frame.groupby("strategy", sort=False)
     )
     facts = record.facts
@@ -225,7 +238,7 @@ def summarise(record: StudyRecord) -> DropSummary:
 
 
 def _of_strategy(
-    name: str, frame: pd.DataFrame, ft: float, base: float, better: Better | None
+    name: str, frame: pd.DataFrame, ft: float, base: float, better: Better | None, ratio: bool
 ) -> StrategySummary:
     means = over_seeds(frame.groupby("rate")["value"])
     values = {float(rate): float(value) for rate, value in sorted(means.items())}  # type: ignore[arg-type]
@@ -239,7 +252,7 @@ def _of_strategy(
         return gain(ft, value, better)
 
     within: dict[float, float | None] = {}
-    for near in _NEAR:
+    for near in _NEAR if ratio else ():
         far = [
             rate
             for rate, value in found.inner.items()

@@ -87,6 +87,15 @@ def test_within_is_lost_at_the_first_rate_that_is_too_far(summary_of: Make) -> N
     assert "not within 1 % at any rate, not within 5 % at any rate" in list(found.sentences())[1]
 
 
+def test_no_distance_in_per_cent_where_ratios_say_nothing(summary_of: Make) -> None:
+    """A margin has no zero: 5 % of it is no amount of it."""
+    values: Values = {"reward_margin": {("trivial", 0): (0.1, 0.099, 0.05, -0.6, -2.0)}}
+    found = summary_of(values)
+    assert found.strategies[0].within == {}
+    assert [*found.sentences()][1] == "trivial: keeps over half of the gain at every rate below 1"
+    assert found.as_json()["strategies"]["trivial"]["half_lost_at"] is None
+
+
 def test_low_is_good_for_a_loss(summary_of: Make) -> None:
     found = summary_of({"loss": MATHS["loss"]})
     trivial = next(one for one in found.strategies if one.strategy == "trivial")
