@@ -52,7 +52,7 @@ from deltalens.cli.options import (
 if TYPE_CHECKING:
     from deltalens.io.records import StudyRecord
     from deltalens.studies.engine import StudyWatch
-    from deltalens.studies.trainings import TrainingData
+    from deltalens.studies.training_plans import TrainingData
     from deltalens.training.asked import TrainingAsked
 
 __all__ = ["Sweep", "split", "takes_sweep"]
@@ -134,7 +134,7 @@ class Sweep:
     def source(self) -> TrainingData:
         """The model and the data."""
         from deltalens.io.locate import locate
-        from deltalens.studies.trainings import TrainingData
+        from deltalens.studies.training_plans import TrainingData
 
         return TrainingData(
             model=locate(self.model),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from deltalens.catalog.metrics import Better
+from deltalens.catalog.metrics import Better, check_better
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Measurement
 from deltalens.scoring.code import KnownFunction
@@ -72,6 +72,8 @@ class Suite:
     """Metrics of installed packages, which were asked for by name."""
     beta: float | None = None
     """Of DPO: preferences are measured as such; None: by their chosen answers."""
+    said: Mapping[str, Better] = field(default_factory=dict)
+    """Which way metrics are better, as the caller says."""
     by_data: bool = False
     """A measurement is of one data set, not of all: without any there is nothing to fall back on,
     and where fidelity alone is named the data is measured beside it."""
@@ -92,9 +94,9 @@ class Suite:
 
     @property
     def better(self) -> dict[str, Better]:
-        """Which way metrics of installed packages are better, as far as they say so."""
-        said = {one.name: one.better for one in self.installed}
-        return {name: better for name, better in said.items() if better is not None}
+        """Which way metrics that are not our own are better, as far as somebody says so."""
+        installed = {one.name: one.better for one in self.installed if one.better is not None}
+        return {**installed, **self.said}
 
     def identity(self) -> dict[str, Any]:
         """What of it decides the numbers, as JSON values."""
@@ -150,6 +152,7 @@ def read_suite(
     data: Sequence[str | Path],
     metrics: Sequence[str],
     metric: Metric | None,
+    better: Mapping[str, str] | None,
     version: str | int | None,
     answer_pattern: str | None,
     limit: int | None,
@@ -165,6 +168,7 @@ def read_suite(
     """
     if batch_tokens < 1:
         raise DeltaLensError(f"batch_tokens {batch_tokens}: at least 1")
+    said = check_better(better, custom=metric is not None)
     fidelity.check()
     try:
         pattern = re.compile(answer_pattern) if answer_pattern is not None else None
@@ -182,6 +186,7 @@ def read_suite(
         metric=metric,
         known=known_metric(metric, version),
         installed=tuple(one for one in found if one is not None),
+        said=said,
         by_data=by_data,
     )
 

@@ -7,9 +7,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-import torch
-
-from deltalens.io.pairing import Pairing
 from deltalens.io.records import Setting, Union
 from deltalens.names import Scope
 from deltalens.numerics.rates import show_rate
@@ -18,7 +15,7 @@ from deltalens.scoring.suite import Suite
 from deltalens.studies import axes
 from deltalens.studies.selecting import DropSetting, check_strategy
 
-__all__ = ["BASE", "GROWS", "DropAsked", "identity_of"]
+__all__ = ["BASE", "GROWS", "DropAsked"]
 
 BASE = "base"
 """The strategy of the cell that is the base's own model."""
@@ -76,23 +73,16 @@ class DropAsked:
             if 0 < rate < 1 or (rate == 1 and self.changed_only)
         ]
 
-
-def identity_of(
-    asked: DropAsked, pairing: Pairing, device: torch.device, dtype: torch.dtype
-) -> dict[str, Any]:
-    """Everything that decides the numbers: two calls with the same are the same study."""
-    return {
-        "ft": pairing.ft.identity,
-        "base": pairing.base.identity,
-        "strategies": list(asked.strategies),
-        "rates": [show_rate(rate) for rate in asked.rates],
-        "scope": asked.scope,
-        "seeds": asked.seeds,
-        "rescale": asked.rescale,
-        "changed_only": asked.changed_only,
-        "include": asked.include,
-        "exclude": asked.exclude,
-        **asked.suite.identity(),
-        "device": device.type,
-        "dtype": str(dtype).removeprefix("torch."),
-    }
+    def identity(self) -> dict[str, Any]:
+        """What of it decides the numbers, as JSON values."""
+        return {
+            "strategies": list(self.strategies),
+            "rates": [show_rate(rate) for rate in self.rates],
+            "scope": self.scope,
+            "seeds": self.seeds,
+            "rescale": self.rescale,
+            "changed_only": self.changed_only,
+            "include": self.include,
+            "exclude": self.exclude,
+            **self.suite.identity(),
+        }

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
 from deltalens.errors import DeltaLensError, reason
-from deltalens.io.pairing import Pairing
 from deltalens.io.records import Measurement, Setting, StudyFolder
 from deltalens.numerics.selection import Selection
 from deltalens.numerics.workers import workers
-from deltalens.scoring.loading import LoadedModel, Loading, check_fits
+from deltalens.scoring.loading import LoadedModel, check_fits
 from deltalens.scoring.suite import Metrics, ReadySuite
 from deltalens.scoring.texts import KeptTexts, Progress, vocabulary_of
 from deltalens.studies.deltas import DeltaStream
@@ -21,6 +20,7 @@ from deltalens.studies.drop_asked import BASE, DropAsked
 from deltalens.studies.engine import StudyWatch, run_cells
 from deltalens.studies.executors import Tell
 from deltalens.studies.live import LiveModel
+from deltalens.studies.paired import PairedModels, PairRecipe, at_work
 from deltalens.studies.selecting import DropSetting, no_delta, select_unit
 
 __all__ = ["DropWorker", "measure_drops"]
@@ -32,21 +32,11 @@ Selections = Mapping[DropSetting, Mapping[str, Selection]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DropRecipe:
-    """How a drop study's worker is prepared (see `Recipe`)."""
+class DropRecipe(PairRecipe):
+    """How a drop study's worker is prepared."""
 
     asked: DropAsked
-    pairing: Pairing
-    loading: Loading
-    texts: KeptTexts
     selections: Selections
-    stays = None
-    shares_threads = False
-
-    @property
-    def one_device(self) -> bool:
-        """See `Recipe`."""
-        return self.loading.one_device
 
     def prepare(self, watch: Progress) -> DropWorker:
         """See `Recipe`."""
@@ -64,10 +54,10 @@ class DropWorker:
     """A live model that each cell is made of, straight from the two checkpoints (see `Worker`)."""
 
     def __init__(self, recipe: DropRecipe, watch: Progress) -> None:
-        self._recipe, pairing, loading = recipe, recipe.pairing, recipe.loading
+        self._recipe, pairing = recipe, recipe.models.pairing
         self._exact = {float(rate): rate for rate in recipe.asked.rates}
         watch.stage("loading the model", None)
-        self._loaded = loading.load(pairing.ft)
+        self._loaded = recipe.models.loading.load(pairing.ft)
         self._live = LiveModel(self._loaded.model, pairing)
         self._suite = ReadySuite(
             recipe.asked.suite, self._loaded, pairing.ft.path, recipe.texts, watch
@@ -117,7 +107,7 @@ class DropWorker:
 
     def _load_base(self) -> LoadedModel:
         """As a model of its own, beside the fine-tune."""
-        base, loading = self._recipe.pairing.base, self._recipe.loading
+        base, loading = self._recipe.models.pairing.base, self._recipe.models.loading
         batch_tokens = self._recipe.asked.suite.batch_tokens
         check_fits(base, loading.dtype, loading.device, batch_tokens)
         return loading.load(base)
@@ -125,8 +115,7 @@ class DropWorker:
 
 def measure_drops(
     asked: DropAsked,
-    pairing: Pairing,
-    loading: Loading,
+    models: PairedModels,
     folder: StudyFolder,
     watch: StudyWatch,
     jobs: int,
@@ -136,8 +125,7 @@ def measure_drops(
 
     Args:
         asked: the study.
-        pairing: of the fine-tune and its base.
-        loading: how models are loaded.
+        models: the fine-tune and its base.
         folder: open for writing.
         watch: told of stages, progress and finished cells.
         jobs, executor: as `run_cells` takes them.
@@ -157,19 +145,15 @@ def measure_drops(
 
     recipe = DropRecipe(
         asked=asked,
-        pairing=pairing,
-        loading=loading,
+        models=models,
         texts=KeptTexts(folder.path, again=bool(folder.cells)),
-        selections=_select(asked, pairing, folder, watch),
+        selections=_select(asked, models, folder, watch),
     )
-    worker = recipe.prepare(watch)
-    try:
-        folder.facts["notes"] += worker.notes
-        folder.write_manifest()
+    with at_work(recipe, folder, watch) as worker:
         run_cells(
             folder,
-            asked.cells(bool(pairing.unpaired)),
-            replace(recipe, texts=KeptTexts(folder.path, again=True)),
+            asked.cells(bool(models.pairing.unpaired)),
+            recipe.elsewhere(),
             worker,
             watch,
             same=_same_point,
@@ -178,19 +162,17 @@ def measure_drops(
             jobs=jobs,
             executor=executor,
         )
-    finally:
-        worker.close()
 
 
 def _select(
-    asked: DropAsked, pairing: Pairing, folder: StudyFolder, watch: StudyWatch
+    asked: DropAsked, models: PairedModels, folder: StudyFolder, watch: StudyWatch
 ) -> Selections:
     """One pass over the deltas: the selections of all cells, unit by unit.
 
     Raises:
         DeltaLensError: there is no delta.
     """
-    settings = asked.drop_settings()
+    pairing, settings = models.pairing, asked.drop_settings()
     selections: dict[DropSetting, dict[str, Selection]] = {one: {} for one in settings}
     units = pairing.units(asked.scope)
     watch.stage("ranking the delta", pairing.entries)
@@ -209,17 +191,7 @@ def _select(
             watch.advance(unit.entries)
     if unchanged == pairing.entries:
         raise no_delta(pairing)
-    folder.facts |= {
-        "ft": str(pairing.ft.path),
-        "base": str(pairing.base.path),
-        "tensors": len(pairing.pairs),
-        "units": len(units),
-        "entries": pairing.entries,
-        "unchanged": unchanged,
-        "kept": len(pairing.kept),
-        "unpaired": pairing.unpaired,
-        "notes": list(pairing.notes),
-    }
+    folder.facts |= models.facts(unchanged, {"units": len(units)})
     return selections
 
 

@@ -6,28 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from deltalens.catalog.metrics import check_better
 from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
-from deltalens.io.matching import pair
-from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
+from deltalens.io.records import StudyFolder, StudyRecord, load_study
 from deltalens.names import check_scope
 from deltalens.numerics.rates import Rate, exact_rates
 from deltalens.numerics.selection import STRATEGIES
-from deltalens.scoring.loading import (
-    Loading,
-    check_fits,
-    pick_device,
-    pick_dtype,
-)
 from deltalens.scoring.own_metrics import Metric
 from deltalens.scoring.suite import read_suite
 from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies.axes import in_order
-from deltalens.studies.drop_asked import GROWS, DropAsked, identity_of
+from deltalens.studies.drop_asked import GROWS, DropAsked
 from deltalens.studies.drop_run import measure_drops
 from deltalens.studies.engine import StudyWatch, keep_better, read_weights
-from deltalens.studies.executors import find_executor
+from deltalens.studies.paired import PairedModels
 from deltalens.studies.selecting import check_strategy
 
 __all__ = ["drop_study"]
@@ -115,7 +107,6 @@ def drop_study(
         DeltaLensError: bad input, as far as it can be known before the model is loaded.
     """
     watch = watch or StudyWatch()
-    directions = check_better(better, custom=metric is not None)
     if seeds < 1:
         raise DeltaLensError(f"seeds {seeds}: at least 1")
     asked = DropAsked(
@@ -123,6 +114,7 @@ def drop_study(
             data=data,
             metrics=metrics,
             metric=metric,
+            better=better,
             version=version,
             answer_pattern=answer_pattern,
             limit=limit,
@@ -142,29 +134,31 @@ def drop_study(
     if not asked.strategies:
         raise DeltaLensError(f"no strategy: choose from {', '.join(STRATEGIES)}")
     asked.suite.check_names()
-    pairing = pair(ft, base, include, exclude, strict)
-    where = pick_device(device)
-    kind = pick_dtype(dtype, pairing.ft)
     out = Path(out)
-    check_study_folder(out, [pairing.ft.path, pairing.base.path])
-    find_executor(executor, jobs)
-    check_fits(pairing.ft, kind, where, batch_tokens, jobs)
+    models = PairedModels.read(
+        ft,
+        base,
+        out,
+        include=include,
+        exclude=exclude,
+        strict=strict,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        batch_tokens=batch_tokens,
+        jobs=jobs,
+        executor=executor,
+    )
+    pairing = models.pairing
     read_weights(watch, pairing.ft, pairing.base)
-    identity = {
-        **identity_of(asked, pairing, where, kind),
-        "trust_remote_code": trust_remote_code,
-    }
-    columns = STUDIES[KIND].columns
-    folder = StudyFolder.open(out, KIND, identity, columns, fresh, GROWS, asked.suite.known.once)
-    try:
-        keep_better(folder, {**asked.suite.better, **directions})
+    identity, columns = models.identity(asked.identity()), STUDIES[KIND].columns
+    once = asked.suite.known.once
+    with StudyFolder.open(out, KIND, identity, columns, fresh, GROWS, once) as folder:
+        keep_better(folder, asked.suite)
         asked = asked.grown(folder.asked)
         cells = asked.cells(bool(pairing.unpaired))
         if len(folder.cells) < len(cells):
-            loading = Loading(kind, where, trust_remote_code)
-            measure_drops(asked, pairing, loading, folder, watch, jobs, executor)
+            measure_drops(asked, models, folder, watch, jobs, executor)
         else:
             folder.write_finished(cells)
-    finally:
-        folder.close()
     return load_study(out)

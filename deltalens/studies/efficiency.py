@@ -33,7 +33,7 @@ from deltalens.scoring.tokens import Batch, batches, encode_rows, padding_of
 from deltalens.studies import axes
 from deltalens.studies.engine import StudyWatch, read_weights, run_cells
 from deltalens.studies.executors import Tell
-from deltalens.studies.trainings import cells_own
+from deltalens.studies.training_plans import cells_own
 from deltalens.training.asked import TrainingAsked, check_own
 from deltalens.training.methods import method_callbacks
 from deltalens.training.run import check_trainable, training_dtype
@@ -104,8 +104,8 @@ def efficiency(
         "device": where.type,
         "dtype": str(kind).removeprefix("torch."),
     }
-    study = StudyFolder.open(out, KIND, identity, _KNOWN.columns, fresh, {"repeats": axes.largest})
-    try:
+    columns, grows = _KNOWN.columns, {"repeats": axes.largest}
+    with StudyFolder.open(out, KIND, identity, columns, fresh, grows) as study:
         watch.stage("loading the model", None)
         loaded = load_model(checkpoint, kind, where)
         bench = _Bench(loaded.model, rows, loaded.tokenizer, asked, steps, where, checkpoint.path)
@@ -120,8 +120,6 @@ def efficiency(
             for place in range(len(methods))
         ]
         run_cells(study, cells, None, bench, watch)
-    finally:
-        study.close()
     return load_study(out)
 
 

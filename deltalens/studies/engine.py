@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltalens.catalog.metrics import Better
 from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.fingerprint import take_fingerprints
 from deltalens.io.records import Cell, Setting, StudyFolder
-from deltalens.scoring.suite import Metrics
+from deltalens.scoring.suite import Metrics, Suite
 from deltalens.studies.executors import (
     Executor,
     Recipe,
@@ -49,11 +48,11 @@ def read_weights(watch: StudyWatch, *checkpoints: Checkpoint) -> None:
     take_fingerprints(checkpoints, watch.stage, lambda done, total: watch.advance(1))
 
 
-def keep_better(folder: StudyFolder, better: Mapping[str, Better]) -> None:
+def keep_better(folder: StudyFolder, suite: Suite) -> None:
     """Write down which way the caller's metrics are better. It decides no number, so it is no part
     of what was asked: a later call may say it for the first time, or say otherwise."""
-    if better:
-        folder.facts["better"] = dict(better)
+    if suite.better:
+        folder.facts["better"] = suite.better
         folder.write_manifest()
 
 

@@ -275,8 +275,7 @@ def _same_in_bf16(chunk: DeltaChunk) -> Tensor:
 
 def _record(found: Inspection, out: Path) -> None:
     """Write the records of an inspection; they hold what the picture is drawn from."""
-    folder = StudyFolder.open(out, KIND, {}, STUDIES[KIND].columns, fresh=True)
-    try:
+    with StudyFolder.open(out, KIND, {}, STUDIES[KIND].columns, fresh=True) as folder:
         folder.facts = {
             "ft": str(found.pairing.ft.path),
             "base": str(found.pairing.base.path),
@@ -302,5 +301,3 @@ def _record(found: Inspection, out: Path) -> None:
         ]
         folder.extend(cells)
         folder.write_table([cell.setting for cell in cells])
-    finally:
-        folder.close()

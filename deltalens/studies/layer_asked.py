@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from deltalens.errors import DeltaLensError, several
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Setting
@@ -45,20 +43,14 @@ class LayersAsked:
             _setting("base"),
         ]
 
-    def identity(
-        self, pairing: Pairing, device: torch.device, dtype: torch.dtype
-    ) -> dict[str, Any]:
-        """Everything that decides the numbers: two calls with the same are the same study."""
+    def identity(self) -> dict[str, Any]:
+        """What of it decides the numbers, as JSON values."""
         return {
             "method": "drop",
-            "ft": pairing.ft.identity,
-            "base": pairing.base.identity,
             "groups": list(self.sizes),
             "include": self.include,
             "exclude": self.exclude,
             **self.suite.identity(),
-            "device": device.type,
-            "dtype": str(dtype).removeprefix("torch."),
         }
 
 

@@ -8,20 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from deltalens.catalog.metrics import check_better
 from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
-from deltalens.io.matching import pair
-from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
-from deltalens.scoring.loading import Loading, check_fits, pick_device, pick_dtype
+from deltalens.io.records import StudyFolder, StudyRecord, load_study
 from deltalens.scoring.own_metrics import Metric
 from deltalens.scoring.suite import read_suite
 from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies import axes
 from deltalens.studies.engine import StudyWatch, keep_better, read_weights
-from deltalens.studies.executors import find_executor
 from deltalens.studies.layer_asked import LayersAsked, groups_taking_part
 from deltalens.studies.layer_run import measure_layers
+from deltalens.studies.paired import PairedModels
 
 __all__ = ["KIND", "sweep_layers_drop"]
 
@@ -106,13 +103,13 @@ def sweep_layers_drop(
         DeltaLensError: bad input, as far as it can be known before the model is loaded.
     """
     watch = watch or StudyWatch()
-    directions = check_better(better, custom=metric is not None)
     if not (math.isfinite(cache_gb) and cache_gb >= 0):
         raise DeltaLensError(f"cache_gb {cache_gb}: 0 or more")
     suite = read_suite(
         data=data,
         metrics=metrics,
         metric=metric,
+        better=better,
         version=version,
         answer_pattern=answer_pattern,
         limit=limit,
@@ -120,7 +117,23 @@ def sweep_layers_drop(
         fidelity=fidelity,
         batch_tokens=batch_tokens,
     )
-    pairing = pair(ft, base, include, exclude, strict)
+    suite.check_names()
+    out = Path(out)
+    models = PairedModels.read(
+        ft,
+        base,
+        out,
+        include=include,
+        exclude=exclude,
+        strict=strict,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        batch_tokens=batch_tokens,
+        jobs=jobs,
+        executor=executor,
+    )
+    pairing = models.pairing
     asked = LayersAsked(
         suite=suite,
         sizes=tuple(sorted({*groups})),
@@ -128,39 +141,17 @@ def sweep_layers_drop(
         include=include,
         exclude=exclude,
     )
-    suite.check_names()
-    where = pick_device(device)
-    kind = pick_dtype(dtype, pairing.ft)
-    out = Path(out)
-    check_study_folder(out, [pairing.ft.path, pairing.base.path])
-    find_executor(executor, jobs)
-    check_fits(pairing.ft, kind, where, batch_tokens, jobs)
     read_weights(watch, pairing.ft, pairing.base)
-    identity = {
-        **asked.identity(pairing, where, kind),
-        "trust_remote_code": trust_remote_code,
-    }
+    identity, columns = models.identity(asked.identity()), STUDIES["layer-sweep-drop"].columns
     grows = {"groups": axes.numbers}
-    columns = STUDIES["layer-sweep-drop"].columns
-    folder = StudyFolder.open(out, KIND, identity, columns, fresh, grows, suite.known.once)
-    try:
-        keep_better(folder, {**suite.better, **directions})
+    with StudyFolder.open(out, KIND, identity, columns, fresh, grows, suite.known.once) as folder:
+        keep_better(folder, suite)
         sizes = tuple(folder.asked["groups"])
         asked = replace(asked, sizes=sizes, groups=groups_taking_part(pairing, sizes))
         cells = asked.cells()
         if len(folder.cells) < len(cells):
-            measure_layers(
-                asked,
-                pairing,
-                Loading(kind, where, trust_remote_code),
-                int(cache_gb * 1e9),
-                folder,
-                watch,
-                jobs,
-                executor,
-            )
+            cache_bytes = int(cache_gb * 1e9)
+            measure_layers(asked, models, cache_bytes, folder, watch, jobs, executor)
         else:
             folder.write_finished(cells)
-    finally:
-        folder.close()
     return load_study(out)

@@ -5,17 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from deltalens.errors import DeltaLensError
-from deltalens.io.pairing import Pairing
 from deltalens.io.records import Setting, StudyFolder
 from deltalens.names import block_number, stacks_of
 from deltalens.numerics.workers import workers
-from deltalens.scoring.loading import Loading
 from deltalens.scoring.prefix import Prefix, find_blocks
 from deltalens.scoring.suite import Metrics, ReadySuite
 from deltalens.scoring.texts import KeptTexts, Progress
@@ -24,28 +22,19 @@ from deltalens.studies.engine import StudyWatch, run_cells
 from deltalens.studies.executors import Tell
 from deltalens.studies.layer_asked import LayersAsked
 from deltalens.studies.live import LiveModel
+from deltalens.studies.paired import PairedModels, PairRecipe, at_work
 from deltalens.studies.selecting import find_nonfinite, no_delta
 
 __all__ = ["measure_layers"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerRecipe:
-    """How the worker of a sweep over layers is prepared (see `Recipe`)."""
+class LayerRecipe(PairRecipe):
+    """How the worker of a sweep over layers is prepared."""
 
     asked: LayersAsked
-    pairing: Pairing
-    loading: Loading
-    texts: KeptTexts
     cache_bytes: int
     """What a worker may hold of the unchanged blocks' states; 0: nothing."""
-    stays = None
-    shares_threads = False
-
-    @property
-    def one_device(self) -> bool:
-        """See `Recipe`."""
-        return self.loading.one_device
 
     def prepare(self, watch: Progress) -> LayerWorker:
         """See `Recipe`."""
@@ -71,14 +60,14 @@ class LayerWorker:
         self._groups = {str(group): group for group in recipe.asked.groups}
         self._reference: str | None = None
         watch.stage("loading the model", None)
-        loaded = recipe.loading.load(recipe.pairing.ft)
+        pairing = recipe.models.pairing
+        loaded = recipe.models.loading.load(pairing.ft)
         self._model = loaded.model
-        self._live = LiveModel(loaded.model, recipe.pairing)
+        self._live = LiveModel(loaded.model, pairing)
         self._tensors: dict[int | None, set[str]] = {}
-        for pair in recipe.pairing.pairs:
+        for pair in pairing.pairs:
             self._tensors.setdefault(block_number(pair.name), set()).add(pair.name)
-        where = recipe.pairing.ft.path
-        self._suite = ReadySuite(recipe.asked.suite, loaded, where, recipe.texts, watch)
+        self._suite = ReadySuite(recipe.asked.suite, loaded, pairing.ft.path, recipe.texts, watch)
         self.notes = [*self._suite.notes]
         self._prefix = self._find_prefix() if recipe.cache_bytes else None
 
@@ -120,7 +109,7 @@ class LayerWorker:
                 raise DeltaLensError("a metric of your own may look at any part of the model")
             if asked.suite.answer_pattern is not None:
                 raise DeltaLensError("the model generates")
-            blocks = find_blocks(model, stacks_of(self._recipe.pairing.ft.tensors))
+            blocks = find_blocks(model, stacks_of(self._recipe.models.pairing.ft.tensors))
             if asked.groups and max(g.blocks[-1] for g in asked.groups) >= len(blocks):
                 raise DeltaLensError(f"{type(model).__name__} has {len(blocks)} blocks")
         except DeltaLensError as error:
@@ -144,8 +133,7 @@ class LayerWorker:
 
 def measure_layers(
     asked: LayersAsked,
-    pairing: Pairing,
-    loading: Loading,
+    models: PairedModels,
     cache_bytes: int,
     folder: StudyFolder,
     watch: StudyWatch,
@@ -156,8 +144,7 @@ def measure_layers(
 
     Args:
         asked: what was asked.
-        pairing: of the fine-tune and its base.
-        loading: how the model is loaded.
+        models: the fine-tune and its base.
         cache_bytes: what may be held of the unchanged blocks' states, by all workers together.
         folder: open for writing.
         watch: told of stages, progress and finished cells.
@@ -172,22 +159,18 @@ def measure_layers(
         last[0] = found.note
         return [(setting, found.metrics)]
 
-    _survey(pairing, folder, watch)
+    _survey(models, folder, watch)
     recipe = LayerRecipe(
         asked=asked,
-        pairing=pairing,
-        loading=loading,
+        models=models,
         texts=KeptTexts(folder.path, again=bool(folder.cells)),
         cache_bytes=cache_bytes // jobs,
     )
-    worker = recipe.prepare(watch)
-    try:
-        folder.facts["notes"] += worker.notes
-        folder.write_manifest()
+    with at_work(recipe, folder, watch) as worker:
         run_cells(
             folder,
             asked.order(),
-            replace(recipe, texts=KeptTexts(folder.path, again=True)),
+            recipe.elsewhere(),
             worker,
             watch,
             same=_same_point,
@@ -199,20 +182,19 @@ def measure_layers(
         if last[0] is not None:
             folder.facts["notes"].append(last[0])
         folder.write_manifest()
-    finally:
-        worker.close()
 
 
 def _in_full(why: str) -> str:
     return f"unchanged blocks ran again in every cell: {why}"
 
 
-def _survey(pairing: Pairing, folder: StudyFolder, watch: StudyWatch) -> None:
+def _survey(models: PairedModels, folder: StudyFolder, watch: StudyWatch) -> None:
     """One pass over the deltas: which blocks hold how much of it.
 
     Raises:
         DeltaLensError: a NaN or an infinity in either model, or no delta at all.
     """
+    pairing = models.pairing
     watch.stage("reading the delta", pairing.entries)
     stream = DeltaStream()
     found: dict[str, dict[str, Any]] = {}
@@ -234,18 +216,9 @@ def _survey(pairing: Pairing, folder: StudyFolder, watch: StudyWatch) -> None:
         raise find_nonfinite(pairing.pairs, stream)
     if unchanged == pairing.entries:
         raise no_delta(pairing)
-    folder.facts |= {
-        "ft": str(pairing.ft.path),
-        "base": str(pairing.base.path),
-        "tensors": len(pairing.pairs),
-        "entries": pairing.entries,
-        "unchanged": unchanged,
-        "kept": len(pairing.kept),
-        "unpaired": pairing.unpaired,
-        "blocks": {name: part for name, part in found.items() if name},
-        "outside": found.get("", {"entries": 0, "squares": 0.0}),
-        "notes": list(pairing.notes),
-    }
+    blocks = {name: part for name, part in found.items() if name}
+    outside = found.get("", {"entries": 0, "squares": 0.0})
+    folder.facts |= models.facts(unchanged, {"blocks": blocks, "outside": outside})
 
 
 def _size_of(stream: DeltaStream, span: Span) -> tuple[int, float]:

@@ -8,19 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.catalog.methods import METHODS, has_ratio
-from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Setting, StudyRecord
 from deltalens.numerics.rates import Rate, exact_rates, show_rate
 from deltalens.studies import axes
 from deltalens.studies.engine import StudyWatch
-from deltalens.studies.trainings import (
-    Plan,
-    TrainingData,
-    cells_own,
-    check_trainings,
-    run_trainings,
-)
+from deltalens.studies.training_plans import Plan, TrainingData, check_trainings
+from deltalens.studies.trainings import run_trainings
 from deltalens.training.asked import TrainingAsked
 
 __all__ = ["KIND", "sweep_mask_ratio"]
@@ -28,7 +22,6 @@ __all__ = ["KIND", "sweep_mask_ratio"]
 KIND = "mask-ratio-sweep"
 SWEPT = ("mask_ratio", "threshold")
 """Options of a method that the study goes through."""
-_METHODS = STUDIES[KIND].methods
 _GRADIENTS, _WEIGHTS = "0:0.9:0.1,0.95,0.99", "0.02,0.05,0.1,0.2,0.3,0.4"
 """What is asked for by default: of masked gradients (GMT, Figure 2), and of removed weights (MFT,
 Figure 4)."""
@@ -80,28 +73,16 @@ def sweep_mask_ratio(
     if exact[-1] >= 1:
         raise DeltaLensError(f"mask ratio {show_rate(exact[-1])}: in [0, 1)")
     with_reference = ("ft" if removing else "sft", *methods)
-    methods = check_trainings(
-        asked, with_reference, _METHODS, seeds, dict.fromkeys(SWEPT, "ratios")
-    )
+    swept = dict.fromkeys(SWEPT, "ratios")
     return run_trainings(
         KIND,
-        STUDIES[KIND].columns,
         lambda wanted: _plans(wanted, asked, source),
         source,
         out,
-        {
-            **asked.shared(),
-            "methods": methods,
-            "ratios": [show_rate(ratio) for ratio in exact],
-            "seeds": seeds,
-            "settings": cells_own(asked, methods, SWEPT),
-        },
-        {
-            "methods": axes.named(_METHODS),
-            "ratios": axes.rates,
-            "seeds": axes.largest,
-            "settings": axes.settings(_METHODS),
-        },
+        asked,
+        settings=check_trainings(KIND, asked, with_reference, seeds, swept),
+        seeds=seeds,
+        along={"ratios": ([show_rate(ratio) for ratio in exact], axes.rates)},
         same=_same_point,
         after=_ground,
         keep_checkpoints=keep_checkpoints,

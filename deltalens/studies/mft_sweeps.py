@@ -18,13 +18,8 @@ from deltalens.scoring.loading import pick_device
 from deltalens.scoring.rows import read_rows
 from deltalens.studies import axes
 from deltalens.studies.engine import StudyWatch
-from deltalens.studies.trainings import (
-    Plan,
-    TrainingData,
-    cells_own,
-    check_trainings,
-    run_trainings,
-)
+from deltalens.studies.training_plans import Plan, TrainingData, check_trainings
+from deltalens.studies.trainings import run_trainings
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import training_dtype
 
@@ -34,8 +29,6 @@ COMPARED = STUDIES["comparison"].methods
 """What a comparison knows, in the order of its table, as below."""
 COMPLEMENTS = tuple(name for name in COMPARED if name.endswith("-complement"))
 """Masks that are not learned, which remove what those at the ratio would keep."""
-_MASKED = STUDIES["layer-sweep"].methods
-_LEARNING = STUDIES["data-ratio-sweep"].methods
 _OF_GROUPS = ("blocks", "include")
 """What says which layers are masked: a group of blocks does."""
 _NO_BASE = "what starts from the base is not finished: name its checkpoint again (--base)"
@@ -71,7 +64,8 @@ def sweep_layers(
     Raises:
         DeltaLensError: bad input, as far as it can be known before a model is loaded.
     """
-    methods = check_trainings(asked, methods, _MASKED, seeds, dict.fromkeys(_OF_GROUPS, "sizes"))
+    swept = dict.fromkeys(_OF_GROUPS, "sizes")
+    settings = check_trainings("layer-sweep", asked, methods, seeds, swept)
     part, blocks = exact_rate(data_ratio), _blocks_of(source.model)
     rows = _part(part, _rows(source))
 
@@ -93,23 +87,15 @@ def sweep_layers(
 
     return run_trainings(
         "layer-sweep",
-        STUDIES["layer-sweep"].columns,
         plans,
         source,
         out,
-        {
-            **asked.shared(),
-            "methods": methods,
-            "sizes": sorted({*sizes}),
-            "data_ratio": show_rate(part),
-            "seeds": seeds,
-            "settings": cells_own(asked, methods, _OF_GROUPS),
-        },
-        {
-            "methods": axes.named(_MASKED),
-            "sizes": axes.numbers,
-            "seeds": axes.largest,
-            "settings": axes.settings(_MASKED),
+        asked,
+        settings=settings,
+        seeds=seeds,
+        along={
+            "sizes": (sorted({*sizes}), axes.numbers),
+            "data_ratio": (show_rate(part), None),
         },
         facts={"blocks": blocks[-1] + 1},
         keep_checkpoints=keep_checkpoints,
@@ -149,7 +135,7 @@ def sweep_data_ratio(
     """
     if any(METHODS[one].masks == "gradients" for one in methods if one in METHODS):
         methods = ("sft", *methods)
-    methods = check_trainings(asked, methods, _LEARNING, seeds, {})
+    settings = check_trainings("data-ratio-sweep", asked, methods, seeds, {})
     exact, count = exact_rates(ratios), _rows(source)
 
     def plans(wanted: Mapping[str, Any]) -> list[tuple[Setting, Plan]]:
@@ -164,23 +150,13 @@ def sweep_data_ratio(
 
     return run_trainings(
         "data-ratio-sweep",
-        STUDIES["data-ratio-sweep"].columns,
         plans,
         source,
         out,
-        {
-            **asked.shared(),
-            "methods": methods,
-            "ratios": [show_rate(ratio) for ratio in exact],
-            "seeds": seeds,
-            "settings": cells_own(asked, methods),
-        },
-        {
-            "methods": axes.named(_LEARNING),
-            "ratios": axes.rates,
-            "seeds": axes.largest,
-            "settings": axes.settings(_LEARNING),
-        },
+        asked,
+        settings=settings,
+        seeds=seeds,
+        along={"ratios": ([show_rate(ratio) for ratio in exact], axes.rates)},
         keep_checkpoints=keep_checkpoints,
         jobs=jobs,
         fresh=fresh,
@@ -224,7 +200,7 @@ def compare(
     if needed and base is None:
         raise DeltaLensError(f"{needed[0]} needs the checkpoint of the base: --base")
     with_base = ("base",) if base is not None else ()
-    methods = check_trainings(asked, (*with_base, "ft", *methods), COMPARED, seeds, {})
+    settings = check_trainings("comparison", asked, (*with_base, "ft", *methods), seeds, {})
 
     def plan(method: str, seed: int, own: Mapping[str, Any]) -> Plan:
         if method == "ft":
@@ -248,7 +224,6 @@ def compare(
             for seed in range(wanted["seeds"] if METHODS[method].random else 1)
         ]
 
-    settings = cells_own(asked, methods)
     for method, own in settings.items():
         if method in starts and base is not None:
             own |= _start(base, source)
@@ -256,16 +231,13 @@ def compare(
             own["from"] = "base" if METHODS[method].from_base else "ft"
     return run_trainings(
         "comparison",
-        STUDIES["comparison"].columns,
         plans,
         source,
         out,
-        {**asked.shared(), "methods": methods, "seeds": seeds, "settings": settings},
-        {
-            "methods": axes.named(COMPARED),
-            "seeds": axes.largest,
-            "settings": axes.settings(COMPARED),
-        },
+        asked,
+        settings=settings,
+        seeds=seeds,
+        along={},
         same=_named,
         after=_ground,
         keep_checkpoints=keep_checkpoints,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltalens.catalog.methods import METHODS, options_of
+from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError, RecordError, reason
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.folders import new_folder, remove
@@ -34,136 +34,26 @@ from deltalens.studies.drop import drop
 from deltalens.studies.engine import StudyWatch, read_weights, run_cells
 from deltalens.studies.executors import Tell
 from deltalens.studies.training_notes import gather_notes, note
-from deltalens.training.asked import TrainingAsked, check_own
+from deltalens.studies.training_plans import Plan, Plans, TrainingData
+from deltalens.training.asked import TrainingAsked
 from deltalens.training.following import TrainingWatch
 from deltalens.training.run import train, training_dtype, training_suite
 
-__all__ = ["Plan", "TrainingData", "cells_own", "check_trainings", "run_trainings"]
+__all__ = ["run_trainings"]
 
 _KEPT, _CELL, _GROUND = "checkpoints", ".cell", ".ground"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How the model of a cell comes about."""
-
-    asked: TrainingAsked
-    """The training."""
-    start: str | Path | None = None
-    """The checkpoint that it starts from; the study's model if not given."""
-    rows: int | None = None
-    """Only the first so many rows of the data."""
-    drop: str | None = None
-    """Instead: this share of the smallest deltas of that training is put back (One-off Drop)."""
-    continued: bool = False
-    """Instead: the same training once more, from the result of that one."""
-    scope: str = "tensor"
-    """What is ranked together for that."""
-    still: str | Path | None = None
-    """Instead: this checkpoint as it is."""
-    lacks: str | None = None
-    """Why it cannot come about now: a study that grows may have measured it before."""
-
-    @property
-    def training(self) -> str:
-        """Names the training whose result is dropped or continued, or is the cell's own."""
-        return f"{self.asked.method}-seed-{self.asked.seed}"
-
-    @property
-    def builds(self) -> bool:
-        """Whether it builds on the result of another training."""
-        return self.continued or self.drop is not None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingData:
-    """What a study of trainings starts from, learns and is measured on.
-
-    Raises:
-        DeltaLensError: there is nothing to measure on.
-    """
-
-    model: str | Path
-    data: str | Path
-    eval_data: Sequence[str | Path]
-    fields: Mapping[str, str] | None = None
-    """What the data files call a field, those that are measured among them."""
-    limit: int | None = None
-    """Rows taken of the data."""
-    choose_on: str | Path | None = None
-    """Rows that decide which moment of a training comes out (`train`)."""
-    eval_every: int | None = None
-    """Steps between measurements on the way; their metrics are called `METRIC@STEP`."""
-    device: str = "auto"
-    dtype: str = "auto"
-
-    def __post_init__(self) -> None:
-        if not self.eval_data:
-            raise DeltaLensError("a sweep needs data to measure on: --eval-data")
-
-
-Plans = Callable[[Mapping[str, Any]], Sequence[tuple[Setting, Plan]]]
-"""From what a study was asked, axes and each method's settings among it, to its cells in the order
-of the table: each one's setting, and how its model comes about."""
-
-
-def check_trainings(
-    asked: TrainingAsked,
-    methods: Sequence[str],
-    known: Sequence[str],
-    seeds: int,
-    swept: Mapping[str, str],
-) -> list[str]:
-    """The methods of a study in the order of its table, after a look at what they are asked.
-
-    Args:
-        asked: the settings of a training.
-        methods: that were asked for.
-        known: to the study, in the order of its table.
-        seeds: how many trainings at each point.
-        swept: settings that the study goes through, and what to give it instead.
-
-    Raises:
-        DeltaLensError: an unknown method, none, an option that none of them has, or no seed.
-    """
-    unknown = [method for method in methods if method not in known]
-    if unknown or not methods:
-        name = unknown[0] if unknown else ""
-        raise DeltaLensError(f"method {name!r}: choose from {', '.join(known)}")
-    if seeds < 1:
-        raise DeltaLensError(f"seeds {seeds}: at least 1")
-    if asked.seed:
-        raise DeltaLensError(f"seed {asked.seed}: the trainings of a study have seeds from 0 on")
-    check_own(methods, asked.given, swept=swept)
-    removing = [m for m in methods if "blocks" in (own := options_of(m)) and "threshold" not in own]
-    if asked.threshold is not None and removing:
-        raise DeltaLensError(
-            f"threshold: {', '.join(removing)} would remove a ratio of their own; leave them out"
-        )
-    return axes.in_order(methods, known)
-
-
-def cells_own(
-    asked: TrainingAsked, methods: Sequence[str], swept: Sequence[str] = ()
-) -> dict[str, dict[str, Any]]:
-    """Each method's own settings, as its trainings use them; but for those that a study goes
-    through, which its cells name."""
-    found = {}
-    for method in methods:
-        own = asked.of(method).settings() if METHODS[method].options is not None else {}
-        found[method] = {name: value for name, value in own.items() if name not in swept}
-    return found
-
-
 def run_trainings(
     kind: str,
-    columns: Sequence[str],
     plans: Plans,
     source: TrainingData,
     out: str | Path,
-    identity: Mapping[str, Any],
-    grows: Mapping[str, Union],
+    asked: TrainingAsked,
     *,
+    settings: Mapping[str, Mapping[str, Any]],
+    seeds: int,
+    along: Mapping[str, tuple[Any, Union | None]],
     same: Callable[[Setting], str | None] = lambda setting: None,
     after: Callable[[Setting], str | None] = lambda setting: None,
     keep_checkpoints: bool,
@@ -175,12 +65,14 @@ def run_trainings(
     """Make and measure every cell's model.
 
     Args:
-        kind, columns: of the study, as its records name them.
+        kind: of the study.
         plans: the cells of what was asked.
         source: the model, and the data.
         out: the study's folder.
-        identity: what decides the numbers, beside the source.
-        grows: the axes among it, and how they grow.
+        asked: what all trainings have in common.
+        settings: each method's own, in the order of the table.
+        seeds: how many trainings at each point.
+        along: what else the study was asked, as JSON values; and how that grows, if it does.
         same, after, jobs: as `run_cells` takes them.
         keep_checkpoints: keep every trained model in the study's `checkpoints`.
         fresh: discard what the folder holds of another study.
@@ -190,7 +82,14 @@ def run_trainings(
     Raises:
         DeltaLensError: bad input, as far as it can be known before a model is loaded.
     """
-    watch, out = watch or StudyWatch(), Path(out)
+    watch, out, known = watch or StudyWatch(), Path(out), STUDIES[kind]
+    identity = {
+        **asked.shared(),
+        "methods": [*settings],
+        **{name: value for name, (value, _) in along.items()},
+        "seeds": seeds,
+        "settings": settings,
+    }
     plans(identity)
     rows = read_rows(source.data, source.limit, source.fields)
     files = read_files(source.eval_data, None, source.fields)
@@ -199,8 +98,7 @@ def run_trainings(
     check_study_folder(out, [checkpoint.path])
     read_weights(watch, checkpoint)
     choosing = read_rows(source.choose_on, None, source.fields) if source.choose_on else None
-    asked = {
-        **identity,
+    identity |= {
         "model": checkpoint.identity,
         "data": rows.identity,
         "eval_data": [file.identity for file in files],
@@ -209,7 +107,13 @@ def run_trainings(
         "device": where.type,
         "dtype": str(training_dtype(source.dtype, checkpoint, where)).removeprefix("torch."),
     }
-    study = StudyFolder.open(out, kind, asked, columns, fresh, grows)
+    grows: dict[str, Union] = {
+        "methods": axes.named(known.methods),
+        **{name: union for name, (_, union) in along.items() if union is not None},
+        "seeds": axes.largest,
+        "settings": axes.settings(known.methods),
+    }
+    study = StudyFolder.open(out, kind, identity, known.columns, fresh, grows)
     try:
         try:
             planned = plans(study.asked)

@@ -13,7 +13,7 @@ from deltalens.studies.drop_study import drop_study
 from deltalens.studies.efficiency import efficiency
 from deltalens.studies.landscape.scan import scan_landscape
 from deltalens.studies.layer_drop import sweep_layers_drop
-from deltalens.studies.trainings import TrainingData
+from deltalens.studies.training_plans import TrainingData
 from deltalens.training.run import train
 from tests.architecture.commands import root_command, working_commands
 

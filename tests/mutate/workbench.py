@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltalens.studies.trainings import TrainingData
+from deltalens.studies.training_plans import TrainingData
 from deltalens.training.asked import TrainingAsked
 from tests.mutate.damage import OUTSIDE
 

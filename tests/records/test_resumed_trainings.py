@@ -11,7 +11,7 @@ from deltalens.errors import RecordError
 from deltalens.io.records import StudyFolder
 from deltalens.studies.mft_sweeps import compare
 from deltalens.studies.training_notes import NOTES, gather_notes
-from deltalens.studies.trainings import TrainingData
+from deltalens.studies.training_plans import TrainingData
 from deltalens.training.asked import TrainingAsked
 from tests.records.edits import edit
 from tests.training.folders import write_model, write_rows

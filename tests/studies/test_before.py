@@ -15,7 +15,7 @@ from deltalens.figures import draw
 from deltalens.io.records import StudyFolder
 from deltalens.reports import summarise
 from deltalens.studies.mft_sweeps import compare
-from deltalens.studies.trainings import TrainingData
+from deltalens.studies.training_plans import TrainingData
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import train
 from tests.records.studies import BEFORE, SUMMARISED

@@ -25,12 +25,12 @@ from deltalens.catalog.methods import METHODS, options_of
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.numerics.workers import one_thread
 from deltalens.scoring.texts import FidelityTexts
-from deltalens.studies import drop_study, efficiency, layer_drop
+from deltalens.studies import drop_study, efficiency, layer_drop, paired
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.landscape import scan
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.mft_sweeps import compare, sweep_data_ratio, sweep_layers
-from deltalens.studies.trainings import TrainingData
+from deltalens.studies.training_plans import TrainingData
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import TrainingWatch, train
 from tests.studies.conftest import PairOf
@@ -272,7 +272,7 @@ def test_another_value_is_another_study_in_words(
 
 def elsewhere(patch: pytest.MonkeyPatch) -> None:
     """As if there were an accelerator: nothing is loaded before the identity is compared."""
-    for module in (drop_study, layer_drop, scan, efficiency):
+    for module in (paired, scan, efficiency):
         patch.setattr(module, "pick_device", lambda name: torch.device("cuda"))
         for check in ("check_fits", "check_room"):
             patch.setattr(module, check, lambda *given: None, raising=False)

@@ -17,7 +17,7 @@ from deltalens.errors import DeltaLensError, RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.mft_sweeps import compare, sweep_data_ratio, sweep_layers
-from deltalens.studies.trainings import TrainingData
+from deltalens.studies.training_plans import TrainingData
 from deltalens.training.asked import TrainingAsked
 from tests.studies.fake_training import OPTIONS, FakeTraining, fake_trainings
 from tests.studies.runs import command

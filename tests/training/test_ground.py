@@ -13,7 +13,7 @@ from deltalens.io.records import Cell, StudyRecord
 from deltalens.studies import trainings
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.mask_ratio import sweep_mask_ratio
-from deltalens.studies.trainings import TrainingData
+from deltalens.studies.training_plans import TrainingData
 from deltalens.training.asked import TrainingAsked
 from tests.training.folders import write_model, write_rows
 

@@ -18,7 +18,7 @@ from deltalens.studies.mft_sweeps import (
     sweep_data_ratio,
     sweep_layers,
 )
-from deltalens.studies.trainings import TrainingData
+from deltalens.studies.training_plans import TrainingData
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import train
 from tests.training.folders import write_model, write_rows

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deltalens import load_study
 from deltalens.errors import DeltaLensError
 from deltalens.studies.mask_ratio import sweep_mask_ratio
-from deltalens.studies.trainings import TrainingData
+from deltalens.studies.training_plans import TrainingData
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import train
 from tests.training.folders import preferences, write_rows

@@ -16,7 +16,7 @@ from deltalens.reports.trainings import summarise_sweep
 from deltalens.studies.efficiency import efficiency
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.mask_ratio import sweep_mask_ratio
-from deltalens.studies.trainings import TrainingData
+from deltalens.studies.training_plans import TrainingData
 from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import train
 

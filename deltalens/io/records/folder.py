@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, Self
 
 from deltalens.errors import RecordError
 from deltalens.io.checksum import check_sealed, sealed
@@ -188,3 +188,9 @@ class RecordFolder(ABC):
     def close(self) -> None:
         """Let another process have the folder."""
         self._let_go()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from torch import nn
 
-from deltalens.catalog.metrics import check_better
 from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
@@ -122,7 +121,6 @@ def scan_landscape(
     """
     watch, out = watch or StudyWatch(), Path(out)
     find_executor(executor, jobs)
-    directions = check_better(better, custom=metric is not None)
     if isinstance(origin, nn.Module) and metric is None:
         raise DeltaLensError("a model in memory is measured by a metric of your own: metric=...")
     if isinstance(origin, nn.Module) and plane == "hessian" and loss is None:
@@ -138,6 +136,7 @@ def scan_landscape(
             data=data,
             metrics=metrics,
             metric=metric,
+            better=better,
             version=version,
             answer_pattern=answer_pattern,
             limit=limit,
@@ -169,15 +168,13 @@ def scan_landscape(
         "trust_remote_code": trust_remote_code,
     }
     once = asked.suite.known.once or of_loss.once or (models.once if version is None else None)
-    folder = StudyFolder.open(
-        out, KIND, identity, STUDIES[KIND].columns, fresh, {"grid": common_grid}, once
-    )
-    try:
+    columns, grows = STUDIES[KIND].columns, {"grid": common_grid}
+    with StudyFolder.open(out, KIND, identity, columns, fresh, grows, once) as folder:
         asked = replace(asked, counts=tuple(folder.asked["grid"]))
         if not folder.cells:
             known = folder.facts.get("plane")
             folder.facts = models.facts() | ({"plane": known} if known else {})
-        keep_better(folder, {**asked.suite.better, **directions})
+        keep_better(folder, asked.suite)
         measure_points(
             asked,
             models,
@@ -188,6 +185,4 @@ def scan_landscape(
             jobs=jobs,
             executor=executor,
         )
-    finally:
-        folder.close()
     return load_study(out)
