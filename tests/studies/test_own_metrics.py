@@ -109,13 +109,15 @@ def test_another_version_of_its_package_is_another_study(
 
 
 def test_a_metric_that_is_not_there_or_broken_is_refused_before_work(
-    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before a checkpoint is opened: there is none here, and nobody says so."""
     installed(tmp_path / "site", monkeypatch)
+    nowhere = tmp_path / "ft", tmp_path / "base"
     for name, said in (
         ("broken", r"'broken' of extra 1\.0: has no measure"),
         ("bleu", "weight-sum"),
     ):
         with pytest.raises(DeltaLensError, match=said):
-            deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", metrics=[name])
+            deltalens.drop_study(*nowhere, tmp_path / "s", metrics=[name])
     assert not (tmp_path / "s").exists()
