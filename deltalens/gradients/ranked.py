@@ -37,7 +37,7 @@ from deltalens.numerics.selection import (
     rank_units,
     row_of,
 )
-from deltalens.numerics.workers import Each, over, workers
+from deltalens.numerics.workers import Each, workers
 
 __all__ = ["RankedStep", "Survey", "Top", "fetch", "ranked", "reducer"]
 
@@ -67,7 +67,11 @@ class Survey:
 
 @contextmanager
 def ranked(
-    step: GradientStep, gradients: Sequence[Gradient], scope: Scope, scratch: Scratch
+    step: GradientStep,
+    gradients: Sequence[Gradient],
+    scope: Scope,
+    scratch: Scratch,
+    fractions: Sequence[float] = (),
 ) -> Iterator[RankedStep]:
     """Rank some gradients of a step: they are counted, once for all that read them.
 
@@ -76,20 +80,26 @@ def ranked(
         gradients: those of it that are meant, fp16, bf16, fp32 or fp64.
         scope: what is ranked together. Entries of different dtypes, devices or sharding never are.
         scratch: reused memory.
+        fractions: of the quantiles, if they are to be surveyed.
     """
     with workers() as each:
-        yield RankedStep(step, _units_of(gradients, scope), each, scratch)
+        yield RankedStep(step, _units_of(gradients, scope), each, scratch, fractions)
 
 
 class RankedStep:
     """See `ranked`."""
 
     def __init__(
-        self, step: GradientStep, units: Sequence[_Unit], each: Each, scratch: Scratch
+        self,
+        step: GradientStep,
+        units: Sequence[_Unit],
+        each: Each,
+        scratch: Scratch,
+        fractions: Sequence[float],
     ) -> None:
-        self._each = each
+        self._fractions, here = fractions, OnCpu(each, scratch, fractions)
         self._batches = [
-            _Batch(some, OnCpu(each, scratch) if some[0].here else OnDevice(reducer(some[0].first)))
+            _Batch(some, here if some[0].here else OnDevice(reducer(some[0].first)))
             for some in _batches_of(units)
         ]
         for batch in self._batches:
@@ -107,38 +117,19 @@ class RankedStep:
             found += [name for name, some in zip(names, broken, strict=True) if some]
         return sorted(found)
 
-    def survey(self, ratios: Sequence[float], fractions: Sequence[float]) -> list[Survey]:
+    def survey(self, ratios: Sequence[float]) -> list[Survey]:
         """Measure the gradients; call `fetch` before anything but the masks is read.
 
         Args:
             ratios: mask ratios, fractions masked out, from 0 to below 1.
-            fractions: of the quantiles.
         """
         return [
             one
             for batch in self._batches
-            for one in (self._survey_here if batch.here else _survey_there)(
-                batch, ratios, fractions
+            for one in (_survey_here if batch.here else _survey_there)(
+                batch, ratios, self._fractions
             )
         ]
-
-    def _survey_here(
-        self, batch: _Batch, ratios: Sequence[float], fractions: Sequence[float]
-    ) -> list[Survey]:
-        tensors = [pair for unit in batch.units for pair in unit.pairs()]
-        numbers = over(self._each, lambda one: one[1].numbers(fractions), tensors, _size)
-        found = {
-            one.name: Survey(one, some) for (one, _), some in zip(tensors, numbers, strict=True)
-        }
-        whole = [
-            unit for unit in batch.units if unit.size and not any(one.nans for one in unit.counts)
-        ]
-        for unit, bits, masks in batch.rank(whole, list(map(exact_rate, ratios))):
-            thresholds = [magnitude_of_bits(int(one), unit.dtype) for one in bits]
-            for one, some in zip(unit.gradients, masks, strict=True):
-                tops = map(Top, some, thresholds)
-                found[one.name].tops = dict(zip(ratios, tops, strict=True))
-        return list(found.values())
 
     def shrink(
         self, ratio: Fraction, kept: Mapping[str, PackedMask], leaving: Collection[str]
@@ -168,10 +159,6 @@ class RankedStep:
             for unit, bits, _ in batch.rank(whole, [ratio], masks):
                 thresholds |= dict.fromkeys((one.name for one in unit.gradients), bits[0])
         return thresholds
-
-
-def _size(one: tuple[Gradient, Counts]) -> int:
-    return one[0].local.numel()
 
 
 @dataclass
@@ -272,6 +259,22 @@ class _Batch:
         counts = [unit.counts for unit in units]
         found = rank_units(self.backend, [unit.entries for unit in units], counts, ranks, kept)
         return zip(units, found.bits, found.masks or repeat([]), strict=False)
+
+
+def _survey_here(
+    batch: _Batch, ratios: Sequence[float], fractions: Sequence[float]
+) -> list[Survey]:
+    found = {
+        one.name: Survey(one, some.numbers(fractions))
+        for unit in batch.units
+        for one, some in unit.pairs()
+    }
+    whole = [unit for unit in batch.units if unit.size and not any(c.nans for c in unit.counts)]
+    for unit, bits, masks in batch.rank(whole, list(map(exact_rate, ratios))):
+        thresholds = [magnitude_of_bits(int(one), unit.dtype) for one in bits]
+        for one, some in zip(unit.gradients, masks, strict=True):
+            found[one.name].tops = dict(zip(ratios, map(Top, some, thresholds), strict=True))
+    return list(found.values())
 
 
 def _survey_there(

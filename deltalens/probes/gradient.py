@@ -227,8 +227,9 @@ class GradientProbe(Subscriber):
         if not watched or not (sharded or _is_first()):
             return None
         self._units.check(step, watched)
-        with ranked(step, watched, self._scope, self._scratch) as found:
-            surveys = found.survey(self._ratios, list(QUANTILES.values()))
+        fractions = list(QUANTILES.values())
+        with ranked(step, watched, self._scope, self._scratch, fractions) as found:
+            surveys = found.survey(self._ratios)
         if self._updates is not None:
             if not step.opened:
                 self._keep([(one.name, one.parameter) for one in watched])

@@ -30,8 +30,8 @@ def measured(tensors: dict[str, Tensor], scope: Scope) -> list[Survey]:
         for name, t in tensors.items()
     ]
     step = GradientStep(torch.optim.SGD([torch.zeros(())]), 0, gradients)
-    with ranked(step, gradients, scope, Scratch()) as found:
-        return found.survey(RATIOS, list(QUANTILES.values()))
+    with ranked(step, gradients, scope, Scratch(), list(QUANTILES.values())) as found:
+        return found.survey(RATIOS)
 
 
 @pytest.mark.parametrize("scope", ["tensor", "layer", "global"])

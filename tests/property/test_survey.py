@@ -86,8 +86,9 @@ def chunk(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def survey(given: list[Gradient], scope: Scope, asked: list[float]) -> list[Survey]:
-    with ranked.ranked(GradientStep(SGD, 0), given, scope, Scratch()) as found:
-        return found.survey(asked, list(QUANTILES.values()))
+    fractions = list(QUANTILES.values())
+    with ranked.ranked(GradientStep(SGD, 0), given, scope, Scratch(), fractions) as found:
+        return found.survey(asked)
 
 
 def measured(

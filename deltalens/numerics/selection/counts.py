@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,6 +72,7 @@ class Counts:
     """Sum of the magnitudes, where it was taken; infinities and NaNs count."""
     squares: Any = 0.0
     """Sum of their squares."""
+    _made: dict[tuple[float, ...], Numbers] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def empty(cls, dtype: torch.dtype, device: torch.device | str = "cpu") -> Counts:
@@ -88,6 +89,7 @@ class Counts:
         if values.dtype != self.dtype:
             raise TypeError(f"counts of {self.dtype} cannot take {values.dtype}")
         flat, scratch = values.view(-1), scratch or Scratch()
+        self._made.clear()
         for start in range(0, flat.numel(), CHUNK):
             self._count(flat[start : start + CHUNK], scratch)
 
@@ -110,6 +112,7 @@ class Counts:
         """Add others of the same dtype to these, both over all prefixes."""
         if other.dtype != self.dtype:
             raise TypeError(f"counts of {self.dtype} and {other.dtype} do not add")
+        self._made.clear()
         self.counts += other.counts.to(self.counts.device)
         self.zeros += other.zeros
 
@@ -196,7 +199,14 @@ class Counts:
         return torch.from_numpy(smallest_with(self.dtype)[:finite])
 
     def numbers(self, fractions: Sequence[float]) -> Numbers:
-        """All that is recorded of a tensor on the CPU, with quantiles at these fractions."""
+        """All that is recorded of a tensor on the CPU, with quantiles at these fractions; made
+        once."""
+        asked = tuple(fractions)
+        if asked not in self._made:
+            self._made[asked] = self._numbers(asked)
+        return self._made[asked]
+
+    def _numbers(self, fractions: Sequence[float]) -> Numbers:
         from deltalens.numerics.selection import loops
 
         starts, counts = octaves_of(self.dtype).starts, self.counts.numpy()

@@ -124,14 +124,23 @@ class OnCpu:
     Args:
         each: how to visit the tensors.
         scratch: reused memory.
+        fractions: where they are given, a tensor's `Counts.numbers` are made as soon as it is
+            counted, while other cores count.
     """
 
-    def __init__(self, each: Each, scratch: Scratch) -> None:
-        self._each, self._scratch = each, scratch
+    def __init__(self, each: Each, scratch: Scratch, fractions: Sequence[float] = ()) -> None:
+        self._each, self._scratch, self._fractions = each, scratch, fractions
 
     def count(self, units: Units) -> list[list[Counts]]:
         """See `Backend`."""
-        return self._over(units, lambda unit, place: count(units[unit][place], self._scratch))
+
+        def work(unit: int, place: int) -> Counts:
+            found = count(units[unit][place], self._scratch)
+            if self._fractions:
+                found.numbers(self._fractions)
+            return found
+
+        return self._over(units, work)
 
     def visit(
         self,
