@@ -73,9 +73,9 @@ def memory() -> None:
         "update": (few + 0.256 * len(sizes) + copy + bits, {"apply_to": "update"}),
     }
     _peak(training, GradientMask(training.model, 0.2))  # Compiles what is not compiled yet.
-    for name, (most, asked) in allowed.items():
+    for name, (most, spec) in allowed.items():
         bare = _peak(training, nullcontext())
-        masked = _peak(training, GradientMask(training.model, 0.2, **asked))
+        masked = _peak(training, GradientMask(training.model, 0.2, **spec))
         line = {
             "name": f"gmt-memory-{name}",
             "added_mb": round(masked - bare, 1),

@@ -44,9 +44,9 @@ def run() -> None:
         folder = Path(name)
         probes = {
             name: stack.enter_context(
-                GradientProbe(training.model, folder / name, every=turn.of(name), **asked)
+                GradientProbe(training.model, folder / name, every=turn.of(name), **spec)
             )
-            for name, asked in PROBES.items()
+            for name, spec in PROBES.items()
         }
         for _ in range(BLOCKS):
             bare.append(training.steps(STEPS))

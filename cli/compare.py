@@ -53,11 +53,11 @@ def compare(
     names = split(methods)
     sweep.run(
         names,
-        lambda source, asked, watch: run(
+        lambda source, spec, watch: run(
             [*names, *(complements(names) if complement else [])],
             source,
             sweep.out,
-            asked,
+            spec,
             base=locate(base) if base else None,
             watch=watch,
             **sweep.how,

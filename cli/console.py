@@ -113,7 +113,7 @@ def changed_only(of: str) -> bool:
 
 
 def console() -> Console:
-    """Where results are printed; without colour under NO_COLOR or into a pipe."""
+    """Where results are printed; without color under NO_COLOR or into a pipe."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 120
@@ -251,9 +251,9 @@ def notes(pairing: Pairing) -> list[str]:
 
 def show(record: StudyRecord, pictures: list[Path], *, as_json: bool, quiet: bool) -> None:
     """What a study found, as text with tables or as JSON, and where it lies."""
-    from deltalens.reports import summarise
+    from deltalens.reports import summarize
 
-    summary = summarise(record)
+    summary = summarize(record)
     if as_json:
         print_json({**summary.as_json(), "pictures": [str(path) for path in pictures]})
         return

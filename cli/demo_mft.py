@@ -112,7 +112,7 @@ def _finetune(name: str, base: Path, data: Path, out: Path, quiet: bool) -> None
 
     ft = out / f"ft-{name}"
     done = (ft / "config.json").exists()
-    if done and load_training(ft).asked.get("model") == open_checkpoint(base).identity:
+    if done and load_training(ft).spec.get("model") == open_checkpoint(base).identity:
         return
     shutil.rmtree(ft, ignore_errors=True)
     say(quiet, _TRAIN.format(name, base, data, ft))

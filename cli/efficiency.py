@@ -68,11 +68,11 @@ def efficiency(
         from deltalens.io.locate import locate
         from deltalens.studies.efficiency import efficiency as run
         from deltalens.studies.engine import StudyWatch
-        from deltalens.training.asked import TrainingAsked
+        from deltalens.training.spec import TrainingSpec
 
         console.quieten()
         names = [name.strip() for name in methods.split(",")]
-        asked = TrainingAsked(
+        spec = TrainingSpec(
             **given_to(names, {"mask_ratio": mask_ratio, "scope": scope}),
             batch_size=batch_size,
             accumulate=accumulate,
@@ -83,7 +83,7 @@ def efficiency(
                 locate(model),
                 data,
                 out,
-                asked,
+                spec,
                 methods=names,
                 repeats=repeats,
                 steps=steps,

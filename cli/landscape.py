@@ -66,7 +66,7 @@ def landscape(
     base: Annotated[
         str | None, typer.Option(help="A further model, projected onto the plane and marked.")
     ] = None,
-    normalise: Annotated[
+    normalize: Annotated[
         str, typer.Option(metavar="filter|layer|model", help="Of random directions.")
     ] = "filter",
     seed: Annotated[int, typer.Option(help="Of random directions, and of Lanczos.")] = 0,
@@ -138,7 +138,7 @@ def landscape(
                 plane=plane,
                 grid=grid,
                 span=span,
-                normalise=normalise,
+                normalize=normalize,
                 seed=seed,
                 data=data or (),
                 metrics=metric or (),
@@ -199,7 +199,7 @@ def _levels_end(record: StudyRecord) -> list[int]:
 
     from deltalens.studies.landscape.grid import levels
 
-    sizes = [len(level) for level in levels(record.asked["grid"])]
+    sizes = [len(level) for level in levels(record.spec["grid"])]
     marks, sets = len(record.facts["plane"]["marks"]), len(record.facts["data"])
     return [(marks + end) * sets for end in list(accumulate(sizes))[1:]]
 

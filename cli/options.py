@@ -290,7 +290,7 @@ def given_to(
     Raises:
         DeltaLensError: names the options that no method has, and those that they have.
     """
-    from deltalens.training.asked import check_own
+    from deltalens.training.spec import check_own
 
     given = [name for name, value in own.items() if value is not None]
     check_own(methods, given, swept=swept, show=_flag, offered=own)

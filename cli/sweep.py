@@ -54,8 +54,8 @@ def mask_ratio(
     names = split(methods)
     sweep.run(
         names,
-        lambda source, asked, watch: sweep_mask_ratio(
-            names, source, sweep.out, asked, ratios=ratios, watch=watch, **sweep.how
+        lambda source, spec, watch: sweep_mask_ratio(
+            names, source, sweep.out, spec, ratios=ratios, watch=watch, **sweep.how
         ),
         dict.fromkeys(SWEPT, "--ratios"),
     )
@@ -90,7 +90,7 @@ def data_ratio(
     names = split(methods)
     sweep.run(
         names,
-        lambda source, asked, watch: sweep_data_ratio(
-            names, source, sweep.out, asked, ratios=ratios, watch=watch, **sweep.how
+        lambda source, spec, watch: sweep_data_ratio(
+            names, source, sweep.out, spec, ratios=ratios, watch=watch, **sweep.how
         ),
     )

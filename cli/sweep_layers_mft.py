@@ -36,11 +36,11 @@ def layers_mft(
     names = ["mft", *split(also)]
     sweep.run(
         names,
-        lambda source, asked, watch: sweep_layers(
+        lambda source, spec, watch: sweep_layers(
             names,
             source,
             sweep.out,
-            asked,
+            spec,
             sizes=group or (4,),
             data_ratio=data_ratio,
             watch=watch,

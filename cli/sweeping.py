@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from deltalens.io.records import StudyRecord
     from deltalens.studies.engine import StudyWatch
     from deltalens.studies.training_plans import TrainingData
-    from deltalens.training.asked import TrainingAsked
+    from deltalens.training.spec import TrainingSpec
 
 __all__ = ["Sweep", "split", "takes_sweep"]
 
@@ -107,7 +107,7 @@ class Sweep:
     def run(
         self,
         methods: Sequence[str],
-        study: Callable[[TrainingData, TrainingAsked, StudyWatch], StudyRecord],
+        study: Callable[[TrainingData, TrainingSpec, StudyWatch], StudyRecord],
         swept: dict[str, str] | None = None,
     ) -> None:
         """The frame of such a command: progress, the study, its pictures, its summary.
@@ -125,7 +125,7 @@ class Sweep:
             console.quieten()
             with console.meter(self.quiet or self.as_json) as meter:
                 watch = StudyWatch(stage=meter.stage, advance=meter.advance, within=meter.within)
-                record = study(self.source(), self.asked(methods, swept), watch)
+                record = study(self.source(), self.spec(methods, swept), watch)
                 meter.stage("drawing", None)
                 pictures = draw(record.path)
             shown = [picture for picture in pictures if picture.suffix in (".png", ".md")]
@@ -153,10 +153,10 @@ class Sweep:
             dtype=self.dtype,
         )
 
-    def asked(self, methods: Sequence[str], swept: dict[str, str] | None = None) -> TrainingAsked:
+    def spec(self, methods: Sequence[str], swept: dict[str, str] | None = None) -> TrainingSpec:
         """The settings of a training; what is swept is each cell's own."""
-        from deltalens.training.asked import TrainingAsked
         from deltalens.training.recipe import read_recipe
+        from deltalens.training.spec import TrainingSpec
 
         own = {
             "mask_ratio": self.mask_ratio,
@@ -179,7 +179,7 @@ class Sweep:
             "recipe": read_recipe(self.config, self.objective),
         }
         settings = options.settings_of(self.recipe, methods, given, list(swept or ()))
-        return TrainingAsked(objective=self.objective, **settings)
+        return TrainingSpec(objective=self.objective, **settings)
 
     @property
     def how(self) -> dict[str, Any]:

@@ -162,10 +162,10 @@ def train(
     """
     with console.command(debug, f"stopped; --resume goes on from {out}'s last checkpoint"):
         from deltalens.io.locate import locate
-        from deltalens.training.asked import TrainingAsked
         from deltalens.training.following import TrainingWatch
         from deltalens.training.recipe import read_recipe
         from deltalens.training.run import train as run
+        from deltalens.training.spec import TrainingSpec
 
         console.quieten()
         own = {
@@ -198,7 +198,7 @@ def train(
             "gradient_checkpointing": gradient_checkpointing,
             "recipe": read_recipe(config, objective),
         }
-        asked = TrainingAsked(
+        spec = TrainingSpec(
             method=method, objective=objective, **settings_of(recipe, [method], given)
         )
         with console.meter(quiet or as_json) as meter:
@@ -206,7 +206,7 @@ def train(
                 locate(model, trust_remote_code),
                 data,
                 out,
-                asked,
+                spec,
                 fields=fields(
                     prompt=prompt_field,
                     completion=completion_field,

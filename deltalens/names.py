@@ -37,7 +37,7 @@ __all__ = [
     "kind_of",
     "may_be_output_embedding",
     "may_change_rows",
-    "of_quantisation",
+    "of_quantization",
     "of_task_head",
     "projection_of",
     "split_block",
@@ -70,7 +70,7 @@ _BUFFER = re.compile(
     r"|((attn|attention|self_attn)\.(masked_)?bias|position_ids|token_type_ids"
     r"|num_batches_tracked|running_(mean|var)|final_logits_bias)$)"
 )
-_QUANTISATION = ("scale", "scales", "scale_inv", "absmax", "quant_map", "zeros")
+_QUANTIZATION = ("scale", "scales", "scale_inv", "absmax", "quant_map", "zeros")
 _ROWS = re.compile(
     r"(embed|wte|wpe|shared|lm_head|predictions|output_projection|decoder\.bias|score)"
 )
@@ -219,10 +219,10 @@ def of_task_head(name: str) -> bool:
     )
 
 
-def of_quantisation(name: str) -> bool:
-    """Whether a tensor says how another one was quantised."""
+def of_quantization(name: str) -> bool:
+    """Whether a tensor says how another one was quantized."""
     last = name.rpartition(".")[2]
-    return name.endswith(_QUANTISATION) or "weight_scale" in last or "quant_state" in name
+    return name.endswith(_QUANTIZATION) or "weight_scale" in last or "quant_state" in name
 
 
 def is_buffer(name: str) -> bool:

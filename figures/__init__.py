@@ -22,7 +22,7 @@ def draw(folder: str | Path) -> list[Path]:
     if is_training(folder):
         return removed_shares.draw(folder)
     record = load_study(folder)
-    study = study_of(record.asked)
+    study = study_of(record.spec)
     if study is None or not study.figure:
         raise RecordError(f"{record.path}: nothing is drawn of a study of kind {record.kind!r}")
     drawn: list[Path] = load_code(study.figure)(folder)

@@ -45,7 +45,7 @@ def draw(folder: str | Path) -> list[Path]:
         )
     with styled():
         figure, (density, energy) = plt.subplots(1, 2, figsize=(WIDTH, 3.1), layout="constrained")
-        for (name, bins), color in zip(drawn.items(), _colours(list(drawn)), strict=True):
+        for (name, bins), color in zip(drawn.items(), _colors(list(drawn)), strict=True):
             _curves(density, energy, bins, record.facts["per_octave"], int(entries[name]), color)
         density.set(
             xlabel="log₂ |δ|",
@@ -79,8 +79,8 @@ def _range(drawn: dict[str, Bins], per_octave: int) -> tuple[float, float]:
     return low / per_octave - 0.5, (max(counts) + 1) / per_octave + 0.5
 
 
-def _colours(names: list[str]) -> list[Any]:
-    """Blocks from dark to light in their order; what lies outside the blocks in grey."""
+def _colors(names: list[str]) -> list[Any]:
+    """Blocks from dark to light in their order; what lies outside the blocks in gray."""
     import matplotlib as mpl
 
     blocks = [name for name in names if is_block(name)]
@@ -108,10 +108,10 @@ def _curves(density: Any, energy: Any, bins: Bins, per: int, entries: int, color
 def _legend(figure: Any, names: list[str]) -> None:
     from matplotlib.lines import Line2D
 
-    colours = dict(zip(names, _colours(names), strict=True))
+    colors = dict(zip(names, _colors(names), strict=True))
     blocks = [name for name in names if is_block(name)]
     shown = blocks if len(blocks) <= 4 else [blocks[0], blocks[len(blocks) // 2], blocks[-1]]
-    lines = [Line2D([], [], color=colours[name], label=name) for name in shown]
+    lines = [Line2D([], [], color=colors[name], label=name) for name in shown]
     if len(blocks) < len(names):
         lines.append(Line2D([], [], color="0.65", label="outside the blocks"))
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))

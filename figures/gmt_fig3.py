@@ -67,7 +67,7 @@ def _panel(axis: Any, record: StudyRecord, metric: str) -> None:
             level = scale * float(ends.iloc[0])
             axis.axhline(level, color="0.35", linestyle=style, linewidth=1, label=label)
     unchanged = record.facts["unchanged"] / record.facts["entries"]
-    if unchanged >= 0.005 and not record.asked["changed_only"]:
+    if unchanged >= 0.005 and not record.spec["changed_only"]:
         axis.axvspan(
             0, unchanged, facecolor="0.92", edgecolor="none", zorder=0, label="exactly unchanged"
         )

@@ -58,7 +58,7 @@ def draw(folder: str | Path) -> list[Path]:
 
 
 def _study(record: StudyRecord) -> Block:
-    names = dict.fromkeys([*record.asked.get("methods", ()), *record.cells["method"]])
+    names = dict.fromkeys([*record.spec.get("methods", ()), *record.cells["method"]])
     shown = ("samples_per_second", "peak_mb", "hook_share")
     speed, memory, hooks = (_wide(record, metric) for metric in shown)
     # A table leaves out a method of which nothing is finite.
@@ -85,10 +85,10 @@ def _study(record: StudyRecord) -> Block:
         )
     fastest = mark_best([row[1] for row in rows], 2, HIGHER)
     lines = tuple((row[0], best, *row[2:]) for row, best in zip(rows, fastest, strict=True))
-    asked = record.asked
+    spec = record.spec
     title = (
         f"This study: {record.facts.get('parameters', 0):,} parameters, batches of "
-        f"{asked.get('batch_size', '?')}, {asked.get('dtype', '?')}, {asked.get('device', '?')}"
+        f"{spec.get('batch_size', '?')}, {spec.get('dtype', '?')}, {spec.get('device', '?')}"
     )
     return Block("study", title, _HEADS, lines)
 

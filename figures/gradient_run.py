@@ -96,7 +96,7 @@ class _Time:
 
     starts: np.ndarray
     """First step of each column."""
-    centres: np.ndarray
+    centers: np.ndarray
     edges: np.ndarray
     """In steps, one more than columns."""
 
@@ -106,11 +106,11 @@ class _Time:
         each = -(-len(logged) // _COLUMNS)
         parts = [logged[start : start + each] for start in range(0, len(logged), each)]
         starts = np.array([part[0] for part in parts])
-        centres = np.array([part.mean() for part in parts])
+        centers = np.array([part.mean() for part in parts])
         gaps = starts[1:] - [part[-1] for part in parts[:-1]]
         half = float(np.median(gaps)) / 2 if len(gaps) else 0.5
         edges = np.append(starts - half, logged[-1] + half)
-        return _Time(starts, centres, edges)
+        return _Time(starts, centers, edges)
 
     def column(self, steps: pd.Series[int]) -> np.ndarray:
         """The column of each step."""
@@ -163,7 +163,7 @@ def _histograms(run: RunRecord, time: _Time) -> Any:
     present = {group_of(str(name)) for name in run.tensors["tensor"].unique()}
     shown = [group for group in GROUPS if group in present]
     counts, first = _counts(run.histograms, time, shown)
-    entries = np.zeros((len(shown), len(time.centres)))
+    entries = np.zeros((len(shown), len(time.centers)))
     places = (_groups(run.tensors, shown), time.column(run.tensors["step"]))
     np.add.at(entries, places, run.tensors["entries"].to_numpy(dtype=float))
     edges = _row_edge(np.arange(first, first + counts.shape[2] + 1))
@@ -191,7 +191,7 @@ def _counts(frame: pd.DataFrame, time: _Time, shown: list[str]) -> tuple[np.ndar
     mantissa, exponent = np.frexp(frame["low"].to_numpy(dtype=float))
     rows = 4 * (exponent.astype(np.int64) - 1) + np.rint(8 * mantissa - 4).astype(np.int64)
     first = int(rows.min())
-    shape = (len(shown), len(time.centres), int(rows.max()) - first + 1)
+    shape = (len(shown), len(time.centers), int(rows.max()) - first + 1)
     cell = np.ravel_multi_index(
         (_groups(frame, shown), time.column(frame["step"]), rows - first), shape
     )
@@ -220,7 +220,7 @@ def _median_line(axis: Any, time: _Time, counts: np.ndarray, edges: np.ndarray) 
     middle = np.where(running[:, -1] > 0, (edges[rows] + edges[rows + 1]) / 2, np.nan)
     outline = [Stroke(linewidth=2.4, foreground="white"), Normal()]
     axis.plot(
-        time.centres,
+        time.centers,
         middle,
         color="black",
         linewidth=1,
@@ -242,11 +242,11 @@ def _overlap(masks: pd.DataFrame, time: _Time) -> Any:
             tensors = known.groupby(["column", "tensor"], observed=True)[column].mean()
             low, high = (tensors.groupby("column").quantile(q) for q in (0.1, 0.9))
             mean = _per(known, ["column"], column)
-            steps = time.centres[mean.index]
+            steps = time.centers[mean.index]
             axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
             axis.plot(steps, mean, color=color, linewidth=1.3, label=label)
         chance = _per(rows, ["column"], "chance_previous")
-        axis.plot(time.centres[chance.index], chance, "--", color="0.2", lw=1, label="chance")
+        axis.plot(time.centers[chance.index], chance, "--", color="0.2", lw=1, label="chance")
         axis.set_title(f"mask ratio {ratio:g}", fontsize=9)
         _widen(axis, 0.1)
     figure.supylabel("Jaccard index of the masks", fontsize=9)
@@ -279,7 +279,7 @@ def _by_layer(masks: pd.DataFrame, time: _Time) -> Any:
     for axis, ratio in zip(axes, ratios, strict=True):
         rows = masks[masks["mask_ratio"] == ratio]
         found = _per(rows, ["block", "column"], "jaccard_previous").unstack("column")
-        cells = found.reindex(index=order, columns=range(len(time.centres))).to_numpy(dtype=float)
+        cells = found.reindex(index=order, columns=range(len(time.centers))).to_numpy(dtype=float)
         low, high = np.nanpercentile(cells, [1, 99])
         mesh = axis.pcolormesh(
             time.edges,
@@ -333,7 +333,7 @@ def _coverage(masks: pd.DataFrame, time: _Time) -> Any:
     for place, ratio in enumerate(sorted(masks["mask_ratio"].unique())):
         share = 100 * _per(masks[masks["mask_ratio"] == ratio], ["column"], "coverage")
         color = _PALETTE[place % len(_PALETTE)]
-        axis.plot(time.centres[share.index], share, color=color, label=f"{ratio:g}")
+        axis.plot(time.centers[share.index], share, color=color, label=f"{ratio:g}")
     axis.set(ylabel="entries ever in the mask (%)", ylim=(0, 102))
     figure.legend(title="mask ratio", loc="outside right center")
     return figure
@@ -348,7 +348,7 @@ def _updates(tensors: pd.DataFrame, time: _Time) -> Any:
         ("stalled", "stalled: gradient, but no change", _RED),
     ):
         share = 100 * _per(tensors, ["column"], column)
-        axis.plot(time.centres[share.index], share, color=color, linewidth=1.3, label=label)
+        axis.plot(time.centers[share.index], share, color=color, linewidth=1.3, label=label)
     axis.set(ylabel="share of entries (%)", ylim=(-2, 102))
     figure.legend(loc="outside lower center", ncols=3)
     return figure

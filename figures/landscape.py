@@ -69,7 +69,7 @@ def draw_contours(
     name: str,
     names: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Filled contours with labelled levels: a row of panels for each landscape, on one scale.
+    """Filled contours with labeled levels: a row of panels for each landscape, on one scale.
 
     Args:
         rows: the landscapes; of each its panels.
@@ -83,7 +83,7 @@ def draw_contours(
         stacked = len(rows) == 1 and _shape(rows[0][0]) > _WIDE
         lines = [[panel] for panel in rows[0]] if stacked else [list(row) for row in rows]
         across = max(len(line) for line in lines)
-        # What is left beside the colour scale, its labels, and the labels of the axes.
+        # What is left beside the color scale, its labels, and the labels of the axes.
         width = (WIDTH - 1.0 - 0.55 - 0.3 * across) / across
         height = sum(width / min(max(_shape(line[0]), 0.6), 3.2) + 0.75 for line in lines)
         figure, axes = plt.subplots(

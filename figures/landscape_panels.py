@@ -91,15 +91,15 @@ def panels(record: StudyRecord, metric: str) -> list[Panel]:
         marks = [{**mark, "value": at.get(mark["name"], math.nan)} for mark in plane["marks"]]
         grid = frame[frame["mark"] == "grid"][["a", "b", "value"]]
         title = "" if data == "-" else str(data)
-        distances = record.asked["plane"] in ("checkpoints", "line", "trajectory")
-        ranges = record.asked["range"] or plane["ranges"]
+        distances = record.spec["plane"] in ("checkpoints", "line", "trajectory")
+        ranges = record.spec["range"] or plane["ranges"]
         made.append(Panel(title, metric, grid, marks, plane["labels"], ranges, distances))
     return made
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One colour scale for several panels."""
+    """One color scale for several panels."""
 
     levels: tuple[float, ...]
     logarithmic: bool

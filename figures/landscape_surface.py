@@ -49,7 +49,7 @@ def draw_surfaces(row: Sequence[Panel], folder: Path, name: str) -> list[Path]:
 def _surface(axis: Any, panel: Panel, scale: Scale) -> None:
     a, b, heights = heights_of(panel.frame)
     norm = scale.norm()
-    # With a colour map a face takes the mean of its corners; with colours of ours it would take the
+    # With a color map a face takes the mean of its corners; with colors of ours it would take the
     # first one's.
     look: dict[str, Any] = {"cmap": "viridis", "norm": norm, "shade": False, "zorder": 1}
     look |= {"linewidth": 0.15, "edgecolor": (1, 1, 1, 0.35)}

@@ -15,7 +15,7 @@ __all__ = ["learned_masks"]
 
 def learned_masks(learned: pd.DataFrame) -> Any:
     """A figure of the overlap with the step before and with the first, and of the weights that
-    changed sides, over the steps; means over all layers, by their entries, and each layer in grey.
+    changed sides, over the steps; means over all layers, by their entries, and each layer in gray.
     Where masks have a threshold, the share that is removed is learned, and drawn below.
 
     Args:

@@ -9,9 +9,9 @@ from deltalens.figures.mft_studies import MftStudy, label, load_all
 from deltalens.figures.mft_tables import (
     Column,
     Line,
-    asked_methods,
     block,
     one_a_domain,
+    spec_methods,
     study_notes,
 )
 from deltalens.figures.sweep_tables import measure
@@ -75,6 +75,6 @@ def _lines(studies: list[MftStudy]) -> list[Line]:
         for method in study.methods
         if method != "base"
     ]
-    if "base" not in asked_methods(studies):
+    if "base" not in spec_methods(studies):
         return lines
     return [Line(("–", label("base")), "base", studies), *lines]

@@ -85,5 +85,5 @@ def _on_the_way(panel: Panel) -> pd.DataFrame:
 
 
 def _steps(study: MftStudy) -> int | None:
-    steps = study.record.asked.get("steps")
+    steps = study.record.spec.get("steps")
     return steps if isinstance(steps, int) else None

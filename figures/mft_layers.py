@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_layers", "group_sizes"]
 
-# The paper's colours for groups of 4 and 8, for colour-blind readers.
+# The paper's colors for groups of 4 and 8, for color-blind readers.
 _COLORS = ("#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#8C510A")
 _SWEPT = {"mft": ("-", "^"), "drop": ("-", "v"), "keep": ((0, (3, 1)), "o")}
 _VERBS = {"mft": "MFT,", "drop": "dropped:", "keep": "kept:"}
@@ -126,8 +126,8 @@ def _steps(
     axis.plot(edges, mean, **style)
     axis.fill_between(edges, low, high, color=color, alpha=0.2, linewidth=0)
     middles = [(first + last) / 2 for first, last, _ in spans]
-    centres = [float(held["mean"][group]) for *_, group in spans]
-    axis.plot(middles, centres, color=color, marker=marker, markersize=4.5, linestyle="")
+    centers = [float(held["mean"][group]) for *_, group in spans]
+    axis.plot(middles, centers, color=color, marker=marker, markersize=4.5, linestyle="")
     axis.plot([], [], marker=marker, markersize=4.5, label=_named(method, size), **style)
 
 

@@ -58,13 +58,13 @@ class MftStudy:
     @property
     def methods(self) -> list[str]:
         """Methods that the study was asked for or has, in the paper's order."""
-        asked = (_shown_as(self.record, str(one)) for one in self.record.asked.get("methods") or [])
-        return in_order([*asked, *map(str, self.frame["method"])])
+        spec = (_shown_as(self.record, str(one)) for one in self.record.spec.get("methods") or [])
+        return in_order([*spec, *map(str, self.frame["method"])])
 
     @property
     def trained_on(self) -> str:
         """The name of the training file; of the folder, if nothing was trained."""
-        data = self.record.asked.get("data") or [self.path.name]
+        data = self.record.spec.get("data") or [self.path.name]
         # A study without training has a list of files there, those it is measured on.
         return data[0] if isinstance(data[0], str) else self.path.name
 
@@ -129,14 +129,14 @@ def _shown_as(record: StudyRecord, method: str) -> str:
     by. (The first version trained every LoRA on the fine-tune, as other studies do.)"""
     if method == "lora" and record.setting("from", method) != "base":
         return "lora-on-ft"
-    if method == "sft" and record.asked.get("objective") == "dpo":
+    if method == "sft" and record.spec.get("objective") == "dpo":
         return "dpo"
     return method
 
 
 def _files(record: StudyRecord) -> list[list[Any]]:
     """Name, rows and digest of each file that the study is measured on."""
-    files = record.asked.get("eval_data") or record.asked.get("data") or []
+    files = record.spec.get("eval_data") or record.spec.get("data") or []
     return [file for file in files if isinstance(file, list)]
 
 

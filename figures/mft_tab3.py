@@ -9,11 +9,11 @@ from deltalens.errors import RecordError
 from deltalens.figures.mft_studies import MftStudy, label, load_all
 from deltalens.figures.mft_tables import (
     Line,
-    asked_methods,
     block,
     masked,
     one_a_domain,
     own_columns,
+    spec_methods,
     study_notes,
 )
 from deltalens.figures.tables import SPREAD, TableFigure, printed, write
@@ -41,7 +41,7 @@ def draw(folder: str | Path, *more: str | Path) -> list[Path]:
         raise RecordError(f"{studies[0].path}: no comparison with a threshold: train it with one")
     one_a_domain(glob)
     one_a_domain(local)
-    present = asked_methods(studies)
+    present = spec_methods(studies)
     lines = [Line((label(one),), one, [*local, *glob]) for one in REFERENCES if one in present]
     for kind, own in (("local", local), ("global", glob)):
         if own:

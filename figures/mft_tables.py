@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Column",
     "Line",
-    "asked_methods",
     "block",
     "masked",
     "one_a_domain",
     "own_columns",
+    "spec_methods",
     "study_notes",
 ]
 
@@ -98,7 +98,7 @@ def own_columns(studies: Sequence[MftStudy]) -> list[Column]:
     )
 
 
-def asked_methods(studies: Sequence[MftStudy]) -> list[str]:
+def spec_methods(studies: Sequence[MftStudy]) -> list[str]:
     """All methods that the studies were asked for or have, in the paper's order."""
     found = [method for study in studies for method in study.methods]
     return in_order(found)
@@ -124,8 +124,8 @@ def study_notes(studies: Sequence[MftStudy]) -> tuple[str, ...]:
     """What each study masked and learned from, and what of it is not finished."""
     notes = []
     for study in studies:
-        asked = study.record.asked
-        rows = asked.get("data") or []
+        spec = study.record.spec
+        rows = spec.get("data") or []
         said = [f"trained on {study.trained_on}" + (f" ({rows[1]} rows)" if len(rows) > 1 else "")]
         if (blocks := study.record.setting("blocks", "mft")) is not None:
             said.append(f"masked blocks: {blocks}")
@@ -143,7 +143,7 @@ def masked(study: MftStudy) -> str:
     if threshold is not None:
         return f"threshold {threshold:g}"
     ratio = study.record.setting("mask_ratio", "mft")
-    if "settings" not in study.record.asked and ratio == _EARLIER:
+    if "settings" not in study.record.spec and ratio == _EARLIER:
         return (
             "mask ratio 0.2, or 0.1 if none was given: the study's version did not tell them apart"
         )
@@ -159,7 +159,7 @@ def masked(study: MftStudy) -> str:
 
 def _missing(study: MftStudy) -> list[str]:
     """Methods without a number, and those that were trained with fewer seeds than asked for."""
-    wanted = study.record.asked.get("seeds")
+    wanted = study.record.spec.get("seeds")
     trained = {name for name, one in METHODS.items() if one.trains}
     found = []
     for method in study.methods:

@@ -8,10 +8,10 @@ from pathlib import Path
 from deltalens.figures.mft_studies import MftStudy, label, load_all
 from deltalens.figures.mft_tables import (
     Line,
-    asked_methods,
     block,
     one_a_domain,
     own_columns,
+    spec_methods,
     study_notes,
 )
 from deltalens.figures.tables import SPREAD, Block, TableFigure, printed, write
@@ -68,5 +68,5 @@ def draw_within(
 
 def _block(title: str, studies: list[MftStudy]) -> Block:
     one_a_domain(studies)
-    lines = [Line((label(one),), one, studies) for one in asked_methods(studies)]
+    lines = [Line((label(one),), one, studies) for one in spec_methods(studies)]
     return block(title, own_columns(studies), lines, ["method"])

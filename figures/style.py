@@ -20,7 +20,7 @@ __all__ = ["STRATEGY", "WIDTH", "save", "styled"]
 WIDTH = 6.8
 """Inches: the text width of a page."""
 
-# Okabe and Ito's palette, told apart by colour-blind readers; markers differ as well.
+# Okabe and Ito's palette, told apart by color-blind readers; markers differ as well.
 STRATEGY = {
     "trivial": ("#0072B2", "o"),
     "random": ("#E69F00", "s"),

@@ -49,8 +49,8 @@ class Sweep:
         found: dict[str, list[str]] = {}
         for metric in dict.fromkeys(self.frame["metric"]):
             found.setdefault(metric.rpartition("/")[0], []).append(metric)
-        asked = self.record.asked.get("eval_data") or [["the study's data"]]
-        return {name or str(asked[0][0]): metrics for name, metrics in found.items()}
+        spec = self.record.spec.get("eval_data") or [["the study's data"]]
+        return {name or str(spec[0][0]): metrics for name, metrics in found.items()}
 
     def label(self, method: str) -> str:
         """A method's name in the paper; plain training's is that of what it learns by."""
@@ -130,11 +130,11 @@ class Sweep:
 
     def unfinished(self) -> tuple[str, ...]:
         """A sentence, if cells are missing."""
-        asked = self.record.asked
-        if not {"methods", "ratios", "seeds"} <= asked.keys():
+        spec = self.record.spec
+        if not {"methods", "ratios", "seeds"} <= spec.keys():
             return ()
-        kinds = sum(len(asked["ratios"]) if has_ratio(m) else 1 for m in asked["methods"])
-        wanted = kinds * int(asked["seeds"])
+        kinds = sum(len(spec["ratios"]) if has_ratio(m) else 1 for m in spec["methods"])
+        wanted = kinds * int(spec["seeds"])
         done = len(self.record.cells[["method", "mask_ratio", "seed"]].drop_duplicates())
         if done >= wanted:
             return ()
@@ -158,7 +158,7 @@ def load_sweep(folder: str | Path) -> Sweep:
     frame = cells[cells["metric"].map(is_shown)]
     if frame.empty:
         raise RecordError(f"{record.path}: a sweep without a metric of its evaluation data")
-    found = dict.fromkeys([*record.asked.get("methods", ()), *frame["method"]])
+    found = dict.fromkeys([*record.spec.get("methods", ()), *frame["method"]])
     order = [*(m for m in _ROWS if m in found), *(m for m in found if m not in _ROWS)]
     return Sweep(record, frame, tuple(order))
 

@@ -44,8 +44,8 @@ def draw_mask_ratio_sweep(folder: str | Path) -> list[Path]:
 
 def draw_data_ratio_sweep(folder: str | Path) -> list[Path]:
     """MFT's Figure 5; of masked gradients what GMT leaves open."""
-    asked = load_study(folder).asked.get("methods", ())
-    masked = any(METHODS[name].masks == "gradients" for name in asked if name in METHODS)
+    spec = load_study(folder).spec.get("methods", ())
+    masked = any(METHODS[name].masks == "gradients" for name in spec if name in METHODS)
     return gmt_data.draw(folder) if masked else mft_fig5.draw(folder)
 
 
@@ -70,4 +70,4 @@ def draw_comparison(folder: str | Path) -> list[Path]:
 
 
 def _methods(record: StudyRecord) -> set[str]:
-    return {*record.asked.get("methods", ()), *record.cells["method"]}
+    return {*record.spec.get("methods", ()), *record.cells["method"]}

@@ -61,7 +61,7 @@ _LORA = ("lora_rank", "lora_alpha", "lora_dropout")
 _AS_IT_IS: Any = {"trains": False, "random": False}
 
 # The order is MFT's, then GMT's: that of their figures and tables. Okabe and Ito's palette, told
-# apart by colour-blind readers, near the papers' colours; markers differ as well.
+# apart by color-blind readers, near the papers' colors; markers differ as well.
 METHODS: Mapping[str, Method] = {
     "base": Method(look=Look("base", "0.6", "", (0, (6, 2, 1, 2))), **_AS_IT_IS),
     "lora": Method(look=Look("LoRA", "#009E73", "D"), from_base=True, options=_LORA),

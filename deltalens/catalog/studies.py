@@ -34,18 +34,18 @@ class Study:
     a function that typer can make a command of."""
 
 
-_SUMMARISE_TRAININGS = "deltalens.reports.trainings:summarise_sweep"
+_SUMMARIZE_TRAININGS = "deltalens.reports.trainings:summarize_sweep"
 STUDIES: Mapping[str, Study] = {
     "drop-study": Study(
         columns=("strategy", "scope", "rate", "seed"),
         figure="deltalens.figures.gmt_fig3:draw",
-        summary="deltalens.reports.drop:summarise",
+        summary="deltalens.reports.drop:summarize",
     ),
     "inspect": Study(columns=("level", "name"), figure="deltalens.figures.anatomy:draw"),
     "mask-ratio-sweep": Study(
         columns=("method", "mask_ratio", "seed"),
         figure="deltalens.figures.trainings:draw_mask_ratio_sweep",
-        summary=_SUMMARISE_TRAININGS,
+        summary=_SUMMARIZE_TRAININGS,
         axis="mask_ratio",
         methods=(
             *("ft", "mft", "random-mask-weights", "l1-mask"),
@@ -55,26 +55,26 @@ STUDIES: Mapping[str, Study] = {
     "data-ratio-sweep": Study(
         columns=("method", "data_ratio", "seed"),
         figure="deltalens.figures.trainings:draw_data_ratio_sweep",
-        summary=_SUMMARISE_TRAININGS,
+        summary=_SUMMARIZE_TRAININGS,
         axis="data_ratio",
         methods=("sft", "gmt", "random-mask", "hft", "lora", "mft"),
     ),
     "layer-sweep": Study(
         columns=("method", "size", "group", "seed"),
         figure="deltalens.figures.trainings:draw_layer_sweep",
-        summary=_SUMMARISE_TRAININGS,
+        summary=_SUMMARIZE_TRAININGS,
         axis="group",
         methods=("sft", "mft", "random-mask-weights", "l1-mask"),
     ),
     "layer-sweep-drop": Study(
         columns=("method", "size", "group", "seed"),
         figure="deltalens.figures.trainings:draw_layer_sweep",
-        summary="deltalens.reports.layers:summarise_layers",
+        summary="deltalens.reports.layers:summarize_layers",
     ),
     "comparison": Study(
         columns=("method", "seed"),
         figure="deltalens.figures.trainings:draw_comparison",
-        summary=_SUMMARISE_TRAININGS,
+        summary=_SUMMARIZE_TRAININGS,
         axis="",
         methods=(
             *("base", "lora", "lora-continued", "ft", "sft", "lora-on-ft"),
@@ -85,34 +85,34 @@ STUDIES: Mapping[str, Study] = {
     "efficiency": Study(
         columns=("method", "repeat"),
         figure="deltalens.figures.gmt_tab3:draw",
-        summary="deltalens.reports.efficiency:summarise_efficiency",
+        summary="deltalens.reports.efficiency:summarize_efficiency",
         methods=("sft", "gmt", "random-mask", "hft"),
         default=("sft", "random-mask", "gmt"),
     ),
     "landscape": Study(
         columns=("a", "b", "mark", "data"),
         figure="deltalens.figures.landscape:draw",
-        summary="deltalens.reports.landscape:summarise_landscape",
+        summary="deltalens.reports.landscape:summarize_landscape",
     ),
 }
 """Every kind of study, by `study_name`."""
 
 
-def study_name(asked: Mapping[str, Any]) -> str:
+def study_name(spec: Mapping[str, Any]) -> str:
     """The name of a study's kind: as it was asked for, but for a sweep over layers without
     training, which is told by its method."""
-    dropped = asked["kind"] == "layer-sweep" and asked.get("method") == "drop"
-    return "layer-sweep-drop" if dropped else str(asked["kind"])
+    dropped = spec["kind"] == "layer-sweep" and spec.get("method") == "drop"
+    return "layer-sweep-drop" if dropped else str(spec["kind"])
 
 
-def study_of(asked: Mapping[str, Any]) -> Study | None:
+def study_of(spec: Mapping[str, Any]) -> Study | None:
     """What is known of a study's kind; None of a kind that neither we nor an installed package say
     anything of.
 
     Raises:
         DeltaLensError: a package's cannot be loaded, or is no `Study`.
     """
-    name = study_name(asked)
+    name = study_name(spec)
     if name in STUDIES:
         return STUDIES[name]
     plugin = find("study", name, STUDIES)

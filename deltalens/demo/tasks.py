@@ -1,6 +1,6 @@
 """What the demo's models learn: three small domains and the mixture that comes before them.
 
-Everything is generated, so the demo needs no download and no licence. A row is a prompt that
+Everything is generated, so the demo needs no download and no license. A row is a prompt that
 ends in ``>`` and a completion that writes its steps out: written-out steps are what lets a model
 of half a million parameters reach its goal within a minute. The base model learns the pieces (one
 sum, one event, one operation), a target domain joins them.

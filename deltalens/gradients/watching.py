@@ -181,7 +181,7 @@ class GradientPass:
     inside one backward pass. Where each has a backward pass of its own (a generator and its
     discriminator), or a parameter comes a second time, another step begins.
 
-    Steps are recognised by the parameters' identity, each time anew: trainers make their optimizers
+    Steps are recognized by the parameters' identity, each time anew: trainers make their optimizers
     late and wrap them, and unfreeze, add and replace parameters.
     """
 

@@ -30,7 +30,7 @@ _TASKS = {
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "FEATURE_EXTRACTION": "AutoModel",
 }
-_LABELLED = ("SEQ_CLS", "TOKEN_CLS")
+_LABELED = ("SEQ_CLS", "TOKEN_CLS")
 _TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -103,14 +103,14 @@ def _load(
     import transformers
 
     task = str(read_settings(adapter / _CONFIG).get("task_type"))
-    asked: dict[str, Any] = {}
+    spec: dict[str, Any] = {}
     labels = [entry.shape[0] for entry in stored if is_label_head(entry.name) and entry.shape]
-    if task in _LABELLED and labels:
-        asked = {"num_labels": labels[-1], "ignore_mismatched_sizes": True}
+    if task in _LABELED and labels:
+        spec = {"num_labels": labels[-1], "ignore_mismatched_sizes": True}
     loader = getattr(transformers, _TASKS.get(task, ""), None) or _own_class(base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, info = read_model(base, loader, dtype=dtype, trust=trust, **asked)
+        model, info = read_model(base, loader, dtype=dtype, trust=trust, **spec)
         rows = _rows(adapter, stored, model, trust)
         if rows is not None:
             model.resize_token_embeddings(rows, mean_resizing=False)

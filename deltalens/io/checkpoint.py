@@ -153,7 +153,7 @@ def _with_floats(checkpoint: Checkpoint) -> Checkpoint:
             raise CheckpointError(f"{checkpoint.path}: no tensor in it at all")
         raise CheckpointError(
             f"{checkpoint.path}: no floating-point tensor ({', '.join(held)}). Integer "
-            "and quantised weights have no delta: use the checkpoint from before quantisation."
+            "and quantized weights have no delta: use the checkpoint from before quantization."
         )
     return checkpoint
 

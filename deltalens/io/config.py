@@ -9,7 +9,7 @@ from typing import Any
 from deltalens.errors import CheckpointError
 from deltalens.io.checkpoint import Checkpoint
 
-__all__ = ["check_config", "check_made", "layers_asked"]
+__all__ = ["check_config", "check_made", "layers_wanted"]
 
 _LAYERS = ("_n_layer", "_n_layers", "_nlayer", "_nlayers")
 _COUNTS = ("num_", "n_")
@@ -51,16 +51,16 @@ def check_made(checkpoint: Checkpoint, model: Any) -> None:
     Raises:
         CheckpointError: with both numbers of entries.
     """
-    asked = sum(one.numel() for one in (*model.parameters(), *model.buffers()))
+    spec = sum(one.numel() for one in (*model.parameters(), *model.buffers()))
     held = sum(one.numel for one in checkpoint.tensors.values())
-    if asked > 4 * held + _FREE_ENTRIES:
+    if spec > 4 * held + _FREE_ENTRIES:
         raise CheckpointError(
-            f"{checkpoint.folder / 'config.json'}: asks for a model of {asked:,} entries, and the "
+            f"{checkpoint.folder / 'config.json'}: asks for a model of {spec:,} entries, and the "
             f"checkpoint has {held:,}"
         )
 
 
-def layers_asked(settings: Mapping[str, Any]) -> int:
+def layers_wanted(settings: Mapping[str, Any]) -> int:
     """The most layers that a configuration asks for anywhere in it."""
     return max((number for key, number in _numbers(settings) if _counts_layers(key)), default=0)
 

@@ -15,7 +15,7 @@ from deltalens.io.header import FLOATS, TensorEntry
 from deltalens.io.naming import Names
 from deltalens.io.pairing import Pairing, TensorPair
 from deltalens.io.tying import Tying, may_tie, stored_copies, tying_of
-from deltalens.names import Choice, is_buffer, may_change_rows, of_quantisation, of_task_head
+from deltalens.names import Choice, is_buffer, may_change_rows, of_quantization, of_task_head
 
 __all__ = ["pair"]
 
@@ -39,7 +39,7 @@ def pair(
     Every floating-point tensor that both have takes part, embeddings and norms included. Handled:
     tied weights stored on one side only or twice, a `model.`-like prefix on one side, LayerNorms
     called `gamma` and `beta`, names that transformers changes on load, buffers on one side,
-    different dtypes, embeddings that the fine-tune enlarged. Integer and quantised tensors stay as
+    different dtypes, embeddings that the fine-tune enlarged. Integer and quantized tensors stay as
     the fine-tune has them, and so does what is in the fine-tune only: a classifier in place of a
     head, say. Notes name what is on one side only.
 
@@ -88,7 +88,7 @@ class _Matcher:
         found = stored_copies(ft)
         self.copies, self.apart = dict(found.equal), found.apart
         self.names = Names(ft.tensors, base.tensors)
-        self.quantised = "quantization_config" in ft.config or "quantization_config" in base.config
+        self.quantized = "quantization_config" in ft.config or "quantization_config" in base.config
         if self.names.note:
             self.notes.append(self.names.note)
 
@@ -104,8 +104,8 @@ class _Matcher:
                 self.left_out.add(entry.name)
         elif entry.dtype not in FLOATS:
             self.kept[entry.name] = f"{entry.dtype} is left as the fine-tune has it"
-        elif self.quantised and of_quantisation(entry.name):
-            self.kept[entry.name] = "belongs to a quantised weight"
+        elif self.quantized and of_quantization(entry.name):
+            self.kept[entry.name] = "belongs to a quantized weight"
         elif is_buffer(entry.name):
             self.kept[entry.name] = "a buffer"
         elif entry.name in self.copies:
@@ -182,7 +182,7 @@ class _Matcher:
         """Whether a tensor is a weight of its own."""
         return not (
             entry.dtype not in FLOATS
-            or (self.quantised and of_quantisation(entry.name))
+            or (self.quantized and of_quantization(entry.name))
             or is_buffer(entry.name)
             or entry.name in self.copies
         )

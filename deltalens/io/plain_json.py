@@ -80,17 +80,17 @@ def encode_finite(value: Any, other: Callable[[float], Any] = lambda number: Non
     return value
 
 
-def check_names(asked: Any) -> None:
+def check_names(spec: Any) -> None:
     """Refuse to begin what could not be recorded: JSON has no bytes that are not UTF-8, as a file
     system has them in names.
 
     Args:
-        asked: JSON values, with names of files in them.
+        spec: JSON values, with names of files in them.
 
     Raises:
         RecordError: one is no valid Unicode.
     """
-    for text in _texts(asked):
+    for text in _texts(spec):
         if not is_unicode(text):
             raise RecordError(
                 f"{text[:_SHOWN]!r} is not valid Unicode, and cannot be recorded; rename it"

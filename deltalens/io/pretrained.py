@@ -34,7 +34,7 @@ def class_of(config: Mapping[str, Any]) -> Any | None:
 
 
 def read_model(
-    folder: Path, loader: Any, *, dtype: Any, trust: bool | None = None, **asked: Any
+    folder: Path, loader: Any, *, dtype: Any, trust: bool | None = None, **spec: Any
 ) -> tuple[Any, dict[str, Any]]:
     """A model from the safetensors of a folder, and transformers' report on its loading.
 
@@ -43,7 +43,7 @@ def read_model(
         loader: a class of transformers'; or one of its `Auto` classes.
         dtype: of the parameters; "auto": as stored.
         trust: run the folder's own code. None: whoever asks has no option for that.
-        asked: further arguments of `from_pretrained`.
+        spec: further arguments of `from_pretrained`.
 
     Raises:
         CheckpointError: the folder asks for code or for another model.
@@ -61,7 +61,7 @@ def read_model(
         use_safetensors=True,
         output_loading_info=True,
         dtype=dtype,
-        **asked,
+        **spec,
     )
     return model, report
 
@@ -120,12 +120,12 @@ def empty_model(settings: Mapping[str, Any]) -> Any | None:
         return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
-def _read(load: Callable[..., Any], folder: Path, trust: bool | None, **asked: Any) -> Any:
+def _read(load: Callable[..., Any], folder: Path, trust: bool | None, **spec: Any) -> Any:
     """Call one of transformers' loaders, after a look at what the folder asks for."""
     for name in ("config.json", "tokenizer_config.json"):
         _check(folder / name, bool(trust))
     try:
-        return load(folder, local_files_only=True, trust_remote_code=bool(trust), **asked)
+        return load(folder, local_files_only=True, trust_remote_code=bool(trust), **spec)
     except BaseException as error:
         if trust or not is_foreign(error) or "trust_remote_code" not in str(error):
             raise

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltalens.io.checkpoint import Checkpoint
-from deltalens.io.config import layers_asked
+from deltalens.io.config import layers_wanted
 from deltalens.io.header import FLOATS, TensorEntry
 from deltalens.io.pretrained import empty_model
 from deltalens.io.reader import TensorReader, same_values, torch_dtype
@@ -94,7 +94,7 @@ def _by_name(names: tuple[str, ...]) -> Tying:
 def _ask(config: str, names: tuple[str, ...]) -> Tying | None:
     """What transformers says; None where it does not know the architecture."""
     settings: dict[str, Any] = json.loads(config)
-    if layers_asked(settings) > len(names):
+    if layers_wanted(settings) > len(names):
         return None  # More blocks than tensors: not this checkpoint's configuration.
     model = skeleton(settings)
     if model is None:
@@ -183,8 +183,8 @@ def stored_copies(checkpoint: Checkpoint) -> Copies:
     or the configuration may tie an output embedding that is stored.
     """
     floats = {n: entry for n, entry in checkpoint.tensors.items() if entry.dtype in FLOATS}
-    asked = may_tie(checkpoint.config) and any(may_be_output_embedding(name) for name in floats)
-    if not asked and not _any_alike(floats.values()):
+    spec = may_tie(checkpoint.config) and any(may_be_output_embedding(name) for name in floats)
+    if not spec and not _any_alike(floats.values()):
         return Copies({}, {})
     equal: dict[str, str] = {}
     apart: dict[str, str] = {}

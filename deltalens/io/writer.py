@@ -127,7 +127,7 @@ def write_like(
 
 
 def _copy_others(source: Path, target: Path) -> None:
-    """Configuration, tokenizer, index, licence: every file of the folder that holds no weights."""
+    """Configuration, tokenizer, index, license: every file of the folder that holds no weights."""
     for file in sorted(source.iterdir()):
         if file.name == _TEMPLATES and file.is_dir() and not file.is_symlink():
             (target / _TEMPLATES).mkdir()

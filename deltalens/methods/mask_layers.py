@@ -80,7 +80,7 @@ def choose_layers(
     """The linear layers to be masked.
 
     Args:
-        model: not wrapped, not sharded, not quantised.
+        model: not wrapped, not sharded, not quantized.
         blocks: `all`, numbers and ranges as text (`4-7,12`), or numbers. A block is a name up to
             its first number; where a model has several stacks, one of each.
         modules: `attention`, `mlp`, or both. Attention is what its name inside the block says it
@@ -114,7 +114,7 @@ def _refuse_wrapped(model: nn.Module) -> None:
     if hasattr(model, "peft_config"):
         raise DeltaLensError(f"{name}: has a PEFT adapter; merge it into its base first")
     if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
-        raise DeltaLensError(f"{name}: is quantised; masks are for weights that are floats")
+        raise DeltaLensError(f"{name}: is quantized; masks are for weights that are floats")
 
 
 def _checked_modules(modules: Iterable[str]) -> set[str]:
@@ -149,19 +149,19 @@ def _in_blocks(
                 [layer.name for layer in layers] or ["none"],
             )
         )
-    asked = there if blocks == "all" else block_numbers(blocks)
-    if missing := sorted(set(asked) - set(there)):
+    spec = there if blocks == "all" else block_numbers(blocks)
+    if missing := sorted(set(spec) - set(there)):
         raise DeltaLensError(
             f"blocks {', '.join(map(str, missing))}: {type(model).__name__} has none such; it has "
             f"{_ranges(there)}"
         )
-    within = [layer for layer in layers if numbers[layer.name] in set(asked)]
-    _note_fused(model, set(asked))
+    within = [layer for layer in layers if numbers[layer.name] in set(spec)]
+    _note_fused(model, set(spec))
     chosen = [layer for layer in within if layer.kind in kinds]
     if not chosen:
         raise DeltaLensError(
             several(
-                f"modules={sorted(kinds)}: no such linear layer in blocks {_ranges(asked)}; "
+                f"modules={sorted(kinds)}: no such linear layer in blocks {_ranges(spec)}; "
                 "choose by name with include=...; there are:",
                 [layer.name for layer in within],
             )
@@ -235,7 +235,7 @@ def _refuse_unfit(model: nn.Module, layers: Sequence[Layer]) -> None:
         weight = module._parameters.get("weight")
         if weight is None or weight.dtype not in _FLOATS:
             held = "no weight" if weight is None else str(weight.dtype).removeprefix("torch.")
-            faults.append(f"{layer.name}: {type(module).__name__} of {held}; quantised?")
+            faults.append(f"{layer.name}: {type(module).__name__} of {held}; quantized?")
         elif weight.is_meta:
             faults.append(f"{layer.name}: is on the meta device; load its weights first")
         elif counts[id(weight)] > 1:

@@ -122,7 +122,7 @@ def take_at(values: Tensor, positions: Tensor) -> Tensor:
 def select(mask: Tensor, chosen: Tensor, other: Tensor, out: Tensor, scratch: Scratch) -> Tensor:
     """`chosen` under the mask and `other` elsewhere, bit for bit; `out` may be `other`.
 
-    On a CPU by exclusive or, which vectorises; `torch.where` takes seven times as long.
+    On a CPU by exclusive or, which vectorizes; `torch.where` takes seven times as long.
     """
     if mask.device.type != "cpu":
         return torch.where(mask, chosen, other, out=out)

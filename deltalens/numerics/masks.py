@@ -133,7 +133,7 @@ def _compare_there(
     """`compare`, in torch, where the masks are."""
     ever.bytes |= mask.bytes
     last = others[-1]
-    asked = [
+    spec = [
         mask.bytes,
         *(None if other is None else mask.bytes & other.bytes for other in others),
         ever.bytes,
@@ -141,7 +141,7 @@ def _compare_there(
     ]
     ones = _ones_in_byte(mask.bytes.device)
     none_there = ones.new_zeros(())
-    return torch.stack([none_there if one is None else ones[one.long()].sum() for one in asked])
+    return torch.stack([none_there if one is None else ones[one.long()].sum() for one in spec])
 
 
 def jaccard(both: float, one: float, other: float) -> float:

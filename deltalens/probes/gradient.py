@@ -118,7 +118,7 @@ class GradientProbe(Subscriber):
         self._reference = dict(reference or {})
         self._updates = Updates() if updates else None
         self._learned = LearnedMasks(learned) if learned is not None else None
-        self._asked = {
+        self._spec = {
             "kind": "gradients",
             "every": every if isinstance(every, int) else getattr(every, "__name__", repr(every)),
             "mask_ratios": list(self._ratios),
@@ -148,7 +148,7 @@ class GradientProbe(Subscriber):
             raise DeltaLensError(f"{self.log_dir}: this probe has logged its run; make a new one")
         opened = not self._attached and _is_first()
         if opened:
-            self._writer = RunWriter(self.log_dir, self._asked)
+            self._writer = RunWriter(self.log_dir, self._spec)
         try:
             watched = [p for name, p in every_parameter(self.model) if name in self._names]
             here = {p.dtype for p in watched if p.device.type == "cpu"}
@@ -250,13 +250,13 @@ class GradientProbe(Subscriber):
     def _record(self, measured: _Measured) -> None:
         number, surveys = measured.number, measured.surveys
         changes = self._updates.after([one.gradient for one in surveys]) if self._updates else {}
-        asked = self._comparisons(surveys)
-        rows = fetch(surveys, self._compare(asked))
+        spec = self._comparisons(surveys)
+        rows = fetch(surveys, self._compare(spec))
         self._warn_of_nans(number, surveys)
         valid = {(one.gradient.name, ratio) for one in surveys for ratio in one.tops}
         compared = {
             key: self._history[key].take(gradient.entries, top.mask, row)
-            for (key, gradient, top), row in zip(asked, rows, strict=True)
+            for (key, gradient, top), row in zip(spec, rows, strict=True)
             if key in valid
         }
         writer = self._writer
@@ -293,20 +293,20 @@ class GradientProbe(Subscriber):
             for ratio, top in one.tops.items()
         ]
 
-    def _compare(self, asked: Sequence[tuple[_Key, Gradient, Top]]) -> list[Tensor]:
+    def _compare(self, spec: Sequence[tuple[_Key, Gradient, Top]]) -> list[Tensor]:
         """What each mask has in common with others, over all ranks: `compare`'s rows."""
         rows: list[Tensor] = []
-        for key, gradient, top in asked:
+        for key, gradient, top in spec:
             known = self._history.get(key)
             if known is None or not known.fits(top.mask):
                 ever = PackedMask(top.mask.size, top.mask.bytes.device)
                 self._history[key] = History(ever, self._reference_of(gradient))
             history = self._history[key]
             rows.append(compare(top.mask, history.others(), history.ever))
-        for groups in dict.fromkeys(g.groups for _, g, _ in asked if g.groups):
-            places = [place for place, (_, g, _) in enumerate(asked) if g.groups == groups]
+        for groups in dict.fromkeys(g.groups for _, g, _ in spec if g.groups):
+            places = [place for place, (_, g, _) in enumerate(spec) if g.groups == groups]
             together = torch.stack([rows[place] for place in places])
-            reduce = reducer(asked[places[0]][1])
+            reduce = reducer(spec[places[0]][1])
             assert reduce is not None
             reduce(together)
             for place, row in zip(places, together, strict=True):

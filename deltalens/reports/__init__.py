@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from deltalens.io.records import StudyRecord
     from deltalens.io.tables import Table
 
-__all__ = ["Summary", "summarise"]
+__all__ = ["Summary", "summarize"]
 
 
 class Summary(Protocol):
@@ -32,13 +32,13 @@ class Summary(Protocol):
         ...
 
 
-def summarise(record: StudyRecord) -> Summary:
+def summarize(record: StudyRecord) -> Summary:
     """What a study of any kind found.
 
     Raises:
         RecordError: of its kind nothing is said, or nothing is measured yet.
     """
-    study = study_of(record.asked)
+    study = study_of(record.spec)
     if study is None or not study.summary:
         raise RecordError(f"{record.path}: nothing is said of a study of kind {record.kind!r}")
     found: Summary = load_code(study.summary)(record)

@@ -23,7 +23,7 @@ from deltalens.io.tables import Table, over_seeds
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DropSummary", "StrategySummary", "summarise"]
+__all__ = ["DropSummary", "StrategySummary", "summarize"]
 
 _NEAR = (0.01, 0.05)
 
@@ -108,7 +108,7 @@ class DropSummary:
             yield f"{name} is not finite, and left out: {'; '.join(gaps)}"
         yield f"{100 * self.unchanged:.2f} % of the entries are exactly unchanged" + (
             ": below that rate a trivial drop changes nothing (--of changed leaves them out)"
-            if self.unchanged >= 0.005 and not self.record.asked["changed_only"]
+            if self.unchanged >= 0.005 and not self.record.spec["changed_only"]
             else ""
         )
 
@@ -209,8 +209,8 @@ def _number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 1e4 else f"{value:.4f}"
 
 
-def summarise(record: StudyRecord) -> DropSummary:
-    """Summarise a drop study, also one that is not finished.
+def summarize(record: StudyRecord) -> DropSummary:
+    """Summarize a drop study, also one that is not finished.
 
     Raises:
         RecordError: it has not measured the fine-tune and the base yet, or is another kind.

@@ -16,7 +16,7 @@ from deltalens.io.tables import Table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["EfficiencySummary", "summarise_efficiency"]
+__all__ = ["EfficiencySummary", "summarize_efficiency"]
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def _of_paper(method: str) -> list[float]:
     return [as_number(cell) for cell in own["Training Speed (samples/s)"]]
 
 
-def summarise_efficiency(record: StudyRecord) -> EfficiencySummary:
-    """Summarise an efficiency study, also one that is not finished.
+def summarize_efficiency(record: StudyRecord) -> EfficiencySummary:
+    """Summarize an efficiency study, also one that is not finished.
 
     Raises:
         RecordError: it is another kind of study, or has no finished repeat.

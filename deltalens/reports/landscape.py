@@ -15,7 +15,7 @@ from deltalens.io.tables import Table, is_finite
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Barrier", "DataSummary", "LandscapeSummary", "summarise_landscape"]
+__all__ = ["Barrier", "DataSummary", "LandscapeSummary", "summarize_landscape"]
 
 _GRID = "grid"
 
@@ -167,7 +167,7 @@ class LandscapeSummary:
         """The summary for scripts."""
         return {
             "study": str(self.record.path),
-            "plane": self.record.asked["plane"],
+            "plane": self.record.spec["plane"],
             "points": self.record.facts["points"],
             "measured": self.done,
             "gaps": self.gaps,
@@ -192,8 +192,8 @@ class LandscapeSummary:
         }
 
 
-def summarise_landscape(record: StudyRecord) -> LandscapeSummary:
-    """Summarise a landscape, also one that is not finished.
+def summarize_landscape(record: StudyRecord) -> LandscapeSummary:
+    """Summarize a landscape, also one that is not finished.
 
     Raises:
         RecordError: it is another kind of study, or has no finished point.
@@ -231,7 +231,7 @@ def _of_data(record: StudyRecord, data: str) -> DataSummary:
         best, at = float(row["value"]), (float(row["a"]), float(row["b"]))
         distances = {name: math.dist(place, at) for name, place in places.items()}
         nearest = min(distances, key=lambda name: distances[name])
-    line = record.asked["plane"] == "line" and is_lower_better(better)
+    line = record.spec["plane"] == "line" and is_lower_better(better)
     return DataSummary(
         data,
         str(metric),

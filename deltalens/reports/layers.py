@@ -15,7 +15,7 @@ from deltalens.io.tables import Table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["GroupEffect", "LayerSummary", "summarise_layers"]
+__all__ = ["GroupEffect", "LayerSummary", "summarize_layers"]
 
 _NAMED = 3
 """Groups named in a sentence."""
@@ -95,7 +95,7 @@ class LayerSummary:
     @property
     def sizes(self) -> list[int]:
         """Of the groups, as asked."""
-        return [int(size) for size in self.record.asked["groups"]]
+        return [int(size) for size in self.record.spec["groups"]]
 
     def sentences(self) -> Iterator[str]:
         """The summary as a person reads it."""
@@ -194,13 +194,13 @@ def _ranked(metric: MetricSummary, size: int) -> Iterator[str]:
         yield f"{blocks}: alone, most is recovered by {named}"
 
 
-def summarise_layers(record: StudyRecord) -> LayerSummary:
-    """Summarise a sweep over layers without training, also one that is not finished.
+def summarize_layers(record: StudyRecord) -> LayerSummary:
+    """Summarize a sweep over layers without training, also one that is not finished.
 
     Raises:
         RecordError: it is another kind of study, or has not measured the fine-tune and the base.
     """
-    if record.kind != "layer-sweep" or record.asked.get("method") != "drop":
+    if record.kind != "layer-sweep" or record.spec.get("method") != "drop":
         raise RecordError(f"{record.path}: a {record.kind}, not a sweep over layers by drop")
     names = list(dict.fromkeys(record.cells["metric"]))
     metrics = tuple(found for name in names if (found := _of_metric(record, str(name))) is not None)

@@ -24,7 +24,7 @@ from deltalens.io.tables import Table, is_finite, over_seeds
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SweepSummary", "summarise_sweep"]
+__all__ = ["SweepSummary", "summarize_sweep"]
 
 _NEAR = 0.05
 
@@ -220,8 +220,8 @@ def _mean(frame: pd.DataFrame) -> float:
     return float(frame["value"].mean(skipna=False))
 
 
-def summarise_sweep(record: StudyRecord) -> SweepSummary:
-    """Summarise a study of trainings, also one that is not finished.
+def summarize_sweep(record: StudyRecord) -> SweepSummary:
+    """Summarize a study of trainings, also one that is not finished.
 
     Raises:
         RecordError: it is another kind of study, or has no finished cell.

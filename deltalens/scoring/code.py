@@ -30,7 +30,7 @@ _OF_TORCH = {"_parameters", "_buffers", "_modules", "training", "_non_persistent
 class KnownFunction:
     """What a study records of a function of the caller's."""
 
-    asked: dict[str, Any] | None
+    spec: dict[str, Any] | None
     """Equal for equal functions, as JSON values; None without a function."""
     once: str | None = None
     """Why nobody can know whether a later call hands in the same one, if so."""

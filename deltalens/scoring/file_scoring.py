@@ -33,7 +33,7 @@ def batch_positions(batch_tokens: int, vocabulary: int) -> int:
 
 
 class Scoring:
-    """A data file, tokenised once, to be measured on a model again and again.
+    """A data file, tokenized once, to be measured on a model again and again.
 
     Exact match under greedy decoding takes one forward: fed the target, every argmax has to be the
     next target token. (A target that goes on behind a token at which generation stops is never

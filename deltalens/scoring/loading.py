@@ -61,7 +61,7 @@ class LoadedModel:
     tokenizer: Any | None
     device: torch.device
     fresh: tuple[str, ...]
-    """Parameters that the checkpoint lacks and transformers initialised at random."""
+    """Parameters that the checkpoint lacks and transformers initialized at random."""
     again: Callable[[], LoadedModel] | None = None
     """Loads another one, as this one was."""
 

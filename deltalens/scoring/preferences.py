@@ -21,7 +21,7 @@ __all__ = ["Preferences"]
 
 
 class Preferences:
-    """Rows of preferences, tokenised once, to be measured on a model again and again.
+    """Rows of preferences, tokenized once, to be measured on a model again and again.
 
     An answer's reward is beta * (log p - log p of the reference), over its tokens (DPO, Rafailov et
     al. 2023, 2305.18290). The numbers are those of trl's `DPOTrainer.evaluate`.

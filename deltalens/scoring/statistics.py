@@ -23,7 +23,7 @@ def mean(values: Tensor) -> Measurement:
 def ratio(sums: Tensor, weights: Tensor) -> Measurement:
     """sum(sums) / sum(weights), as in a loss per token over examples of different lengths.
 
-    The standard error is that of a ratio of two means, over examples (linearised).
+    The standard error is that of a ratio of two means, over examples (linearized).
     """
     top, bottom = sums.double(), weights.double()
     n, total = top.numel(), float(bottom.sum())

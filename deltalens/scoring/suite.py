@@ -103,7 +103,7 @@ class Suite:
         found: dict[str, Any] = {
             "data": [file.identity for file in self.files],
             "metrics": list(self.metrics),
-            "metric": self.known.asked,
+            "metric": self.known.spec,
             "answer_pattern": self.answer_pattern.pattern if self.answer_pattern else None,
             "fidelity": self.fidelity.identity if self.wants_fidelity else None,
             "batch_tokens": self.batch_tokens,
@@ -115,7 +115,7 @@ class Suite:
         return found
 
     def scoring(self, file: DataFile, start: nn.Module, tokenizer: Any) -> Scoring | Preferences:
-        """A file, tokenised, to be measured: under DPO preferences against the model that is given,
+        """A file, tokenized, to be measured: under DPO preferences against the model that is given,
         and everything else by its targets.
 
         Raises:
@@ -192,7 +192,7 @@ def read_suite(
 
 
 class ReadySuite:
-    """A suite made ready on a model: nothing is tokenised again.
+    """A suite made ready on a model: nothing is tokenized again.
 
     Args:
         suite: what is measured.
@@ -225,7 +225,7 @@ class ReadySuite:
             self._make_ready(loaded, texts, watch, called)
         if loaded.fresh:
             names = ", ".join(loaded.fresh)
-            self.notes.append(f"initialised at random, not in the checkpoint: {names}")
+            self.notes.append(f"initialized at random, not in the checkpoint: {names}")
 
     def _make_ready(
         self,
@@ -236,7 +236,7 @@ class ReadySuite:
     ) -> None:
         for file in self.suite.files:
             if watch is not None:
-                watch.stage(f"tokenising {file.path.name}", None)
+                watch.stage(f"tokenizing {file.path.name}", None)
             scoring = self.suite.scoring(file, loaded.model, loaded.tokenizer)
             if self._where is not None:
                 scoring.check(loaded.model, self._where)

@@ -58,7 +58,7 @@ def encode_rows(
     without a token to predict.
 
     Ids and targets are those that trl's `SFTTrainer` trains on with `completion_only_loss`, up to
-    the end of the answer: prompt and completion are tokenised together, and the target begins where
+    the end of the answer: prompt and completion are tokenized together, and the target begins where
     the tokens of the prompt alone and those of the whole first differ. A text's targets are all its
     tokens but the first. Texts and completions end with the end-of-sequence token; a conversation
     ends as its template ends a turn. What a template or a tokenizer writes behind that is left out.
@@ -75,7 +75,7 @@ def encode_rows(
             tokenizer refuse a row, or the model does not know a token of it.
     """
     ends = ends_of(tokenizer, model)
-    ids, prompts = _tokenise(data, tokenizer, "completion")
+    ids, prompts = _tokenize(data, tokenizer, "completion")
     encoded = []
     for place, (row, whole, prompt) in enumerate(zip(data.rows, ids, prompts, strict=True)):
         if row.text is not None:
@@ -112,8 +112,8 @@ def encode_preferences(
         DataError: as of `encode_rows`.
     """
     ends = ends_of(tokenizer, model)
-    chosen, prompts = _tokenise(data, tokenizer, "completion")
-    rejected, _ = _tokenise(data, tokenizer, "rejected")
+    chosen, prompts = _tokenize(data, tokenizer, "completion")
+    rejected, _ = _tokenize(data, tokenizer, "rejected")
     encoded = {}
     for place, (prompt, *pair) in enumerate(zip(prompts, chosen, rejected, strict=True)):
         target = max(1, min(_common_prefix(prompt, whole) for whole in pair))
@@ -159,7 +159,7 @@ def _check_known(model: Any | None, data: DataFile, whole: Sequence[int], place:
         )
 
 
-def _tokenise(
+def _tokenize(
     data: DataFile, tokenizer: Any, answer: Literal["completion", "rejected"]
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Of every row the ids of the whole, and those of its prompt alone; two calls of the tokenizer

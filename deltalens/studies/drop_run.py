@@ -16,7 +16,7 @@ from deltalens.scoring.loading import LoadedModel, check_fits
 from deltalens.scoring.suite import Metrics, ReadySuite
 from deltalens.scoring.texts import KeptTexts, Progress, vocabulary_of
 from deltalens.studies.deltas import DeltaStream
-from deltalens.studies.drop_asked import BASE, DropAsked
+from deltalens.studies.drop_spec import BASE, DropSpec
 from deltalens.studies.engine import StudyWatch, run_cells
 from deltalens.studies.executors import Tell
 from deltalens.studies.live import LiveModel
@@ -35,7 +35,7 @@ Selections = Mapping[DropSetting, Mapping[str, Selection]]
 class DropRecipe(PairRecipe):
     """How a drop study's worker is prepared."""
 
-    asked: DropAsked
+    spec: DropSpec
     selections: Selections
 
     def prepare(self, watch: Progress) -> DropWorker:
@@ -55,12 +55,12 @@ class DropWorker:
 
     def __init__(self, recipe: DropRecipe, watch: Progress) -> None:
         self._recipe, pairing = recipe, recipe.models.pairing
-        self._exact = {float(rate): rate for rate in recipe.asked.rates}
+        self._exact = {float(rate): rate for rate in recipe.spec.rates}
         watch.stage("loading the model", None)
         self._loaded = recipe.models.loading.load(pairing.ft)
         self._live = LiveModel(self._loaded.model, pairing)
         self._suite = ReadySuite(
-            recipe.asked.suite, self._loaded, pairing.ft.path, recipe.texts, watch
+            recipe.spec.suite, self._loaded, pairing.ft.path, recipe.texts, watch
         )
         self.notes = self._suite.notes
 
@@ -84,7 +84,7 @@ class DropWorker:
         drop = DropSetting(setting["strategy"], rate, setting["seed"])
         if drop in self._recipe.selections:
             names = self._recipe.selections[drop]
-            self._live.edit(names.__getitem__, rate if self._recipe.asked.rescale else None)
+            self._live.edit(names.__getitem__, rate if self._recipe.spec.rescale else None)
         else:
             self._live.put_back_all()
 
@@ -108,13 +108,13 @@ class DropWorker:
     def _load_base(self) -> LoadedModel:
         """As a model of its own, beside the fine-tune."""
         base, loading = self._recipe.models.pairing.base, self._recipe.models.loading
-        batch_tokens = self._recipe.asked.suite.batch_tokens
+        batch_tokens = self._recipe.spec.suite.batch_tokens
         check_fits(base, loading.dtype, loading.device, batch_tokens)
         return loading.load(base)
 
 
 def measure_drops(
-    asked: DropAsked,
+    spec: DropSpec,
     models: PairedModels,
     folder: StudyFolder,
     watch: StudyWatch,
@@ -124,7 +124,7 @@ def measure_drops(
     """Measure every cell that is left.
 
     Args:
-        asked: the study.
+        spec: the study.
         models: the fine-tune and its base.
         folder: open for writing.
         watch: told of stages, progress and finished cells.
@@ -144,15 +144,15 @@ def measure_drops(
         return [(setting, found)]
 
     recipe = DropRecipe(
-        asked=asked,
+        spec=spec,
         models=models,
         texts=KeptTexts(folder.path, again=bool(folder.cells)),
-        selections=_select(asked, models, folder, watch),
+        selections=_select(spec, models, folder, watch),
     )
     with at_work(recipe, folder, watch) as worker:
         run_cells(
             folder,
-            asked.cells(bool(models.pairing.unpaired)),
+            spec.cells(bool(models.pairing.unpaired)),
             recipe.elsewhere(),
             worker,
             watch,
@@ -165,16 +165,16 @@ def measure_drops(
 
 
 def _select(
-    asked: DropAsked, models: PairedModels, folder: StudyFolder, watch: StudyWatch
+    spec: DropSpec, models: PairedModels, folder: StudyFolder, watch: StudyWatch
 ) -> Selections:
     """One pass over the deltas: the selections of all cells, unit by unit.
 
     Raises:
         DeltaLensError: there is no delta.
     """
-    pairing, settings = models.pairing, asked.drop_settings()
+    pairing, settings = models.pairing, spec.drop_settings()
     selections: dict[DropSetting, dict[str, Selection]] = {one: {} for one in settings}
-    units = pairing.units(asked.scope)
+    units = pairing.units(spec.scope)
     watch.stage("ranking the delta", pairing.entries)
     unchanged = 0
     probe = settings or [DropSetting("trivial", Fraction(1, 2))]
@@ -183,7 +183,7 @@ def _select(
     stream = DeltaStream()
     with workers() as each:
         for unit in units:
-            found = select_unit(unit, probe, stream, changed_only=asked.changed_only, each=each)
+            found = select_unit(unit, probe, stream, changed_only=spec.changed_only, each=each)
             unchanged += found.unchanged or 0
             for setting in settings:
                 for one in unit.pairs:

@@ -16,8 +16,8 @@ from deltalens.scoring.own_metrics import Metric
 from deltalens.scoring.suite import read_suite
 from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies.axes import in_order
-from deltalens.studies.drop_asked import GROWS, DropAsked
 from deltalens.studies.drop_run import measure_drops
+from deltalens.studies.drop_spec import GROWS, DropSpec
 from deltalens.studies.engine import StudyWatch, keep_better, read_weights
 from deltalens.studies.paired import PairedModels
 from deltalens.studies.selecting import check_strategy
@@ -109,7 +109,7 @@ def drop_study(
     watch = watch or StudyWatch()
     if seeds < 1:
         raise DeltaLensError(f"seeds {seeds}: at least 1")
-    asked = DropAsked(
+    spec = DropSpec(
         suite=read_suite(
             data=data,
             metrics=metrics,
@@ -131,9 +131,9 @@ def drop_study(
         include=include,
         exclude=exclude,
     )
-    if not asked.strategies:
+    if not spec.strategies:
         raise DeltaLensError(f"no strategy: choose from {', '.join(STRATEGIES)}")
-    asked.suite.check_names()
+    spec.suite.check_names()
     out = Path(out)
     models = PairedModels.read(
         ft,
@@ -151,14 +151,14 @@ def drop_study(
     )
     pairing = models.pairing
     read_weights(watch, pairing.ft, pairing.base)
-    identity, columns = models.identity(asked.identity()), STUDIES[KIND].columns
-    once = asked.suite.known.once
+    identity, columns = models.identity(spec.identity()), STUDIES[KIND].columns
+    once = spec.suite.known.once
     with StudyFolder.open(out, KIND, identity, columns, fresh, GROWS, once) as folder:
-        keep_better(folder, asked.suite)
-        asked = asked.grown(folder.asked)
-        cells = asked.cells(bool(pairing.unpaired))
+        keep_better(folder, spec.suite)
+        spec = spec.grown(folder.spec)
+        cells = spec.cells(bool(pairing.unpaired))
         if len(folder.cells) < len(cells):
-            measure_drops(asked, models, folder, watch, jobs, executor)
+            measure_drops(spec, models, folder, watch, jobs, executor)
         else:
             folder.write_finished(cells)
     return load_study(out)

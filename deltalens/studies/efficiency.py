@@ -34,9 +34,9 @@ from deltalens.studies import axes
 from deltalens.studies.engine import StudyWatch, read_weights, run_cells
 from deltalens.studies.executors import Tell
 from deltalens.studies.training_plans import cells_own
-from deltalens.training.asked import TrainingAsked, check_own
 from deltalens.training.methods import method_callbacks
 from deltalens.training.run import check_trainable, training_dtype
+from deltalens.training.spec import TrainingSpec, check_own
 
 __all__ = ["KIND", "efficiency"]
 
@@ -48,7 +48,7 @@ def efficiency(
     model: str | Path,
     data: str | Path,
     out: str | Path,
-    asked: TrainingAsked,
+    spec: TrainingSpec,
     *,
     methods: Sequence[str] = _KNOWN.default,
     repeats: int = 7,
@@ -68,7 +68,7 @@ def efficiency(
     Args:
         model, data, fields, limit, device, dtype: as `train` takes them.
         out: the study's folder.
-        asked: the training's settings; the method is the cell's.
+        spec: the training's settings; the method is the cell's.
         methods: which to compare; plain fine-tuning is always among them.
         repeats: blocks of each method.
         steps: steps in a block.
@@ -83,7 +83,7 @@ def efficiency(
     unknown = [method for method in methods if method not in _KNOWN.methods]
     if unknown:
         raise DeltaLensError(f"method {unknown[0]!r}: choose from {', '.join(_KNOWN.methods)}")
-    check_own(methods, asked.given)
+    check_own(methods, spec.given)
     if repeats < 1 or steps < 1:
         raise DeltaLensError(f"repeats {repeats}, steps {steps}: at least 1")
     rows = read_rows(data, limit, fields)
@@ -93,10 +93,10 @@ def efficiency(
     check_study_folder(out, [checkpoint.path])
     read_weights(watch, checkpoint)
     identity: dict[str, Any] = {
-        **asked.shared(),
-        "seed": asked.seed,
+        **spec.shared(),
+        "seed": spec.seed,
         "methods": list(methods),
-        "settings": cells_own(asked, methods),
+        "settings": cells_own(spec, methods),
         "repeats": repeats,
         "steps_in_block": steps,
         "model": checkpoint.identity,
@@ -108,7 +108,7 @@ def efficiency(
     with StudyFolder.open(out, KIND, identity, columns, fresh, grows) as study:
         watch.stage("loading the model", None)
         loaded = load_model(checkpoint, kind, where)
-        bench = _Bench(loaded.model, rows, loaded.tokenizer, asked, steps, where, checkpoint.path)
+        bench = _Bench(loaded.model, rows, loaded.tokenizer, spec, steps, where, checkpoint.path)
         study.facts |= {"model": str(checkpoint.path), **bench.facts()}
         study.write_manifest()
         # One block for nothing: caches, compiled loops, the optimizer's state.
@@ -116,7 +116,7 @@ def efficiency(
             bench.block(method)
         cells: list[Setting] = [
             {"method": methods[(place + repeat) % len(methods)], "repeat": repeat}
-            for repeat in range(study.asked["repeats"])
+            for repeat in range(study.spec["repeats"])
             for place in range(len(methods))
         ]
         run_cells(study, cells, None, bench, watch)
@@ -131,26 +131,26 @@ class _Bench:
         model: nn.Module,
         rows: DataFile,
         tokenizer: Any,
-        asked: TrainingAsked,
+        spec: TrainingSpec,
         steps: int,
         device: torch.device,
         where: Path,
     ) -> None:
         check_trainable(model, tokenizer, where)
-        self.model, self.asked, self.steps, self.device = model, asked, steps, device
+        self.model, self.spec, self.steps, self.device = model, spec, steps, device
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=asked.learning_rate, weight_decay=asked.weight_decay
+            model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay
         )
-        sequences, _ = encode_rows(rows, tokenizer, asked.max_length or longest_input(model), model)
-        sequences = sequences[: len(sequences) // asked.batch_size * asked.batch_size]
+        sequences, _ = encode_rows(rows, tokenizer, spec.max_length or longest_input(model), model)
+        sequences = sequences[: len(sequences) // spec.batch_size * spec.batch_size]
         if not sequences:
-            raise DeltaLensError(f"{rows.path}: fewer rows than a batch of {asked.batch_size}")
+            raise DeltaLensError(f"{rows.path}: fewer rows than a batch of {spec.batch_size}")
         check_model(model, sequences[0].ids, where)
         model.train()
         pad = padding_of(tokenizer, model)
         longest = max(len(one.ids) for one in sequences)
-        found = batches(sequences, asked.batch_size * longest, pad)
-        self.batches = [one.to(device) for one in found if len(one.rows) == asked.batch_size]
+        found = batches(sequences, spec.batch_size * longest, pad)
+        self.batches = [one.to(device) for one in found if len(one.rows) == spec.batch_size]
         self._next = cycle(self.batches)
 
     def facts(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class _Bench:
 
     def block(self, method: str) -> Metrics:
         """Some steps under a method."""
-        own = self.asked.of(method)
+        own = self.spec.of(method)
         with ExitStack() as stack:
             attached = [
                 stack.enter_context(callback.made(self.model)) for callback in method_callbacks(own)
@@ -180,12 +180,12 @@ class _Bench:
             self._wait()
             begun = time.perf_counter()
             for _ in range(self.steps):
-                for _ in range(self.asked.accumulate):
+                for _ in range(self.spec.accumulate):
                     self._backward()
                 self._update()
             self._wait()
             seconds = time.perf_counter() - begun
-        samples = self.steps * self.asked.accumulate * self.asked.batch_size
+        samples = self.steps * self.spec.accumulate * self.spec.batch_size
         return {
             "samples_per_second": Measurement(samples / seconds, n=samples),
             "step_seconds": Measurement(seconds / self.steps, n=self.steps),
@@ -205,7 +205,7 @@ class _Bench:
             out = model(
                 input_ids=batch.ids, attention_mask=batch.mask, labels=labels, use_cache=False
             )
-            (out.loss / self.asked.accumulate).backward()
+            (out.loss / self.spec.accumulate).backward()
 
     def _update(self) -> None:
         self.optimizer.step()

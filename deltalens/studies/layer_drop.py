@@ -16,8 +16,8 @@ from deltalens.scoring.suite import read_suite
 from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies import axes
 from deltalens.studies.engine import StudyWatch, keep_better, read_weights
-from deltalens.studies.layer_asked import LayersAsked, groups_taking_part
 from deltalens.studies.layer_run import measure_layers
+from deltalens.studies.layer_spec import LayersSpec, groups_taking_part
 from deltalens.studies.paired import PairedModels
 
 __all__ = ["KIND", "sweep_layers_drop"]
@@ -134,7 +134,7 @@ def sweep_layers_drop(
         executor=executor,
     )
     pairing = models.pairing
-    asked = LayersAsked(
+    spec = LayersSpec(
         suite=suite,
         sizes=tuple(sorted({*groups})),
         groups=groups_taking_part(pairing, sorted({*groups})),
@@ -142,16 +142,16 @@ def sweep_layers_drop(
         exclude=exclude,
     )
     read_weights(watch, pairing.ft, pairing.base)
-    identity, columns = models.identity(asked.identity()), STUDIES["layer-sweep-drop"].columns
+    identity, columns = models.identity(spec.identity()), STUDIES["layer-sweep-drop"].columns
     grows = {"groups": axes.numbers}
     with StudyFolder.open(out, KIND, identity, columns, fresh, grows, suite.known.once) as folder:
         keep_better(folder, suite)
-        sizes = tuple(folder.asked["groups"])
-        asked = replace(asked, sizes=sizes, groups=groups_taking_part(pairing, sizes))
-        cells = asked.cells()
+        sizes = tuple(folder.spec["groups"])
+        spec = replace(spec, sizes=sizes, groups=groups_taking_part(pairing, sizes))
+        cells = spec.cells()
         if len(folder.cells) < len(cells):
             cache_bytes = int(cache_gb * 1e9)
-            measure_layers(asked, models, cache_bytes, folder, watch, jobs, executor)
+            measure_layers(spec, models, cache_bytes, folder, watch, jobs, executor)
         else:
             folder.write_finished(cells)
     return load_study(out)

@@ -20,7 +20,7 @@ from deltalens.scoring.texts import KeptTexts, Progress
 from deltalens.studies.deltas import DeltaStream, Span
 from deltalens.studies.engine import StudyWatch, run_cells
 from deltalens.studies.executors import Tell
-from deltalens.studies.layer_asked import LayersAsked
+from deltalens.studies.layer_spec import LayersSpec
 from deltalens.studies.live import LiveModel
 from deltalens.studies.paired import PairedModels, PairRecipe, at_work
 from deltalens.studies.selecting import find_nonfinite, no_delta
@@ -32,7 +32,7 @@ __all__ = ["measure_layers"]
 class LayerRecipe(PairRecipe):
     """How the worker of a sweep over layers is prepared."""
 
-    asked: LayersAsked
+    spec: LayersSpec
     cache_bytes: int
     """What a worker may hold of the unchanged blocks' states; 0: nothing."""
 
@@ -57,7 +57,7 @@ class LayerWorker:
 
     def __init__(self, recipe: LayerRecipe, watch: Progress) -> None:
         self._recipe = recipe
-        self._groups = {str(group): group for group in recipe.asked.groups}
+        self._groups = {str(group): group for group in recipe.spec.groups}
         self._reference: str | None = None
         watch.stage("loading the model", None)
         pairing = recipe.models.pairing
@@ -67,7 +67,7 @@ class LayerWorker:
         self._tensors: dict[int | None, set[str]] = {}
         for pair in pairing.pairs:
             self._tensors.setdefault(block_number(pair.name), set()).add(pair.name)
-        self._suite = ReadySuite(recipe.asked.suite, loaded, pairing.ft.path, recipe.texts, watch)
+        self._suite = ReadySuite(recipe.spec.suite, loaded, pairing.ft.path, recipe.texts, watch)
         self.notes = [*self._suite.notes]
         self._prefix = self._find_prefix() if recipe.cache_bytes else None
 
@@ -103,19 +103,19 @@ class LayerWorker:
 
     def _find_prefix(self) -> Prefix | None:
         """What the unchanged blocks put out is held, where that is possible."""
-        model, asked = self._model, self._recipe.asked
+        model, spec = self._model, self._recipe.spec
         try:
-            if asked.suite.metric is not None or asked.suite.installed:
+            if spec.suite.metric is not None or spec.suite.installed:
                 raise DeltaLensError("a metric of your own may look at any part of the model")
-            if asked.suite.answer_pattern is not None:
+            if spec.suite.answer_pattern is not None:
                 raise DeltaLensError("the model generates")
             blocks = find_blocks(model, stacks_of(self._recipe.models.pairing.ft.tensors))
-            if asked.groups and max(g.blocks[-1] for g in asked.groups) >= len(blocks):
+            if spec.groups and max(g.blocks[-1] for g in spec.groups) >= len(blocks):
                 raise DeltaLensError(f"{type(model).__name__} has {len(blocks)} blocks")
         except DeltaLensError as error:
             self.notes.append(_in_full(str(error)))
             return None
-        places = [group.blocks[0] for group in asked.groups]
+        places = [group.blocks[0] for group in spec.groups]
         return Prefix(model, blocks, places, self._recipe.cache_bytes)
 
     def _not_held(self, prefix: Prefix | None) -> str | None:
@@ -132,7 +132,7 @@ class LayerWorker:
 
 
 def measure_layers(
-    asked: LayersAsked,
+    spec: LayersSpec,
     models: PairedModels,
     cache_bytes: int,
     folder: StudyFolder,
@@ -143,7 +143,7 @@ def measure_layers(
     """Measure every cell that is left.
 
     Args:
-        asked: what was asked.
+        spec: what was asked.
         models: the fine-tune and its base.
         cache_bytes: what may be held of the unchanged blocks' states, by all workers together.
         folder: open for writing.
@@ -161,7 +161,7 @@ def measure_layers(
 
     _survey(models, folder, watch)
     recipe = LayerRecipe(
-        asked=asked,
+        spec=spec,
         models=models,
         texts=KeptTexts(folder.path, again=bool(folder.cells)),
         cache_bytes=cache_bytes // jobs,
@@ -169,13 +169,13 @@ def measure_layers(
     with at_work(recipe, folder, watch) as worker:
         run_cells(
             folder,
-            asked.order(),
+            spec.order(),
             recipe.elsewhere(),
             worker,
             watch,
             same=_same_point,
             cells_of=cells_of,
-            write_table=lambda: folder.write_table(asked.cells()),
+            write_table=lambda: folder.write_table(spec.cells()),
             jobs=jobs,
             executor=executor,
         )

@@ -15,7 +15,7 @@ from deltalens.studies import axes
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.training_plans import Plan, TrainingData, check_trainings
 from deltalens.studies.trainings import run_trainings
-from deltalens.training.asked import TrainingAsked
+from deltalens.training.spec import TrainingSpec
 
 __all__ = ["KIND", "sweep_mask_ratio"]
 
@@ -31,7 +31,7 @@ def sweep_mask_ratio(
     methods: Sequence[str],
     source: TrainingData,
     out: str | Path,
-    asked: TrainingAsked,
+    spec: TrainingSpec,
     *,
     ratios: str | Iterable[Rate] | None = None,
     seeds: int = 3,
@@ -54,7 +54,7 @@ def sweep_mask_ratio(
             always stands, beside the latter the model as it is (`ft`).
         source: the model, what it learns, and what is measured after each training.
         out: the study's folder.
-        asked: the training's settings; its method, mask ratio and seed are the cell's.
+        spec: the training's settings; its method, mask ratio and seed are the cell's.
         ratios: mask ratios, as "0:0.9:0.1,0.95" or as numbers; those of the papers if not given.
         seeds: how many trainings at each ratio.
         keep_checkpoints: keep every trained model in the study's `checkpoints`.
@@ -76,11 +76,11 @@ def sweep_mask_ratio(
     swept = dict.fromkeys(SWEPT, "ratios")
     return run_trainings(
         KIND,
-        lambda wanted: _plans(wanted, asked, source),
+        lambda wanted: _plans(wanted, spec, source),
         source,
         out,
-        asked,
-        settings=check_trainings(KIND, asked, with_reference, seeds, swept),
+        spec,
+        settings=check_trainings(KIND, spec, with_reference, seeds, swept),
         seeds=seeds,
         along={"ratios": ([show_rate(ratio) for ratio in exact], axes.rates)},
         same=_same_point,
@@ -93,19 +93,19 @@ def sweep_mask_ratio(
 
 
 def _plans(
-    wanted: Mapping[str, Any], asked: TrainingAsked, source: TrainingData
+    wanted: Mapping[str, Any], spec: TrainingSpec, source: TrainingData
 ) -> list[tuple[Setting, Plan]]:
     """The cells of what was asked: methods, their settings, ratios and seeds."""
 
     def plan(method: str, ratio: Fraction, seed: int) -> Plan:
         if method == "ft" or (_removes(method) and not ratio):
-            return Plan(asked=asked, still=source.model)
+            return Plan(spec=spec, still=source.model)
         own = wanted["settings"][method]
         if method == "one-off-drop":
-            return Plan(asked=asked.of("sft", seed=seed), drop=show_rate(ratio), **own)
+            return Plan(spec=spec.of("sft", seed=seed), drop=show_rate(ratio), **own)
         if has_ratio(method):
             own = {**own, "mask_ratio": show_rate(ratio)}
-        return Plan(asked=asked.of(method, seed=seed, **own))
+        return Plan(spec=spec.of(method, seed=seed, **own))
 
     ratios = [Fraction(ratio) for ratio in wanted["ratios"]]
     return [

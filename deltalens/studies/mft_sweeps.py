@@ -20,8 +20,8 @@ from deltalens.studies import axes
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.training_plans import Plan, TrainingData, check_trainings
 from deltalens.studies.trainings import run_trainings
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import training_dtype
+from deltalens.training.spec import TrainingSpec
 
 __all__ = ["COMPARED", "compare", "complements", "sweep_data_ratio", "sweep_layers"]
 
@@ -38,7 +38,7 @@ def sweep_layers(
     methods: Sequence[str],
     source: TrainingData,
     out: str | Path,
-    asked: TrainingAsked,
+    spec: TrainingSpec,
     *,
     sizes: Sequence[int] = (4,),
     data_ratio: Rate = "1",
@@ -56,7 +56,7 @@ def sweep_layers(
         methods: `mft`, `random-mask-weights`, `l1-mask`; and `sft`, its continued fine-tuning.
         source: the finished model, the data, and what is measured.
         out: the study's folder.
-        asked: the training's settings; method, blocks and seed are the cell's.
+        spec: the training's settings; method, blocks and seed are the cell's.
         sizes: blocks in a group; every size divides the model anew, the last group may be smaller.
         data_ratio: train on this part of the rows, the first ones; in (0, 1].
         seeds, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
@@ -65,7 +65,7 @@ def sweep_layers(
         DeltaLensError: bad input, as far as it can be known before a model is loaded.
     """
     swept = dict.fromkeys(_OF_GROUPS, "sizes")
-    settings = check_trainings("layer-sweep", asked, methods, seeds, swept)
+    settings = check_trainings("layer-sweep", spec, methods, seeds, swept)
     part, blocks = exact_rate(data_ratio), _blocks_of(source.model)
     rows = _part(part, _rows(source))
 
@@ -75,14 +75,14 @@ def sweep_layers(
             for size in wanted["sizes"]
             for group in groups_of(blocks, size, source.model)
         ]
-        made = [({"method": "ft", "size": 0, "group": "", "seed": 0}, _as_it_is(asked, source))]
+        made = [({"method": "ft", "size": 0, "group": "", "seed": 0}, _as_it_is(spec, source))]
         for method in wanted["methods"]:
             for size, group in [(0, "")] if method == "sft" else groups:
                 for seed in range(wanted["seeds"]):
                     named = {"blocks": group} if group else {}
-                    own = asked.of(method, seed=seed, **wanted["settings"][method], **named)
+                    own = spec.of(method, seed=seed, **wanted["settings"][method], **named)
                     cell = {"method": method, "size": size, "group": group, "seed": seed}
-                    made.append((cell, Plan(asked=own, rows=rows)))
+                    made.append((cell, Plan(spec=own, rows=rows)))
         return made
 
     return run_trainings(
@@ -90,7 +90,7 @@ def sweep_layers(
         plans,
         source,
         out,
-        asked,
+        spec,
         settings=settings,
         seeds=seeds,
         along={
@@ -109,7 +109,7 @@ def sweep_data_ratio(
     methods: Sequence[str],
     source: TrainingData,
     out: str | Path,
-    asked: TrainingAsked,
+    spec: TrainingSpec,
     *,
     ratios: str | Iterable[Rate] = "0.1,0.2,0.5,1",
     seeds: int = 3,
@@ -126,7 +126,7 @@ def sweep_data_ratio(
             with `sft` always beside them. The model as it is (`ft`) stands at ratio 0.
         source: the model, the data, and what is measured.
         out: the study's folder.
-        asked: the training's settings; method and seed are the cell's.
+        spec: the training's settings; method and seed are the cell's.
         ratios: parts of the rows, in (0, 1].
         seeds, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
 
@@ -135,17 +135,17 @@ def sweep_data_ratio(
     """
     if any(METHODS[one].masks == "gradients" for one in methods if one in METHODS):
         methods = ("sft", *methods)
-    settings = check_trainings("data-ratio-sweep", asked, methods, seeds, {})
+    settings = check_trainings("data-ratio-sweep", spec, methods, seeds, {})
     exact, count = exact_rates(ratios), _rows(source)
 
     def plans(wanted: Mapping[str, Any]) -> list[tuple[Setting, Plan]]:
-        made = [({"method": "ft", "data_ratio": 0.0, "seed": 0}, _as_it_is(asked, source))]
+        made = [({"method": "ft", "data_ratio": 0.0, "seed": 0}, _as_it_is(spec, source))]
         for method in wanted["methods"]:
             for ratio in map(Fraction, wanted["ratios"]):
                 for seed in range(wanted["seeds"]):
-                    own = asked.of(method, seed=seed, **wanted["settings"][method])
+                    own = spec.of(method, seed=seed, **wanted["settings"][method])
                     cell = {"method": method, "data_ratio": float(ratio), "seed": seed}
-                    made.append((cell, Plan(asked=own, rows=_part(ratio, count))))
+                    made.append((cell, Plan(spec=own, rows=_part(ratio, count))))
         return made
 
     return run_trainings(
@@ -153,7 +153,7 @@ def sweep_data_ratio(
         plans,
         source,
         out,
-        asked,
+        spec,
         settings=settings,
         seeds=seeds,
         along={"ratios": ([show_rate(ratio) for ratio in exact], axes.rates)},
@@ -168,7 +168,7 @@ def compare(
     methods: Sequence[str],
     source: TrainingData,
     out: str | Path,
-    asked: TrainingAsked,
+    spec: TrainingSpec,
     *,
     base: str | Path | None = None,
     seeds: int = 3,
@@ -188,7 +188,7 @@ def compare(
         source: the finished model, the data, and what is measured; with `eval_every`, on the way
             as well.
         out: the study's folder.
-        asked: the training's settings; method and seed are the cell's.
+        spec: the training's settings; method and seed are the cell's.
         base: what the model was tuned from.
         seeds, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
 
@@ -200,18 +200,18 @@ def compare(
     if needed and base is None:
         raise DeltaLensError(f"{needed[0]} needs the checkpoint of the base: --base")
     with_base = ("base",) if base is not None else ()
-    settings = check_trainings("comparison", asked, (*with_base, "ft", *methods), seeds, {})
+    settings = check_trainings("comparison", spec, (*with_base, "ft", *methods), seeds, {})
 
     def plan(method: str, seed: int, own: Mapping[str, Any]) -> Plan:
         if method == "ft":
-            return _as_it_is(asked, source)
+            return _as_it_is(spec, source)
         lacks = _NO_BASE if method in starts and base is None else None
         if method == "base":
-            return Plan(asked=asked, still=base, lacks=lacks)
+            return Plan(spec=spec, still=base, lacks=lacks)
         trained = METHODS[method].as_trained or method
         given = {name: value for name, value in own.items() if name not in _START}
         return Plan(
-            asked=asked.of(trained, seed=seed, **given),
+            spec=spec.of(trained, seed=seed, **given),
             start=base if METHODS[method].from_base else None,
             continued=method == "lora-continued",
             lacks=lacks,
@@ -234,7 +234,7 @@ def compare(
         plans,
         source,
         out,
-        asked,
+        spec,
         settings=settings,
         seeds=seeds,
         along={},
@@ -303,6 +303,6 @@ def _named(setting: Setting) -> str | None:
     return f"lora {setting['seed']}" if setting["method"] == "lora" else None
 
 
-def _as_it_is(asked: TrainingAsked, source: TrainingData) -> Plan:
+def _as_it_is(spec: TrainingSpec, source: TrainingData) -> Plan:
     """The model that the trainings begin with."""
-    return Plan(asked=asked, still=source.model)
+    return Plan(spec=spec, still=source.model)

@@ -59,16 +59,16 @@ class PairedModels:
         check_fits(pairing.ft, kind, where, batch_tokens, jobs)
         return cls(pairing, Loading(kind, where, trust_remote_code))
 
-    def identity(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def identity(self, spec: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that decides the numbers: two calls with the same are the same study.
 
         Args:
-            asked: all of it but the models and how they are loaded.
+            spec: all of it but the models and how they are loaded.
         """
         return {
             "ft": self.pairing.ft.identity,
             "base": self.pairing.base.identity,
-            **asked,
+            **spec,
             "device": self.loading.device.type,
             "dtype": str(self.loading.dtype).removeprefix("torch."),
             "trust_remote_code": self.loading.trust_remote_code,

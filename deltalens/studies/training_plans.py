@@ -13,7 +13,7 @@ from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Setting
 from deltalens.studies import axes
-from deltalens.training.asked import TrainingAsked, check_own
+from deltalens.training.spec import TrainingSpec, check_own
 
 __all__ = ["Plan", "Plans", "TrainingData", "cells_own", "check_trainings"]
 
@@ -22,7 +22,7 @@ __all__ = ["Plan", "Plans", "TrainingData", "cells_own", "check_trainings"]
 class Plan:
     """How the model of a cell comes about."""
 
-    asked: TrainingAsked
+    spec: TrainingSpec
     """The training."""
     start: str | Path | None = None
     """The checkpoint that it starts from; the study's model if not given."""
@@ -42,7 +42,7 @@ class Plan:
     @property
     def training(self) -> str:
         """Names the training whose result is dropped or continued, or is the cell's own."""
-        return f"{self.asked.method}-seed-{self.asked.seed}"
+        return f"{self.spec.method}-seed-{self.spec.seed}"
 
     @property
     def builds(self) -> bool:
@@ -84,7 +84,7 @@ of the table: each one's setting, and how its model comes about."""
 
 def check_trainings(
     kind: str,
-    asked: TrainingAsked,
+    spec: TrainingSpec,
     methods: Sequence[str],
     seeds: int,
     swept: Mapping[str, str],
@@ -94,7 +94,7 @@ def check_trainings(
 
     Args:
         kind: of the study.
-        asked: the settings of a training.
+        spec: the settings of a training.
         methods: that were asked for.
         seeds: how many trainings at each point.
         swept: settings that the study goes through, and what to give it instead.
@@ -109,24 +109,24 @@ def check_trainings(
         raise DeltaLensError(f"method {name!r}: choose from {', '.join(known)}")
     if seeds < 1:
         raise DeltaLensError(f"seeds {seeds}: at least 1")
-    if asked.seed:
-        raise DeltaLensError(f"seed {asked.seed}: the trainings of a study have seeds from 0 on")
-    check_own(methods, asked.given, swept=swept)
+    if spec.seed:
+        raise DeltaLensError(f"seed {spec.seed}: the trainings of a study have seeds from 0 on")
+    check_own(methods, spec.given, swept=swept)
     removing = [m for m in methods if "blocks" in (own := options_of(m)) and "threshold" not in own]
-    if asked.threshold is not None and removing:
+    if spec.threshold is not None and removing:
         raise DeltaLensError(
             f"threshold: {', '.join(removing)} would remove a ratio of their own; leave them out"
         )
-    return cells_own(asked, axes.in_order(methods, known), swept)
+    return cells_own(spec, axes.in_order(methods, known), swept)
 
 
 def cells_own(
-    asked: TrainingAsked, methods: Sequence[str], swept: Collection[str] = ()
+    spec: TrainingSpec, methods: Sequence[str], swept: Collection[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """Each method's own settings, as its trainings use them; but for those that a study goes
     through, which its cells name."""
     found = {}
     for method in methods:
-        own = asked.of(method).settings() if METHODS[method].options is not None else {}
+        own = spec.of(method).settings() if METHODS[method].options is not None else {}
         found[method] = {name: value for name, value in own.items() if name not in swept}
     return found

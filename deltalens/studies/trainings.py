@@ -35,9 +35,9 @@ from deltalens.studies.engine import StudyWatch, read_weights, run_cells
 from deltalens.studies.executors import Tell
 from deltalens.studies.training_notes import gather_notes, note
 from deltalens.studies.training_plans import Plan, Plans, TrainingData
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.following import TrainingWatch
 from deltalens.training.run import train, training_dtype, training_suite
+from deltalens.training.spec import TrainingSpec
 
 __all__ = ["run_trainings"]
 
@@ -49,7 +49,7 @@ def run_trainings(
     plans: Plans,
     source: TrainingData,
     out: str | Path,
-    asked: TrainingAsked,
+    spec: TrainingSpec,
     *,
     settings: Mapping[str, Mapping[str, Any]],
     seeds: int,
@@ -69,7 +69,7 @@ def run_trainings(
         plans: the cells of what was asked.
         source: the model, and the data.
         out: the study's folder.
-        asked: what all trainings have in common.
+        spec: what all trainings have in common.
         settings: each method's own, in the order of the table.
         seeds: how many trainings at each point.
         along: what else the study was asked, as JSON values; and how that grows, if it does.
@@ -84,7 +84,7 @@ def run_trainings(
     """
     watch, out, known = watch or StudyWatch(), Path(out), STUDIES[kind]
     identity = {
-        **asked.shared(),
+        **spec.shared(),
         "methods": [*settings],
         **{name: value for name, (value, _) in along.items()},
         "seeds": seeds,
@@ -116,7 +116,7 @@ def run_trainings(
     study = StudyFolder.open(out, kind, identity, known.columns, fresh, grows)
     try:
         try:
-            planned = plans(study.asked)
+            planned = plans(study.spec)
         except (TypeError, KeyError, ValueError) as error:
             raise RecordError(
                 f"{out}: what its trainings were asked cannot be read: {reason(error)}"
@@ -134,7 +134,7 @@ def run_trainings(
         )
         study.facts |= {
             "model": str(checkpoint.path),
-            "units": {"training_loss": planned[0][1].asked.loss_unit},
+            "units": {"training_loss": planned[0][1].spec.loss_unit},
             **(facts or {}),
         }
         study.write_manifest()
@@ -206,7 +206,7 @@ class _Making:
             start,
             source.data,
             made,
-            plan.asked,
+            plan.spec,
             fields=source.fields,
             limit=plan.rows or source.limit,
             eval_data=source.eval_data,
@@ -221,7 +221,7 @@ class _Making:
         if not trained.finished:
             raise KeyboardInterrupt
         if trained.notes:
-            note(self.out, [f"{plan.asked.method}: {note}" for note in trained.notes])
+            note(self.out, [f"{plan.spec.method}: {note}" for note in trained.notes])
         needed = {one.training for one in self.plans.values() if one.builds}
         if not plan.builds and plan.training in needed:
             _copy(made, self.out / _GROUND / plan.training, seals=True)
@@ -254,11 +254,11 @@ class _Making:
     def _evaluate(self, folder: str | Path, check: bool = False) -> Metrics:
         """A checkpoint as it is, in the dtype in which it would be trained, its preferences against
         the study's model; refused, if wanted, where it computes no numbers."""
-        asked = next(iter(self.plans.values())).asked
+        spec = next(iter(self.plans.values())).spec
         loaded = reference = self._load(folder)
-        if asked.objective == "dpo" and Path(folder) != Path(self.source.model):
+        if spec.objective == "dpo" and Path(folder) != Path(self.source.model):
             reference = self._load(self.source.model)
-        suite = ReadySuite(training_suite(self.files, asked), reference, folder if check else None)
+        suite = ReadySuite(training_suite(self.files, spec), reference, folder if check else None)
         return suite.measure(loaded.model)
 
     def _load(self, folder: str | Path) -> LoadedModel:

@@ -17,8 +17,8 @@ from deltalens.integrations.transformers import (
 )
 from deltalens.methods.mft import MaskTuning
 from deltalens.methods.weight_masks import WeightMasks, l1_weight_mask, random_weight_mask
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.lora import adapted
+from deltalens.training.spec import TrainingSpec
 
 __all__ = ["REGISTRY", "Ready", "method_callbacks", "prepare"]
 
@@ -42,51 +42,51 @@ class Ready:
     """What a user should know about how the method took this model."""
 
 
-def prepare(asked: TrainingAsked, model: nn.Module) -> Ready:
+def prepare(spec: TrainingSpec, model: nn.Module) -> Ready:
     """Make a model ready for a method; what is warned of on the way is among the notes.
 
     Raises:
         DeltaLensError: the method's settings do not fit the model, or peft is not installed.
     """
-    return REGISTRY[asked.method or "sft"](asked, model)
+    return REGISTRY[spec.method or "sft"](spec, model)
 
 
-def method_callbacks(asked: TrainingAsked) -> list[Attaching[Any]]:
+def method_callbacks(spec: TrainingSpec) -> list[Attaching[Any]]:
     """What a method attaches to a training: nothing for plain fine-tuning."""
-    made = _ATTACH.get(asked.method or "sft")
-    return [made(asked)] if made else []
+    made = _ATTACH.get(spec.method or "sft")
+    return [made(spec)] if made else []
 
 
-def _attached(asked: TrainingAsked, model: nn.Module) -> Ready:
-    return Ready(model, tuple(method_callbacks(asked)), plain=lambda: model)
+def _attached(spec: TrainingSpec, model: nn.Module) -> Ready:
+    return Ready(model, tuple(method_callbacks(spec)), plain=lambda: model)
 
 
-def _gradient_mask(asked: TrainingAsked) -> GradientMaskCallback:
-    scope, apply_to = asked.own("scope"), asked.own("apply_to")
+def _gradient_mask(spec: TrainingSpec) -> GradientMaskCallback:
+    scope, apply_to = spec.own("scope"), spec.own("apply_to")
     return GradientMaskCallback(
-        asked.ratios[""], scope=scope, apply_to=apply_to, **_parameters(asked)
+        spec.ratios[""], scope=scope, apply_to=apply_to, **_parameters(spec)
     )
 
 
-def _random_mask(asked: TrainingAsked) -> RandomMaskCallback:
-    apply_to = asked.own("apply_to")
+def _random_mask(spec: TrainingSpec) -> RandomMaskCallback:
+    apply_to = spec.own("apply_to")
     return RandomMaskCallback(
-        asked.ratios[""], apply_to=apply_to, seed=asked.seed, **_parameters(asked)
+        spec.ratios[""], apply_to=apply_to, seed=spec.seed, **_parameters(spec)
     )
 
 
-def _half_freeze(asked: TrainingAsked) -> HalfFreezeCallback:
-    return HalfFreezeCallback(seed=asked.seed, **_parameters(asked))
+def _half_freeze(spec: TrainingSpec) -> HalfFreezeCallback:
+    return HalfFreezeCallback(seed=spec.seed, **_parameters(spec))
 
 
-def _learned_masks(asked: TrainingAsked, model: nn.Module) -> Ready:
+def _learned_masks(spec: TrainingSpec, model: nn.Module) -> Ready:
     tuning = MaskTuning(
         model,
-        **_layers(asked),
-        **_ratio(asked),
-        rank_by=asked.own("rank_by"),
-        init_std=asked.own("init_std"),
-        seed=asked.seed,
+        **_layers(spec),
+        **_ratio(spec),
+        rank_by=spec.own("rank_by"),
+        init_std=spec.own("init_std"),
+        seed=spec.seed,
     )
     return Ready(
         model,
@@ -96,12 +96,12 @@ def _learned_masks(asked: TrainingAsked, model: nn.Module) -> Ready:
     )
 
 
-def _l1_mask(asked: TrainingAsked, model: nn.Module) -> Ready:
-    return _masked(model, l1_weight_mask(model, **_layers(asked), **_ratio(asked)))
+def _l1_mask(spec: TrainingSpec, model: nn.Module) -> Ready:
+    return _masked(model, l1_weight_mask(model, **_layers(spec), **_ratio(spec)))
 
 
-def _random_weights(asked: TrainingAsked, model: nn.Module) -> Ready:
-    masks = random_weight_mask(model, **_layers(asked), **_ratio(asked), seed=asked.seed)
+def _random_weights(spec: TrainingSpec, model: nn.Module) -> Ready:
+    masks = random_weight_mask(model, **_layers(spec), **_ratio(spec), seed=spec.seed)
     return _masked(model, masks)
 
 
@@ -113,8 +113,8 @@ def _masked(model: nn.Module, masks: WeightMasks) -> Ready:
     return Ready(model, masks=lambda: masks, plain=merged, trains=False)
 
 
-def _adapter(asked: TrainingAsked, model: nn.Module) -> Ready:
-    rank, alpha, dropout = map(asked.own, ("lora_rank", "lora_alpha", "lora_dropout"))
+def _adapter(spec: TrainingSpec, model: nn.Module) -> Ready:
+    rank, alpha, dropout = map(spec.own, ("lora_rank", "lora_alpha", "lora_dropout"))
     made, notes = adapted(model, rank, alpha, dropout)
 
     def whole() -> nn.Module:
@@ -125,28 +125,28 @@ def _adapter(asked: TrainingAsked, model: nn.Module) -> Ready:
     return Ready(made, plain=whole, notes=notes)
 
 
-def _parameters(asked: TrainingAsked) -> dict[str, Any]:
-    return {"include": asked.include, "exclude": asked.exclude}
+def _parameters(spec: TrainingSpec) -> dict[str, Any]:
+    return {"include": spec.include, "exclude": spec.exclude}
 
 
-def _layers(asked: TrainingAsked) -> dict[str, Any]:
-    kinds = [kind.strip() for kind in asked.own("modules").split(",")]
-    return {"blocks": asked.own("blocks"), "modules": kinds, "include": asked.include}
+def _layers(spec: TrainingSpec) -> dict[str, Any]:
+    kinds = [kind.strip() for kind in spec.own("modules").split(",")]
+    return {"blocks": spec.own("blocks"), "modules": kinds, "include": spec.include}
 
 
-def _ratio(asked: TrainingAsked) -> dict[str, Any]:
-    if asked.threshold is not None:
-        return {"threshold": asked.threshold}
-    ratios = asked.ratios
+def _ratio(spec: TrainingSpec) -> dict[str, Any]:
+    if spec.threshold is not None:
+        return {"threshold": spec.threshold}
+    ratios = spec.ratios
     return {"mask_ratio": ratios[""] if {*ratios} == {""} else ratios}
 
 
-_ATTACH: Mapping[str, Callable[[TrainingAsked], Attaching[Any]]] = {
+_ATTACH: Mapping[str, Callable[[TrainingSpec], Attaching[Any]]] = {
     "gmt": _gradient_mask,
     "random-mask": _random_mask,
     "hft": _half_freeze,
 }
-REGISTRY: Mapping[str, Callable[[TrainingAsked, nn.Module], Ready]] = {
+REGISTRY: Mapping[str, Callable[[TrainingSpec, nn.Module], Ready]] = {
     "sft": _attached,
     **dict.fromkeys(_ATTACH, _attached),
     "mft": _learned_masks,
@@ -154,4 +154,4 @@ REGISTRY: Mapping[str, Callable[[TrainingAsked, nn.Module], Ready]] = {
     "l1-mask": _l1_mask,
     "lora": _adapter,
 }
-"""What makes a model ready: a row for each of the catalogue's `TRAININGS`."""
+"""What makes a model ready: a row for each of the catalog's `TRAININGS`."""

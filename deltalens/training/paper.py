@@ -28,7 +28,7 @@ _MODELS = {
 def paper_settings(
     name: str, methods: Sequence[str], given: Mapping[str, Any], swept: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Settings of `TrainingAsked` as MFT's paper and public code have them (2503.22764), where they
+    """Settings of `TrainingSpec` as MFT's paper and public code have them (2503.22764), where they
     are not given: 2 epochs, the learning rate, steps of 128 rows, 10 % of the weights of four
     blocks, a linear schedule after 3 % warm-up, fused AdamW, no weight decay, no clipping.
 

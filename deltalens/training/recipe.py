@@ -11,7 +11,7 @@ from typing import Any
 
 from deltalens.errors import DeltaLensError, said_by, several
 from deltalens.io.files import read_bounded
-from deltalens.training.asked import config_class
+from deltalens.training.spec import config_class
 
 __all__ = ["read_recipe"]
 
@@ -35,7 +35,7 @@ _OURS = {
     "use_cpu": "--device",
     "report_to": "an option of `train`, called probe",
     "resume_from_checkpoint": "an option of `train`, called resume",
-    "dataset_kwargs": "the rows are tokenised as drop-study tokenises them",
+    "dataset_kwargs": "the rows are tokenized as drop-study tokenizes them",
     "eval_strategy": "--eval-every",
     "eval_steps": "--eval-every",
     "disable_tqdm": "--quiet",

@@ -1,4 +1,4 @@
-"""From rows to what trl trains on; tokenised as the studies tokenise what they measure."""
+"""From rows to what trl trains on; tokenized as the studies tokenize what they measure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from deltalens.scoring.rows import DataFile, Row
 from deltalens.scoring.tokens import encode_preferences, encode_rows, padding_of
 from deltalens.scoring.turns import Ends, ends_of
 
-__all__ = ["collator", "preferences", "tokenised"]
+__all__ = ["collator", "preferences", "tokenized"]
 
 _IGNORED = -100
 
 
-def tokenised(
+def tokenized(
     data: DataFile, tokenizer: Any, longest: int | None, whole: bool, model: Any
 ) -> tuple[Any, int]:
     """Rows as a `datasets.Dataset` of `input_ids` and `labels`, and how many were left out: too
@@ -54,7 +54,7 @@ def preferences(data: DataFile, tokenizer: Any, longest: int | None, model: Any)
     left out: too long, or without a token to predict.
 
     Args:
-        data, tokenizer, longest, model: as of `tokenised`.
+        data, tokenizer, longest, model: as of `tokenized`.
 
     Raises:
         DataError: rows are no preferences, are in part texts and in part messages, or none fits; or

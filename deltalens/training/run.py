@@ -27,11 +27,11 @@ from deltalens.scoring.loading import LoadedModel, load_model, pick_device, pick
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.rows import DataFile, read_files, read_rows
 from deltalens.scoring.suite import ReadySuite, Suite, evaluating
-from deltalens.training.asked import TrainingAsked, config_class
 from deltalens.training.choosing import Chooser
 from deltalens.training.following import Following, NothingLeft, TrainingWatch
 from deltalens.training.methods import Ready, prepare
-from deltalens.training.rows import preferences, tokenised
+from deltalens.training.rows import preferences, tokenized
+from deltalens.training.spec import TrainingSpec, config_class
 from deltalens.training.trainer import make_savable, make_trainer
 
 __all__ = [
@@ -71,7 +71,7 @@ def train(
     model: str | Path,
     data: str | Path,
     out: str | Path,
-    asked: TrainingAsked,
+    spec: TrainingSpec,
     *,
     fields: Mapping[str, str] | None = None,
     limit: int | None = None,
@@ -96,7 +96,7 @@ def train(
         data: a file of rows (`read_rows`): `text`, `prompt` and `completion`, `messages`; or
             `prompt`, `chosen` and `rejected` for DPO.
         out: the folder to write; new.
-        asked: the method and its settings.
+        spec: the method and its settings.
         fields: what the data files call a field, those that are measured among them: {"prompt":
             "question"}.
         limit: rows taken of the data.
@@ -116,12 +116,12 @@ def train(
         DeltaLensError: bad input, as far as it can be known before the model is loaded.
     """
     watch = watch or TrainingWatch()
-    asked = dataclasses.replace(asked, method=asked.method or "sft")
-    if asked.method not in TRAININGS:
+    spec = dataclasses.replace(spec, method=spec.method or "sft")
+    if spec.method not in TRAININGS:
         raise DeltaLensError(
-            f"method {asked.method!r}: only studies know it; choose one of {', '.join(TRAININGS)}"
+            f"method {spec.method!r}: only studies know it; choose one of {', '.join(TRAININGS)}"
         )
-    configure = config_class(asked.objective)
+    configure = config_class(spec.objective)
     rows = read_rows(data, limit, fields)
     others = read_files(eval_data, None, fields)
     choosing = read_rows(choose_on, None, fields) if choose_on is not None else None
@@ -130,7 +130,7 @@ def train(
     kind = training_dtype(dtype, checkpoint, where)
     take_fingerprints([checkpoint], watch.stage, watch.at)
     identity = {
-        **asked.identity(),
+        **spec.identity(),
         "model": checkpoint.identity,
         "data": rows.identity,
         "eval_data": [file.identity for file in others],
@@ -145,9 +145,9 @@ def train(
     try:
         watch.stage("loading the model", None)
         loaded = load_model(checkpoint, kind, where, trust_remote_code)
-        sitting = _Sitting(asked, folder, checkpoint, loaded, watch, eval_every)
-        sitting.prepare(rows, others, choosing)
-        return sitting.run(configure, checkpoint_every, probe)
+        training = _Training(spec, folder, checkpoint, loaded, watch, eval_every)
+        training.prepare(rows, others, choosing)
+        return training.run(configure, checkpoint_every, probe)
     except Exception:
         if not folder.resumed and not folder.taken:
             folder.abandon()
@@ -163,10 +163,10 @@ def training_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> 
     return pick_dtype(dtype, checkpoint)
 
 
-def training_suite(files: Sequence[DataFile], asked: TrainingAsked) -> Suite:
+def training_suite(files: Sequence[DataFile], spec: TrainingSpec) -> Suite:
     """What a training is measured by, on the way and at the end: under DPO preferences, and
     everything else by its targets."""
-    return Suite(files=tuple(files), beta=asked.beta if asked.objective == "dpo" else None)
+    return Suite(files=tuple(files), beta=spec.beta if spec.objective == "dpo" else None)
 
 
 def check_trainable(model: nn.Module, tokenizer: Any | None, where: Path) -> None:
@@ -188,19 +188,19 @@ def check_trainable(model: nn.Module, tokenizer: Any | None, where: Path) -> Non
         )
 
 
-class _Sitting:
+class _Training:
     """One sitting of a training."""
 
     def __init__(
         self,
-        asked: TrainingAsked,
+        spec: TrainingSpec,
         folder: TrainingFolder,
         checkpoint: Checkpoint,
         loaded: LoadedModel,
         watch: TrainingWatch,
         eval_every: int | None,
     ) -> None:
-        self.asked, self.folder, self.checkpoint = asked, folder, checkpoint
+        self.spec, self.folder, self.checkpoint = spec, folder, checkpoint
         self.model: Any = loaded.model
         self.loaded, self.watch, self.eval_every = loaded, watch, eval_every
         self.notes: list[str] = [*folder.notes]
@@ -212,36 +212,36 @@ class _Sitting:
     def prepare(
         self, rows: DataFile, others: Sequence[DataFile], choosing: DataFile | None
     ) -> None:
-        """Tokenise what is trained on and what is measured; make the model ready."""
+        """Tokenize what is trained on and what is measured; make the model ready."""
         tokenizer: Any = self.loaded.tokenizer
-        asked = self.asked
-        self.watch.stage("tokenising", None)
+        spec = self.spec
+        self.watch.stage("tokenizing", None)
         longest = longest_input(self.model)
-        if asked.max_length is not None:
-            longest = min(asked.max_length, longest or asked.max_length)
-        if asked.objective == "dpo":
+        if spec.max_length is not None:
+            longest = min(spec.max_length, longest or spec.max_length)
+        if spec.objective == "dpo":
             self.rows, left_out = preferences(rows, tokenizer, longest, self.model)
             text = tokenizer(str(rows.rows[0].completion))["input_ids"]
         else:
-            whole = asked.loss_on == "all"
-            self.rows, left_out = tokenised(rows, tokenizer, longest, whole, self.model)
+            whole = spec.loss_on == "all"
+            self.rows, left_out = tokenized(rows, tokenizer, longest, whole, self.model)
             text = self.rows[0]["input_ids"]
         if left_out:
             self.notes.append(f"{left_out:,} of {len(rows.rows):,} rows left out: too long")
         check_model(self.model, text[:longest], self.checkpoint.path)
-        measured = training_suite(others, asked)
+        measured = training_suite(others, spec)
         if others:
             self.suite = ReadySuite(measured, self.loaded)
         if choosing is not None:
             scoring = measured.scoring(choosing, self.model, tokenizer)
             self.chooser = Chooser(scoring, self.model, self.folder.checkpoints)
         self.longest = longest
-        micro = asked.batch_size * asked.accumulate
-        self.steps = asked.steps or max(1, int(asked.epochs * -(-len(self.rows) // micro)))
-        torch.manual_seed(asked.seed)
+        micro = spec.batch_size * spec.accumulate
+        self.steps = spec.steps or max(1, int(spec.epochs * -(-len(self.rows) // micro)))
+        torch.manual_seed(spec.seed)
         with warnings.catch_warnings(record=True) as told:
             warnings.filterwarnings("always", category=UserWarning)
-            self.ready: Ready = prepare(asked, self.model)
+            self.ready: Ready = prepare(spec, self.model)
         self.notes += [str(one.message) for one in told if issubclass(one.category, UserWarning)]
         self.notes += self.ready.notes
         make_savable(self.model)
@@ -272,7 +272,7 @@ class _Sitting:
             tuple(self.notes),
             run,
             file if file.exists() else None,
-            self.asked.loss_unit,
+            self.spec.loss_unit,
         )
 
     def _train(
@@ -291,7 +291,7 @@ class _Sitting:
                 run = self.folder.run_folder(last.step if last else 0)
                 attached.append(GradientProbeCallback(run, **self.ready.watched, **probe))
         trainer = make_trainer(
-            self.asked,
+            self.spec,
             configure,
             self.loaded,
             self.ready.model,
@@ -356,7 +356,7 @@ class _Sitting:
                 "seconds": round(seconds, 3),
                 "model": str(self.checkpoint.path),
                 "notes": self.notes,
-                "units": {"loss": self.asked.loss_unit},
+                "units": {"loss": self.spec.loss_unit},
                 "versions": {name: importlib.metadata.version(name) for name in names},
             }
             self.folder.write_manifest()

@@ -11,14 +11,14 @@ from transformers import TrainerCallback
 
 from deltalens.errors import said_by
 from deltalens.scoring.loading import LoadedModel
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.rows import collator
+from deltalens.training.spec import TrainingSpec
 
 __all__ = ["make_savable", "make_trainer"]
 
 
 def make_trainer(
-    asked: TrainingAsked,
+    spec: TrainingSpec,
     configure: Any,
     loaded: LoadedModel,
     model: Any,
@@ -34,11 +34,11 @@ def make_trainer(
     """A trainer that says nothing itself.
 
     Args:
-        asked: the training.
+        spec: the training.
         configure: the class of its configuration.
         loaded: the model as it was loaded, with its tokenizer and device.
         model: what is trained: that one, or one around it.
-        rows: tokenised.
+        rows: tokenized.
         source: the model's folder, for messages.
         checkpoints: the folder for checkpoints.
         longest: tokens of a row.
@@ -53,19 +53,19 @@ def make_trainer(
 
     options: dict[str, Any] = {
         "output_dir": str(checkpoints),
-        "num_train_epochs": asked.epochs,
-        "max_steps": asked.steps or -1,
-        "per_device_train_batch_size": asked.batch_size,
-        "gradient_accumulation_steps": asked.accumulate,
-        "learning_rate": asked.peak_learning_rate,
-        "weight_decay": asked.weight_decay,
-        "warmup_steps": int(asked.warmup * steps),
+        "num_train_epochs": spec.epochs,
+        "max_steps": spec.steps or -1,
+        "per_device_train_batch_size": spec.batch_size,
+        "gradient_accumulation_steps": spec.accumulate,
+        "learning_rate": spec.peak_learning_rate,
+        "weight_decay": spec.weight_decay,
+        "warmup_steps": int(spec.warmup * steps),
         "lr_scheduler_type": "cosine",
-        "seed": asked.seed,
+        "seed": spec.seed,
         "max_length": longest,
         "bf16": False,
         "fp16": False,
-        _checkpointing_option(configure): asked.gradient_checkpointing,
+        _checkpointing_option(configure): spec.gradient_checkpointing,
         "use_cpu": loaded.device.type == "cpu",
         "dataloader_pin_memory": False,
         "save_strategy": "steps",
@@ -74,9 +74,9 @@ def make_trainer(
         "logging_steps": 1,
         "report_to": [],
         "disable_tqdm": True,
-        **asked.recipe,
+        **spec.recipe,
     }
-    if asked.objective == "dpo":
+    if spec.objective == "dpo":
         made: Any = trl.DPOTrainer
     else:
         made = trl.SFTTrainer
@@ -91,9 +91,9 @@ def make_trainer(
             data_collator=collator(config, loaded.tokenizer, loaded.model),
             processing_class=loaded.tokenizer,
             callbacks=[*callbacks],
-            **_reference(asked, config, loaded, model),
+            **_reference(spec, config, loaded, model),
         )
-    if asked.accumulate_mean == "batch":
+    if spec.accumulate_mean == "batch":
         # A trainer that counts no tokens takes each micro-batch's mean, and divides by their
         # number.
         trainer.model_accepts_loss_kwargs = False
@@ -113,12 +113,10 @@ def make_savable(model: Any) -> None:
         model.generation_config = type(config)(**{one: getattr(config, one) for one in names})
 
 
-def _reference(
-    asked: TrainingAsked, config: Any, loaded: LoadedModel, model: Any
-) -> dict[str, Any]:
+def _reference(spec: TrainingSpec, config: Any, loaded: LoadedModel, model: Any) -> dict[str, Any]:
     """What DPO compares with: as the model was loaded, where trl would load it by itself, from
     whatever files the folder holds."""
-    trls = asked.objective != "dpo" or hasattr(model, "peft_config")
+    trls = spec.objective != "dpo" or hasattr(model, "peft_config")
     if trls or config.precompute_ref_log_probs or loaded.again is None:
         return {}
     return {"ref_model": loaded.again().model}

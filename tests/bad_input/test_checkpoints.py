@@ -240,7 +240,7 @@ def test_a_header_beyond_the_formats_limit_is_not_read(tmp_path: Path) -> None:
     assert "header of 100,000,001 bytes; the format ends at 100 MB" in refusal(folder)
 
 
-def test_a_git_lfs_pointer_is_recognised(tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_recognized(tmp_path: Path) -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
     message = refusal_of_shard(tmp_path, pointer)
     assert message.endswith("a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
@@ -363,7 +363,7 @@ def test_weights_without_any_float_are_refused_with_their_dtypes(tmp_path: Path)
     folder = save(tmp_path / "model", {"w": torch.ones(4, dtype=torch.int8)})
     message = refusal(folder)
     assert message.startswith(f"{folder}: no floating-point tensor (I8). ")
-    assert message.endswith("use the checkpoint from before quantisation.")
+    assert message.endswith("use the checkpoint from before quantization.")
 
 
 def test_an_empty_safetensors_file_is_refused(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def lose_a_shard(folder: Path) -> None:
     (save_sharded(folder / "ft", weights()) / SHARDS[0]).unlink()
 
 
-def quantise(folder: Path) -> None:
+def quantize(folder: Path) -> None:
     for name in ("ft", "base"):
         save(folder / name, {"w": torch.ones(4, dtype=torch.int8)})
 
@@ -92,7 +92,7 @@ WEIGHTS: dict[str, Case] = {
         ["ft", "base", "--include", "mlp"],
         "Every shape differs",
     ),
-    "integers only": Case(quantise, ["ft", "base"], "ft: no floating-point tensor (I8)"),
+    "integers only": Case(quantize, ["ft", "base"], "ft: no floating-point tensor (I8)"),
     "NaN": Case(
         spoil("ft", float("nan")), ["ft", "base"], "nan in the fine-tune's tensor 'model.n"
     ),

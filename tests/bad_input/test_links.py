@@ -63,11 +63,11 @@ def in_its_place(file: Path, kind: str, victim: Path) -> None:
 def test_a_record_that_is_no_plain_file_is_refused_or_replaced(
     study: Path, victim: Path, name: str, kind: str, fresh: bool
 ) -> None:
-    asked = deltalens.load_study(study).asked
+    spec = deltalens.load_study(study).spec
     in_its_place(study / name, kind, victim)
     said = ""
     try:
-        StudyFolder.open(study, asked["kind"], asked, ["level", "name"], fresh).close()
+        StudyFolder.open(study, spec["kind"], spec, ["level", "name"], fresh).close()
     except DeltaLensError as error:
         said = str(error)
     assert name in said or (fresh and not said)
@@ -77,11 +77,11 @@ def test_a_record_that_is_no_plain_file_is_refused_or_replaced(
 def test_a_folder_under_the_table_s_name_is_refused_before_anything_is_measured(
     study: Path, victim: Path
 ) -> None:
-    asked = deltalens.load_study(study).asked
+    spec = deltalens.load_study(study).spec
     before = (study / "cells.jsonl").read_bytes()
     in_its_place(study / "cells.csv", "folder", victim)
     with pytest.raises(DeltaLensError, match=r"cells\.csv: a folder where .* belongs; remove it"):
-        StudyFolder.open(study, asked["kind"], asked, ["level", "name"])
+        StudyFolder.open(study, spec["kind"], spec, ["level", "name"])
     assert (study / "cells.jsonl").read_bytes() == before
 
 

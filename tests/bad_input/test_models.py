@@ -188,9 +188,9 @@ def test_ctrl_c_passes_through_a_tokenizer(model: Path) -> None:
 def test_a_command_says_one_line_of_a_panic(model: Path) -> None:
     change(model / "tokenizer.json", no_charsmap)
     (model.parent / "rows.jsonl").write_text(json.dumps(ROW))
-    asked = ["--data", "rows.jsonl", "--rates", "0.5", "-o", "study", "-q"]
+    spec = ["--data", "rows.jsonl", "--rates", "0.5", "-o", "study", "-q"]
     done = subprocess.run(
-        [sys.executable, "-m", "deltalens.cli.main", "drop-study", "ft", "base", *asked],
+        [sys.executable, "-m", "deltalens.cli.main", "drop-study", "ft", "base", *spec],
         cwd=model.parent,
         capture_output=True,
         text=True,

@@ -114,26 +114,26 @@ def _stored(folder: Path, name: str) -> Tensor:
     return load_file(folder / "model.safetensors")[name]
 
 
-def test_quantised_weights_stay_with_their_scales(tmp_path: Path) -> None:
-    quantised = {"q.weight": torch.ones(4, dtype=torch.int8), "q.scales": torch.ones(1)}
+def test_quantized_weights_stay_with_their_scales(tmp_path: Path) -> None:
+    quantized = {"q.weight": torch.ones(4, dtype=torch.int8), "q.scales": torch.ones(1)}
     config = {"quantization_config": {"bits": 8}}
-    ft = save(tmp_path / "ft", {**tuned(weights()), **quantised}, config)
-    base = save(tmp_path / "base", {**weights(), **quantised}, config)
+    ft = save(tmp_path / "ft", {**tuned(weights()), **quantized}, config)
+    base = save(tmp_path / "base", {**weights(), **quantized}, config)
     assert deltalens.pair(ft, base).kept == {
         "q.weight": "I8 is left as the fine-tune has it",
-        "q.scales": "belongs to a quantised weight",
+        "q.scales": "belongs to a quantized weight",
     }
 
 
-def test_quantised_weights_alone_leave_nothing_and_say_why(tmp_path: Path) -> None:
-    quantised = {"q.weight": torch.ones(4, dtype=torch.int8), "q.scales": torch.ones(1)}
+def test_quantized_weights_alone_leave_nothing_and_say_why(tmp_path: Path) -> None:
+    quantized = {"q.weight": torch.ones(4, dtype=torch.int8), "q.scales": torch.ones(1)}
     config = {"quantization_config": {"bits": 8}}
-    ft = save(tmp_path / "ft", quantised, config)
-    base = save(tmp_path / "base", quantised, config)
+    ft = save(tmp_path / "ft", quantized, config)
+    base = save(tmp_path / "base", quantized, config)
     message = refusal(ft, base)
     assert message.startswith("No floating-point tensor is left to compare:")
     assert "q.weight: I8 is left as the fine-tune has it" in message
-    assert "q.scales: belongs to a quantised weight" in message
+    assert "q.scales: belongs to a quantized weight" in message
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)

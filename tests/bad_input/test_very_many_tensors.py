@@ -142,11 +142,11 @@ def test_tensors_that_are_not_written_are_copied_in_proportion_to_their_number(
 def test_names_of_a_model_that_differ_by_a_prefix_are_found_in_proportion_to_their_number() -> None:
     def search(count: int) -> float:
         stored = {name: torch.empty(0) for name in moe(count)}
-        asked = [f"base_model.{name}" for name in stored], moe(count, root="")
+        spec = [f"base_model.{name}" for name in stored], moe(count, root="")
 
         def look() -> None:
             places = Places(stored)
-            for names in asked:
+            for names in spec:
                 for name, found in zip(names, stored.values(), strict=True):
                     assert places.of(name) is found
 

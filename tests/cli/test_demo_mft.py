@@ -52,7 +52,7 @@ def test_everything_is_made_and_then_shown(tmp_path: Path) -> None:
     for domain in ("maths", "code", "instructions"):
         goes_on = load_study(tmp_path / f"mft-mixture-{domain}")
         assert goes_on.facts["model"] == str(tmp_path / "ft-mixture")
-        assert goes_on.asked["data"][0] == f"{domain}_few_train"
+        assert goes_on.spec["data"][0] == f"{domain}_few_train"
     table = (tmp_path / "mft-maths" / "mft_tab1.csv").read_text()
     assert table.count("This study: mixed-domain FFT") >= 3
     for name in ("mft_tab1", "mft_tab5", "mft_fig2"):

@@ -189,15 +189,15 @@ def test_options_count_on_either_side_of_the_sub_command(
 
 @pytest.mark.usefixtures("tiny")
 def test_demo_alone_asks_its_three_questions(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    spec = []
     for name in ("inspect", "drop_study"):
         monkeypatch.setattr(
-            demo, name, lambda *given, name=name, **more: asked.append((name, *given, more))
+            demo, name, lambda *given, name=name, **more: spec.append((name, *given, more))
         )
     text = typed("-o", copied)
     ft, base = str(copied / "ft"), str(copied / "base")
     test = copied / "data" / "maths_test.jsonl"
-    assert asked == [
+    assert spec == [
         ("inspect", ft, base, copied / "anatomy", {"quiet": False}),
         ("drop_study", ft, base, copied / "study-fidelity", {"quiet": False}),
         ("drop_study", ft, base, copied / "study-maths", {"data": [test], "quiet": False}),

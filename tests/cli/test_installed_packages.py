@@ -15,7 +15,7 @@ from deltalens.catalog.metrics import axis_label, better_of, known_metric, scale
 from deltalens.catalog.studies import study_of
 from deltalens.errors import DeltaLensError
 from deltalens.figures import draw
-from deltalens.reports import summarise
+from deltalens.reports import summarize
 from tests.studies.packages import install
 
 STUDY = '''
@@ -99,11 +99,11 @@ def test_a_kind_of_study_is_made_told_and_drawn(tmp_path: Path) -> None:
     # Whoever has not got the package can read the records, and is told the rest.
     record = load_study(out)
     assert [*record.cells["side"]] == [0, 1, 2, 3]
-    assert study_of(record.asked) is None
+    assert study_of(record.spec) is None
     with pytest.raises(DeltaLensError, match="nothing is drawn of a study of kind 'coins'"):
         draw(out)
     with pytest.raises(DeltaLensError, match="nothing is said of a study of kind 'coins'"):
-        summarise(record)
+        summarize(record)
 
 
 def test_nothing_of_a_package_is_imported_before_it_is_used(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ class Mute:
 """
 
 
-def test_the_catalogue_knows_a_packages_metric(
+def test_the_catalog_knows_a_packages_metric(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     points = {name: f"extra:{name.title()}" for name in ("luck", "mute", "gone", "loss")}

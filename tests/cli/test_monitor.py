@@ -47,12 +47,12 @@ class Net(nn.Module):
         return logits
 
 
-def train(folder: Path, steps: int = STEPS, spoiled: int | None = None, **asked: object) -> Path:
+def train(folder: Path, steps: int = STEPS, spoiled: int | None = None, **spec: object) -> Path:
     """A run of so many steps; at one, a gradient holds a NaN."""
     torch.manual_seed(0)
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    with GradientProbe(model, folder, **asked):  # type: ignore[arg-type]
+    with GradientProbe(model, folder, **spec):  # type: ignore[arg-type]
         for step in range(steps):
             ids = torch.randint(0, 11, (6, 5))
             loss = nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten())

@@ -137,8 +137,8 @@ def check_update(kind: str, scope: str) -> None:
 def check_random(kind: str, draw: str) -> None:
     run, alone = Run(kind, lambda ps: torch.optim.SGD(ps, lr=LEARNING_RATE)), net()
     other = torch.optim.SGD(alone.parameters(), lr=0.0)
-    asked: Any = {"mask_ratio": 0.4, "seed": 3, "draw": draw}
-    with RandomMask(run.model, **asked), RandomMask(alone, **asked):
+    spec: Any = {"mask_ratio": 0.4, "seed": 3, "draw": draw}
+    with RandomMask(run.model, **spec), RandomMask(alone, **spec):
         for batches in data()[:3]:
             for name, gradient in run.backward(batches).items():
                 alone.get_parameter(name).grad = gradient

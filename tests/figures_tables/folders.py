@@ -35,7 +35,7 @@ def write_sweep(
 ) -> Path:
     """A sweep's folder. Exact match on the second data set is 10 per cent points less; a loss is
     one minus the exact match."""
-    asked = {
+    spec = {
         "methods": ["sft", "gmt", "hft"],
         "ratios": ["0", "0.2", "0.5", "0.9"],
         "seeds": 2,
@@ -43,7 +43,7 @@ def write_sweep(
         "eval_data": [[name, 100, ""] for name in sets],
     }
     columns = ("method", "mask_ratio", "seed")
-    study = StudyFolder.open(path, "mask-ratio-sweep", asked, columns)
+    study = StudyFolder.open(path, "mask-ratio-sweep", spec, columns)
     for (method, ratio, seed), value in values.items():
         metrics = {}
         for place, name in enumerate(sets):
@@ -63,8 +63,8 @@ def write_sweep(
 
 def write_efficiency(path: Path, speeds: Mapping[str, list[float]]) -> Path:
     """An efficiency study's folder: samples per second of each method's blocks."""
-    asked = {"methods": ["sft", "random-mask", "gmt"], "batch_size": 8, "dtype": "float32"}
-    study = StudyFolder.open(path, "efficiency", {**asked, "device": "cpu"}, ("method", "repeat"))
+    spec = {"methods": ["sft", "random-mask", "gmt"], "batch_size": 8, "dtype": "float32"}
+    study = StudyFolder.open(path, "efficiency", {**spec, "device": "cpu"}, ("method", "repeat"))
     study.facts |= {"flops_of_a_step": 2_500_000_000, "parameters": 1234}
     study.write_manifest()
     for method, own in speeds.items():

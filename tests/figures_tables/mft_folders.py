@@ -94,7 +94,7 @@ def write_study(
     sets: Sequence[str] = ("maths_test",),
     measured_at: Sequence[int] = (),
     facts: Mapping[str, Any] | None = None,
-    **asked: Any,
+    **spec: Any,
 ) -> Path:
     """A study's folder.
 
@@ -106,7 +106,7 @@ def write_study(
         trained_on, sets: names of data files.
         measured_at: steps at which trained methods were measured, at each 0.05 below the next.
         facts: what was found out.
-        asked: what else the study was asked.
+        spec: what else the study was asked.
     """
     known = {
         "data": [trained_on, 1500, "d"],
@@ -117,7 +117,7 @@ def write_study(
     if kind == "comparison":
         known["settings"] = {"lora": {"from": "base"}, "lora-continued": {"from": "base"}}
     columns = _COLUMNS[kind]
-    study = StudyFolder.open(path, kind, {**known, **asked}, columns)
+    study = StudyFolder.open(path, kind, {**known, **spec}, columns)
     study.facts = dict(facts or {})
     study.write_manifest()
     for setting, value in values.items():

@@ -265,8 +265,8 @@ def test_half_of_the_model_is_what_the_study_says_or_what_its_groups_reach(tmp_p
     assert mft_layers.group_sizes(folder) == ([], [2])
     edit(folder / "study.json", lambda study: study["facts"].update(blocks=8))
     assert mft_layers.group_sizes(folder) == ([2], [])
-    asked = {"method": "drop", "groups": [2], "data": []}
-    edit(folder / "study.json", lambda study: study["asked"].update(asked))
+    spec = {"method": "drop", "groups": [2], "data": []}
+    edit(folder / "study.json", lambda study: study["asked"].update(spec))
     part = {"entries": 1, "squares": 1.0}
     facts = {"blocks": {"0": part, "7": part}, "outside": part}
     edit(folder / "study.json", lambda study: study.update(facts=facts))
@@ -277,9 +277,9 @@ def test_a_study_without_training_names_what_it_is_measured_on(
     tmp_path: Path, caught: Caught
 ) -> None:
     held = [["maths_test", 300, "digest"]]
-    asked = {"method": "drop", "groups": [1, 2], "data": held, "eval_data": None}
+    spec = {"method": "drop", "groups": [1, 2], "data": held, "eval_data": None}
     part = {"entries": 1, "squares": 1.0}
     facts = {"blocks": {str(block): part for block in range(8)}, "outside": part}
-    folder = write_study(tmp_path / "s", "layer-sweep", dropped(), facts=facts, **asked)
+    folder = write_study(tmp_path / "s", "layer-sweep", dropped(), facts=facts, **spec)
     mft_fig3.draw(folder)
     assert titles(caught[0]) == ["maths_test"] * 2

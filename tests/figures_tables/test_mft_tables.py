@@ -29,8 +29,8 @@ def entry(rows: list[Row], column: str, **labels: str) -> Row:
     return found
 
 
-def comparison(path: Path, values: Values = COMPARED, **asked: object) -> Path:
-    return write_study(path, "comparison", values, **asked)  # type: ignore[arg-type]
+def comparison(path: Path, values: Values = COMPARED, **spec: object) -> Path:
+    return write_study(path, "comparison", values, **spec)  # type: ignore[arg-type]
 
 
 def less(by: float) -> Values:

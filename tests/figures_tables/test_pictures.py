@@ -37,8 +37,8 @@ def write_landscape(folder: Path, plane: str, marks: list[dict[str, Any]], value
         "points": len(values),
         "data": ["t"],
     }
-    asked = {"plane": plane, "grid": [5] * axes, "range": None}
-    study = StudyFolder.open(folder, "landscape", asked, ("a", "b", "mark", "data"))
+    spec = {"plane": plane, "grid": [5] * axes, "range": None}
+    study = StudyFolder.open(folder, "landscape", spec, ("a", "b", "mark", "data"))
     study.facts |= facts
     study.write_manifest()
     for (a, b, mark), value in values.items():
@@ -99,8 +99,8 @@ def heights() -> np.ndarray[Any, Any]:
     return tall
 
 
-def rounded(colours: Any) -> list[tuple[float, ...]]:
-    return sorted(tuple(float(f"{part:.4f}") for part in colour) for colour in colours)
+def rounded(colors: Any) -> list[tuple[float, ...]]:
+    return sorted(tuple(float(f"{part:.4f}") for part in color) for color in colors)
 
 
 def surface(folder: Path, drawn: list[Figure], values: Values) -> Any:
@@ -111,7 +111,7 @@ def surface(folder: Path, drawn: list[Figure], values: Values) -> Any:
     return faces
 
 
-def test_a_face_has_the_colour_of_the_mean_of_its_corners(
+def test_a_face_has_the_color_of_the_mean_of_its_corners(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
     tall = heights()
@@ -125,12 +125,12 @@ def test_a_face_has_the_colour_of_the_mean_of_its_corners(
     np.testing.assert_allclose(faces.get_array(), means, rtol=1e-12)
     scale = Scale.of(panels(load_landscape(tmp_path), "loss"))
     low, high = np.log10((scale.levels[0], scale.levels[-1]))
-    colours = colormaps["viridis"]((means - low) / (high - low))
+    colors = colormaps["viridis"]((means - low) / (high - low))
     # Faces are drawn in the order of their distance.
-    assert rounded(faces.get_facecolor()) == rounded(colours)
+    assert rounded(faces.get_facecolor()) == rounded(colors)
 
 
-def test_unfinished_surface_has_the_colours_of_the_same_scale(
+def test_unfinished_surface_has_the_colors_of_the_same_scale(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
     values = {(0.0, 0.0, "grid"): 1.0, (1.0, 0.0, "grid"): 2.0, (0.0, 1.0, "grid"): 3.0}

@@ -18,7 +18,7 @@ from deltalens.errors import DeltaLensError
 from deltalens.figures import draw, gmt_tab1, gmt_tab2, gmt_tab3, gmt_tab4, table_picture
 from deltalens.figures.tables import Block, Entry, TableFigure
 from deltalens.io.records import load_study
-from deltalens.reports.trainings import summarise_sweep
+from deltalens.reports.trainings import summarize_sweep
 from tests.figures_tables.folders import EXACT, Point, write_efficiency, write_sweep
 
 Row = dict[str, str]
@@ -66,7 +66,7 @@ def test_plain_training_by_preferences_is_called_dpo(tmp_path: Path) -> None:
     own, _, paper = (folder / "gmt_tab1.md").read_text().partition("The paper")
     assert paper
     assert "SFT" not in own
-    summary = summarise_sweep(load_study(folder))
+    summary = summarize_sweep(load_study(folder))
     said = " ".join(summary.sentences())
     assert "% of dpo" in said
     assert "sft" not in said

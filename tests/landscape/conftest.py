@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.landscape.models import ROWS
-from tests.studies.families import FAMILIES, Kind, fine_tune, initialised, save
+from tests.studies.families import FAMILIES, Kind, fine_tune, initialized, save
 from tests.studies.runs import write_rows
 
 
@@ -37,7 +37,7 @@ class Three:
 
 def write_three(folder: Path, kind: Kind) -> Three:
     """A base, a fine-tune of it, and two that begin at the fine-tune."""
-    model = initialised(lambda: FAMILIES[kind.family](kind.tied), seed=1).to(kind.dtype)
+    model = initialized(lambda: FAMILIES[kind.family](kind.tied), seed=1).to(kind.dtype)
     places = {name: folder / name for name in ("base", "ft", "continued", "masked")}
     save(model, places["base"])
     fine_tune(model, seed=2, scale=0.05)

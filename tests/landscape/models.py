@@ -83,10 +83,10 @@ def measured(model: Any) -> dict[str, float]:
     return {"loss": float(model.loss())}
 
 
-def scan(model: nn.Module, out: Path, **asked: Any) -> StudyRecord:
+def scan(model: nn.Module, out: Path, **spec: Any) -> StudyRecord:
     """A landscape of a quadratic."""
     return deltalens.scan_landscape(
-        model, out, **{"metric": measured, "loss": lambda m: m.loss(), "version": 1, **asked}
+        model, out, **{"metric": measured, "loss": lambda m: m.loss(), "version": 1, **spec}
     )
 
 

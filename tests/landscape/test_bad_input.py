@@ -56,7 +56,7 @@ BAD: dict[str, tuple[Change, str]] = {
         "a line has one direction; write --grid 5",
     ),
     "an unknown plane": (lambda t: {"plane": "flat"}, "plane 'flat': choose checkpoints, line"),
-    "an unknown normalisation": (lambda t: {"normalise": "max"}, "normalise 'max': choose filter"),
+    "an unknown normalization": (lambda t: {"normalize": "max"}, "normalize 'max': choose filter"),
     "an unknown metric": (
         lambda t: {"metrics": ["f1"]},
         "metric 'f1' is not measured here; there are exact_match, kl, loss",
@@ -87,9 +87,9 @@ BAD: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("case", BAD)
 def test_refused_before_any_work(three: Three, tmp_path: Path, case: str) -> None:
     change, message = BAD[case]
-    asked = {"others": three.others, "data": three.data, **change(three)}
+    spec = {"others": three.others, "data": three.data, **change(three)}
     with pytest.raises(DeltaLensError) as caught:
-        deltalens.scan_landscape(three.origin, tmp_path / "s", **asked)
+        deltalens.scan_landscape(three.origin, tmp_path / "s", **spec)
     assert message in str(caught.value)
     assert not (tmp_path / "s").exists()
 

@@ -15,7 +15,7 @@ import torch
 import deltalens
 from deltalens.figures import mft_fig6, mft_fig10
 from deltalens.figures.landscape_panels import load_landscape
-from deltalens.reports.landscape import summarise_landscape
+from deltalens.reports.landscape import summarize_landscape
 from deltalens.studies.engine import StudyWatch
 from tests.landscape.conftest import Three
 from tests.landscape.models import Quadratic, measured, quadratics, scan
@@ -209,7 +209,7 @@ def test_point_without_a_finite_loss_is_nan_in_the_table_a_gap_and_counted(tmp_p
     record = scan(origin, out, others=[b, c], grid="5x6", metric=broken())
     assert record.cells["value"].isna().sum() == 3
     assert (out / "cells.csv").read_text().count(",nan,nan,0") == 3
-    said = list(summarise_landscape(record).sentences())
+    said = list(summarize_landscape(record).sentences())
     assert "3 points have no finite value: gaps in the picture" in said
     succeeds("plot", out)
     svg = (out / "landscape.svg").read_text()
@@ -223,18 +223,18 @@ def test_point_without_a_finite_loss_is_nan_in_the_table_a_gap_and_counted(tmp_p
     assert again.cells["value"].isna().sum() == 3
 
 
-def test_whole_plane_of_nan_is_drawn_and_summarised(tmp_path: Path) -> None:
+def test_whole_plane_of_nan_is_drawn_and_summarized(tmp_path: Path) -> None:
     origin, b, c = quadratics(3)
     scan(origin, tmp_path / "s", others=[b, c], grid="3x3", metric=lambda model: {"loss": math.nan})
     succeeds("plot", tmp_path / "s")
-    summary = summarise_landscape(load_landscape(tmp_path / "s"))
+    summary = summarize_landscape(load_landscape(tmp_path / "s"))
     assert summary.gaps == 12
     assert summary.data[0].best_mark is None
     assert list(summary.sentences())
 
 
 @pytest.mark.parametrize("cells", [4, 8, 20])
-def test_unfinished_landscape_can_be_drawn_and_summarised(tmp_path: Path, cells: int) -> None:
+def test_unfinished_landscape_can_be_drawn_and_summarized(tmp_path: Path, cells: int) -> None:
     class Enough(Exception):
         pass
 
@@ -249,7 +249,7 @@ def test_unfinished_landscape_can_be_drawn_and_summarised(tmp_path: Path, cells:
     with pytest.raises(Enough):
         scan(origin, tmp_path / "s", others=[b, c], grid="9x7", watch=StudyWatch(on_cell=stop))
     succeeds("plot", tmp_path / "s")
-    said = list(summarise_landscape(load_landscape(tmp_path / "s")).sentences())
+    said = list(summarize_landscape(load_landscape(tmp_path / "s")).sentences())
     assert f"{cells} of 66 points are measured" in said
 
 

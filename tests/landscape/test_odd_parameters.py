@@ -11,7 +11,7 @@ from tests.landscape.models import Odd, quadratics, scan
 PLANES: dict[str, dict[str, Any]] = {
     "line": {"plane": "line", "grid": 5},
     **{
-        f"random, {how}": {"plane": "random", "grid": "3x3", "normalise": how}
+        f"random, {how}": {"plane": "random", "grid": "3x3", "normalize": how}
         for how in ("filter", "layer", "model")
     },
     "hessian": {"plane": "hessian", "grid": "3x3"},
@@ -23,8 +23,8 @@ def odd(count: int) -> list[Odd]:
     return [Odd(one.point().detach(), one.curvature, one.slope) for one in quadratics(count)]
 
 
-@pytest.mark.parametrize("asked", PLANES.values(), ids=PLANES)
-def test_complex_and_empty_ones_stay_and_are_named(tmp_path: Path, asked: dict[str, Any]) -> None:
+@pytest.mark.parametrize("spec", PLANES.values(), ids=PLANES)
+def test_complex_and_empty_ones_stay_and_are_named(tmp_path: Path, spec: dict[str, Any]) -> None:
     origin, other = odd(2)
     seen: list[dict[str, torch.Tensor]] = []
 
@@ -33,8 +33,8 @@ def test_complex_and_empty_ones_stay_and_are_named(tmp_path: Path, asked: dict[s
         return {"loss": float(model.loss())}
 
     before = {name: p.detach().clone() for name, p in origin.named_parameters()}
-    others = [other] if asked["plane"] == "line" else []
-    record = scan(origin, tmp_path / "study", others=others, metric=metric, **asked)
+    others = [other] if spec["plane"] == "line" else []
+    record = scan(origin, tmp_path / "study", others=others, metric=metric, **spec)
     assert record.facts["notes"] == [
         "these parameters do not move: phase (complex64), empty (no entries)"
     ]

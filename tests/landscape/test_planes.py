@@ -63,7 +63,7 @@ def test_marks_of_a_checkpoint_plane_are_where_geometry_says(tmp_path: Path) -> 
 
 
 def test_line_is_the_closed_form_and_its_barrier_the_parabolas(tmp_path: Path) -> None:
-    from deltalens.reports.landscape import summarise_landscape
+    from deltalens.reports.landscape import summarize_landscape
 
     origin, b = quadratics(2)
     record = scan(origin, tmp_path / "s", others=[b], grid=31)
@@ -71,7 +71,7 @@ def test_line_is_the_closed_form_and_its_barrier_the_parabolas(tmp_path: Path) -
     expected = closed_form(origin, [way / way.norm()], record.cells)
     np.testing.assert_allclose(record.cells["value"], expected, **EXACT)
     assert set(record.cells["b"]) == {0.0}
-    found = summarise_landscape(record).data[0].barrier
+    found = summarize_landscape(record).data[0].barrier
     # Of t -> f(t) - line(t) = -t (1 - t) w H w / 2, the top is in the middle, if it bulges.
     bulge = -float(way @ origin.curvature @ way) / 8
     assert found is not None
@@ -80,20 +80,20 @@ def test_line_is_the_closed_form_and_its_barrier_the_parabolas(tmp_path: Path) -
         assert found.at == pytest.approx(0.5, abs=0.06)
 
 
-@pytest.mark.parametrize("normalise", ["filter", "layer", "model"])
+@pytest.mark.parametrize("normalize", ["filter", "layer", "model"])
 @pytest.mark.parametrize("grid", ["3x5", "7"])
-def test_random_plane_is_the_closed_form(tmp_path: Path, normalise: str, grid: str) -> None:
+def test_random_plane_is_the_closed_form(tmp_path: Path, normalize: str, grid: str) -> None:
     (origin,) = quadratics(1)
-    record = scan(origin, tmp_path / "s", grid=grid, normalise=normalise, seed=3, plane="random")
+    record = scan(origin, tmp_path / "s", grid=grid, normalize=normalize, seed=3, plane="random")
     axes = len(grid.split("x"))
-    directions = drawn(origin, axes, 3, normalise)
+    directions = drawn(origin, axes, 3, normalize)
     expected = closed_form(origin, directions, record.cells)
     np.testing.assert_allclose(record.cells["value"], expected, **EXACT)
     again = scan(
         origin,
         tmp_path / "low",
         grid=grid,
-        normalise=normalise,
+        normalize=normalize,
         seed=3,
         plane="random",
         low_memory=True,
@@ -101,12 +101,12 @@ def test_random_plane_is_the_closed_form(tmp_path: Path, normalise: str, grid: s
     assert list(again.cells["value"]) == list(record.cells["value"])
 
 
-def drawn(model: Quadratic, axes: int, seed: int, normalise: str) -> list[Tensor]:
+def drawn(model: Quadratic, axes: int, seed: int, normalize: str) -> list[Tensor]:
     """Random directions, each as one vector."""
     slots = slots_of_module(model, None, None)
     weights = HeldWeights({slot.name: slot.view for slot in slots})
     made = []
-    for direction in random_directions(weights, slots, axes, seed, normalise, map):
+    for direction in random_directions(weights, slots, axes, seed, normalize, map):
         pieces = [torch.empty(slot.size, dtype=slot.work) for slot in slots]
         for slot, piece in zip(slots, pieces, strict=True):
             direction.fill(slot, piece)
@@ -114,7 +114,7 @@ def drawn(model: Quadratic, axes: int, seed: int, normalise: str) -> list[Tensor
     return made
 
 
-def test_filter_normalised_directions_have_the_filters_norms_and_leave_biases(
+def test_filter_normalized_directions_have_the_filters_norms_and_leave_biases(
     tmp_path: Path,
 ) -> None:
     (model,) = quadratics(1)
@@ -129,7 +129,7 @@ def test_filter_normalised_directions_have_the_filters_norms_and_leave_biases(
         assert not torch.equal(drawn(model, 2, seed, "filter")[place], one)
 
 
-def test_layer_and_model_normalised_directions_have_those_norms() -> None:
+def test_layer_and_model_normalized_directions_have_those_norms() -> None:
     (model,) = quadratics(1)
     for direction in drawn(model, 2, 0, "layer"):
         torch.testing.assert_close(direction[:6].norm(), model.matrix.detach().norm())

@@ -27,15 +27,15 @@ def test_stopped_scan_of_a_grid_that_is_not_square_ends_the_same(
 ) -> None:
     origin, *others = quadratics(4)
     between = {"checkpoints": others[:2], "line": others[:1], "trajectory": others}.get(plane, [])
-    asked = {"plane": plane, "others": between, "grid": 11 if plane == "line" else "3x5"}
-    scan(origin, tmp_path / "whole", **asked)
+    spec = {"plane": plane, "others": between, "grid": 11 if plane == "line" else "3x5"}
+    scan(origin, tmp_path / "whole", **spec)
     raising = Raising(calls, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        scan(origin, tmp_path / "s", metric=raising, **asked)
-    scan(origin, tmp_path / "s", **asked)
+        scan(origin, tmp_path / "s", metric=raising, **spec)
+    scan(origin, tmp_path / "s", **spec)
     assert table(tmp_path / "s") == table(tmp_path / "whole")
     assert settings(tmp_path / "s") == settings(tmp_path / "whole")
-    again = scan(origin, tmp_path / "s", metric=Raising(1, AssertionError("measured")), **asked)
+    again = scan(origin, tmp_path / "s", metric=Raising(1, AssertionError("measured")), **spec)
     assert table(tmp_path / "s") == table(tmp_path / "whole")
     assert len(again.cells) == len(settings(tmp_path / "whole"))
 

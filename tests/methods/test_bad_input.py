@@ -54,7 +54,7 @@ def test_a_ratio_outside_from_a_schedule(ratio: float | str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "asked"),
+    ("method", "spec"),
     [
         (GradientMask, {"scope": "block"}),
         (GradientMask, {"apply_to": "weights"}),
@@ -66,11 +66,11 @@ def test_a_ratio_outside_from_a_schedule(ratio: float | str) -> None:
     ids=str,
 )
 def test_an_unknown_choice_is_told_with_the_known_ones(
-    method: Callable[..., StepMask], asked: dict[str, Any]
+    method: Callable[..., StepMask], spec: dict[str, Any]
 ) -> None:
-    ((option, value),) = asked.items()
+    ((option, value),) = spec.items()
     with pytest.raises(DeltaLensError, match=f"{option}.*{value!r}: choose one of [a-z]+, [a-z]+"):
-        method(awkward(), **asked)
+        method(awkward(), **spec)
 
 
 @pytest.mark.parametrize("method", [GradientMask, RandomMask, HalfFreeze])
@@ -158,8 +158,8 @@ def test_it_raises_and_names_tensor_and_step(value: float, apply_to: str) -> Non
 @pytest.mark.parametrize("apply_to", ["gradient", "update"])
 def test_it_skips_the_step(value: float, scope: str, apply_to: str) -> None:
     run = Spoiled(value)
-    asked: dict[str, Any] = {"scope": scope, "apply_to": apply_to, "on_nonfinite": "skip"}
-    with GradientMask(run.model, 0.5, **asked) as mask:
+    spec: dict[str, Any] = {"scope": scope, "apply_to": apply_to, "on_nonfinite": "skip"}
+    with GradientMask(run.model, 0.5, **spec) as mask:
         run.step(spoil=False)
         covered = mask.coverage()
         before, state = bits_of(run.model), copy.deepcopy(run.optimizer.state_dict())
@@ -176,8 +176,8 @@ def test_it_skips_the_step(value: float, scope: str, apply_to: str) -> None:
 @pytest.mark.parametrize("apply_to", ["gradient", "update"])
 def test_it_passes_and_the_others_are_masked(value: float, scope: str, apply_to: str) -> None:
     run = Spoiled(value)
-    asked: dict[str, Any] = {"scope": scope, "apply_to": apply_to, "on_nonfinite": "pass"}
-    with GradientMask(run.model, 0.5, **asked) as mask:
+    spec: dict[str, Any] = {"scope": scope, "apply_to": apply_to, "on_nonfinite": "pass"}
+    with GradientMask(run.model, 0.5, **spec) as mask:
         given = run.step(spoil=True)
     masks = {}
     for unit in gmt.units(given, scope):

@@ -38,11 +38,11 @@ class Bare(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.ones(SIZES[name])))
 
 
-def drawn_on(model: nn.Module, steps: int, ratio: float | str, **asked: Any) -> Drawn:
+def drawn_on(model: nn.Module, steps: int, ratio: float | str, **spec: Any) -> Drawn:
     """The masks of each step."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     seen = seen_by(optimizer, model)
-    with RandomMask(model, ratio, **asked) as mask:
+    with RandomMask(model, ratio, **spec) as mask:
         for _ in range(steps):
             for parameter in model.parameters():
                 parameter.grad = torch.full_like(parameter, -2.0)
@@ -53,8 +53,8 @@ def drawn_on(model: nn.Module, steps: int, ratio: float | str, **asked: Any) -> 
     return [{name: one == -2 for name, one in some.items()} for some in seen]
 
 
-def drawn(steps: int, ratio: float | str, names: Iterable[str] = SIZES, **asked: Any) -> Drawn:
-    return drawn_on(Bare(names), steps, ratio, **asked)
+def drawn(steps: int, ratio: float | str, names: Iterable[str] = SIZES, **spec: Any) -> Drawn:
+    return drawn_on(Bare(names), steps, ratio, **spec)
 
 
 def same(one: Drawn, other: Drawn) -> bool:
@@ -129,13 +129,13 @@ def test_bernoulli_keeps_about_its_share(ratio: float | str) -> None:
 
 @pytest.mark.parametrize("apply_to", ["gradient", "update"])
 def test_what_is_drawn_trains_and_the_rest_does_not(apply_to: str) -> None:
-    asked: dict[str, Any] = {"exclude": "bias", "resample": "once", "seed": 5}
-    (kept,) = drawn_on(awkward(), 1, 0.5, **asked)
+    spec: dict[str, Any] = {"exclude": "bias", "resample": "once", "seed": 5}
+    (kept,) = drawn_on(awkward(), 1, 0.5, **spec)
     assert all(kept[name].all() for name in kept if "bias" in name)
     model, before = awkward(), bits_of(awkward())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     seen = seen_by(optimizer, model)
-    with RandomMask(model, 0.5, apply_to=apply_to, **asked) as mask:
+    with RandomMask(model, 0.5, apply_to=apply_to, **spec) as mask:
         given = train(model, optimizer, micro_batches(5, 2))
     for found, some in zip(seen, given, strict=True):
         assert_same_bits(found, gmt.masked(some, kept))

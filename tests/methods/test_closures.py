@@ -1,4 +1,4 @@
-"""`step(closure)`, as Lightning's automatic optimisation calls it for every optimizer: what the
+"""`step(closure)`, as Lightning's automatic optimization calls it for every optimizer: what the
 closure computes is masked and logged; where a step computes several gradients, masks refuse."""
 
 import warnings

@@ -176,10 +176,10 @@ def test_accumulated_and_clipped_gradients_under_adamw(apply_to: str) -> None:
 
 @pytest.mark.parametrize("first_step", [0, 5])
 def test_a_schedule_is_asked_once_per_step(first_step: int) -> None:
-    asked: list[int] = []
+    spec: list[int] = []
 
     def schedule(step: int) -> float:
-        asked.append(step)
+        spec.append(step)
         return step / 10
 
     model = awkward()
@@ -187,7 +187,7 @@ def test_a_schedule_is_asked_once_per_step(first_step: int) -> None:
     seen = seen_by(optimizer, model)
     with GradientMask(model, schedule=schedule, first_step=first_step):
         given = train(model, optimizer, micro_batches(5, 2))
-    assert asked == [first_step + step for step in range(5)]
+    assert spec == [first_step + step for step in range(5)]
     for step, (found, some) in enumerate(zip(seen, given, strict=True)):
         kept = gmt.masks(some, (first_step + step) / 10)
         assert_same_bits(found, gmt.masked(some, kept))

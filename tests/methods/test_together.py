@@ -108,10 +108,10 @@ def test_an_optimizer_that_calls_its_parents_step_is_masked_once() -> None:
 
 @pytest.mark.parametrize("first_step", [0, 5])
 def test_a_new_mask_counts_from_its_own_first_step(first_step: int) -> None:
-    asked: list[int] = []
+    spec: list[int] = []
 
     def schedule(step: int) -> float:
-        asked.append(step)
+        spec.append(step)
         return 0.2
 
     trained = awkward()
@@ -120,7 +120,7 @@ def test_a_new_mask_counts_from_its_own_first_step(first_step: int) -> None:
         train(trained, optimizer, micro_batches(3, 1))
     with GradientMask(trained, schedule=schedule, first_step=first_step):
         train(trained, optimizer, micro_batches(2, 1))
-    assert asked == [first_step, first_step + 1]
+    assert spec == [first_step, first_step + 1]
 
 
 class Failing(TrainerCallback):
@@ -136,19 +136,19 @@ class Failing(TrainerCallback):
 
 
 def test_a_training_that_was_interrupted_begins_anew(tmp_path: Path) -> None:
-    asked: list[int] = []
+    spec: list[int] = []
 
     def schedule(step: int) -> float:
-        asked.append(step)
+        spec.append(step)
         return 0.35
 
     trained, callbacks = model(), [GradientMaskCallback(schedule=schedule), Failing()]
     with pytest.raises(KeyboardInterrupt):
         TRAINERS["Trainer"](tmp_path, trained, callbacks, max_steps=4)
-    assert asked == [0, 1]
-    asked.clear()
+    assert spec == [0, 1]
+    spec.clear()
     TRAINERS["Trainer"](tmp_path, trained, callbacks, max_steps=4)
-    assert asked == [0, 1, 2, 3]
+    assert spec == [0, 1, 2, 3]
 
 
 def test_half_freeze_leaves_a_sparse_embedding_alone() -> None:

@@ -41,10 +41,10 @@ def in_turn(model: nn.Module, optimizers: list[torch.optim.Optimizer], steps: in
 
 
 def test_muon_and_adamw_take_one_step_together(tmp_path: Path) -> None:
-    model, asked = llama(), []
+    model, spec = llama(), []
 
     def schedule(step: int) -> float:
-        asked.append(step)
+        spec.append(step)
         return 0.5
 
     with (
@@ -52,7 +52,7 @@ def test_muon_and_adamw_take_one_step_together(tmp_path: Path) -> None:
         GradientProbe(model, tmp_path / "run", every=2) as probe,
     ):
         in_turn(model, matrices_and_rest(model), steps=4)
-    assert (mask.steps, probe.steps, asked) == (4, 2, [0, 1, 2, 3])
+    assert (mask.steps, probe.steps, spec) == (4, 2, [0, 1, 2, 3])
     record = load_run(tmp_path / "run")
     names = {name for name, _ in model.named_parameters()}
     for step in (0, 2):
@@ -163,10 +163,10 @@ def test_optimizers_with_a_backward_pass_each_take_steps_of_their_own(scope: str
     judge = torch.optim.SGD(model.judge.parameters(), lr=0.1)
     make = torch.optim.SGD(model.make.parameters(), lr=0.1)
     seen = {optimizer: seen_by(optimizer, model) for optimizer in (judge, make)}
-    asked: list[int] = []
+    spec: list[int] = []
 
     def schedule(step: int) -> float:
-        asked.append(step)
+        spec.append(step)
         return 0.5
 
     def step(optimizer: torch.optim.Optimizer, sign: int) -> None:
@@ -184,7 +184,7 @@ def test_optimizers_with_a_backward_pass_each_take_steps_of_their_own(scope: str
             step(judge, 1)
             step(make, -1)
     assert mask.steps == 6
-    assert asked == list(range(6))
+    assert spec == list(range(6))
 
 
 def test_what_is_unscaled_or_clipped_between_two_optimizers_is_one_step() -> None:

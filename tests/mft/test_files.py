@@ -32,8 +32,8 @@ save_file({"merged": merged(ids).logits, "plain": plain(ids).logits}, out + "/lo
 """
 
 
-def trained(model: Any, **asked: Any) -> MaskTuning:
-    tuning = MaskTuning(model, **asked)
+def trained(model: Any, **spec: Any) -> MaskTuning:
+    tuning = MaskTuning(model, **spec)
     optimizer = torch.optim.AdamW(tuning.parameters(), lr=1e-2)
     data = batches()
     for _ in range(3):

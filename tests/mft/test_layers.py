@@ -95,12 +95,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("asked", "message"), BAD.values(), ids=BAD)
-def test_bad_arguments(asked: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(("spec", "message"), BAD.values(), ids=BAD)
+def test_bad_arguments(spec: dict[str, Any], message: str) -> None:
     model = llama()
     before = bits_of(model)
     with pytest.raises(DeltaLensError, match=message):
-        MaskTuning(model, **asked)
+        MaskTuning(model, **spec)
     assert_same_bits(bits_of(model), before)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
@@ -115,7 +115,7 @@ def test_layers_that_are_not_floats() -> None:
     model = llama()
     layer = model.model.layers[1].mlp.up_proj
     layer.weight = nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(DeltaLensError, match=r"layers\.1\.mlp\.up_proj: Linear of int8; quantised"):
+    with pytest.raises(DeltaLensError, match=r"layers\.1\.mlp\.up_proj: Linear of int8; quantized"):
         MaskTuning(model)
     MaskTuning(model, modules="attention")
 
@@ -130,10 +130,10 @@ def test_layers_that_are_masked_already() -> None:
 def test_wrapped_models() -> None:
     with pytest.raises(DeltaLensError, match="before it is wrapped or compiled"):
         MaskTuning(torch.compile(llama()))  # type: ignore[arg-type]
-    quantised: Any = llama()
-    quantised.is_quantized = True
-    with pytest.raises(DeltaLensError, match="is quantised"):
-        MaskTuning(quantised)
+    quantized: Any = llama()
+    quantized.is_quantized = True
+    with pytest.raises(DeltaLensError, match="is quantized"):
+        MaskTuning(quantized)
     with torch.device("meta"):
         empty = llama()
     with pytest.raises(DeltaLensError, match="meta device"):

@@ -12,7 +12,7 @@ from deltalens.io.mask_file import read_masks
 from deltalens.methods.mask_layers import choose_layers
 from deltalens.methods.mask_ratios import ratios_of
 from deltalens.methods.weight_masks import WeightMasks, l1_weight_mask, random_weight_mask
-from deltalens.training.asked import TrainingAsked
+from deltalens.training.spec import TrainingSpec
 from tests.mft.models import FAMILIES, llama
 
 
@@ -67,9 +67,9 @@ CASES: dict[str, tuple[Any, dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize(("asked", "wanted"), CASES.values(), ids=CASES)
-def test_the_more_precise_one_counts(asked: Any, wanted: dict[str, str]) -> None:
-    assert short(ratios_of(asked, choose_layers(llama(layers=4)))) == wanted
+@pytest.mark.parametrize(("spec", "wanted"), CASES.values(), ids=CASES)
+def test_the_more_precise_one_counts(spec: Any, wanted: dict[str, str]) -> None:
+    assert short(ratios_of(spec, choose_layers(llama(layers=4)))) == wanted
 
 
 def test_names_of_other_families() -> None:
@@ -97,11 +97,11 @@ BAD: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize(("asked", "message"), BAD.values(), ids=BAD)
-def test_what_cannot_be(asked: Any, message: str) -> None:
+@pytest.mark.parametrize(("spec", "message"), BAD.values(), ids=BAD)
+def test_what_cannot_be(spec: Any, message: str) -> None:
     model = llama(layers=4)
     with pytest.raises(DeltaLensError, match=message):
-        MaskTuning(model, mask_ratio=asked)
+        MaskTuning(model, mask_ratio=spec)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -148,12 +148,12 @@ def test_exactly_so_many_weights_of_each_layer_go(how: str, tmp_path: Path) -> N
 
 
 def test_as_text_they_are_read_and_recorded() -> None:
-    asked = TrainingAsked(method="mft", mask_ratio=" q=0.25, 0.10 ,1.down=0.05")
-    assert asked.ratios == {name: Fraction(ratio) for name, ratio in ASKED.items()}
-    again = TrainingAsked(method="mft", mask_ratio="1.down=0.05,0.1,q=.25")
-    assert asked.identity() == again.identity()
-    text = asked.settings()["mask_ratio"]
-    assert TrainingAsked(method="mft", mask_ratio=text).ratios == asked.ratios
+    spec = TrainingSpec(method="mft", mask_ratio=" q=0.25, 0.10 ,1.down=0.05")
+    assert spec.ratios == {name: Fraction(ratio) for name, ratio in ASKED.items()}
+    again = TrainingSpec(method="mft", mask_ratio="1.down=0.05,0.1,q=.25")
+    assert spec.identity() == again.identity()
+    text = spec.settings()["mask_ratio"]
+    assert TrainingSpec(method="mft", mask_ratio=text).ratios == spec.ratios
 
 
 @pytest.mark.parametrize(
@@ -168,4 +168,4 @@ def test_as_text_they_are_read_and_recorded() -> None:
 )
 def test_text_that_is_none(method: str, text: str, message: str) -> None:
     with pytest.raises(DeltaLensError, match=message):
-        TrainingAsked(method=method, mask_ratio=text)
+        TrainingSpec(method=method, mask_ratio=text)

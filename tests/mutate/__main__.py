@@ -20,7 +20,7 @@ SEED = 0
 
 def main() -> int:
     """Exit code 1 where a mutant was taken as none may be."""
-    asked = _arguments()
+    spec = _arguments()
     # A process forked from one with several threads may wait for a lock that nobody holds.
     os.environ.update(
         OMP_NUM_THREADS="1",
@@ -37,17 +37,17 @@ def main() -> int:
     try:
         hands.build(folder / "sound")
         built = time.monotonic() - begun
-        numbers = asked.only or range(asked.first, asked.first + asked.count)
+        numbers = spec.only or range(spec.first, spec.first + spec.count)
         found = []
-        for verdict in hands.tried(numbers, folder, asked.seed, asked.jobs):
+        for verdict in hands.tried(numbers, folder, spec.seed, spec.jobs):
             found.append(verdict)
-            if asked.only or (not verdict.sound and not asked.quiet):
+            if spec.only or (not verdict.sound and not spec.quiet):
                 print(_line(verdict), flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(_report(found, time.monotonic() - begun, built))
-    if asked.json:
-        asked.json.write_text("".join(json.dumps(one.as_json()) + "\n" for one in found))
+    if spec.json:
+        spec.json.write_text("".join(json.dumps(one.as_json()) + "\n" for one in found))
     return int(not all(one.sound for one in found))
 
 

@@ -107,10 +107,10 @@ def studied(file: Path) -> Seen:
         "drop-study-on-data" if rows or file.suffix == ".jinja" else "drop-study"
     ]
     make(NEW)
-    return Seen(_asked(NEW), {"table": (NEW / "cells.csv").read_text()})
+    return Seen(_spec(NEW), {"table": (NEW / "cells.csv").read_text()})
 
 
-def _asked(folder: Path) -> Any:
+def _spec(folder: Path) -> Any:
     return json.loads((folder / "study.json").read_text())["asked"]
 
 
@@ -120,7 +120,7 @@ def measured_on(file: Path) -> Seen:
 
     given = file.parent if file.parent.name == "saved" else file
     deltalens.drop_study("ft", "base", NEW, rates="0.5", strategies=["trivial"], data=[given])
-    return Seen(_asked(NEW)["data"], {"table": (NEW / "cells.csv").read_text()})
+    return Seen(_spec(NEW)["data"], {"table": (NEW / "cells.csv").read_text()})
 
 
 def again(kind: str) -> Callable[[Path], Seen]:
@@ -163,16 +163,16 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def loaded(file: Path) -> Seen:
-    """A study read and summarised."""
+    """A study read and summarized."""
     from deltalens import load_study
-    from deltalens.reports import summarise
+    from deltalens.reports import summarize
 
     record = load_study(file.parent)
     if record.kind != "inspect":  # Its command tells what it found without a record.
-        summary = summarise(record)
+        summary = summarize(record)
         list(summary.sentences()), list(summary.tables())
         json.dumps(summary.as_json())
-    numbers: dict[str, Any] = {"asked": record.asked, "facts": record.facts, "kind": record.kind}
+    numbers: dict[str, Any] = {"asked": record.spec, "facts": record.facts, "kind": record.kind}
     for row in record.cells.to_dict("records"):
         value, error, count = row.pop("value"), row.pop("stderr"), row.pop("n")
         numbers.setdefault(f"cell {row}", []).append([value, error, count])
@@ -203,13 +203,13 @@ def gone_on_with(file: Path) -> Seen:
     workbench.STUDIES[folder.name](folder)
     if folder.name == "efficiency":
         # What was not measured yet takes another time.
-        return Seen(None, {"asked": _asked(folder)}, resumed=True)
+        return Seen(None, {"asked": _spec(folder)}, resumed=True)
     table = (folder / "cells.csv").read_text()
-    return Seen(None, {"table": table, "asked": _asked(folder)}, resumed=True)
+    return Seen(None, {"table": table, "asked": _spec(folder)}, resumed=True)
 
 
 def watched(file: Path) -> Seen:
-    """A run read and summarised."""
+    """A run read and summarized."""
     from pandas.util import hash_pandas_object
 
     from deltalens import load_run
@@ -218,7 +218,7 @@ def watched(file: Path) -> Seen:
     record = load_run("run")
     summary = summarize(record)
     list(summary.lines()), list(summary.tables()), json.dumps(summary.as_json())
-    numbers: dict[str, Any] = {"asked": record.asked, "facts": record.facts}
+    numbers: dict[str, Any] = {"asked": record.spec, "facts": record.facts}
     for name in ("histograms", "tensors", "masks", "learned"):
         frame = getattr(record, name)
         numbers[name] = [list(frame), int(hash_pandas_object(frame).sum()), len(frame)]
@@ -257,8 +257,8 @@ def recipe_read(file: Path) -> Seen:
     """A recipe, as far as a training's identity."""
     from deltalens.training.recipe import read_recipe
 
-    asked = workbench.asked("sft", recipe=read_recipe(file, "sft"))
-    return Seen(json.loads(json.dumps(asked.identity())), {"recipe": repr(asked.recipe)})
+    spec = workbench.spec("sft", recipe=read_recipe(file, "sft"))
+    return Seen(json.loads(json.dumps(spec.identity())), {"recipe": repr(spec.recipe)})
 
 
 def trained_by_recipe(file: Path) -> Seen:
@@ -266,8 +266,8 @@ def trained_by_recipe(file: Path) -> Seen:
     from deltalens.training.recipe import read_recipe
     from deltalens.training.run import train
 
-    asked = workbench.asked("sft", recipe=read_recipe(file, "sft"), steps=2)
-    train("base", f"rows/{workbench.CELLS}", NEW, asked)
+    spec = workbench.spec("sft", recipe=read_recipe(file, "sft"), steps=2)
+    train("base", f"rows/{workbench.CELLS}", NEW, spec)
     return Seen(None, {})
 
 

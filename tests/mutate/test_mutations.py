@@ -29,9 +29,9 @@ ALL, RESUMED = 25_000, 500
 def mutated(tmp_path: Path, count: int, jobs: int) -> list[dict[str, Any]]:
     """Try so many mutants in a process of its own; every verdict."""
     out = tmp_path / "verdicts.jsonl"
-    asked = ["--count", str(count), "--jobs", str(jobs), "--json", str(out), "--quiet"]
+    spec = ["--count", str(count), "--jobs", str(jobs), "--json", str(out), "--quiet"]
     made = subprocess.run(
-        [sys.executable, "-m", "tests.mutate", *asked], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "tests.mutate", *spec], cwd=ROOT, capture_output=True, text=True
     )
     print(made.stdout)
     assert out.exists(), made.stderr
@@ -54,7 +54,7 @@ def test_damaged_files_of_every_kind_are_refused_or_harmless(tmp_path: Path) -> 
     assert sum(one["resumed"] for one in verdicts) >= RESUMED
 
 
-def behaviour(run: Callable[[Path], Seen], own: bool = True) -> Callable[[int, int], Mutant]:
+def behavior(run: Callable[[Path], Seen], own: bool = True) -> Callable[[int, int], Mutant]:
     """Mutants of which nothing but this is done."""
     kind = Kind("record", ("record.json",), (Operation(run, makes=("*",)),), 1, own, replaced=0)
 
@@ -143,14 +143,14 @@ def folder(tmp_path: Path) -> Path:
         (quiet, "message too short or too long", True),
     ],
 )
-def test_every_kind_of_misbehaviour_is_noticed(
+def test_every_kind_of_misbehavior_is_noticed(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     run: Callable[[Path], Seen],
     found: str,
     own: bool,
 ) -> None:
-    monkeypatch.setattr(hands, "mutant", behaviour(run, own))
+    monkeypatch.setattr(hands, "mutant", behavior(run, own))
     monkeypatch.setattr(hands, "SECONDS", 1.0)
     count = 3 if run in (busy, waiting) else 40
     verdicts = list(hands.tried(range(count), folder, 0, 1))
@@ -164,7 +164,7 @@ def test_what_refuses_damage_is_found_sound(folder: Path, monkeypatch: pytest.Mo
             raise DeltaLensError(f"{file}: damaged")
         return Seen(None, {"value": 1.0})
 
-    monkeypatch.setattr(hands, "mutant", behaviour(checked))
+    monkeypatch.setattr(hands, "mutant", behavior(checked))
     verdicts = list(hands.tried(range(40), folder, 0, 2))
     assert all(one.sound for one in verdicts)
     assert Counter(one.found for one in verdicts)["refused"] > 30
@@ -174,7 +174,7 @@ def test_a_number_makes_the_same_mutant_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder / "sound")
-    made = behaviour(refusing)
+    made = behavior(refusing)
 
     def damage(number: int) -> bytes:
         sound = Path("record.json").read_bytes()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalens.studies.training_plans import TrainingData
-from deltalens.training.asked import TrainingAsked
+from deltalens.training.spec import TrainingSpec
 from tests.mutate.damage import OUTSIDE
 
 if TYPE_CHECKING:
@@ -206,10 +206,10 @@ def write_run() -> None:
             optimizer.zero_grad()
 
 
-def asked(method: str | None = None, **more: Any) -> TrainingAsked:
+def spec(method: str | None = None, **more: Any) -> TrainingSpec:
     """A training of a few steps."""
     given = {"steps": STEPS, "batch_size": 2, "learning_rate": 1e-2, **more}
-    return TrainingAsked(method=method, **given)
+    return TrainingSpec(method=method, **given)
 
 
 def training(out: Path, resume: bool = False, stop: int | None = None) -> Trained:
@@ -224,7 +224,7 @@ def training(out: Path, resume: bool = False, stop: int | None = None) -> Traine
         "base",
         f"rows/{CELLS}",
         out,
-        asked("sft"),
+        spec("sft"),
         eval_data=["rows/texts.jsonl"],
         choose_on="rows/answers.jsonl",
         eval_every=1,
@@ -240,7 +240,7 @@ def write_trainings() -> None:
 
     training(Path("training"), stop=STEPS - 1)
     training(Path("trained"))
-    train("base", f"rows/{CELLS}", "removed", asked("mft", threshold=-0.02))
+    train("base", f"rows/{CELLS}", "removed", spec("mft", threshold=-0.02))
 
 
 def source(**more: Any) -> TrainingData:
@@ -300,21 +300,21 @@ def layers_mft(out: Path) -> None:
     """Each block masked."""
     from deltalens.studies.mft_sweeps import sweep_layers
 
-    sweep_layers(["random-mask-weights"], source(), out, asked(), sizes=[1], seeds=1)
+    sweep_layers(["random-mask-weights"], source(), out, spec(), sizes=[1], seeds=1)
 
 
 def mask_ratios(out: Path) -> None:
     """Of masked gradients."""
     from deltalens.studies.mask_ratio import sweep_mask_ratio
 
-    sweep_mask_ratio(["sft", "gmt"], source(), out, asked(), ratios="0.5", seeds=1)
+    sweep_mask_ratio(["sft", "gmt"], source(), out, spec(), ratios="0.5", seeds=1)
 
 
 def data_ratios(out: Path) -> None:
     """Of masked weights."""
     from deltalens.studies.mft_sweeps import sweep_data_ratio
 
-    sweep_data_ratio(["mft", "sft"], source(), out, asked(), ratios="0.5", seeds=1)
+    sweep_data_ratio(["mft", "sft"], source(), out, spec(), ratios="0.5", seeds=1)
 
 
 def comparison(out: Path) -> None:
@@ -322,14 +322,14 @@ def comparison(out: Path) -> None:
     from deltalens.studies.mft_sweeps import compare
 
     methods = ["base", "ft", "sft", "l1-mask"]
-    compare(methods, source(eval_every=2), out, asked(), base="base", seeds=1)
+    compare(methods, source(eval_every=2), out, spec(), base="base", seeds=1)
 
 
 def efficiency(out: Path) -> None:
     """Timings: not the same at every build, but made of as many digits."""
     from deltalens.studies.efficiency import efficiency
 
-    efficiency("ft", f"rows/{CELLS}", out, asked(), methods=["sft", "gmt"], repeats=1, steps=1)
+    efficiency("ft", f"rows/{CELLS}", out, spec(), methods=["sft", "gmt"], repeats=1, steps=1)
 
 
 STUDIES: dict[str, Callable[[Path], None]] = {

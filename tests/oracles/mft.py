@@ -76,8 +76,8 @@ def gradients(
 
     loss = loss_of(Masked(), batch)
     found = torch.autograd.grad(loss, list(replaced.values()))
-    asked = rule.get("threshold"), rule.get("rank_by", "magnitude")
+    spec = rule.get("threshold"), rule.get("rank_by", "magnitude")
     return loss.detach(), {
-        name: weights[name].detach() * gradient * signs(scores[name], *asked)
+        name: weights[name].detach() * gradient * signs(scores[name], *spec)
         for name, gradient in zip(replaced, found, strict=True)
     }

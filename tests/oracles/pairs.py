@@ -16,7 +16,7 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 KINDS = ("grid", "equal", "zeros", "sparse", "normal", "any", "subnormal", "near")
 """Natures of a tensor: ties on a coarse grid, one value, nothing, mostly zero with some -0, a bell,
-any finite bit pattern (huge and tiny), the smallest numbers, and neighbours in the last bits."""
+any finite bit pattern (huge and tiny), the smallest numbers, and neighbors in the last bits."""
 
 
 def as_bits(tensor: Tensor) -> Tensor:

@@ -69,17 +69,17 @@ def test_exactly_the_asked_entries_are_put_back(models, tmp_path, strategy, scop
         for names in units.values():
             magnitudes = torch.cat([deltas_of(ft[n], base[n]).view(-1) for n in names])
             gone = torch.cat([put_back[n] for n in names])
-            asked = round(rate * magnitudes.numel())
-            expected += asked
+            spec = round(rate * magnitudes.numel())
+            expected += spec
             changed = int(magnitudes.count_nonzero())
             visible = int(gone.sum())
             if strategy == "salient":
-                assert visible == min(asked, changed)
+                assert visible == min(spec, changed)
                 if 0 < visible < changed:
                     kept = magnitudes[~gone]
                     assert float(magnitudes[gone].min()) >= float(kept.max())
             elif strategy == "trivial":
-                assert visible == max(0, asked - (magnitudes.numel() - changed))
+                assert visible == max(0, spec - (magnitudes.numel() - changed))
                 if 0 < visible < changed:
                     kept = magnitudes[~gone]
                     assert float(magnitudes[gone].max()) <= float(kept[kept > 0].min())

@@ -12,8 +12,8 @@ from deltalens.gradients.watching import GradientPass
 from deltalens.integrations.transformers import GradientMaskCallback
 from deltalens.methods import mft
 from deltalens.probes import gradient
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import train
+from deltalens.training.spec import TrainingSpec
 from tests.training.folders import write_model, write_rows
 
 
@@ -70,9 +70,9 @@ def test_a_training_with_a_mask_and_a_probe(
 
     monkeypatch.setattr(GradientMaskCallback, "made", remembered)
     monkeypatch.setattr(gradient, "prepare", fail)
-    asked = TrainingAsked(method="gmt", mask_ratio="0.5", steps=1, batch_size=4)
+    spec = TrainingSpec(method="gmt", mask_ratio="0.5", steps=1, batch_size=4)
     with pytest.raises(RuntimeError, match="no compiler"):
-        train(model, rows, tmp_path / "new" / "out", asked, probe={})
+        train(model, rows, tmp_path / "new" / "out", spec, probe={})
     (mask,) = attached
     assert not GradientPass.of(mask.model)._subscriptions
     assert not (tmp_path / "new").exists()

@@ -316,4 +316,4 @@ def test_copying_a_watched_model_is_fine(tmp_path: Path) -> None:
         train(model, torch.optim.SGD(model.parameters(), lr=0.1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert deltalens.load_run(tmp_path / "r").asked["kind"] == "gradients"
+        assert deltalens.load_run(tmp_path / "r").spec["kind"] == "gradients"

@@ -26,7 +26,7 @@ class Sizes:
     """How far around a rank's share its hash is looked for first; small ones miss and go on."""
     sample: int = 1 << 14
     """Entries from which a bracket is guessed."""
-    asked: int = 1 << 18
+    question: int = 1 << 18
     """Entries per question to a selection."""
 
 

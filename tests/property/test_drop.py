@@ -155,20 +155,20 @@ def check_drop(
         ft, base = pair.write(place)
         for at, (strategy, rate) in enumerate((s, r) for s in STRATEGIES for r in rates):
             out = place / f"out{at}"
-            asked: dict[str, Any] = {"strategy": strategy, "rate": rate, "scope": scope}
-            asked |= {"seed": seed, "changed_only": changed_only}
+            spec: dict[str, Any] = {"strategy": strategy, "rate": rate, "scope": scope}
+            spec |= {"seed": seed, "changed_only": changed_only}
             if pair.overflows or not pair.differs:
                 message = "overflows" if pair.overflows else "no delta"
                 with pytest.raises(DeltaLensError, match=message):
-                    deltalens.drop(ft, base, out, **asked)
+                    deltalens.drop(ft, base, out, **spec)
                 assert not out.exists()
                 continue
-            result = deltalens.drop(ft, base, out, **asked)
+            result = deltalens.drop(ft, base, out, **spec)
             put = oracle.select_in_scope(
                 sizes, scope, strategy, rate, seed, changed_only=changed_only
             )
             wanted = mixture(pair.ft, pair.base, put)
-            assert same_checkpoint(read_checkpoint(out), wanted), asked
+            assert same_checkpoint(read_checkpoint(out), wanted), spec
             assert result.put_back == len(put)
             assert result.entries == sum(map(len, sizes.values()))
             if result.unchanged is not None:
@@ -272,8 +272,8 @@ def test_drops_are_nested(
     before = {name: torch.zeros_like(mask) for name, mask in differs.items()}
     for rate in ("0.1", "0.4", "0.41", "0.8", "1"):
         out = tmp_path / rate
-        asked: dict[str, Any] = {"strategy": strategy, "rate": rate, "scope": scope}
-        deltalens.drop(ft, base, out, changed_only=changed_only, **asked)
+        spec: dict[str, Any] = {"strategy": strategy, "rate": rate, "scope": scope}
+        deltalens.drop(ft, base, out, changed_only=changed_only, **spec)
         for name, tensor in read_checkpoint(out).items():
             is_base = as_bits(tensor) == as_bits(pair.base[name])
             assert torch.equal(
@@ -291,7 +291,7 @@ def test_sharding_chunks_and_threads_change_no_byte(
 ) -> None:
     pair = ordinary(n=150)
     names = list(pair.ft)
-    asked: dict[str, Any] = {"strategy": strategy, "scope": scope, "rate": "0.37", "seed": 4}
+    spec: dict[str, Any] = {"strategy": strategy, "scope": scope, "rate": "0.37", "seed": 4}
     results = []
     layouts = [(0, 0, 0), (1, 3, 2), (3, 5, 0)]
     for at, (rotate, of_ft, of_base) in enumerate(layouts):
@@ -302,12 +302,12 @@ def test_sharding_chunks_and_threads_change_no_byte(
         }
         place = tmp_path / str(at)
         ft, base = pair.write(place)
-        deltalens.drop(ft, base, place / "out", **asked)
+        deltalens.drop(ft, base, place / "out", **spec)
         results.append(read_checkpoint(place / "out"))
         for chunk, threads in ((1 << 18, 2), (31, 1), (64, 3)):
             with small(chunk, threads=threads):
                 out = place / f"out{chunk}-{threads}"
-                deltalens.drop(ft, base, out, **asked)
+                deltalens.drop(ft, base, out, **spec)
                 results.append(read_checkpoint(out))
     assert all(same_checkpoint(results[0], other) for other in results[1:])
     assert not same_checkpoint(results[0], pair.ft)
@@ -330,7 +330,7 @@ def rescaled(ft: Tensor, base: Tensor, rate: str) -> list[set[int]]:
     """For each kept entry the bits of base + delta / (1 - rate), rounded once.
 
     The value is computed in fp64, so it may be off by a few of its last bits before it is rounded:
-    where that matters, both neighbours are right.
+    where that matters, both neighbors are right.
     """
     form, allowed = FORMATS[ft.dtype], []
     for one, other in zip(oracle.raw_bits(ft), oracle.raw_bits(base), strict=True):
@@ -415,12 +415,12 @@ def dropped(
     base: Mapping[str, Tensor],
     *,
     ties: bool | None = None,
-    **asked: Any,
+    **spec: Any,
 ) -> tuple[dict[str, Tensor], Any]:
     config = {} if ties is None else {"tie_word_embeddings": ties}
     ft_path = write_checkpoint(place / "ft", ft, config=config)
     base_path = write_checkpoint(place / "base", base, config=config)
-    result = deltalens.drop(ft_path, base_path, place / "out", **asked)
+    result = deltalens.drop(ft_path, base_path, place / "out", **spec)
     return read_checkpoint(place / "out"), result
 
 
@@ -470,8 +470,8 @@ def test_a_tied_tensor_stored_twice_counts_once(
     shared = embedding(9, 0)
     ft = {EMBED: shared, HEAD: shared.clone(), "z": make("normal", 20, torch.bfloat16, 4)}
     base = {EMBED: embedding(9, 2), "z": make("normal", 20, torch.bfloat16, 5)}
-    asked: dict[str, Any] = {"strategy": strategy, "rate": "0.3", "scope": scope}
-    found, result = dropped(tmp_path, ft, base, ties=True, **asked)
+    spec: dict[str, Any] = {"strategy": strategy, "rate": "0.3", "scope": scope}
+    found, result = dropped(tmp_path, ft, base, ties=True, **spec)
     sizes = {name: oracle.delta_magnitudes(ft[name], base[name]) for name in base}
     wanted = mixture(ft, base, oracle.select_in_scope(sizes, scope, strategy, "0.3"))
     assert same_checkpoint(found, wanted | {HEAD: wanted[EMBED]})
@@ -513,9 +513,9 @@ def test_include_and_exclude(tmp_path: Path) -> None:
         ({"exclude": r"layers\.0\."}, NAMES[2:5]),
         ({"include": "layers", "exclude": r"q\.weight$"}, [NAMES[1]]),
     ]
-    for at, (asked, names) in enumerate(cases):
+    for at, (spec, names) in enumerate(cases):
         out = tmp_path / f"out{at}"
-        result = deltalens.drop(ft, base, out, rate="0.5", scope="global", **asked)
+        result = deltalens.drop(ft, base, out, rate="0.5", scope="global", **spec)
         sizes = {name: pair.sizes[name] for name in names}
         put = oracle.select_in_scope(sizes, "global", "trivial", "0.5")
         assert same_checkpoint(read_checkpoint(out), mixture(pair.ft, pair.base, put))
@@ -572,13 +572,13 @@ def test_identical_models_are_refused(strategy: Strategy, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "spec",
     [{"rate": "1.1"}, {"rate": "x"}, {"strategy": "smallest"}, {"scope": "row"}, {"include": "("}],
 )
-def test_bad_settings_are_refused_before_any_work(asked: dict[str, str], tmp_path: Path) -> None:
+def test_bad_settings_are_refused_before_any_work(spec: dict[str, str], tmp_path: Path) -> None:
     ft, base = ordinary().write(tmp_path)
     with pytest.raises(DeltaLensError):
-        deltalens.drop(ft, base, tmp_path / "out", **asked)
+        deltalens.drop(ft, base, tmp_path / "out", **spec)
     assert not (tmp_path / "out").exists()
 
 

@@ -75,7 +75,7 @@ cuts = st.builds(
     sigmas=st.sampled_from([0.001, 0.3, 8.0]),
     hashed=st.integers(1, 7),
     sample=st.integers(1, 40),
-    asked=st.integers(1, 11),
+    question=st.integers(1, 11),
 )
 
 
@@ -217,7 +217,7 @@ def check(
                 bracketed=bracketed,
             )
             for rate, chosen in zip(typed, found, strict=True):
-                took = entries(chosen, unit, sizes.asked)
+                took = entries(chosen, unit, sizes.question)
                 assert took == expected(unit, strategy, rate, seed, changed_only), (strategy, rate)
                 n = sum(t.numel() for t in unit.values())
                 n -= sum(int((t == 0).sum()) for t in unit.values()) if changed_only else 0
@@ -287,7 +287,7 @@ def test_selection_is_the_oracles_for_many_more_units(
 def test_each_kind_of_tensor(dtype: torch.dtype, kind: str) -> None:
     unit = {name: make(kind, 120, dtype, at) for at, name in enumerate(("b", "a"))}
     for sigmas in (0.01, 8.0):
-        sizes = Sizes(chunk=32, part=64, sigmas=sigmas, hashed=10, asked=40)
+        sizes = Sizes(chunk=32, part=64, sigmas=sigmas, hashed=10, question=40)
         for bracketed in (False, True):
             check(unit, ["0.01", "0.5", "0.77"], 1, False, sizes, bracketed=bracketed)
 
@@ -437,7 +437,7 @@ def test_cuts_and_visiting_order_change_nothing(
             )
             for one, two in zip(plain, other, strict=True):
                 assert one.boundary == two.boundary
-                assert entries(two, mixed, sizes.asked) == entries(one, unit)
+                assert entries(two, mixed, sizes.question) == entries(one, unit)
 
 
 @dtypes
@@ -605,7 +605,7 @@ def test_the_hash_is_in_place_and_takes_nothing() -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", ["w", "model.layers.3.self_attn.q_proj.weight", "lm_head.weight"])
-def test_no_row_or_column_is_favoured(strategy: Strategy, name: str) -> None:
+def test_no_row_or_column_is_favored(strategy: Strategy, name: str) -> None:
     """64 x 1024 equal entries: the share of each row and column is near the rate.
 
     A sum of n squared standard normals is n on average, with deviation sqrt(2 n): seven deviations
@@ -621,13 +621,13 @@ def test_no_row_or_column_is_favoured(strategy: Strategy, name: str) -> None:
             counts = mask.sum(axis)
             squares = (counts - rate * length).square() / (length * rate * (1 - rate))
             assert abs(float(squares.sum()) - len(counts)) < 7 * math.sqrt(2 * len(counts))
-        # Neighbours are independent: their agreement is what chance gives.
+        # Neighbors are independent: their agreement is what chance gives.
         agree = float((mask[:, 1:] == mask[:, :-1]).double().mean())
         chance = rate**2 + (1 - rate) ** 2
         assert abs(agree - chance) < 7 * math.sqrt(chance * (1 - chance) / mask.numel())
 
 
-def test_no_tensor_is_favoured() -> None:
+def test_no_tensor_is_favored() -> None:
     unit = {f"layer.{at}.weight": torch.full((4000,), -1.0) for at in range(20)}
     for strategy in STRATEGIES:
         chosen = selections(unit, strategy, ["0.4"])[0]
@@ -718,7 +718,7 @@ def test_quantiles_are_numpys(
     for fraction, found in zip(fractions, made.quantile(fractions), strict=True):
         true = float(np.quantile(sizes, fraction, method="nearest"))
         rank = fraction * (len(sizes) - 1)
-        if abs(rank % 1 - 0.5) < 1e-9:  # halfway: either neighbour is nearest
+        if abs(rank % 1 - 0.5) < 1e-9:  # halfway: either neighbor is nearest
             true = min(sizes[[math.floor(rank), math.ceil(rank)]], key=lambda s: abs(s - found))
         if form.bits == 16:
             assert found == true

@@ -85,16 +85,16 @@ def chunk(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-def survey(given: list[Gradient], scope: Scope, asked: list[float]) -> list[Survey]:
+def survey(given: list[Gradient], scope: Scope, spec: list[float]) -> list[Survey]:
     fractions = list(QUANTILES.values())
     with ranked.ranked(GradientStep(SGD, 0), given, scope, Scratch(), fractions) as found:
-        return found.survey(asked)
+        return found.survey(spec)
 
 
 def measured(
-    given: list[Gradient], scope: Scope = "tensor", asked: list[float] | None = None
+    given: list[Gradient], scope: Scope = "tensor", spec: list[float] | None = None
 ) -> list[Survey]:
-    found = survey(given, scope, asked or [])
+    found = survey(given, scope, spec or [])
     assert fetch(found, []) == []
     return found
 
@@ -102,9 +102,9 @@ def measured(
 @dtypes
 @pytest.mark.parametrize("scope", SCOPES)
 @repeatable(8)
-@given(data=st.data(), asked=ratios)
+@given(data=st.data(), spec=ratios)
 def test_thresholds_and_masks_are_those_of_a_sort(
-    engine: None, dtype: torch.dtype, scope: Scope, data: st.DataObject, asked: list[float]
+    engine: None, dtype: torch.dtype, scope: Scope, data: st.DataObject, spec: list[float]
 ) -> None:
     tensors = data.draw(steps(dtype))
     scale = data.draw(st.sampled_from([None, torch.tensor(4.0)]))
@@ -112,11 +112,11 @@ def test_thresholds_and_masks_are_those_of_a_sort(
     if scale is not None:
         tensors = {n: t / 4 for n, t in scaled.items()}
     with pieces_of(data.draw(st.sampled_from([64, 1 << 18]))):
-        found = measured([gradient(n, t, scale) for n, t in scaled.items()], scope, asked)
+        found = measured([gradient(n, t, scale) for n, t in scaled.items()], scope, spec)
     unit_of = oracle.blocks(list(tensors), scope)
     for one in found:
         unit = {n: t for n, t in tensors.items() if unit_of[n] == unit_of[one.gradient.name]}
-        for ratio in asked:
+        for ratio in spec:
             top = one.tops[ratio]
             assert top.threshold == oracle.threshold(unit, ratio)
             places = top.mask.unpacked().nonzero().squeeze(1).tolist()

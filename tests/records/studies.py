@@ -10,11 +10,11 @@ from pathlib import Path
 from deltalens.io.checksum import sealed
 from deltalens.io.records import Cell, Measurement, StudyFolder, StudyRecord
 from deltalens.io.version import FORMAT, IDENTITY
-from deltalens.reports import Summary, summarise
+from deltalens.reports import Summary, summarize
 
 BEFORE = Path(__file__).parents[1] / "studies" / "before"
-SUMMARISED = tuple(sorted(folder.name for folder in BEFORE.iterdir()))
-KINDS = (*SUMMARISED, "inspect")
+SUMMARIZED = tuple(sorted(folder.name for folder in BEFORE.iterdir()))
+KINDS = (*SUMMARIZED, "inspect")
 
 
 def make_study(folder: Path, kind: str) -> Path:
@@ -32,8 +32,8 @@ def make_study(folder: Path, kind: str) -> Path:
 
 
 def _make_inspection(folder: Path) -> Path:
-    asked = {"ft": "a", "base": "b"}
-    study = StudyFolder.open(folder, "inspect", asked, ("level", "name"))
+    spec = {"ft": "a", "base": "b"}
+    study = StudyFolder.open(folder, "inspect", spec, ("level", "name"))
     layers = {"model.layers.0": [[-12, 5], [-10, 25]], "model.layers.1": [[-11, 30]]}
     study.facts = {"per_octave": 4, "histograms": layers, "notes": []}
     study.write_manifest()
@@ -50,7 +50,7 @@ def said_of(record: StudyRecord, kind: str) -> list[str]:
     """All that a summary says."""
     if kind == "inspect":
         return []
-    found = summarise(record)
+    found = summarize(record)
     return [*_words(found)]
 
 

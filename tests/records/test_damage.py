@@ -46,7 +46,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path, kind: str, 
         except DeltaLensError as error:
             refused.append(str(error))
             continue
-        assert found.asked == clean.asked
+        assert found.spec == clean.spec
         assert found.facts == clean.facts
         pd.testing.assert_frame_equal(found.cells, clean.cells)
     assert len(refused) > SINGLE_BITS // 2
@@ -65,11 +65,11 @@ def test_a_damaged_line_is_named_with_what_to_do_and_the_rest_goes_on(study: Pat
 
 
 def test_a_study_that_is_refused_stays_as_it_is(study: Path) -> None:
-    file, asked = study / "cells.jsonl", dict(deltalens.load_study(study).asked)
+    file, spec = study / "cells.jsonl", dict(deltalens.load_study(study).spec)
     damaged = file.read_bytes().replace(b"0.5", b"0.6", 1) + b'{"setting": {"strat'
     file.write_bytes(damaged)
     with pytest.raises(RecordError, match="line 2: damaged"):
-        StudyFolder.open(study, asked.pop("kind"), asked, STUDIES["drop-study"].columns)
+        StudyFolder.open(study, spec.pop("kind"), spec, STUDIES["drop-study"].columns)
     assert file.read_bytes() == damaged
 
 
@@ -152,8 +152,8 @@ def test_a_damaged_table_is_passed_over_with_a_warning_and_written_anew(
         found.cells.sort_values(columns, ignore_index=True),
         clean.cells.sort_values(columns, ignore_index=True),
     )
-    asked = {name: value for name, value in clean.asked.items() if name != "kind"}
-    again = StudyFolder.open(study, "drop-study", asked, columns[:4])
+    spec = {name: value for name, value in clean.spec.items() if name != "kind"}
+    again = StudyFolder.open(study, "drop-study", spec, columns[:4])
     again.write_finished([*clean.cells[columns[:4]].drop_duplicates().to_dict("records")])
     again.close()
     assert table.read_bytes() == before

@@ -31,7 +31,7 @@ def test_every_field_that_is_read_is_checked(tmp_path: Path, kind: str) -> None:
     raw = file.read_bytes()
     known = kind_of(json.loads(raw)["asked"])
     assert known is not None
-    for part, fields in (("asked", known.asked), ("facts", known.facts)):
+    for part, fields in (("asked", known.spec), ("facts", known.facts)):
         for name in fields.needed:
             edit(file, functools.partial(remove, part=part, name=name))
             with pytest.raises(RecordError, match=rf"study\.json: {part}\.{name} is missing"):

@@ -1,5 +1,5 @@
 """A study of any kind, whatever one of its fields holds: it is refused in one line, or it loads, is
-summarised and drawn. The checksums are right: only what the fields hold can be what is noticed."""
+summarized and drawn. The checksums are right: only what the fields hold can be what is noticed."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def quickly() -> Iterator[None]:
 
 
 def use(folder: Path, kind: str) -> str:
-    """Load, summarise and draw: what it is refused with, or nothing."""
+    """Load, summarize and draw: what it is refused with, or nothing."""
     try:
         record = deltalens.load_study(folder)
         repr(record.cells)

@@ -12,7 +12,7 @@ from deltalens.io.records import StudyFolder
 from deltalens.studies.mft_sweeps import compare
 from deltalens.studies.training_notes import NOTES, gather_notes
 from deltalens.studies.training_plans import TrainingData
-from deltalens.training.asked import TrainingAsked
+from deltalens.training.spec import TrainingSpec
 from tests.records.edits import edit
 from tests.training.folders import write_model, write_rows
 
@@ -20,7 +20,7 @@ from tests.training.folders import write_model, write_rows
 def test_settings_that_no_training_has_are_refused_before_any(tmp_path: Path) -> None:
     rows, out = write_rows(tmp_path / "rows.jsonl"), tmp_path / "s"
     source = TrainingData(model=write_model(tmp_path / "ft"), data=rows, eval_data=[rows])
-    compare(["l1-mask"], source, out, TrainingAsked(), seeds=1)
+    compare(["l1-mask"], source, out, TrainingSpec(), seeds=1)
     cells = (out / "cells.jsonl").read_bytes()
 
     def add(study: dict[str, Any]) -> None:
@@ -29,7 +29,7 @@ def test_settings_that_no_training_has_are_refused_before_any(tmp_path: Path) ->
 
     edit(out / "study.json", add)
     with pytest.raises(RecordError, match="what its trainings were asked cannot be read"):
-        compare(["l1-mask"], source, out, TrainingAsked(), seeds=1)
+        compare(["l1-mask"], source, out, TrainingSpec(), seeds=1)
     assert (out / "cells.jsonl").read_bytes() == cells
 
 

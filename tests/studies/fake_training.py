@@ -19,8 +19,8 @@ from deltalens.io.records import Measurement
 from deltalens.scoring.loading import pick_device
 from deltalens.scoring.rows import read_rows
 from deltalens.studies import trainings
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import Trained, training_dtype
+from deltalens.training.spec import TrainingSpec
 
 OPTIONS: dict[str, list[Any]] = {
     "mask_ratio": ["0.1", "0.2", "0.5"],
@@ -54,12 +54,12 @@ OPTIONS: dict[str, list[Any]] = {
 """Settings of trainings, and values of them."""
 
 
-def given(asked: TrainingAsked) -> dict[str, Any]:
+def given(spec: TrainingSpec) -> dict[str, Any]:
     """All that a method can see of its settings: what was not given has its value."""
-    found = {one.name: asked.own(one.name) for one in dataclasses.fields(asked)}
-    removes = asked.threshold is None and asked.method not in ("sft", "lora", "hft")
-    ratio = {kind: str(rate) for kind, rate in asked.ratios.items()} if removes else None
-    return found | {"mask_ratio": ratio, "score_learning_rate": asked.peak_learning_rate}
+    found = {one.name: spec.own(one.name) for one in dataclasses.fields(spec)}
+    removes = spec.threshold is None and spec.method not in ("sft", "lora", "hft")
+    ratio = {kind: str(rate) for kind, rate in spec.ratios.items()} if removes else None
+    return found | {"mask_ratio": ratio, "score_learning_rate": spec.peak_learning_rate}
 
 
 class FakeTraining:
@@ -68,15 +68,13 @@ class FakeTraining:
     def __init__(self) -> None:
         self.calls = 0
 
-    def train(
-        self, model: Path, data: Path, out: Path, asked: TrainingAsked, **how: Any
-    ) -> Trained:
+    def train(self, model: Path, data: Path, out: Path, spec: TrainingSpec, **how: Any) -> Trained:
         """The number is that of everything that was given."""
         self.calls += 1
         rows = read_rows(data, how["limit"], how["fields"]).rows
         seen = {n: how[n] for n in ("eval_data", "eval_every", "choose_on")}
         seen["computed"] = computed(model, how["device"], how["dtype"])
-        found = number([open_checkpoint(model).fingerprint, rows, given(asked), seen])
+        found = number([open_checkpoint(model).fingerprint, rows, given(spec), seen])
         out.mkdir(parents=True)
         (out / "metrics.jsonl").write_text("")
         return Trained(out, 1, 0.0, 0.5, True, {"loss": Measurement(found)})

@@ -153,7 +153,7 @@ class Pair:
 
 def write_pair(folder: Path, kind: Kind) -> Pair:
     """A base and its fine-tune, both with a tokenizer."""
-    model = initialised(lambda: FAMILIES[kind.family](kind.tied), seed=1)
+    model = initialized(lambda: FAMILIES[kind.family](kind.tied), seed=1)
     return save_pair(folder, model, kind.dtype, SHARD if kind.sharded else "1GB")
 
 
@@ -175,7 +175,7 @@ def save(model: Any, folder: Path, shard: str = "1GB") -> None:
     tokenizer().save_pretrained(folder)
 
 
-def initialised(make: Callable[[], Any], seed: int) -> Any:
+def initialized(make: Callable[[], Any], seed: int) -> Any:
     """A model whose weights come from the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

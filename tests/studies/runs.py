@@ -63,10 +63,10 @@ class Capture:
         return StudyWatch(on_cell=on_cell)
 
 
-def captured(pair: Pair, out: Path, **asked: Any) -> Capture:
+def captured(pair: Pair, out: Path, **spec: Any) -> Capture:
     """Run a drop study that keeps the model's state at every cell."""
     found = Capture()
-    deltalens.drop_study(pair.ft, pair.base, out, metric=found.metric, watch=found.watch(), **asked)
+    deltalens.drop_study(pair.ft, pair.base, out, metric=found.metric, watch=found.watch(), **spec)
     return found
 
 

@@ -90,8 +90,8 @@ def test_merging_leaves_adapter_and_base_alone_and_cleans_up(adapter: Pair) -> N
 
 
 def test_study_of_an_adapter_counts_what_it_left_unchanged(adapter: Pair, tmp_path: Path) -> None:
-    asked = ("--rates", "0.5", "--seeds", 1, "--fidelity-tokens", 4, "--merge-adapter", "--json")
-    study = ("drop-study", adapter.ft, adapter.base, "-o", tmp_path / "s", *asked)
+    spec = ("--rates", "0.5", "--seeds", 1, "--fidelity-tokens", 4, "--merge-adapter", "--json")
+    study = ("drop-study", adapter.ft, adapter.base, "-o", tmp_path / "s", *spec)
     found = json.loads(succeeds(*study))
     assert 0.5 < found["unchanged"] < 1
     assert found["fine_tuned"] == 1
@@ -143,16 +143,16 @@ def hub(pair_of: PairOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pai
 def test_cached_snapshot_is_used_offline(hub: Pair, tmp_path: Path, suffix: str) -> None:
     found = locate(f"tiny/ft{suffix}")
     assert found == tmp_path / "hub" / "models--tiny--ft" / "snapshots" / COMMIT
-    asked: dict[str, Any] = {"rate": "0.5"}
-    deltalens.drop(found, locate("hf:tiny/base"), tmp_path / "from-hub", **asked)
-    deltalens.drop(hub.ft, hub.base, tmp_path / "from-folders", **asked)
+    spec: dict[str, Any] = {"rate": "0.5"}
+    deltalens.drop(found, locate("hf:tiny/base"), tmp_path / "from-hub", **spec)
+    deltalens.drop(hub.ft, hub.base, tmp_path / "from-folders", **spec)
     files = [load_file(tmp_path / f"from-{p}" / "model.safetensors") for p in ("hub", "folders")]
     assert differing(*files) == []
 
 
 def test_study_runs_on_hub_ids_offline(hub: Pair, tmp_path: Path) -> None:
-    asked = ("--rates", "1", "--strategy", "trivial", "--fidelity-tokens", 4, "--json")
-    found = json.loads(succeeds("drop-study", "tiny/ft", "tiny/base", "-o", tmp_path / "s", *asked))
+    spec = ("--rates", "1", "--strategy", "trivial", "--fidelity-tokens", 4, "--json")
+    found = json.loads(succeeds("drop-study", "tiny/ft", "tiny/base", "-o", tmp_path / "s", *spec))
     assert found["fine_tuned"] == 1
 
 
@@ -187,9 +187,9 @@ def test_hub_gives_no_pickles() -> None:
     assert not [pattern for pattern in module._WANTED if pattern.endswith((".bin", ".pt"))]
 
 
-@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("spec", [False, True])
 def test_code_of_a_model_is_fetched_only_where_it_may_be_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spec: bool
 ) -> None:
     fetched: list[list[str]] = []
 
@@ -199,13 +199,13 @@ def test_code_of_a_model_is_fetched_only_where_it_may_be_run(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     out = ("-o", tmp_path / "out")
-    more = ("--trust-remote-code",) if asked else ()
+    more = ("--trust-remote-code",) if spec else ()
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "abc"}])
     for name in ("drop-study", "sweep layers drop"):
         assert command(*name.split(), "tiny/ft", "tiny/base", *out, *more).exit_code == 2
     assert command("landscape", "tiny/ft", "--data", rows, *out, *more).exit_code == 2
     assert command("train", "sft", "tiny/ft", "--data", rows, *out, *more).exit_code == 2
-    assert [("*.py" in patterns) for patterns in fetched] == [asked] * 4
+    assert [("*.py" in patterns) for patterns in fetched] == [spec] * 4
 
 
 @pytest.mark.parametrize("name", ["train sft", "compare sft", "landscape", "efficiency"])

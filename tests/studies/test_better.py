@@ -12,9 +12,9 @@ from torch import nn
 
 import deltalens
 from deltalens.io.records import StudyRecord
-from deltalens.reports.drop import summarise
-from deltalens.reports.landscape import summarise_landscape
-from deltalens.reports.layers import summarise_layers
+from deltalens.reports.drop import summarize
+from deltalens.reports.landscape import summarize_landscape
+from deltalens.reports.layers import summarize_layers
 from deltalens.studies.layer_drop import sweep_layers_drop
 from tests.studies.conftest import PairOf
 from tests.studies.families import Pair
@@ -41,9 +41,9 @@ def landscape(pair: Pair, out: Path, **more: Any) -> StudyRecord:
 
 
 SUMMARIES: dict[str, Callable[[StudyRecord], Any]] = {
-    "drop-study": summarise,
-    "layer-sweep": summarise_layers,
-    "landscape": summarise_landscape,
+    "drop-study": summarize,
+    "layer-sweep": summarize_layers,
+    "landscape": summarize_landscape,
 }
 
 
@@ -59,7 +59,7 @@ def test_direction_can_be_said_later_and_changes_no_number(
     for way in ("higher", "lower"):
         record = study(pair, out, better={"score": way})
         assert record.facts["better"] == {"score": way}
-        assert record.asked == silent.asked
+        assert record.spec == silent.spec
         spoken = " ".join(SUMMARIES[record.kind](record).sentences())
         assert "which way is better" not in spoken
     # Said once, it stays; nothing was measured again.

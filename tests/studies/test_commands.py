@@ -16,13 +16,13 @@ import pytest
 
 import deltalens
 from deltalens.errors import RecordError
-from deltalens.reports.drop import summarise
+from deltalens.reports.drop import summarize
 from tests.studies.conftest import PairOf
 from tests.studies.families import Pair
 from tests.studies.runs import command, succeeds, table, write_rows
 
 ESCAPE = "\x1b["
-COLOUR = re.compile(r"\x1b\[(\d+;)*(3[0-8]|9[0-7])[;m]")
+COLOR = re.compile(r"\x1b\[(\d+;)*(3[0-8]|9[0-7])[;m]")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def pair(pair_of: PairOf) -> Pair:
 
 
 def study_of(pair: Pair, out: Path) -> tuple[object, ...]:
-    asked = ("--rates", "0.5", "--fidelity-tokens", 4)
-    return ("drop-study", pair.ft, pair.base, "-o", out, *asked)
+    spec = ("--rates", "0.5", "--fidelity-tokens", 4)
+    return ("drop-study", pair.ft, pair.base, "-o", out, *spec)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_json_is_one_object_and_nothing_else(pair: Pair, study: Path) -> None:
     result = command(*study_of(pair, study), "--json")
     assert result.stderr == ""
     found = json.loads(result.stdout)
-    expected = json.loads(json.dumps(summarise(deltalens.load_study(study)).as_json()))
+    expected = json.loads(json.dumps(summarize(deltalens.load_study(study)).as_json()))
     assert found == {**expected, "pictures": [str(p) for p in sorted(study.glob("gmt_fig3.*"))]}
     assert found["strategies"]["trivial"]["values"]["0"] == 1.0
 
@@ -170,13 +170,13 @@ def in_a_terminal(arguments: list[str], **environment: str) -> str:
 
 
 @pytest.mark.slow
-def test_no_color_takes_the_colour_out_of_a_terminal(pair: Pair) -> None:
+def test_no_color_takes_the_color_out_of_a_terminal(pair: Pair) -> None:
     inspect = ["inspect", str(pair.ft), str(pair.base)]
-    assert COLOUR.search(in_a_terminal(inspect, TERM="xterm-256color"))
-    assert not COLOUR.search(in_a_terminal(inspect, TERM="xterm-256color", NO_COLOR="1"))
+    assert COLOR.search(in_a_terminal(inspect, TERM="xterm-256color"))
+    assert not COLOR.search(in_a_terminal(inspect, TERM="xterm-256color", NO_COLOR="1"))
 
 
-def test_pipe_gets_no_colour_and_no_progress(pair: Pair, study: Path) -> None:
+def test_pipe_gets_no_color_and_no_progress(pair: Pair, study: Path) -> None:
     result = command(*study_of(pair, study))
     assert ESCAPE not in result.output
     assert result.stderr == ""

@@ -31,8 +31,8 @@ from deltalens.studies.landscape import scan
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.mft_sweeps import compare, sweep_data_ratio, sweep_layers
 from deltalens.studies.training_plans import TrainingData
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import TrainingWatch, train
+from deltalens.training.spec import TrainingSpec
 from tests.studies.conftest import PairOf
 from tests.studies.fake_training import OPTIONS, fake_trainings
 from tests.studies.runs import FEW, write_rows
@@ -46,7 +46,7 @@ WATCHED = StudyWatch(stage=lambda name, total: None)
 
 
 @dataclass
-class Asked:
+class StudyCase:
     """A study's function, a small call of it, and what its parameters do."""
 
     function: Callable[..., Any]
@@ -64,7 +64,7 @@ class Asked:
 
 
 @pytest.fixture(scope="module")
-def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[str, Asked]:
+def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[str, StudyCase]:
     folder = tmp_path_factory.mktemp("inputs")
     pair = pair_of(family="llama")
     rows = write_rows(folder / "rows.jsonl", ROWS)
@@ -105,7 +105,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
     rounded = pair_of(family="llama", dtype=torch.bfloat16)
     others = {"ft": rounded.ft, "base": rounded.base}
     found = {
-        "drop_study": Asked(
+        "drop_study": StudyCase(
             drop_study.drop_study,
             {**two, "rates": "0.5", "seeds": 1},
             {**others, **measuring, "scope": "layer", "rescale": True, "changed_only": True},
@@ -114,7 +114,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
             {**beside, "strategies": {}},
             named,
         ),
-        "sweep_layers_drop": Asked(
+        "sweep_layers_drop": StudyCase(
             layer_drop.sweep_layers_drop,
             {**two, "groups": [2]},
             {**others, **measuring},
@@ -123,7 +123,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
             beside,
             named,
         ),
-        "scan_landscape": Asked(
+        "scan_landscape": StudyCase(
             scan.scan_landscape,
             {"origin": pair.ft, "plane": "random", "grid": 3, **measured},
             {
@@ -133,7 +133,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
                 "base": pair.base,
                 "plane": "hessian",
                 "span": "-1:2",
-                "normalise": "layer",
+                "normalize": "layer",
                 "seed": 1,
                 "loss": lambda model: torch.zeros(()),
             },
@@ -144,15 +144,15 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
                 "others": {"plane": "line", "others": [pair.base]},
                 "base": {"plane": "line", "others": [pair.base]},
             },
-            {**named, "span": "range", "others": "models"},
+            {**named, "span": "range", "others": "models", "normalize": "normalise"},
         ),
     }
     base = write_model(folder / "base")
     source = TrainingData(model=base, data=rows, eval_data=[rows])
-    trained: dict[str, Any] = {"source": source, "asked": TrainingAsked(steps=1, batch_size=2)}
+    trained: dict[str, Any] = {"source": source, "spec": TrainingSpec(steps=1, batch_size=2)}
     changed: dict[str, Any] = {
         "source": dataclasses.replace(source, limit=2),
-        "asked": TrainingAsked(steps=2, batch_size=2),
+        "spec": TrainingSpec(steps=2, batch_size=2),
     }
     kept: dict[str, Any] = {
         "keep_checkpoints": True,
@@ -160,10 +160,10 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
         "fresh": True,
         "watch": WATCHED,
     }
-    of_source = {"source": "data", "asked": "steps"}
+    of_source = {"source": "data", "spec": "steps"}
     more = {"methods": ["sft"], "seeds": 2}
     found |= {
-        "compare": Asked(
+        "compare": StudyCase(
             compare,
             {"methods": ["mft"], "seeds": 1, **trained},
             changed,
@@ -172,7 +172,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
             {"base": {}},
             of_source,
         ),
-        "sweep_mask_ratio": Asked(
+        "sweep_mask_ratio": StudyCase(
             sweep_mask_ratio,
             {"methods": ["mft"], "ratios": "0.2", "seeds": 1, **trained},
             changed,
@@ -181,7 +181,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
             {},
             of_source,
         ),
-        "sweep_layers": Asked(
+        "sweep_layers": StudyCase(
             sweep_layers,
             {"methods": ["mft"], "sizes": [2], "seeds": 1, **trained},
             {**changed, "data_ratio": "0.5"},
@@ -190,7 +190,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
             {},
             of_source,
         ),
-        "sweep_data_ratio": Asked(
+        "sweep_data_ratio": StudyCase(
             sweep_data_ratio,
             {"methods": ["mft"], "ratios": "1", "seeds": 1, **trained},
             changed,
@@ -199,12 +199,12 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
             {},
             of_source,
         ),
-        "efficiency": Asked(
+        "efficiency": StudyCase(
             efficiency.efficiency,
             {
                 "model": base,
                 "data": rows,
-                "asked": TrainingAsked(batch_size=2),
+                "spec": TrainingSpec(batch_size=2),
                 "repeats": 1,
                 "steps": 1,
                 "methods": ["sft"],
@@ -212,7 +212,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
             {
                 "model": write_model(folder / "bf16", torch.bfloat16),
                 "data": fewer,
-                "asked": TrainingAsked(batch_size=1),
+                "spec": TrainingSpec(batch_size=1),
                 "methods": ["sft", "hft"],
                 "steps": 2,
                 "fields": {"prompt": "other"},
@@ -223,7 +223,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
             {"repeats": 2},
             {"fresh": True, "watch": WATCHED},
             {},
-            {"asked": "batch_size", "steps": "steps_in_block", "fields": "data", "limit": "data"},
+            {"spec": "batch_size", "steps": "steps_in_block", "fields": "data", "limit": "data"},
         ),
     }
     return found
@@ -237,11 +237,11 @@ TRAININGS = NAMES[4:]
 
 
 @pytest.fixture(params=NAMES)
-def study(request: pytest.FixtureRequest, studies: dict[str, Asked]) -> Asked:
+def study(request: pytest.FixtureRequest, studies: dict[str, StudyCase]) -> StudyCase:
     return studies[request.param]
 
 
-def test_every_parameter_has_a_row(study: Asked) -> None:
+def test_every_parameter_has_a_row(study: StudyCase) -> None:
     parameters = {*inspect.signature(study.function).parameters} - {"out"}
     rows = [*study.other, *study.grows, *study.free]
     assert parameters - {*rows} == set()
@@ -249,7 +249,7 @@ def test_every_parameter_has_a_row(study: Asked) -> None:
 
 
 def test_another_value_is_another_study_in_words(
-    study: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: StudyCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_trainings(monkeypatch)
     parameters = inspect.signature(study.function).parameters
@@ -279,7 +279,7 @@ def elsewhere(patch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_of_an_axis_grows_the_study(
-    study: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: StudyCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_trainings(monkeypatch)
     for name, value in study.grows.items():
@@ -295,7 +295,7 @@ def test_more_of_an_axis_grows_the_study(
 
 
 @pytest.mark.slow
-def test_what_is_left_out_changes_no_number(study: Asked, tmp_path: Path) -> None:
+def test_what_is_left_out_changes_no_number(study: StudyCase, tmp_path: Path) -> None:
     """All of it really runs; timings alone differ from run to run."""
     timed = study.function is efficiency.efficiency
     columns = slice(0, 3) if timed else slice(None)
@@ -316,22 +316,22 @@ def test_what_is_left_out_changes_no_number(study: Asked, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_every_setting_of_a_training_is_in_the_identity_or_refused(
-    studies: dict[str, Asked], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    studies: dict[str, StudyCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     fake_trainings(monkeypatch)
     study = studies[name]
     known = {"compare": ["mft", "lora-on-ft"], "sweep_data_ratio": ["mft", "lora", "gmt", "hft"]}
     call = {**study.call, "methods": known.get(name, ["mft"])}
     study.function(out=tmp_path / "s", **call)
-    for one in dataclasses.fields(TrainingAsked):
+    for one in dataclasses.fields(TrainingSpec):
         if one.name == "method":  # The cell's, whatever it is here.
-            other = dataclasses.replace(call["asked"], method="sft")
-            study.function(out=tmp_path / "s", **{**call, "asked": other})
+            other = dataclasses.replace(call["spec"], method="sft")
+            study.function(out=tmp_path / "s", **{**call, "spec": other})
             continue
         values = {**OPTIONS, "objective": ["dpo"], "seed": [3], "steps": [3]}[one.name]
-        other = dataclasses.replace(call["asked"], **{one.name: values[-1]})
+        other = dataclasses.replace(call["spec"], **{one.name: values[-1]})
         with pytest.raises(DeltaLensError) as raised:
-            study.function(out=tmp_path / "s", **{**call, "asked": other})
+            study.function(out=tmp_path / "s", **{**call, "spec": other})
         said = str(raised.value)
         in_words = one.name in said or "rather" in said
         assert in_words or (one.name == "threshold" and "mask_ratio" in said), (one.name, said)
@@ -341,7 +341,7 @@ def test_every_setting_of_a_training_is_in_the_identity_or_refused(
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_every_part_of_the_source_is_in_the_identity(
-    studies: dict[str, Asked],
+    studies: dict[str, StudyCase],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -374,12 +374,12 @@ def test_every_part_of_the_source_is_in_the_identity(
 
 
 def test_every_parameter_of_a_training_is_in_its_identity_or_changes_nothing(
-    tmp_path: Path, studies: dict[str, Asked]
+    tmp_path: Path, studies: dict[str, StudyCase]
 ) -> None:
     source = studies["compare"].call["source"]
     fewer = write_rows(tmp_path / "fewer.jsonl", ROWS[:2])
-    own = TrainingAsked(method="sft", steps=4, batch_size=2, learning_rate=1e-2)
-    call: dict[str, Any] = {"model": source.model, "data": source.data, "asked": own}
+    own = TrainingSpec(method="sft", steps=4, batch_size=2, learning_rate=1e-2)
+    call: dict[str, Any] = {"model": source.model, "data": source.data, "spec": own}
 
     def interrupt(done: int, total: int) -> None:
         if done == 1:
@@ -390,7 +390,7 @@ def test_every_parameter_of_a_training_is_in_its_identity_or_changes_nothing(
     other: dict[str, Any] = {
         "model": write_model(tmp_path / "bf16", torch.bfloat16),
         "data": fewer,
-        "asked": dataclasses.replace(own, learning_rate=1e-3),
+        "spec": dataclasses.replace(own, learning_rate=1e-3),
         "fields": {"prompt": "other"},
         "limit": 2,
         "eval_data": [fewer],

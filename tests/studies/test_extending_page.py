@@ -64,9 +64,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_its_metric_and_its_executor_measure(pair_of: PairOf, tmp_path: Path) -> None:
     pair = pair_of(family="llama")
     few = ("--rates", "0.5", "--strategy", "trivial", "--fidelity-tokens", "8")
-    asked = ("drop-study", pair.ft, pair.base, *few, "--metric", "weight-sum", "-q")
-    succeeds(*asked, "-o", tmp_path / "here")
-    succeeds(*asked, "-o", tmp_path / "there", "--executor", "threads")
+    spec = ("drop-study", pair.ft, pair.base, *few, "--metric", "weight-sum", "-q")
+    succeeds(*spec, "-o", tmp_path / "here")
+    succeeds(*spec, "-o", tmp_path / "there", "--executor", "threads")
     record = load_study(tmp_path / "there")
     assert {*record.cells["metric"]} == {"weight-sum"}
     assert record.facts["better"] == {"weight-sum": "higher"}

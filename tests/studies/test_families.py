@@ -24,7 +24,7 @@ from tests.studies.families import (
     Pair,
     differing,
     fine_tune,
-    initialised,
+    initialized,
     llama,
     plain,
     save,
@@ -59,11 +59,11 @@ POINTS = (
 )
 
 
-def dropped_equals_live(pair: Pair, folder: Path, live: Capture, **asked: Any) -> None:
+def dropped_equals_live(pair: Pair, folder: Path, live: Capture, **spec: Any) -> None:
     """Each point's `drop`, loaded by plain transformers, has the bits of the study's model."""
     for strategy, rate, seed in POINTS:
         out = folder / f"{strategy}-{rate}-{seed}"
-        deltalens.drop(pair.ft, pair.base, out, strategy=strategy, rate=rate, seed=seed, **asked)
+        deltalens.drop(pair.ft, pair.base, out, strategy=strategy, rate=rate, seed=seed, **spec)
         first = strategy if rate in (0, 1) else None
         of_live = live.states[("salient" if first else strategy, rate, 0 if first else seed)]
         assert differing(state_of(plain(out)), of_live) == [], (strategy, rate, seed)
@@ -130,7 +130,7 @@ def test_mixtral_experts_are_apart_in_the_file_and_fused_in_the_live_model(
 
 def odd_pair(folder: Path, name: str) -> Pair:
     """Pairs whose two sides are stored differently."""
-    model = initialised(lambda: llama(name != "untied fine-tune of a tied base"), seed=1)
+    model = initialized(lambda: llama(name != "untied fine-tune of a tied base"), seed=1)
     pair = Pair(folder / "ft", folder / "base")
     save(model, pair.base, SHARD)
     fine_tune(model)
@@ -139,7 +139,7 @@ def odd_pair(folder: Path, name: str) -> Pair:
     if name == "enlarged vocabulary":
         model.resize_token_embeddings(model.config.vocab_size + 3, mean_resizing=False)
     if name == "untied fine-tune of a tied base":
-        tied = initialised(lambda: llama(True), seed=1)
+        tied = initialized(lambda: llama(True), seed=1)
         save(tied, pair.base, SHARD)
         (pair.base / "model.safetensors").unlink(missing_ok=True)
     save(model, pair.ft)
@@ -230,7 +230,7 @@ def test_study_takes_the_class_that_the_configuration_names(tmp_path: Path) -> N
         max_position_embeddings=32,
         num_labels=3,
     )
-    model = initialised(lambda: transformers.BertForSequenceClassification(config), seed=3)
+    model = initialized(lambda: transformers.BertForSequenceClassification(config), seed=3)
     pair = Pair(tmp_path / "ft", tmp_path / "base")
     model.save_pretrained(pair.base)
     fine_tune(model)

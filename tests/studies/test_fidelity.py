@@ -19,14 +19,14 @@ from deltalens.scoring.fidelity import KEPT, Fidelity, sample_texts
 from deltalens.scoring.texts import FidelityTexts
 from tests.studies import memory
 from tests.studies.conftest import PairOf
-from tests.studies.families import fine_tune, initialised, llama, plain, save_pair, tokenizer
+from tests.studies.families import fine_tune, initialized, llama, plain, save_pair, tokenizer
 from tests.studies.runs import FEW, succeeds
 
 
 def two_models(vocabulary: int, **more: Any) -> tuple[Any, Any]:
     """A fine-tune and what became of it."""
-    ft = initialised(lambda: llama(False, vocab_size=vocabulary, **more), seed=5)
-    other = initialised(lambda: llama(False, vocab_size=vocabulary, **more), seed=5)
+    ft = initialized(lambda: llama(False, vocab_size=vocabulary, **more), seed=5)
+    other = initialized(lambda: llama(False, vocab_size=vocabulary, **more), seed=5)
     fine_tune(ft, scale=0.3)
     fine_tune(other, scale=0.3)
     fine_tune(other, seed=9, scale=0.1)
@@ -82,7 +82,7 @@ def test_fine_tune_is_at_no_distance_from_itself(dtype: torch.dtype, vocabulary:
 
 
 def test_agreement_is_one_where_bf16_logits_tie() -> None:
-    model = initialised(lambda: llama(False), seed=5)
+    model = initialized(lambda: llama(False), seed=5)
     with torch.no_grad():
         model.lm_head.weight.zero_()
     found = Fidelity(model, sample_texts(model, 4, 12, seed=0)).measure(model)
@@ -118,7 +118,7 @@ def test_texts_begin_with_bos_and_end_with_eos_or_at_their_length() -> None:
 
 @pytest.mark.parametrize("bos", [None, 50_256])
 def test_texts_without_bos_begin_with_an_ordinary_token(bos: int | None) -> None:
-    model = initialised(lambda: llama(False), seed=5)
+    model = initialized(lambda: llama(False), seed=5)
     model.config.bos_token_id = bos
     model.config.eos_token_id = [2, 3, 4]
     first = {text[0] for text in sample_texts(model, 2000, 2, seed=0)}
@@ -126,7 +126,7 @@ def test_texts_without_bos_begin_with_an_ordinary_token(bos: int | None) -> None
 
 
 def test_texts_are_drawn_at_temperature_1() -> None:
-    model = initialised(lambda: llama(False), seed=5)
+    model = initialized(lambda: llama(False), seed=5)
     with torch.no_grad():
         model.lm_head.weight.mul_(40)
         bos = torch.tensor([[tokenizer().bos_token_id]])
@@ -204,7 +204,7 @@ def token_classifier() -> Any:
 def test_model_that_cannot_generate_is_compared_on_random_tokens_and_the_summary_says_so(
     make: Any, tmp_path: Path
 ) -> None:
-    pair = save_pair(tmp_path, initialised(make, seed=5))
+    pair = save_pair(tmp_path, initialized(make, seed=5))
     found = deltalens.drop_study(
         pair.ft, pair.base, tmp_path / "s", rates=["0.5"], strategies=["trivial"], fidelity=FEW
     )
@@ -222,8 +222,8 @@ def test_encoder_says_in_the_terminal_that_its_inputs_are_random(
     pair_of: PairOf, tmp_path: Path
 ) -> None:
     pair = pair_of(family="bert", tied=True)
-    asked = ("--rates", "0.5", "--strategy", "trivial", "--fidelity-tokens", 4)
-    said = succeeds("drop-study", pair.ft, pair.base, "-o", tmp_path / "s", *asked)
+    spec = ("--rates", "0.5", "--strategy", "trivial", "--fidelity-tokens", 4)
+    said = succeeds("drop-study", pair.ft, pair.base, "-o", tmp_path / "s", *spec)
     assert "note: BertForMaskedLM cannot generate: fidelity is measured on random tokens" in said
 
 
@@ -242,7 +242,7 @@ def test_model_that_reads_the_text_anew_at_each_step_samples_the_same_texts() ->
 
 def test_model_without_logits_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     config = token_classifier().config
-    pair = save_pair(tmp_path, initialised(lambda: transformers.BertModel(config), seed=5))
+    pair = save_pair(tmp_path, initialized(lambda: transformers.BertModel(config), seed=5))
     with pytest.raises(deltalens.DeltaLensError, match=r"BertModel gives no logits.*metric="):
         deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", fidelity=FEW)
 
@@ -251,8 +251,8 @@ def test_study_of_the_fine_tune_is_exact_at_rate_0_and_farthest_at_rate_1(
     pair_of: PairOf, tmp_path: Path
 ) -> None:
     pair = pair_of(family="qwen2", dtype=torch.bfloat16)
-    asked: dict[str, Any] = {"rates": ["0.35"], "strategies": ["trivial"], "fidelity": FEW}
-    frame = deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", **asked).cells
+    spec: dict[str, Any] = {"rates": ["0.35"], "strategies": ["trivial"], "fidelity": FEW}
+    frame = deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", **spec).cells
     values = frame.set_index(["metric", "rate"])["value"]
     assert values["kl", 0.0] == 0
     assert values["top1_agreement", 0.0] == 1

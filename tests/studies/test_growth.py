@@ -18,13 +18,13 @@ import deltalens
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.figures import draw
 from deltalens.io.records import load_study
-from deltalens.reports.drop import summarise
+from deltalens.reports.drop import summarize
 from deltalens.scoring import texts
 from deltalens.studies import drop_run, layer_run
 from deltalens.studies.efficiency import efficiency
 from deltalens.studies.landscape.grid import Axis, common_grid
 from deltalens.studies.layer_drop import sweep_layers_drop
-from deltalens.training.asked import TrainingAsked
+from deltalens.training.spec import TrainingSpec
 from tests.landscape.models import Raising, quadratics, scan
 from tests.studies.conftest import PairOf
 from tests.studies.families import Pair
@@ -74,8 +74,8 @@ def test_a_drop_study_grows_and_a_part_of_it_changes_nothing(
     measured: dict[str, Any] = {"metric": norms} if own else {"fidelity": FEW}
     more = () if own else ("texts.json",)
 
-    def study(out: str, asked: dict[str, Any]) -> None:
-        given = {"rates": "0.5", "seeds": 2, **measured, **asked}
+    def study(out: str, spec: dict[str, Any]) -> None:
+        given = {"rates": "0.5", "seeds": 2, **measured, **spec}
         deltalens.drop_study(pair.ft, pair.base, tmp_path / out, **given)
 
     study("whole", WHOLE[case])
@@ -198,10 +198,10 @@ def test_a_landscape_grows_by_points_between(
 ) -> None:
     origin, *others = quadratics(3)
     between = {"checkpoints": others[:2], "line": others[:1]}.get(plane, [])
-    asked: dict[str, Any] = {"plane": plane, "others": between, "span": span}
-    scan(origin, tmp_path / "whole", grid=whole, **asked)
+    spec: dict[str, Any] = {"plane": plane, "others": between, "span": span}
+    scan(origin, tmp_path / "whole", grid=whole, **spec)
     for grid in grids:
-        scan(origin, tmp_path / "s", grid=grid, **asked)
+        scan(origin, tmp_path / "s", grid=grid, **spec)
     assert files(tmp_path / "s") == files(tmp_path / "whole")
     assert len(journal(tmp_path / "s")) == len(journal(tmp_path / "whole"))
     for grid in grids:
@@ -210,11 +210,11 @@ def test_a_landscape_grows_by_points_between(
             tmp_path / "s",
             grid=grid,
             metric=Raising(1, AssertionError("measured again")),
-            **asked,
+            **spec,
         )
     assert files(tmp_path / "s") == files(tmp_path / "whole")
     with pytest.raises(RecordError, match="grid: "):
-        scan(origin, tmp_path / "s", grid=7 if plane == "line" else "7x3", **asked)
+        scan(origin, tmp_path / "s", grid=7 if plane == "line" else "7x3", **spec)
 
 
 @given(
@@ -235,14 +235,14 @@ def test_points_of_a_coarse_grid_are_points_of_a_finer_one_to_the_last_bit(
 def test_an_efficiency_study_grows_by_repeats(tmp_path: Path) -> None:
     base, rows = write_model(tmp_path / "base"), write_rows(tmp_path / "rows.jsonl")
     given: dict[str, Any] = {"methods": ["sft"], "steps": 1}
-    efficiency(base, rows, tmp_path / "s", TrainingAsked(), repeats=1, **given)
+    efficiency(base, rows, tmp_path / "s", TrainingSpec(), repeats=1, **given)
     first = journal(tmp_path / "s")
-    record = efficiency(base, rows, tmp_path / "s", TrainingAsked(), repeats=2, **given)
+    record = efficiency(base, rows, tmp_path / "s", TrainingSpec(), repeats=2, **given)
     assert journal(tmp_path / "s")[:1] == first
-    assert record.asked["repeats"] == 2
+    assert record.spec["repeats"] == 2
     assert set(record.cells["repeat"]) == {0, 1}
     with pytest.raises(RecordError, match="methods: "):
-        efficiency(base, rows, tmp_path / "s", TrainingAsked(), repeats=2, methods=["sft", "gmt"])
+        efficiency(base, rows, tmp_path / "s", TrainingSpec(), repeats=2, methods=["sft", "gmt"])
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_a_claim_about_random_says_on_how_many_orders_it_rests(
         rates="0.5,0.9",
         seeds=seeds,
     )
-    summary = summarise(load_study(tmp_path / "s"))
+    summary = summarize(load_study(tmp_path / "s"))
     (line,) = [line for line in summary.sentences() if line.startswith("random")]
     assert said in line
     assert [line for line in summary.sentences() if "order" in line] == [line]
@@ -320,21 +320,21 @@ def test_another_metric_of_the_same_name_is_another_study(pair: Pair, tmp_path: 
 def test_another_loss_to_differentiate_is_another_landscape(tmp_path: Path) -> None:
     (origin,) = quadratics(1)
     losses = (lambda model: model.loss(), lambda model: 2 * model.loss())
-    asked: dict[str, Any] = {"plane": "hessian", "grid": "2x2", "version": None}
-    scan(origin, tmp_path / "s", loss=losses[0], **asked)
+    spec: dict[str, Any] = {"plane": "hessian", "grid": "2x2", "version": None}
+    scan(origin, tmp_path / "s", loss=losses[0], **spec)
     with pytest.raises(RecordError, match=r"loss\.parts\.code: "):
-        scan(origin, tmp_path / "s", loss=losses[1], **asked)
+        scan(origin, tmp_path / "s", loss=losses[1], **spec)
 
 
 def test_what_a_model_in_memory_keeps_beside_what_moves_counts(tmp_path: Path) -> None:
     one, other = quadratics(2)
-    asked: dict[str, Any] = {"plane": "random", "grid": 3}
-    scan(one, tmp_path / "s", **asked)
+    spec: dict[str, Any] = {"plane": "random", "grid": 3}
+    scan(one, tmp_path / "s", **spec)
     one.slope.add_(1)
     with pytest.raises(RecordError, match=r"module\.parts\.tensors: "):
-        scan(one, tmp_path / "s", **asked)
+        scan(one, tmp_path / "s", **spec)
     with pytest.raises(RecordError, match="origin: "):
-        scan(other, tmp_path / "s", **asked)
+        scan(other, tmp_path / "s", **spec)
 
 
 def test_a_metric_that_nobody_can_compare_needs_a_version_to_go_on(
@@ -374,5 +374,5 @@ def test_the_command_grows_a_study_too(pair: Pair, tmp_path: Path) -> None:
     for rates in ("0.5", "0.25,0.9"):
         result = command("drop-study", pair.ft, pair.base, "-o", tmp_path / "s", "--rates", rates)
         assert result.exit_code == 0, result.output
-    asked = json.loads((tmp_path / "s" / "study.json").read_text())["asked"]
-    assert asked["rates"] == ["0", "0.25", "0.5", "0.9", "1"]
+    spec = json.loads((tmp_path / "s" / "study.json").read_text())["asked"]
+    assert spec["rates"] == ["0", "0.25", "0.5", "0.9", "1"]

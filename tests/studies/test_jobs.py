@@ -150,10 +150,10 @@ if __name__ == "__main__":
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment
-    ) as asked:
-        assert asked.stdout is not None
-        worker = int(asked.stdout.readline())
-        asked.kill()
+    ) as spec:
+        assert spec.stdout is not None
+        worker = int(spec.stdout.readline())
+        spec.kill()
     assert gone([worker])
 
 

@@ -29,8 +29,8 @@ def pair(pair_of: PairOf) -> Pair:
 
 
 def study(pair: Pair, out: Path, rates: str = FEW) -> list[str]:
-    asked = ["--rates", rates, "--fidelity-tokens", "6"]
-    return ["drop-study", str(pair.ft), str(pair.base), "-o", str(out), *asked]
+    spec = ["--rates", rates, "--fidelity-tokens", "6"]
+    return ["drop-study", str(pair.ft), str(pair.base), "-o", str(out), *spec]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from torch import nn
 
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import StudyRecord, load_study
-from deltalens.reports.layers import summarise_layers
+from deltalens.reports.layers import summarize_layers
 from deltalens.scoring import loading as module
 from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.prefix import Prefix, find_blocks
@@ -29,7 +29,7 @@ from tests.studies.families import (
     States,
     differing,
     gpt2,
-    initialised,
+    initialized,
     llama,
     opt,
     plain,
@@ -75,7 +75,7 @@ def deep_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
 
     def give(family: str = "llama", dtype: torch.dtype = torch.float32) -> Pair:
         if (family, dtype) not in made:
-            model = initialised(lambda: deep(family), seed=1)
+            model = initialized(lambda: deep(family), seed=1)
             made[family, dtype] = save_pair(tmp_path_factory.mktemp(family), model, dtype)
         return made[family, dtype]
 
@@ -87,10 +87,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", ROWS)
 
 
-def sweep(pair: Pair, out: Path, **asked: Any) -> StudyRecord:
-    if not asked.get("data"):
-        asked["fidelity"] = FEW
-    return sweep_layers_drop(pair.ft, pair.base, out, **asked)
+def sweep(pair: Pair, out: Path, **spec: Any) -> StudyRecord:
+    if not spec.get("data"):
+        spec["fidelity"] = FEW
+    return sweep_layers_drop(pair.ft, pair.base, out, **spec)
 
 
 class Shown:
@@ -217,33 +217,33 @@ def test_cached_prefix_gives_the_table_of_evaluating_in_full(
     family: str, dtype: torch.dtype, deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path
 ) -> None:
     pair = deep_pair(family, dtype)
-    asked: dict[str, Any] = {
+    spec: dict[str, Any] = {
         "data": [rows],
         "groups": (1, 2) if (family, dtype) == ("llama", torch.float32) else (2,),
         "batch_tokens": 128,
         "metrics": ("loss", "exact_match", "kl"),
         "fidelity": FEW,
     }
-    cached = sweep_layers_drop(pair.ft, pair.base, tmp_path / "cached", **asked)
-    full = sweep_layers_drop(pair.ft, pair.base, tmp_path / "full", cache_gb=0, **asked)
+    cached = sweep_layers_drop(pair.ft, pair.base, tmp_path / "cached", **spec)
+    full = sweep_layers_drop(pair.ft, pair.base, tmp_path / "full", cache_gb=0, **spec)
     assert cached.facts["notes"] == full.facts["notes"] == []
     assert cached.facts["most_cached_bytes"] > 0
     assert table(tmp_path / "cached") == table(tmp_path / "full")
     losses = full.cells[full.cells["metric"] == "loss"]["value"]
-    assert len(set(losses)) == len(losses) - 2 * (1 in asked["groups"])
+    assert len(set(losses)) == len(losses) - 2 * (1 in spec["groups"])
 
 
 def test_states_of_one_model_are_not_taken_for_the_other_s(
     deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path
 ) -> None:
-    asked: dict[str, Any] = {
+    spec: dict[str, Any] = {
         "data": [rows],
         "groups": (1, 2),
         "batch_tokens": 128,
         "exclude": r"layers\.[0134]\.",
     }
-    record = sweep(deep_pair(), tmp_path / "cached", **asked)
-    sweep(deep_pair(), tmp_path / "full", cache_gb=0, **asked)
+    record = sweep(deep_pair(), tmp_path / "cached", **spec)
+    sweep(deep_pair(), tmp_path / "full", cache_gb=0, **spec)
     assert set(record.cells["group"]) == {"", "2", "2-3"}
     assert table(tmp_path / "cached") == table(tmp_path / "full")
 
@@ -272,12 +272,12 @@ def test_held_states_stay_within_the_limit_and_the_rest_runs_in_full(
     deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path
 ) -> None:
     pair = deep_pair()
-    asked: dict[str, Any] = {"data": [rows], "batch_tokens": 64}
-    whole = sweep(pair, tmp_path / "whole", **asked).facts["most_cached_bytes"]
+    spec: dict[str, Any] = {"data": [rows], "batch_tokens": 64}
+    whole = sweep(pair, tmp_path / "whole", **spec).facts["most_cached_bytes"]
     hidden = plain(pair.ft).config.hidden_size
     assert whole <= 4 * hidden * POSITIONS * len(ROWS)
     limit = whole * 2 // 3
-    less = sweep(pair, tmp_path / "less", cache_gb=limit / 1e9, **asked)
+    less = sweep(pair, tmp_path / "less", cache_gb=limit / 1e9, **spec)
     assert 0 < less.facts["most_cached_bytes"] <= limit
     assert "ran in full" in less.facts["notes"][0]
     assert table(tmp_path / "less") == table(tmp_path / "whole")
@@ -350,7 +350,7 @@ def test_encoder_is_swept_with_its_prefix_cached(pair_of: PairOf, tmp_path: Path
 
 
 def test_blocks_that_share_weights_are_not_passed_over() -> None:
-    model = initialised(lambda: deep("llama"), seed=1)
+    model = initialized(lambda: deep("llama"), seed=1)
     blocks = model.model.layers
     assert find_blocks(model, ["model.layers"]) is blocks
     blocks[3].mlp.up_proj.weight = blocks[1].mlp.up_proj.weight
@@ -359,7 +359,7 @@ def test_blocks_that_share_weights_are_not_passed_over() -> None:
 
 
 def test_several_lists_of_blocks_are_not_passed_over() -> None:
-    model = initialised(lambda: deep("llama"), seed=1)
+    model = initialized(lambda: deep("llama"), seed=1)
     with pytest.raises(DeltaLensError, match=r"several lists.*encoder\.block"):
         find_blocks(model, {"encoder.block", "decoder.block"})
     with pytest.raises(DeltaLensError, match=r"no one list of blocks 'model\.stages'"):
@@ -367,7 +367,7 @@ def test_several_lists_of_blocks_are_not_passed_over() -> None:
 
 
 def test_blocks_are_in_place_again_after_a_forward_that_raises() -> None:
-    model = initialised(lambda: deep("llama"), seed=1)
+    model = initialized(lambda: deep("llama"), seed=1)
     own = list(model.model.layers)
     prefix = Prefix(model, model.model.layers, [3], 1 << 30)
     inputs = {"input_ids": torch.ones(2, 7, dtype=torch.int64), "use_cache": False}
@@ -395,8 +395,8 @@ def test_blocks_are_in_place_again_after_a_forward_that_raises() -> None:
 def test_answers_that_are_generated_are_evaluated_in_full(
     deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path
 ) -> None:
-    asked: dict[str, Any] = {"data": [rows], "limit": 4, "groups": (5,), "answer_pattern": r"\d+"}
-    record = sweep(deep_pair(), tmp_path / "s", **asked)
+    spec: dict[str, Any] = {"data": [rows], "limit": 4, "groups": (5,), "answer_pattern": r"\d+"}
+    record = sweep(deep_pair(), tmp_path / "s", **spec)
     assert record.facts["notes"] == [
         "unchanged blocks ran again in every cell: the model generates"
     ]
@@ -411,13 +411,13 @@ def test_answers_that_are_generated_are_evaluated_in_full(
 def test_interrupted_and_resumed_equals_uninterrupted(
     cells: int, deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path
 ) -> None:
-    pair, asked = deep_pair(), {"data": [rows], "groups": (1,), "batch_tokens": 128}
-    sweep(pair, tmp_path / "whole", **asked)
+    pair, spec = deep_pair(), {"data": [rows], "groups": (1,), "batch_tokens": 128}
+    sweep(pair, tmp_path / "whole", **spec)
     stop = on_each_cell(StopAfter(cells, KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        sweep(pair, tmp_path / "parts", watch=stop, **asked)
+        sweep(pair, tmp_path / "parts", watch=stop, **spec)
     assert len(journal(tmp_path / "parts")) == cells
-    sweep(pair, tmp_path / "parts", **asked)
+    sweep(pair, tmp_path / "parts", **spec)
     assert table(tmp_path / "parts") == table(tmp_path / "whole")
     assert settings(tmp_path / "parts") == settings(tmp_path / "whole")
 
@@ -476,7 +476,7 @@ def test_model_and_its_blocks_are_back_after_an_exception_amid_a_replay(
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("spec", "message"),
     [
         ({"groups": (0,)}, r"groups of 0: from 1 to 5"),
         ({"groups": (-3,)}, r"groups of -3: from 1 to 5"),
@@ -491,7 +491,7 @@ def test_model_and_its_blocks_are_back_after_an_exception_amid_a_replay(
     ],
 )
 def test_bad_input_is_refused_before_the_model_is_loaded(
-    asked: dict[str, Any],
+    spec: dict[str, Any],
     message: str,
     deep_pair: Callable[..., Pair],
     tmp_path: Path,
@@ -499,7 +499,7 @@ def test_bad_input_is_refused_before_the_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(module, "load_model", None)
     with pytest.raises(DeltaLensError, match=message):
-        sweep(deep_pair(), tmp_path / "s", **asked)
+        sweep(deep_pair(), tmp_path / "s", **spec)
     assert not (tmp_path / "s").exists()
 
 
@@ -528,7 +528,7 @@ def test_model_without_blocks_is_refused(tmp_path: Path) -> None:
 
 def test_summary_ranks_the_groups(deep_pair: Callable[..., Pair], tmp_path: Path) -> None:
     record = sweep(deep_pair(), tmp_path / "s", groups=(1, 2))
-    found = summarise_layers(record)
+    found = summarize_layers(record)
     (leading,) = found.leading
     assert leading.metric == "top1_agreement"
     assert leading.ft == 1.0
@@ -564,7 +564,7 @@ def test_command_as_typed(deep_pair: Callable[..., Pair], rows: Path, tmp_path: 
     groups = [one["group"] for one in found["metrics"]["loss"]["groups"]]
     assert groups == ["0-1", "2-3", "4", "0-4"]
     assert set(found["metrics"]["loss"]["most_lost"]["2"]) == {"0-1", "2-3", "4"}
-    assert load_study(out).asked["groups"] == [2, 5]
+    assert load_study(out).spec["groups"] == [2, 5]
     before = table(out)
     assert succeeds(*typed, "--quiet") == ""
     assert table(out) == before

@@ -14,7 +14,7 @@ import transformers
 
 from deltalens.errors import CheckpointError
 from deltalens.io.locate import located
-from tests.studies.families import initialised, llama, save, tokenizer
+from tests.studies.families import initialized, llama, save, tokenizer
 from tests.studies.runs import command
 
 peft = pytest.importorskip("peft")
@@ -55,7 +55,7 @@ class Case:
 CASES = {
     "LoRA": Case(),
     "LoRA in bf16": Case(dtype=torch.bfloat16),
-    "rank-stabilised": Case({"use_rslora": True}),
+    "rank-stabilized": Case({"use_rslora": True}),
     "DoRA": Case({"use_dora": True}),
     "whole embedding and head": Case({"modules_to_save": ["embed_tokens", "lm_head"]}),
     "whole embedding and head of a tied model": Case(
@@ -73,7 +73,7 @@ CASES = {
 def write(folder: Path, case: Case, seed: int = 3) -> tuple[Path, Path, Any]:
     """Both folders, and peft's own model."""
     adapter, base = folder / "adapter", folder / "base"
-    model = initialised(case.make, 1).to(case.dtype)
+    model = initialized(case.make, 1).to(case.dtype)
     save(model, base)
     if case.as_classifier:
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -187,7 +187,7 @@ def test_a_head_that_neither_has_is_refused_with_its_name(tmp_path: Path) -> Non
 def test_peft_s_reason_is_given_whole_and_on_one_line(tmp_path: Path) -> None:
     adapter, _, _ = write(tmp_path, Case())
     other = tmp_path / "other"
-    save(initialised(lambda: llama(False, hidden_size=32), 2), other)
+    save(initialized(lambda: llama(False, hidden_size=32), 2), other)
     result = command("inspect", adapter, other, "--merge-adapter")
     assert result.exit_code == 2
     assert f"{adapter}: cannot be merged into {other}: " in result.stderr

@@ -15,14 +15,14 @@ from torch import nn
 import deltalens
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import StudyRecord, load_study
-from deltalens.reports.drop import summarise
-from deltalens.reports.layers import summarise_layers
+from deltalens.reports.drop import summarize
+from deltalens.reports.layers import summarize_layers
 from deltalens.scoring import loading as module
 from deltalens.scoring.fidelity import Fidelity, sample_texts
 from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.rows import read_rows
 from deltalens.studies.layer_drop import sweep_layers_drop
-from tests.studies.families import Pair, fine_tune, initialised, llama, plain, save, tokenizer
+from tests.studies.families import Pair, fine_tune, initialized, llama, plain, save, tokenizer
 from tests.studies.runs import FEW, command, write_rows
 
 ROWS = [{"prompt": f"{n}+{n}=", "completion": str(2 * n)} for n in range(1, 7)]
@@ -42,7 +42,7 @@ def write(folder: Path, ft: bool, base: bool) -> Pair:
     """A pair in fp16; which of them overflows."""
     pair = Pair(folder / "ft", folder / "base")
     for path, breaks, tune in ((pair.base, base, False), (pair.ft, ft, True)):
-        model = initialised(lambda: llama(False), seed=1)
+        model = initialized(lambda: llama(False), seed=1)
         if tune:
             fine_tune(model, scale=0.01)
         save((overflow(model) if breaks else model).half(), path)
@@ -119,7 +119,7 @@ def test_every_study_says_so_before_its_first_cell(
 
 
 def test_weights_that_the_dtype_does_not_hold_are_named(rows: Path, tmp_path: Path) -> None:
-    model = initialised(lambda: llama(False), seed=1)
+    model = initialized(lambda: llama(False), seed=1)
     save(model, tmp_path / "base")
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 2] = 1e6
@@ -158,7 +158,7 @@ def test_fine_tune_that_computes_numbers_is_studied_whatever_its_base_does(
     assert cells[is_ft]["value"].notna().all()
     # Each metric of the base, exact match and agreement too: no perplexity is infinite.
     assert cells[is_base]["value"].isna().all()
-    summary: Any = summarise(record) if study is drop else summarise_layers(record)
+    summary: Any = summarize(record) if study is drop else summarize_layers(record)
     said = " ".join(summary.sentences())
     assert "of the base is not finite" in said
     assert "half" not in said

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 import deltalens
 from deltalens.errors import PairingError
 from deltalens.io.matching import pair
-from deltalens.reports.drop import summarise
+from deltalens.reports.drop import summarize
 from tests.studies.families import (
     Pair,
     differing,
     fine_tune,
-    initialised,
+    initialized,
     llama,
     plain,
     save,
@@ -50,7 +50,7 @@ def bert_pair(folder: Path) -> Pair:
     """The commonest fine-tune: a classifier in place of the heads of pre-training."""
     both = Pair(folder / "ft", folder / "base")
     config = transformers.BertConfig(**SMALL)
-    initialised(lambda: transformers.BertForPreTraining(config), 1).save_pretrained(both.base)
+    initialized(lambda: transformers.BertForPreTraining(config), 1).save_pretrained(both.base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         ft = transformers.BertForSequenceClassification.from_pretrained(both.base, num_labels=3)
@@ -72,7 +72,7 @@ def old_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def mtp_pair(folder: Path) -> Pair:
     """A base with a layer for multi-token prediction, which transformers does not load."""
     both = Pair(folder / "ft", folder / "base")
-    model = initialised(lambda: llama(False), seed=1)
+    model = initialized(lambda: llama(False), seed=1)
     save(model, both.base)
     fine_tune(model)
     save(model, both.ft)
@@ -156,7 +156,7 @@ def test_old_names_without_a_configuration_are_mapped_too(tmp_path: Path) -> Non
 def test_classifier_of_other_labels_is_another_tensor(tmp_path: Path) -> None:
     config = transformers.BertConfig(**SMALL, num_labels=5)
     both = Pair(tmp_path / "ft", tmp_path / "base")
-    model = initialised(lambda: transformers.BertForSequenceClassification(config), 1)
+    model = initialized(lambda: transformers.BertForSequenceClassification(config), 1)
     model.save_pretrained(both.base)
     ft = transformers.BertForSequenceClassification.from_pretrained(
         both.base, num_labels=2, ignore_mismatched_sizes=True
@@ -170,7 +170,7 @@ def test_classifier_of_other_labels_is_another_tensor(tmp_path: Path) -> None:
 
 def test_fewer_rows_than_the_base_are_compared_with_its_first(tmp_path: Path) -> None:
     both = Pair(tmp_path / "ft", tmp_path / "base")
-    model = initialised(lambda: llama(False), seed=1)
+    model = initialized(lambda: llama(False), seed=1)
     model.resize_token_embeddings(model.config.vocab_size + 5, mean_resizing=False)
     save(model, both.base)
     fine_tune(model)
@@ -204,7 +204,7 @@ def test_names_that_transformers_changes_on_load_find_each_other(tmp_path: Path)
         text_config=transformers.LlamaConfig(**SMALL, num_key_value_heads=2).to_dict(),
     )
     both = Pair(tmp_path / "ft", tmp_path / "base")
-    model = initialised(lambda: transformers.LlavaForConditionalGeneration(config), 1)
+    model = initialized(lambda: transformers.LlavaForConditionalGeneration(config), 1)
     model.save_pretrained(both.base)
     fine_tune(model)
     model.save_pretrained(both.ft)
@@ -232,18 +232,18 @@ def test_names_that_transformers_changes_on_load_find_each_other(tmp_path: Path)
 
 def test_study_measures_the_base_itself_beside_all_put_back(tmp_path: Path) -> None:
     both = mtp_pair(tmp_path)
-    asked: dict[str, Any] = {"rates": ["0.5"], "strategies": ["trivial", "random"], "seeds": 1}
-    live = captured(both, tmp_path / "kept", **asked)
+    spec: dict[str, Any] = {"rates": ["0.5"], "strategies": ["trivial", "random"], "seeds": 1}
+    live = captured(both, tmp_path / "kept", **spec)
     base, out = state_of(load_base(both.base)), live.states["base", 1.0, 0]
     assert differing(out, base) == []
     assert live.measured == 5, "fine-tune, two at 0.5, all put back, base"
-    record = deltalens.drop_study(both.ft, both.base, tmp_path / "s", fidelity=FEW, **asked)
+    record = deltalens.drop_study(both.ft, both.base, tmp_path / "s", fidelity=FEW, **spec)
     cells = record.cells[record.cells["metric"] == "kl"].set_index(["strategy", "rate"])["value"]
     assert cells["base", 1.0] == cells["trivial", 1.0], "the layer is one that nobody loads"
-    said = " ".join(summarise(record).sentences())
+    said = " ".join(summarize(record).sentences())
     assert "with all put back" in said
     assert "rate 1 is not the base: 1 tensor is in the base only (16 entries)" in said
-    assert set(summarise(record).as_json()["strategies"]) == {"trivial", "random"}
+    assert set(summarize(record).as_json()["strategies"]) == {"trivial", "random"}
 
 
 def load_base(folder: Path) -> Any:
@@ -302,7 +302,7 @@ def test_inspection_and_drop_say_what_is_on_one_side_only(tmp_path: Path) -> Non
 
 def test_head_of_an_untied_base_that_the_fine_tune_ties_is_said(tmp_path: Path) -> None:
     both = Pair(tmp_path / "ft", tmp_path / "base")
-    model = initialised(lambda: llama(True), seed=1)
+    model = initialized(lambda: llama(True), seed=1)
     save(model, both.base)
     edit(both.base, lambda stored: {**stored, "lm_head.weight": torch.ones(len(tokenizer()), 16)})
     fine_tune(model)

@@ -80,7 +80,7 @@ def test_an_installed_metric_is_measured_beside_ours(
     sums = record.cells[record.cells["metric"] == "weight-sum"].set_index("rate")["value"]
     assert sums[0.0] != sums[1.0]
     assert record.facts["better"] == {"weight-sum": "higher"}
-    assert record.asked["installed"] == {"weight-sum": "extra 1.0", "several": "extra 1.0"}
+    assert record.spec["installed"] == {"weight-sum": "extra 1.0", "several": "extra 1.0"}
 
 
 def test_an_installed_metric_of_a_landscape_is_of_no_data(
@@ -101,11 +101,11 @@ def test_another_version_of_its_package_is_another_study(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed(tmp_path / "site", monkeypatch)
-    asked: dict[str, Any] = {**SMALL, "metrics": ["weight-sum"]}
-    deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", **asked)
+    spec: dict[str, Any] = {**SMALL, "metrics": ["weight-sum"]}
+    deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", **spec)
     installed(tmp_path / "site", monkeypatch, "1.1")
     with pytest.raises(RecordError, match=r"installed.*extra 1\.0.*extra 1\.1"):
-        deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", **asked)
+        deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", **spec)
 
 
 def test_a_metric_that_is_not_there_or_broken_is_refused_before_work(

@@ -290,10 +290,10 @@ def test_lock_is_given_back_after_an_error(pair: Pair, tmp_path: Path) -> None:
 def test_texts_are_sampled_once_and_used_again_on_resume(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, asked = tmp_path / "s", {**ASKED, "fidelity": FEW}
+    out, spec = tmp_path / "s", {**ASKED, "fidelity": FEW}
     with pytest.raises(KeyboardInterrupt):
         deltalens.drop_study(
-            pair.ft, pair.base, out, watch=on_each_cell(StopAfter(3, KeyboardInterrupt())), **asked
+            pair.ft, pair.base, out, watch=on_each_cell(StopAfter(3, KeyboardInterrupt())), **spec
         )
     texts = (out / "texts.json").read_bytes()
     monkeypatch.setattr(texts_module, "sample_texts", None)
@@ -304,7 +304,7 @@ def test_texts_are_sampled_once_and_used_again_on_resume(
         "Fidelity",
         lambda model, given, *more: used.append(given) or fidelity(model, given),
     )
-    deltalens.drop_study(pair.ft, pair.base, out, **asked)
+    deltalens.drop_study(pair.ft, pair.base, out, **spec)
     assert used == [json.loads(texts)["texts"]]
     assert (out / "texts.json").read_bytes() == texts
 
@@ -312,10 +312,10 @@ def test_texts_are_sampled_once_and_used_again_on_resume(
 def test_damaged_texts_are_named_and_nothing_is_measured_on_them(
     pair: Pair, tmp_path: Path
 ) -> None:
-    out, asked = tmp_path / "s", {**ASKED, "fidelity": FEW}
-    deltalens.drop_study(pair.ft, pair.base, out, **asked)
+    out, spec = tmp_path / "s", {**ASKED, "fidelity": FEW}
+    deltalens.drop_study(pair.ft, pair.base, out, **spec)
     raw, cells = (out / "texts.json").read_bytes(), (out / "cells.jsonl").read_bytes()
-    more = {**asked, "rates": [*asked["rates"], "0.45"]}
+    more = {**spec, "rates": [*spec["rates"], "0.45"]}
 
     def refused(said: str) -> None:
         with pytest.raises(RecordError, match=rf"texts\.json: {said}"):
@@ -332,13 +332,13 @@ def test_damaged_texts_are_named_and_nothing_is_measured_on_them(
 
 def test_fidelity_resumed_equals_uninterrupted(pair_of: PairOf, tmp_path: Path) -> None:
     pair = pair_of(family="mixtral", dtype=torch.bfloat16)
-    asked = {**ASKED, "fidelity": FEW}
-    deltalens.drop_study(pair.ft, pair.base, tmp_path / "whole", **asked)
+    spec = {**ASKED, "fidelity": FEW}
+    deltalens.drop_study(pair.ft, pair.base, tmp_path / "whole", **spec)
     for cells in (1, 6, 8):
         watch = on_each_cell(StopAfter(cells, KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
-            deltalens.drop_study(pair.ft, pair.base, tmp_path / "parts", watch=watch, **asked)
-    deltalens.drop_study(pair.ft, pair.base, tmp_path / "parts", **asked)
+            deltalens.drop_study(pair.ft, pair.base, tmp_path / "parts", watch=watch, **spec)
+    deltalens.drop_study(pair.ft, pair.base, tmp_path / "parts", **spec)
     assert table(tmp_path / "parts") == table(tmp_path / "whole")
     assert (tmp_path / "parts" / "study.json").read_bytes() == (
         tmp_path / "whole" / "study.json"

@@ -18,7 +18,7 @@ from deltalens.errors import DeltaLensError
 from deltalens.scoring.file_scoring import Scoring, batch_positions
 from deltalens.scoring.rows import read_rows
 from tests.studies.conftest import PairOf
-from tests.studies.families import initialised, llama, opt, plain, save_pair, tokenizer
+from tests.studies.families import initialized, llama, opt, plain, save_pair, tokenizer
 from tests.studies.runs import write_rows
 
 SUMS = [
@@ -32,7 +32,7 @@ SUMS = [
 
 def learned(make: Any, rows: list[dict[str, str]]) -> Any:
     """A model that was trained on these rows until it knows some by heart."""
-    model, encode = initialised(lambda: make(False), seed=1).train(), tokenizer()
+    model, encode = initialized(lambda: make(False), seed=1).train(), tokenizer()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(90):
         for row in rows[:5]:
@@ -239,7 +239,7 @@ def test_encoder_with_data_is_an_error_that_says_what_to_do(
 def study(
     pair_of: PairOf, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[deltalens.io.records.StudyRecord, list[int]]:
-    """A study on two data files and fidelity, and how often a text was tokenised by each cell."""
+    """A study on two data files and fidelity, and how often a text was tokenized by each cell."""
     folder = tmp_path_factory.mktemp("study")
     files = [write_rows(folder / "sums.jsonl", SUMS)]
     files.append(write_rows(folder / "texts.jsonl", [{"text": row["completion"]} for row in SUMS]))
@@ -266,7 +266,7 @@ def study(
     return record, by_cell
 
 
-def test_nothing_is_tokenised_again_between_cells(study: Any) -> None:
+def test_nothing_is_tokenized_again_between_cells(study: Any) -> None:
     _, by_cell = study
     assert len(by_cell) == 5 * 3
     assert by_cell[0] >= 3 * len(SUMS)
@@ -322,13 +322,13 @@ def test_data_files_of_one_name_are_refused(pair_of: PairOf, sums: Path, tmp_pat
 
 def test_limit_takes_the_first_rows(pair_of: PairOf, sums: Path, tmp_path: Path) -> None:
     pair = pair_of(family="llama")
-    asked: dict[str, Any] = {"rates": ["1"], "strategies": ["trivial"]}
-    found = deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", data=[sums], limit=3, **asked)
+    spec: dict[str, Any] = {"rates": ["1"], "strategies": ["trivial"]}
+    found = deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", data=[sums], limit=3, **spec)
     assert set(found.cells["n"]) == {3}
 
 
 def test_of_changed_counts_and_drops_only_entries_that_changed(tmp_path: Path) -> None:
-    pair = save_pair(tmp_path, initialised(lambda: llama(False), seed=1))
+    pair = save_pair(tmp_path, initialized(lambda: llama(False), seed=1))
     seen: list[int] = []
     ft = {name: tensor.clone() for name, tensor in plain(pair.ft).state_dict().items()}
     base = plain(pair.base).state_dict()

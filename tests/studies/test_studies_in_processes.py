@@ -51,7 +51,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", ROWS)
 
 
-def asked(kind: str, pair: Pair, rows: Path) -> list[str]:
+def spec(kind: str, pair: Pair, rows: Path) -> list[str]:
     """A study of the kind, as a command."""
     measured = ["--data", str(rows), "--limit", "9"]
     small = ["--metric", "loss", "--metric", "kl", "--metric", "exact_match"]
@@ -74,7 +74,7 @@ def asked(kind: str, pair: Pair, rows: Path) -> list[str]:
             *measured,
         ],
         "random": [
-            *("landscape", str(pair.ft), "--grid", "3x3", "--normalise", "model"),
+            *("landscape", str(pair.ft), "--grid", "3x3", "--normalize", "model"),
             *measured,
         ],
         "hessian": [
@@ -109,7 +109,7 @@ KINDS = ["drop", "layers", "line", "random", "hessian"]
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_jobs_give_the_table_of_one(wide: Pair, rows: Path, tmp_path: Path, kind: str) -> None:
-    arguments = asked(kind, wide, rows)
+    arguments = spec(kind, wide, rows)
     one = finished(arguments, tmp_path / "one", 1)
     assert finished(arguments, tmp_path / "two", 2) == one
     manifests = [json.loads((tmp_path / n / "study.json").read_text()) for n in ("one", "two")]
@@ -120,7 +120,7 @@ def test_two_jobs_give_the_table_of_one(wide: Pair, rows: Path, tmp_path: Path, 
 @pytest.mark.slow
 def test_threads_do_decide_the_last_digits(wide: Pair, rows: Path, tmp_path: Path) -> None:
     """Else the tests above would prove nothing."""
-    arguments = asked("line", wide, rows)
+    arguments = spec("line", wide, rows)
     tables = [finished(arguments, tmp_path / str(n), 1, threads=n) for n in (1, 2)]
     assert tables[0] != tables[1]
 
@@ -130,7 +130,7 @@ def test_threads_do_decide_the_last_digits(wide: Pair, rows: Path, tmp_path: Pat
 def test_interrupted_with_two_jobs_and_gone_on_with_one(
     wide: Pair, rows: Path, tmp_path: Path, kind: str
 ) -> None:
-    arguments = asked(kind, wide, rows)
+    arguments = spec(kind, wide, rows)
     out = tmp_path / "s"
     process = started(arguments, out, 2)
     while not (out / "cells.jsonl").exists() and process.poll() is None:
@@ -149,7 +149,7 @@ def test_models_that_do_not_fit_beside_each_other_are_refused(
 ) -> None:
     monkeypatch.setattr(loading, "free_memory", lambda device: 130_000_000)
     for kind in ("drop", "layers", "random"):
-        result = command(*asked(kind, wide, rows), "-o", tmp_path / kind, "--jobs", 9)
+        result = command(*spec(kind, wide, rows), "-o", tmp_path / kind, "--jobs", 9)
         assert result.exit_code == 2
         assert "too large for 9 models at once on cpu" in " ".join(result.stderr.split())
         assert "Take fewer --jobs" in " ".join(result.stderr.split())
@@ -223,7 +223,7 @@ def test_an_executor_of_an_installed_package_measures(
     site = tmp_path / "site"
     install(site, monkeypatch, group="deltalens.executors", points=points, code=CODE)
     monkeypatch.setenv("EXTRA_LOG", str(tmp_path / "log"))
-    arguments = asked("line", wide, rows)
+    arguments = spec("line", wide, rows)
     for name, more in (("here", []), ("there", ["--executor", "elsewhere"])):
         result = command(*arguments, "-q", "-o", tmp_path / name, *more)
         assert result.exit_code == 0, result.output

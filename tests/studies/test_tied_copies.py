@@ -18,7 +18,7 @@ from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.matching import pair
 from deltalens.studies.landscape.models import StoredModels
 from tests.studies import families
-from tests.studies.families import Pair, differing, fine_tune, initialised, state_of
+from tests.studies.families import Pair, differing, fine_tune, initialized, state_of
 from tests.studies.runs import captured
 
 SMALL = {
@@ -108,10 +108,10 @@ SAYS_SO = {"llama", "qwen2", "mixtral", "phi"}
 """Whose class ties only if the configuration says so."""
 
 
-def load(folder: Path, **asked: Any) -> Any:
+def load(folder: Path, **spec: Any) -> Any:
     """As plain transformers loads it."""
     name = json.loads((folder / "config.json").read_text())["architectures"][0]
-    return getattr(transformers, name).from_pretrained(folder, dtype="auto", **asked)
+    return getattr(transformers, name).from_pretrained(folder, dtype="auto", **spec)
 
 
 def store_copies(folder: Path, model: Any) -> list[str]:
@@ -138,7 +138,7 @@ def say_nothing_of_tying(folder: Path) -> None:
 def tied_pair(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> tuple[Pair, Any]:
     """A tied fine-tune with its copies stored, and a base without; and the fine-tuned model."""
     made = Pair(folder / "ft", folder / "base")
-    model = initialised(TIED[name], seed=1).to(dtype)
+    model = initialized(TIED[name], seed=1).to(dtype)
     model.save_pretrained(made.base)
     fine_tune(model)
     model.save_pretrained(made.ft)
@@ -180,8 +180,8 @@ def test_copies_are_stored_in_the_base_alone(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gemma", "gpt2", "bart"])
 def test_landscape_moves_a_tied_tensor_once(name: str, tmp_path: Path) -> None:
     both, model = tied_pair(tmp_path, name)
-    asked: Any = SimpleNamespace(plane="line", include=None, exclude=None)
-    models = StoredModels(both.ft, [both.base], None, asked, torch.device("cpu"), "auto")
+    spec: Any = SimpleNamespace(plane="line", include=None, exclude=None)
+    models = StoredModels(both.ft, [both.base], None, spec, torch.device("cpu"), "auto")
     slots = models.live(models.load()).slots
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert sum(slot.size for slot in slots) == parameters
@@ -240,7 +240,7 @@ def test_an_untied_head_of_an_untied_model_asks_transformers_nothing(
 ) -> None:
     from deltalens.io import tying
 
-    model = initialised(lambda: families.llama(False), seed=1)
+    model = initialized(lambda: families.llama(False), seed=1)
     model.save_pretrained(tmp_path)
     monkeypatch.setattr(tying, "_ask", None)
     found = tying.stored_copies(open_checkpoint(tmp_path))

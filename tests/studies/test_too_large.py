@@ -11,7 +11,7 @@ from torch import Tensor
 import deltalens
 from deltalens import DeltaLensError
 from tests.bad_input.files import save, tuned, weights
-from tests.studies.families import Pair, fine_tune, initialised, llama, plain, save_pair, state_of
+from tests.studies.families import Pair, fine_tune, initialized, llama, plain, save_pair, state_of
 from tests.studies.runs import captured, journal
 
 PLACE = "model.layers.1.mlp.weight"
@@ -28,15 +28,15 @@ def test_drop_refuses_what_rescaling_takes_beyond_fp16(tmp_path: Path, strategy:
     ft[PLACE].fill_(7_000.0)
     assert (ft[PLACE] / torch.tensor(0.1, dtype=torch.float16)).isinf().all(), "torch would, too"
     both = stored_pair(tmp_path, ft, base)
-    asked = {"strategy": strategy, "rate": "0.9", "rescale": True}
+    spec = {"strategy": strategy, "rate": "0.9", "rescale": True}
     with pytest.raises(DeltaLensError) as caught:
-        deltalens.drop(both.ft, both.base, tmp_path / "out", **asked)
+        deltalens.drop(both.ft, both.base, tmp_path / "out", **spec)
     said = str(caught.value)
     assert f"{both.ft / 'model.safetensors'}: '{PLACE}', flat index " in said
     assert "rescaled at rate 0.9 it is beyond float16's largest number, 6.55e+04" in said
     assert "--rescale" in said
     assert not (tmp_path / "out").exists()
-    deltalens.drop(both.ft, both.base, tmp_path / "out", **{**asked, "rate": "0.85"})
+    deltalens.drop(both.ft, both.base, tmp_path / "out", **{**spec, "rate": "0.85"})
 
 
 def test_what_is_put_back_may_be_as_large_as_it_was(tmp_path: Path) -> None:
@@ -63,21 +63,21 @@ def test_drop_refuses_a_base_that_the_fine_tune_s_dtype_cannot_hold(tmp_path: Pa
 @pytest.mark.parametrize("how", ["stored in fp16", "loaded in fp16"])
 def test_study_stops_at_the_cell_that_rescaling_makes_infinite(tmp_path: Path, how: str) -> None:
     stored = torch.float16 if how == "stored in fp16" else torch.float32
-    model = initialised(lambda: llama(False), seed=1)
+    model = initialized(lambda: llama(False), seed=1)
     both = save_pair(tmp_path, model, stored)
     with torch.no_grad():
         model.model.norm.weight.fill_(9_000.0)
     model.save_pretrained(both.ft)
-    asked = {"rates": ["0.5", "0.9"], "strategies": ["trivial"], "dtype": "float16"}
-    live = captured(both, tmp_path / "plain", **asked)
+    spec = {"rates": ["0.5", "0.9"], "strategies": ["trivial"], "dtype": "float16"}
+    live = captured(both, tmp_path / "plain", **spec)
     assert len(live.states) == 4
     with pytest.raises(DeltaLensError, match=r"'model.norm.weight'.*rescaled at rate 0.9"):
-        captured(both, tmp_path / "rescaled", rescale=True, **asked)
+        captured(both, tmp_path / "rescaled", rescale=True, **spec)
     assert [line["setting"]["rate"] for line in journal(tmp_path / "rescaled")] == [0.0, 0.5]
 
 
 def test_study_refuses_a_base_beyond_the_fine_tune_s_dtype(tmp_path: Path) -> None:
-    model = initialised(lambda: llama(False), seed=1)
+    model = initialized(lambda: llama(False), seed=1)
     both = save_pair(tmp_path, model)
     fine_tune(model, seed=4)
     model.half().save_pretrained(both.ft)

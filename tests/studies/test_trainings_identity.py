@@ -18,7 +18,7 @@ from deltalens.io.records import StudyRecord
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.mft_sweeps import compare, sweep_data_ratio, sweep_layers
 from deltalens.studies.training_plans import TrainingData
-from deltalens.training.asked import TrainingAsked
+from deltalens.training.spec import TrainingSpec
 from tests.studies.fake_training import OPTIONS, FakeTraining, fake_trainings
 from tests.studies.runs import command
 from tests.training.folders import write_model, write_rows
@@ -51,16 +51,16 @@ def test_each_method_is_recorded_with_the_ratio_that_it_is_trained_at(
     source: TrainingData, fake: FakeTraining, tmp_path: Path
 ) -> None:
     out = tmp_path / "s"
-    record = compare(["l1-mask", "mft", "lora-on-ft"], source, out, TrainingAsked(), seeds=1)
+    record = compare(["l1-mask", "mft", "lora-on-ft"], source, out, TrainingSpec(), seeds=1)
     assert record.setting("mask_ratio", "mft") == record.setting("mask_ratio", "l1-mask") == "0.1"
     assert record.setting("lora_rank", "lora-on-ft") == 64
     assert record.setting("mask_ratio", "lora-on-ft") is None
-    sweep = sweep_data_ratio(["gmt"], source, tmp_path / "gmt", TrainingAsked(), seeds=1)
+    sweep = sweep_data_ratio(["gmt"], source, tmp_path / "gmt", TrainingSpec(), seeds=1)
     assert sweep.setting("mask_ratio", "gmt") == "0.2"
     before = files(out), fake.calls
     with pytest.raises(RecordError, match=r"settings\.mft\.mask_ratio: '0\.1' there, '0\.2' now"):
-        compare(["mft"], source, out, TrainingAsked(mask_ratio="0.2"), seeds=1)
-    compare(["mft"], source, out, TrainingAsked(mask_ratio="0.10"), seeds=1)
+        compare(["mft"], source, out, TrainingSpec(mask_ratio="0.2"), seeds=1)
+    compare(["mft"], source, out, TrainingSpec(mask_ratio="0.10"), seeds=1)
     assert (files(out), fake.calls) == before
 
 
@@ -69,8 +69,8 @@ def test_device_and_dtype_are_recorded_as_they_came_out(
     source: TrainingData, fake: FakeTraining, tmp_path: Path, name: str
 ) -> None:
     sizes = {"sizes": [1]} if name == "layers" else {}
-    record = FUNCTIONS[name](["mft"], source, tmp_path / "s", TrainingAsked(), seeds=1, **sizes)
-    assert (record.asked["device"], record.asked["dtype"]) in [
+    record = FUNCTIONS[name](["mft"], source, tmp_path / "s", TrainingSpec(), seeds=1, **sizes)
+    assert (record.spec["device"], record.spec["dtype"]) in [
         ("cpu", "float32"),
         ("cuda", "float32"),
     ]
@@ -114,15 +114,15 @@ def test_a_study_that_grew_equals_one_call_for_all_of_it(
     union: dict[str, Any],
     turned: bool,
 ) -> None:
-    ask, asked = FUNCTIONS[name], TrainingAsked(steps=2)
-    whole = ask(source=source, out=tmp_path / "whole", asked=asked, **union)
+    ask, spec = FUNCTIONS[name], TrainingSpec(steps=2)
+    whole = ask(source=source, out=tmp_path / "whole", spec=spec, **union)
     calls = fake.calls
     for part in reversed(parts) if turned else parts:
-        ask(source=source, out=tmp_path / "s", asked=asked, **part)
+        ask(source=source, out=tmp_path / "s", spec=spec, **part)
     assert files(tmp_path / "s") == files(tmp_path / "whole")
     assert fake.calls == 2 * calls, "no cell is made twice"
     for part in parts:
-        again = ask(source=source, out=tmp_path / "s", asked=asked, **part)
+        again = ask(source=source, out=tmp_path / "s", spec=spec, **part)
         assert len(again.cells) == len(whole.cells)
     assert files(tmp_path / "s") == files(tmp_path / "whole")
     assert fake.calls == 2 * calls
@@ -132,9 +132,9 @@ def test_what_a_study_held_is_gone_on_with_as_it_was_asked_then(
     source: TrainingData, fake: FakeTraining, tmp_path: Path
 ) -> None:
     """More seeds are asked for with another method: the first one's have its own settings."""
-    compare(["mft"], source, tmp_path / "s", TrainingAsked(mask_ratio="0.3", blocks="1"), seeds=1)
-    compare(["lora-on-ft"], source, tmp_path / "s", TrainingAsked(lora_rank=2), seeds=2)
-    both = TrainingAsked(mask_ratio="0.3", blocks="1", lora_rank=2)
+    compare(["mft"], source, tmp_path / "s", TrainingSpec(mask_ratio="0.3", blocks="1"), seeds=1)
+    compare(["lora-on-ft"], source, tmp_path / "s", TrainingSpec(lora_rank=2), seeds=2)
+    both = TrainingSpec(mask_ratio="0.3", blocks="1", lora_rank=2)
     compare(["mft", "lora-on-ft"], source, tmp_path / "whole", both, seeds=2)
     assert files(tmp_path / "s") == files(tmp_path / "whole")
 
@@ -143,14 +143,14 @@ def test_the_base_is_named_again_only_if_it_is_not_measured_yet(
     source: TrainingData, fake: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = write_model(tmp_path / "base")
-    out, asked = tmp_path / "s", TrainingAsked()
-    compare(["base", "l1-mask"], source, out, asked, base=base)
-    compare(["mft"], source, out, asked)
-    compare(["base", "mft", "l1-mask"], source, tmp_path / "whole", asked, base=base)
+    out, spec = tmp_path / "s", TrainingSpec()
+    compare(["base", "l1-mask"], source, out, spec, base=base)
+    compare(["mft"], source, out, spec)
+    compare(["base", "mft", "l1-mask"], source, tmp_path / "whole", spec, base=base)
     assert files(out) == files(tmp_path / "whole")
     (out / "cells.jsonl").write_text("")
     with pytest.raises(DeltaLensError, match="what starts from the base is not finished"):
-        compare(["mft"], source, out, asked)
+        compare(["mft"], source, out, spec)
 
 
 OF_SOURCE: dict[str, list[Any]] = {
@@ -172,10 +172,10 @@ def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any], dict[str, Any], dict[st
     if name == "data-ratio":
         axes["ratios"] = draw(st.sampled_from(["0.1", "0.5", "0.1,0.5"]))
     few = st.lists(st.sampled_from([*OPTIONS]), max_size=2, unique=True)
-    asked = {one: draw(st.sampled_from(OPTIONS[one])) for one in draw(few)}
+    spec = {one: draw(st.sampled_from(OPTIONS[one])) for one in draw(few)}
     few = st.lists(st.sampled_from([*OF_SOURCE]), max_size=1, unique=True)
     of_source = {one: draw(st.sampled_from(OF_SOURCE[one])) for one in draw(few)}
-    return name, axes, asked, of_source
+    return name, axes, spec, of_source
 
 
 @settings(max_examples=150, deadline=None)
@@ -189,12 +189,10 @@ def test_whatever_two_calls_differ_in_they_share_a_folder_only_if_no_number_diff
         other = (*one[:2], one[2] | dict(list(other[2].items())[:1]), one[3])
 
     def ask(call: Any, out: Path, **more: Any) -> StudyRecord:
-        name, axes, asked, of_source = call
+        name, axes, spec, of_source = call
         own = {n: getattr(source, n) for n in ("model", "data", "eval_data")}
         data = TrainingData(**own, **of_source)
-        return FUNCTIONS[name](
-            source=data, out=out, asked=TrainingAsked(**asked), **{**axes, **more}
-        )
+        return FUNCTIONS[name](source=data, out=out, spec=TrainingSpec(**spec), **{**axes, **more})
 
     folder = Path(tempfile.mkdtemp())
     try:
@@ -239,7 +237,7 @@ def test_an_option_of_another_method_is_refused_with_the_methods_own(
     source: TrainingData, tmp_path: Path, method: str, option: str, value: Any, own: str
 ) -> None:
     with pytest.raises(DeltaLensError, match=rf"{option}: an option of other methods \({own}"):
-        TrainingAsked(method=method, **{option: value})
+        TrainingSpec(method=method, **{option: value})
     flag = f"--{option.replace('_', '-')}"
     result = command(
         *("train", method, source.model, "--data", source.data, "-o", tmp_path / "out"),
@@ -259,7 +257,7 @@ def test_an_option_without_a_method_is_refused_by_plain_fine_tuning(
     from deltalens.training.run import train
 
     with pytest.raises(DeltaLensError, match="mask_ratio: an option of other methods"):
-        train(source.model, source.data, tmp_path / "out", TrainingAsked(mask_ratio="0.5"))
+        train(source.model, source.data, tmp_path / "out", TrainingSpec(mask_ratio="0.5"))
 
 
 @pytest.mark.parametrize(
@@ -291,32 +289,32 @@ def test_settings_that_a_study_goes_through_are_refused_in_python_too(
     source: TrainingData, tmp_path: Path
 ) -> None:
     with pytest.raises(DeltaLensError, match=r"mask_ratio: .*give ratios instead"):
-        sweep_mask_ratio(["gmt"], source, tmp_path / "s", TrainingAsked(mask_ratio="0.3"))
+        sweep_mask_ratio(["gmt"], source, tmp_path / "s", TrainingSpec(mask_ratio="0.3"))
     with pytest.raises(DeltaLensError, match=r"blocks: .*give sizes instead"):
-        sweep_layers(["mft"], source, tmp_path / "s", TrainingAsked(blocks="1"))
+        sweep_layers(["mft"], source, tmp_path / "s", TrainingSpec(blocks="1"))
     with pytest.raises(DeltaLensError, match="seed 3: the trainings of a study have seeds from 0"):
-        compare(["mft"], source, tmp_path / "s", TrainingAsked(seed=3))
+        compare(["mft"], source, tmp_path / "s", TrainingSpec(seed=3))
     assert not (tmp_path / "s").exists()
 
 
 def test_a_study_says_which_seeds_it_has(
     source: TrainingData, fake: FakeTraining, tmp_path: Path
 ) -> None:
-    compare(["mft"], source, tmp_path / "s", TrainingAsked(), seeds=2)
-    compare(["mft"], source, tmp_path / "s", TrainingAsked(), seeds=1)
-    assert load_study(tmp_path / "s").asked["seeds"] == 2
+    compare(["mft"], source, tmp_path / "s", TrainingSpec(), seeds=2)
+    compare(["mft"], source, tmp_path / "s", TrainingSpec(), seeds=1)
+    assert load_study(tmp_path / "s").spec["seeds"] == 2
 
 
 @pytest.mark.slow
 def test_real_trainings_grow_to_the_last_bit(source: TrainingData, tmp_path: Path) -> None:
     """One-off drops, too, whose plain fine-tune is gone by then and is trained again."""
-    asked = TrainingAsked(steps=2, batch_size=8, learning_rate=1e-2)
+    spec = TrainingSpec(steps=2, batch_size=8, learning_rate=1e-2)
     parts: list[dict[str, Any]] = [
         {"methods": ["one-off-drop"], "ratios": "0.5", "seeds": 1},
         {"methods": ["gmt"], "ratios": "0.9", "seeds": 2},
     ]
     whole = {"methods": ["gmt", "one-off-drop"], "ratios": "0.5,0.9", "seeds": 2}
     for part in parts:
-        sweep_mask_ratio(source=source, out=tmp_path / "s", asked=asked, **part)
-    sweep_mask_ratio(source=source, out=tmp_path / "whole", asked=asked, **whole)
+        sweep_mask_ratio(source=source, out=tmp_path / "s", spec=spec, **part)
+    sweep_mask_ratio(source=source, out=tmp_path / "whole", spec=spec, **whole)
     assert files(tmp_path / "s") == files(tmp_path / "whole")

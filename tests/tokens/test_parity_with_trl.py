@@ -118,9 +118,9 @@ def sums(kind: str) -> list[dict[str, Any]]:
     """Two hundred rows, some of them texts and some conversations."""
     rows: list[dict[str, Any]] = []
     for n in range(100):
-        asked, answer = f"what is {n:02}?", f" {n // 10} of {n // 20}"
-        rows.append({"prompt": asked, "completion": answer})
-        rows.append({"messages": turns(asked, answer.strip())})
+        spec, answer = f"what is {n:02}?", f" {n // 10} of {n // 20}"
+        rows.append({"prompt": spec, "completion": answer})
+        rows.append({"messages": turns(spec, answer.strip())})
     return rows
 
 

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deltalens import DeltaLensError, load_run
 from deltalens.scoring.rows import read_rows
-from deltalens.training.asked import TrainingAsked
-from deltalens.training.rows import tokenised
+from deltalens.training.rows import tokenized
 from deltalens.training.run import train
+from deltalens.training.spec import TrainingSpec
 from tests.training.folders import write_model, write_rows
 
 ROWS = [
@@ -32,10 +32,10 @@ def data(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "rows.jsonl", ROWS)
 
 
-def stepped(folder: Path, data: Path, out: Path, **asked: Any) -> tuple[dict[str, float], float]:
+def stepped(folder: Path, data: Path, out: Path, **spec: Any) -> tuple[dict[str, float], float]:
     """One step over all rows, one a micro-batch: each gradient's norm, and the logged loss."""
-    settings = TrainingAsked(
-        steps=1, batch_size=1, accumulate=len(ROWS), recipe={"max_grad_norm": 0.0}, **asked
+    settings = TrainingSpec(
+        steps=1, batch_size=1, accumulate=len(ROWS), recipe={"max_grad_norm": 0.0}, **spec
     )
     probe = {"every": 1, "mask_ratios": (), "overlap": False}
     train(folder, data, out, settings, probe=probe)
@@ -48,7 +48,7 @@ def by_hand(folder: Path, data: Path, mean: str) -> tuple[dict[str, float], floa
     """The same of transformers' own loss, its mean over each row's targets."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows, _ = tokenised(read_rows(data, None, None), tokenizer, None, False, model)
+    rows, _ = tokenized(read_rows(data, None, None), tokenizer, None, False, model)
     counts = [sum(label != -100 for label in row["labels"]) for row in rows]
     assert len(set(counts)) == len(ROWS)
     total = torch.zeros(())
@@ -78,4 +78,4 @@ def test_tokens_are_what_is_counted_unless_asked(folder: Path, data: Path, tmp_p
 
 def test_an_unknown_mean_is_told_with_the_known_ones() -> None:
     with pytest.raises(DeltaLensError, match="accumulate_mean 'rows': choose one of tokens, batch"):
-        TrainingAsked(accumulate_mean="rows")
+        TrainingSpec(accumulate_mean="rows")

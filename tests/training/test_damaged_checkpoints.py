@@ -15,10 +15,10 @@ from deltalens.io.records import TrainingFolder
 from deltalens.io.records.checkpoints import seal
 from deltalens.io.records.metrics import Metrics
 from deltalens.io.records.seal import SEAL
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import TrainingWatch, train
+from deltalens.training.spec import TrainingSpec
 
-ASKED = TrainingAsked(steps=4, batch_size=4, learning_rate=1e-2)
+ASKED = TrainingSpec(steps=4, batch_size=4, learning_rate=1e-2)
 
 
 def go(base: Path, rows: Path, out: Path, **more: Any) -> Any:
@@ -46,8 +46,8 @@ def out(stopped: Path, tmp_path: Path) -> Path:
 
 def opened(out: Path) -> TrainingFolder:
     """As `train` opens it, without what it takes to load a model."""
-    asked = json.loads((out / "train.json").read_text())["asked"]
-    folder = TrainingFolder(out, asked, [], resume=True)
+    spec = json.loads((out / "train.json").read_text())["asked"]
+    folder = TrainingFolder(out, spec, [], resume=True)
     folder.close()
     return folder
 
@@ -221,13 +221,13 @@ def test_weights_in_a_pickle_are_not_read(
     ],
 )
 def test_a_damaged_record_is_refused(out: Path, change: Any, message: str) -> None:
-    asked = json.loads((out / "train.json").read_text())["asked"]
+    spec = json.loads((out / "train.json").read_text())["asked"]
     text = (out / "train.json").read_text()
     changed = change(text)
     assert changed != text
     (out / "train.json").write_bytes(changed.encode(errors="surrogateescape"))
     with pytest.raises(DeltaLensError, match=message):
-        TrainingFolder(out, asked, [], resume=True)
+        TrainingFolder(out, spec, [], resume=True)
     assert (out / "checkpoints" / "checkpoint-3" / SEAL).exists()
 
 

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from deltalens.cli.main import app
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import TrainingFolder
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import TrainingWatch, train
+from deltalens.training.spec import TrainingSpec
 
-ASKED = TrainingAsked(method="mft", steps=2, batch_size=4, learning_rate=1e-2)
+ASKED = TrainingSpec(method="mft", steps=2, batch_size=4, learning_rate=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def straight(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -
     return out
 
 
-def go(base: Path, rows: Path, out: Path, asked: TrainingAsked = ASKED, **more: Any) -> Any:
-    return train(base, rows, out, asked, checkpoint_every=1, **more)
+def go(base: Path, rows: Path, out: Path, spec: TrainingSpec = ASKED, **more: Any) -> Any:
+    return train(base, rows, out, spec, checkpoint_every=1, **more)
 
 
 @pytest.fixture
@@ -134,9 +134,9 @@ def test_a_method_without_steps_leaves_nothing(
         if name == "writing the model":
             full(size)
 
-    asked = TrainingAsked(method="l1-mask")
+    spec = TrainingSpec(method="l1-mask")
     with pytest.raises(DeltaLensError, match="cannot be written"):
-        go(base, rows, tmp_path / "new" / "out", asked, watch=TrainingWatch(stage=fill))
+        go(base, rows, tmp_path / "new" / "out", spec, watch=TrainingWatch(stage=fill))
     room_again()
     assert not (tmp_path / "new").exists()
 

@@ -14,16 +14,16 @@ from deltalens.studies import trainings
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.training_plans import TrainingData
-from deltalens.training.asked import TrainingAsked
+from deltalens.training.spec import TrainingSpec
 from tests.training.folders import write_model, write_rows
 
 
 def sweep(place: Path, out: Path, **more: Any) -> StudyRecord:
-    asked = TrainingAsked(steps=2, batch_size=8, learning_rate=1e-2)
+    spec = TrainingSpec(steps=2, batch_size=8, learning_rate=1e-2)
     rows = place / "rows.jsonl"
     source = TrainingData(model=place / "base", data=rows, eval_data=[rows])
     given: dict[str, Any] = {"ratios": "0.5", "seeds": 1, "keep_checkpoints": True, **more}
-    return sweep_mask_ratio(["one-off-drop"], source, out, asked, **given)
+    return sweep_mask_ratio(["one-off-drop"], source, out, spec, **given)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from deltalens import load_study
 from deltalens.figures import draw, gmt_data
 from deltalens.io.records import Cell, Measurement, StudyFolder
-from deltalens.reports.trainings import summarise_sweep
+from deltalens.reports.trainings import summarize_sweep
 from tests.figures_tables.mft_folders import DATA_RATIOS, write_study
 from tests.studies.runs import succeeds
 from tests.training.folders import write_model, write_rows
@@ -25,7 +25,7 @@ LESS: dict[tuple[str, float, int], float] = {
 
 def test_the_summary_holds_methods_against_plain_fine_tuning_seed_by_seed(tmp_path: Path) -> None:
     study = write_study(tmp_path / "s", "data-ratio-sweep", LESS)
-    lines = list(summarise_sweep(load_study(study)).sentences())
+    lines = list(summarize_sweep(load_study(study)).sentences())
     assert lines[0] == "exact_match: ft 0.1000", "plain fine-tuning has no level of its own here"
     assert "sft: best 0.7100 ± 0.0141 at 1" in lines
     # By hand: at 0.1 it is 0.10 and 0.12 better, at 1 0.01 worse and 0.01 better.
@@ -37,7 +37,7 @@ def test_the_summary_holds_methods_against_plain_fine_tuning_seed_by_seed(tmp_pa
 def test_one_seed_has_no_deviation_and_a_missing_partner_is_left_out(tmp_path: Path) -> None:
     few = {key: value for key, value in LESS.items() if not key[2] and key != ("sft", 1.0, 0)}
     study = write_study(tmp_path / "s", "data-ratio-sweep", few)
-    *_, last = summarise_sweep(load_study(study)).sentences()
+    *_, last = summarize_sweep(load_study(study)).sentences()
     assert last == "gmt - sft, seed by seed (higher is better): +0.1000 at 0.1"
 
 
@@ -54,8 +54,8 @@ def test_its_picture_calls_things_by_their_names(tmp_path: Path) -> None:
 
 
 def test_a_study_of_one_cell_is_drawn(tmp_path: Path) -> None:
-    asked = {"methods": ["sft", "gmt"], "data": ["t", 3, "d"], "eval_data": [["e", 3, "d"]]}
-    study = StudyFolder.open(tmp_path, "data-ratio-sweep", asked, ("method", "data_ratio", "seed"))
+    spec = {"methods": ["sft", "gmt"], "data": ["t", 3, "d"], "eval_data": [["e", 3, "d"]]}
+    study = StudyFolder.open(tmp_path, "data-ratio-sweep", spec, ("method", "data_ratio", "seed"))
     setting = {"method": "gmt", "data_ratio": 0.5, "seed": 0}
     study.append(Cell(setting, {"loss": Measurement(0.5)}, 1.0))
     study.close()
@@ -76,7 +76,7 @@ def test_the_command_trains_them_and_draws(tmp_path: Path) -> None:
         )
         assert printed == ""
         record = load_study(out)
-        assert record.asked["methods"] == ["sft", "gmt"]
+        assert record.spec["methods"] == ["sft", "gmt"]
         assert record.setting("apply_to", "gmt") == apply_to
         cells = record.cells[record.cells["metric"] == "loss"]
         assert len(cells) == 1 + 2 * 2

@@ -15,8 +15,8 @@ from deltalens import apply_masks, load_run
 from deltalens.cli.main import app
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.figures import draw
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import TrainingWatch, train
+from deltalens.training.spec import TrainingSpec
 from tests.training.folders import write_model, write_rows
 
 REMOVING = ("mft", "random-mask-weights", "l1-mask")
@@ -27,9 +27,9 @@ def ft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("ft"))
 
 
-def asked(method: str, **more: Any) -> TrainingAsked:
+def spec(method: str, **more: Any) -> TrainingSpec:
     given = {"steps": 6, "batch_size": 4, "learning_rate": 1e-2, **more}
-    return TrainingAsked(method=method, **given)
+    return TrainingSpec(method=method, **given)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -45,7 +45,7 @@ def same(one: Path, other: Path) -> bool:
 def test_what_comes_out_is_the_model_without_some_weights(
     ft: Path, rows: Path, tmp_path: Path, method: str
 ) -> None:
-    own = asked(method, blocks="1", mask_ratio="attention=0.25,mlp=0.5")
+    own = spec(method, blocks="1", mask_ratio="attention=0.25,mlp=0.5")
     done = train(ft, rows, tmp_path / "out", own, eval_data=[rows])
     assert done.steps == (6 if method == "mft" else 0)
     before, after = weights(ft), weights(tmp_path / "out")
@@ -62,7 +62,7 @@ def test_what_comes_out_is_the_model_without_some_weights(
 
 
 def test_a_threshold_instead_of_a_ratio(ft: Path, rows: Path, tmp_path: Path) -> None:
-    train(ft, rows, tmp_path / "out", asked("mft", threshold=-0.02, learning_rate=1e-6))
+    train(ft, rows, tmp_path / "out", spec("mft", threshold=-0.02, learning_rate=1e-6))
     before, after = weights(ft), weights(tmp_path / "out")
     name = "model.layers.0.mlp.up_proj.weight"
     removed = (before[name] != after[name]).float().mean().item()
@@ -105,13 +105,13 @@ def test_the_learned_share_is_drawn(ft: Path, rows: Path, tmp_path: Path) -> Non
 def test_a_training_that_removes_nothing_has_no_such_picture(
     ft: Path, rows: Path, tmp_path: Path
 ) -> None:
-    train(ft, rows, tmp_path / "out", asked("sft"))
+    train(ft, rows, tmp_path / "out", spec("sft"))
     with pytest.raises(RecordError, match="removes no weights"):
         draw(tmp_path / "out")
 
 
 def test_lora_is_merged(ft: Path, rows: Path, tmp_path: Path) -> None:
-    train(ft, rows, tmp_path / "out", asked("lora", lora_rank=2))
+    train(ft, rows, tmp_path / "out", spec("lora", lora_rank=2))
     before, after = weights(ft), weights(tmp_path / "out")
     assert before.keys() == after.keys()
     for name, weight in before.items():
@@ -128,17 +128,17 @@ def test_interrupted_it_goes_on_bit_for_bit(
 ) -> None:
     """With the choice of the best moment as well."""
     given: dict[str, Any] = {"choose_on": rows, "eval_every": 1}
-    train(ft, rows, tmp_path / "straight", asked(method), **given)
+    train(ft, rows, tmp_path / "straight", spec(method), **given)
 
     def interrupt(done: int, total: int) -> None:
         if done == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     first = train(
-        ft, rows, tmp_path / "out", asked(method), watch=TrainingWatch(at=interrupt), **given
+        ft, rows, tmp_path / "out", spec(method), watch=TrainingWatch(at=interrupt), **given
     )
     assert not first.finished
-    assert train(ft, rows, tmp_path / "out", asked(method), resume=True, **given).finished
+    assert train(ft, rows, tmp_path / "out", spec(method), resume=True, **given).finished
     assert same(tmp_path / "straight", tmp_path / "out")
     facts = [
         json.loads((tmp_path / name / "train.json").read_text())["facts"]
@@ -152,7 +152,7 @@ def test_the_moment_with_the_least_loss_comes_out(ft: Path, rows: Path, tmp_path
     others = write_rows(
         tmp_path / "others.jsonl", [{"prompt": "ab", "completion": "cd"} for _ in range(4)]
     )
-    own = asked("sft", steps=8)
+    own = spec("sft", steps=8)
     done = train(
         ft, rows, tmp_path / "out", own, eval_data=[others], choose_on=others, eval_every=1
     )
@@ -166,7 +166,7 @@ def test_the_moment_with_the_least_loss_comes_out(ft: Path, rows: Path, tmp_path
 
 
 def test_the_probe_follows_the_masks(ft: Path, rows: Path, tmp_path: Path) -> None:
-    done = train(ft, rows, tmp_path / "out", asked("mft", mask_ratio="0.5"), probe={"every": 1})
+    done = train(ft, rows, tmp_path / "out", spec("mft", mask_ratio="0.5"), probe={"every": 1})
     assert done.run is not None
     learned = load_run(done.run).learned
     assert sorted(set(learned["step"])) == list(range(6))
@@ -200,5 +200,5 @@ def test_masks_that_cannot_be(
     ft: Path, rows: Path, tmp_path: Path, more: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DeltaLensError, match=message):
-        train(ft, rows, tmp_path / "out", asked("mft", **more))
+        train(ft, rows, tmp_path / "out", spec("mft", **more))
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deltalens import load_study
 from deltalens.errors import DeltaLensError
 from deltalens.figures import draw
-from deltalens.reports.trainings import summarise_sweep
+from deltalens.reports.trainings import summarize_sweep
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.mft_sweeps import (
     compare,
@@ -19,12 +19,12 @@ from deltalens.studies.mft_sweeps import (
     sweep_layers,
 )
 from deltalens.studies.training_plans import TrainingData
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import train
+from deltalens.training.spec import TrainingSpec
 from tests.training.folders import write_model, write_rows
 
-PLAIN = TrainingAsked(steps=2, batch_size=4, learning_rate=1e-3)
-ASKED = TrainingAsked(steps=2, batch_size=4, learning_rate=1e-3, score_learning_rate=1e-2)
+PLAIN = TrainingSpec(steps=2, batch_size=4, learning_rate=1e-3)
+ASKED = TrainingSpec(steps=2, batch_size=4, learning_rate=1e-3, score_learning_rate=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,10 @@ def test_layers(source: TrainingData, tmp_path: Path) -> None:
     points = set(zip(cells["method"], cells["size"], cells["group"], strict=True))
     groups = [(1, "0"), (1, "1"), (2, "0-1")]
     assert points == {("ft", 0, ""), *((m, *g) for m in ("mft", "l1-mask") for g in groups)}
-    own = TrainingAsked(method="mft", blocks="1", steps=2, batch_size=4, learning_rate=1e-2)
+    own = TrainingSpec(method="mft", blocks="1", steps=2, batch_size=4, learning_rate=1e-2)
     alone = train(source.model, source.data, tmp_path / "alone", own, eval_data=source.eval_data)
     assert value(study, method="mft", group="1", size=1) == alone.metrics["loss"].value
-    summary = summarise_sweep(load_study(study))
+    summary = summarize_sweep(load_study(study))
     assert "mft: best" in " ".join(summary.sentences())
     assert {row[0] for row in summary.tables()[0].rows} == {"-", "0", "1", "0-1"}
     assert draw(study)
@@ -68,16 +68,16 @@ def test_mask_ratio_of_weights(source: TrainingData, tmp_path: Path) -> None:
     sweep_mask_ratio(["mft", "sft"], source, study, ASKED, ratios="0.1,0.4", seeds=1)
     assert value(study, method="mft", mask_ratio=0.0) == value(study, method="ft", mask_ratio=0.0)
     assert len({value(study, method="mft", mask_ratio=ratio) for ratio in (0.0, 0.1, 0.4)}) == 3
-    assert load_study(study).asked["methods"] == ["ft", "mft", "sft"]
-    assert "within 5 % of sft" in " ".join(summarise_sweep(load_study(study)).sentences())
+    assert load_study(study).spec["methods"] == ["ft", "mft", "sft"]
+    assert "within 5 % of sft" in " ".join(summarize_sweep(load_study(study)).sentences())
     assert draw(study)
 
 
 def test_data_ratio(source: TrainingData, tmp_path: Path) -> None:
-    asked = TrainingAsked(batch_size=4, learning_rate=1e-2)
+    spec = TrainingSpec(batch_size=4, learning_rate=1e-2)
     study = tmp_path / "study"
-    sweep_data_ratio(["mft"], source, study, asked, ratios="0.1,0.5", seeds=1)
-    own = TrainingAsked(method="mft", batch_size=4, learning_rate=1e-2)
+    sweep_data_ratio(["mft"], source, study, spec, ratios="0.1,0.5", seeds=1)
+    own = TrainingSpec(method="mft", batch_size=4, learning_rate=1e-2)
     alone = train(
         source.model, source.data, tmp_path / "alone", own, eval_data=source.eval_data, limit=20
     )
@@ -85,7 +85,7 @@ def test_data_ratio(source: TrainingData, tmp_path: Path) -> None:
     assert value(study, method="mft", data_ratio=0.5) == alone.metrics["loss"].value
     assert draw(study)
     with pytest.raises(DeltaLensError, match="data ratio 0"):
-        sweep_data_ratio(["mft"], source, tmp_path / "other", asked, ratios="0,0.5")
+        sweep_data_ratio(["mft"], source, tmp_path / "other", spec, ratios="0,0.5")
 
 
 def test_comparison(source: TrainingData, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_comparison(source: TrainingData, tmp_path: Path) -> None:
     assert value(study, method="base") == value(study, method="ft"), "the same weights"
     assert value(study, "loss@1", method="sft", seed=0) != value(study, method="sft", seed=0)
     assert set(cells[cells["metric"] == "loss@1"]["method"]) == {"mft", "sft"}
-    (table,) = summarise_sweep(load_study(study)).tables()
+    (table,) = summarize_sweep(load_study(study)).tables()
     assert table.columns == ("method", "from", "exact_match", "loss")
     assert draw(study)
     with pytest.raises(DeltaLensError, match="base needs the checkpoint of the base: --base"):
@@ -159,35 +159,35 @@ def test_lora_starts_from_the_base_and_says_so(source: TrainingData, loras: Path
             else:
                 assert int(torch.linalg.matrix_rank(moved, atol=1e-5)) in ranks, (method, name)
     record = load_study(study)
-    starts = {method: record.setting("from", method) for method in record.asked["methods"]}
+    starts = {method: record.setting("from", method) for method in record.spec["methods"]}
     assert starts == {
         **{"base": None, "lora": "base", "lora-continued": "base"},
         **{"ft": None, "sft": "ft", "lora-on-ft": "ft"},
     }
-    (table,) = summarise_sweep(record).tables()
+    (table,) = summarize_sweep(record).tables()
     assert {row[:2] for row in table.rows} == {
         (method, start or "-") for method, start in starts.items()
     }
-    assert "lora (from base)" in " ".join(summarise_sweep(record).sentences())
+    assert "lora (from base)" in " ".join(summarize_sweep(record).sentences())
 
 
 def test_continued_lora_is_trained_alike_without_lora_beside_it(
     source: TrainingData, loras: Path, tmp_path: Path
 ) -> None:
-    asked = dataclasses.replace(PLAIN, lora_rank=2, learning_rate=1e-2)
-    compare(["lora-continued"], source, tmp_path / "s", asked, base=loras / "base", seeds=1)
+    spec = dataclasses.replace(PLAIN, lora_rank=2, learning_rate=1e-2)
+    compare(["lora-continued"], source, tmp_path / "s", spec, base=loras / "base", seeds=1)
     alone = value(tmp_path / "s", method="lora-continued")
     assert alone == value(loras / "study", method="lora-continued", seed=0)
     assert not list((tmp_path / "s").glob(".*[!k]")), "nothing but the lock is left"
 
 
 def test_another_base_is_another_study(source: TrainingData, loras: Path, tmp_path: Path) -> None:
-    asked = dataclasses.replace(PLAIN, lora_rank=2)
-    compare(["lora"], source, tmp_path / "s", asked, base=loras / "base", seeds=1)
+    spec = dataclasses.replace(PLAIN, lora_rank=2)
+    compare(["lora"], source, tmp_path / "s", spec, base=loras / "base", seeds=1)
     with pytest.raises(DeltaLensError, match=r"settings\.lora\.model"):
-        compare(["lora"], source, tmp_path / "s", asked, base=source.model, seeds=1)
+        compare(["lora"], source, tmp_path / "s", spec, base=source.model, seeds=1)
     with pytest.raises(DeltaLensError, match="lora needs the checkpoint of the base: --base"):
-        compare(["lora"], source, tmp_path / "s", asked, seeds=1)
+        compare(["lora"], source, tmp_path / "s", spec, seeds=1)
 
 
 def test_masks_at_the_complement_ratio(source: TrainingData, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_masks_at_the_complement_ratio(source: TrainingData, tmp_path: Path) -> 
     compare(["l1-mask"], source, tmp_path / "turned", turned, seeds=1, keep_checkpoints=True)
     after = weights(tmp_path / "turned" / "checkpoints" / "l1-mask-0")[name]
     assert int((after == 0).sum()) == round(0.75 * before.numel())
-    own = TrainingAsked(method="l1-mask", mask_ratio="0.25", blocks="1", complement=True)
+    own = TrainingSpec(method="l1-mask", mask_ratio="0.25", blocks="1", complement=True)
     train(source.model, source.data, tmp_path / "alone", own)
     kept = study / "checkpoints" / "l1-mask-complement-0"
     assert torch.equal(weights(tmp_path / "alone")[name], weights(kept)[name])
@@ -229,8 +229,8 @@ def test_masks_at_the_complement_ratio(source: TrainingData, tmp_path: Path) -> 
 
 
 def test_a_threshold_is_of_learned_scores_alone(source: TrainingData, tmp_path: Path) -> None:
-    asked = dataclasses.replace(ASKED, threshold=-0.03)
+    spec = dataclasses.replace(ASKED, threshold=-0.03)
     for methods in (["l1-mask"], ["random-mask-weights"], complements(["l1-mask"])):
         with pytest.raises(DeltaLensError, match="threshold"):
-            compare(["mft", *methods], source, tmp_path / "s", asked, seeds=1)
+            compare(["mft", *methods], source, tmp_path / "s", spec, seeds=1)
     assert not (tmp_path / "s").exists()

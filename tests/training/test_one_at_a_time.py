@@ -14,7 +14,7 @@ from deltalens.io import locks
 from deltalens.io.locks import lock_folder, unlock_folder
 from deltalens.io.records import RunWriter, TrainingFolder
 from deltalens.training.run import TrainingWatch, train
-from tests.training.test_train import asked
+from tests.training.test_train import spec
 
 
 def test_two_trainings_do_not_meet_in_a_folder(base: Path, rows: Path, tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_two_trainings_do_not_meet_in_a_folder(base: Path, rows: Path, tmp_path:
     out, refused = tmp_path / "out", []
 
     def another(resume: bool) -> None:
-        given = asked(steps=2) if resume else asked(method="gmt", steps=2)
+        given = spec(steps=2) if resume else spec(method="gmt", steps=2)
         before = sorted(found.name for found in out.iterdir())
         with pytest.raises(DeltaLensError) as told:
             train(base, rows, out, given, resume=resume)
@@ -36,7 +36,7 @@ def test_two_trainings_do_not_meet_in_a_folder(base: Path, rows: Path, tmp_path:
     def at(done: int, total: int) -> None:
         another(resume=done == 2)
 
-    done = train(base, rows, out, asked(steps=2), watch=TrainingWatch(stage=stage, at=at))
+    done = train(base, rows, out, spec(steps=2), watch=TrainingWatch(stage=stage, at=at))
     assert done.finished
     assert len(refused) == 3
     assert f"{out}: another process is writing to this training" in refused[0]
@@ -65,7 +65,7 @@ def test_of_many_that_begin_at_once_one_gets_the_folder(tmp_path: Path) -> None:
         thread.join()
     (one,) = won
     assert len(lost) == 7
-    assert json.loads((tmp_path / "out" / "train.json").read_text())["asked"] == one.asked
+    assert json.loads((tmp_path / "out" / "train.json").read_text())["asked"] == one.spec
     one.close()
     assert not (tmp_path / "out" / ".lock").exists()
 
@@ -117,7 +117,7 @@ def interrupted(base: Path, rows: Path, tmp_path: Path) -> Path:
             base,
             rows,
             tmp_path / "out",
-            asked(steps=3),
+            spec(steps=3),
             checkpoint_every=1,
             watch=TrainingWatch(at=stop),
         )
@@ -141,7 +141,7 @@ def test_links_pipes_and_devices_are_refused(
             out = Path(shutil.copytree(interrupted, tmp_path / "copy", symlinks=True))
             put(out / name, kind, mine)
             with pytest.raises(DeltaLensError, match=Path(name).name):
-                train(base, rows, out, asked(steps=3), checkpoint_every=1, resume=True)
+                train(base, rows, out, spec(steps=3), checkpoint_every=1, resume=True)
             assert [found.name for found in mine.iterdir()] == ["file"]
             assert (mine / "file").read_text() == "mine"
             assert os.path.lexists(out / "checkpoints")
@@ -166,13 +166,13 @@ def test_what_failed_takes_away_only_what_it_made(
     out.mkdir()
 
     def stage(name: str, total: int | None) -> None:
-        if name == "tokenising":
+        if name == "tokenizing":
             (out / "mine.txt").write_text("mine")
             (out / "checkpoints" / "mine.txt").write_text("mine")
             (out / "runs").mkdir()
 
     bad: dict[str, Any] = {"recipe": {"optim": "fastest"}}
     with pytest.raises(DeltaLensError, match="fastest"):
-        train(base, rows, out, asked(**bad), watch=TrainingWatch(stage=stage))
+        train(base, rows, out, spec(**bad), watch=TrainingWatch(stage=stage))
     left = sorted(str(found.relative_to(out)) for found in out.rglob("*"))
     assert left == ["checkpoints", "checkpoints/mine.txt", "mine.txt", "runs"]

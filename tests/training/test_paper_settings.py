@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from deltalens import load_study
 from deltalens.cli.main import app
 from deltalens.errors import DeltaLensError
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.paper import paper_settings
+from deltalens.training.spec import TrainingSpec
 from tests.training.folders import write_model, write_rows
 
 # Of the paper: section 5.1 (epochs, rates), Tables 1 and 2 (10 %, four blocks of each domain).
@@ -25,8 +25,8 @@ PRINTED = [
 ]
 
 
-def settled(name: str, method: str = "mft", **given: Any) -> TrainingAsked:
-    return TrainingAsked(method=method, **paper_settings(name, [method], given))
+def settled(name: str, method: str = "mft", **given: Any) -> TrainingSpec:
+    return TrainingSpec(method=method, **paper_settings(name, [method], given))
 
 
 @pytest.mark.parametrize(("model", "domain", "rate", "blocks"), PRINTED)
@@ -77,8 +77,8 @@ def test_a_training_follows_it(tmp_path: Path) -> None:
     assert len(rates) == 10
     # Three per cent of ten steps are no step of warm-up.
     assert rates == pytest.approx([2e-5 * (10 - step) / 10 for step in range(10)])
-    asked = json.loads((tmp_path / "out" / "train.json").read_text())["asked"]
-    assert (asked["epochs"], asked["mask_ratio"], asked["blocks"]) == (2.0, "0.1", "all")
+    spec = json.loads((tmp_path / "out" / "train.json").read_text())["asked"]
+    assert (spec["epochs"], spec["mask_ratio"], spec["blocks"]) == (2.0, "0.1", "all")
 
 
 def test_a_comparison_follows_it(tmp_path: Path) -> None:
@@ -90,5 +90,5 @@ def test_a_comparison_follows_it(tmp_path: Path) -> None:
     record = load_study(tmp_path / "study")
     assert record.setting("mask_ratio", "l1-mask") == record.setting("mask_ratio", "mft") == "0.1"
     assert record.setting("blocks", "mft") == "0"
-    assert record.asked["epochs"] == 2
-    assert record.asked["recipe"]["lr_scheduler_type"] == "linear"
+    assert record.spec["epochs"] == 2
+    assert record.spec["recipe"]["lr_scheduler_type"] == "linear"

@@ -12,8 +12,8 @@ from deltalens import load_study
 from deltalens.errors import DeltaLensError
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.training_plans import TrainingData
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import train
+from deltalens.training.spec import TrainingSpec
 from tests.training.folders import preferences, write_rows
 
 MEASURED = ["preference_accuracy", "dpo_loss", "reward_margin"]
@@ -39,9 +39,9 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("held") / "held.jsonl", rows)
 
 
-def asked(**more: Any) -> TrainingAsked:
+def spec(**more: Any) -> TrainingSpec:
     given = {"objective": "dpo", "steps": 4, "batch_size": 4, "learning_rate": 5e-3, **more}
-    return TrainingAsked(**given)
+    return TrainingSpec(**given)
 
 
 def of_trl(model: Path, reference: Path, rows: Path, out: Path, beta: float) -> dict[str, float]:
@@ -76,7 +76,7 @@ def of_trl(model: Path, reference: Path, rows: Path, out: Path, beta: float) -> 
 def test_what_is_measured_is_what_trl_measures(
     base: Path, pairs: Path, held_out: Path, tmp_path: Path, method: str
 ) -> None:
-    own = asked(method=method, recipe={"beta": 0.3}, **METHODS[method])
+    own = spec(method=method, recipe={"beta": 0.3}, **METHODS[method])
     done = train(base, pairs, tmp_path / "out", own, eval_data=[held_out])
     wanted = of_trl(tmp_path / "out", base, held_out, tmp_path / "trl", 0.3)
     assert list(done.metrics) == MEASURED
@@ -104,7 +104,7 @@ def test_preferences_in_messages_are_measured_as_trl_measures_them(
         for row in preferences()
     ]
     file = write_rows(tmp_path / "messages.jsonl", rows)
-    done = train(model, file, tmp_path / "out", asked(), eval_data=[file])
+    done = train(model, file, tmp_path / "out", spec(), eval_data=[file])
     wanted = of_trl(tmp_path / "out", model, file, tmp_path / "trl", 0.1)
     for name, value in wanted.items():
         assert done.metrics[name].value == pytest.approx(value, rel=1e-4, abs=1e-5), name
@@ -115,12 +115,12 @@ def test_the_training_loss_has_its_unit(
     base: Path, pairs: Path, held_out: Path, tmp_path: Path
 ) -> None:
     """Before the first step chosen and rejected are as likely as under the reference: ln 2."""
-    done = train(base, pairs, tmp_path / "out", asked(steps=1))
+    done = train(base, pairs, tmp_path / "out", spec(steps=1))
     assert done.loss == pytest.approx(0.6931, abs=1e-4)
     record = json.loads((tmp_path / "out" / "train.json").read_text())
     assert record["facts"]["units"] == {"loss": "DPO loss, nats per preference"}
-    assert TrainingAsked().loss_unit == "nats per target token"
-    assert asked(recipe={"loss_type": ["hinge"]}).loss_unit == "DPO loss (hinge) per preference"
+    assert TrainingSpec().loss_unit == "nats per target token"
+    assert spec(recipe={"loss_type": ["hinge"]}).loss_unit == "DPO loss (hinge) per preference"
 
 
 def test_the_best_moment_is_the_one_of_the_least_dpo_loss(
@@ -132,7 +132,7 @@ def test_the_best_moment_is_the_one_of_the_least_dpo_loss(
     ]
     others = write_rows(tmp_path / "turned.jsonl", turned)
     given = {"eval_data": [others], "choose_on": others, "eval_every": 1}
-    done = train(base, pairs, tmp_path / "out", asked(), **given)
+    done = train(base, pairs, tmp_path / "out", spec(), **given)
     lines = map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
     losses = {line["step"]: line["choosing"]["dpo_loss"][0] for line in lines if "choosing" in line}
     best = min(losses, key=lambda step: losses[step])
@@ -144,7 +144,7 @@ def test_rows_that_are_no_preferences_are_measured_by_their_targets(
     base: Path, pairs: Path, tmp_path: Path
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")
-    done = train(base, pairs, tmp_path / "out", asked(steps=1), eval_data=[rows])
+    done = train(base, pairs, tmp_path / "out", spec(steps=1), eval_data=[rows])
     assert set(done.metrics) == {"exact_match", "loss", "perplexity"}
 
 
@@ -154,7 +154,7 @@ def test_a_sweep_under_dpo_has_one_off_drops_and_measures_preferences(
     source = TrainingData(model=base, data=pairs, eval_data=[held_out])
     study = tmp_path / "study"
     given = {"ratios": "0.5", "seeds": 1, "keep_checkpoints": True}
-    sweep_mask_ratio(["gmt", "one-off-drop"], source, study, asked(), **given)
+    sweep_mask_ratio(["gmt", "one-off-drop"], source, study, spec(), **given)
     record = load_study(study)
     cells = record.cells.set_index(["method", "mask_ratio", "metric"])["value"]
     assert set(record.cells["metric"]) == {*MEASURED, "training_loss"}
@@ -167,7 +167,7 @@ def test_a_sweep_under_dpo_has_one_off_drops_and_measures_preferences(
 
 
 def test_a_beta_that_is_no_number(base: Path, pairs: Path, held_out: Path, tmp_path: Path) -> None:
-    own = asked(recipe={"beta": "much"})
+    own = spec(recipe={"beta": "much"})
     with pytest.raises(DeltaLensError, match="beta 'much': not a number"):
         train(base, pairs, tmp_path / "out", own, eval_data=[held_out])
     assert not (tmp_path / "out").exists()

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from deltalens.cli.main import app
 from deltalens.errors import DeltaLensError, said_by
 from deltalens.studies.efficiency import efficiency
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.lora import adapted
 from deltalens.training.run import TrainingWatch, train
+from deltalens.training.spec import TrainingSpec
 from tests.training.folders import write_model
 from tests.training.models import TOKENIZER, make
 
@@ -38,9 +38,9 @@ SAID = {
 }
 
 
-def asked(**more: Any) -> TrainingAsked:
+def spec(**more: Any) -> TrainingSpec:
     given = {"steps": 2, "batch_size": 4, "learning_rate": 1e-2, **more}
-    return TrainingAsked(**given)
+    return TrainingSpec(**given)
 
 
 def folder(path: Path, model: Any) -> Path:
@@ -79,7 +79,7 @@ def test_merged_adapters_compute_what_peft_computes(name: str) -> None:
 
 def test_a_mamba_is_trained_with_lora_and_the_record_says_where(rows: Path, tmp_path: Path) -> None:
     model = folder(tmp_path / "mamba", make("mamba"))
-    done = train(model, rows, tmp_path / "out", asked(method="lora", lora_rank=2))
+    done = train(model, rows, tmp_path / "out", spec(method="lora", lora_rank=2))
     before, after = (load_file(one / "model.safetensors") for one in (model, tmp_path / "out"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {f"backbone.layers.{block}.mixer.in_proj.weight" for block in (0, 1)}
@@ -92,7 +92,7 @@ def test_what_masks_leave_out_is_a_note(rows: Path, tmp_path: Path) -> None:
     model = folder(tmp_path / "mixtral", make("mixtral"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        done = train(model, rows, tmp_path / "out", asked(method="l1-mask"))
+        done = train(model, rows, tmp_path / "out", spec(method="l1-mask"))
     assert "experts.gate_up_proj" in done.notes[0]
 
 
@@ -121,9 +121,9 @@ def test_a_training_that_fails_before_its_first_step_leaves_nothing(
     given, message = FAILING[case]
     model = write_model(tmp_path / "model")
     with pytest.raises(DeltaLensError, match=message):
-        train(model, rows, tmp_path / "new" / "out", asked(**given))
+        train(model, rows, tmp_path / "new" / "out", spec(**given))
     assert not (tmp_path / "new").exists()
-    train(model, rows, tmp_path / "new" / "out", asked())
+    train(model, rows, tmp_path / "new" / "out", spec())
 
 
 BEYOND = "its tokenizer makes token 53 of it, and the model knows 4"
@@ -132,12 +132,12 @@ BEYOND = "its tokenizer makes token 53 of it, and the model knows 4"
 @pytest.mark.parametrize("evaluated", [False, True])
 def test_tokens_that_the_model_does_not_have(rows: Path, tmp_path: Path, evaluated: bool) -> None:
     model = small_vocabulary(tmp_path / "model")
-    given = asked(method="l1-mask") if evaluated else asked()
+    given = spec(method="l1-mask") if evaluated else spec()
     with pytest.raises(DeltaLensError, match=BEYOND):
         train(model, rows, tmp_path / "out", given, eval_data=[rows])
     assert not (tmp_path / "out").exists()
     with pytest.raises(DeltaLensError, match=BEYOND):
-        efficiency(model, rows, tmp_path / "study", TrainingAsked(batch_size=4))
+        efficiency(model, rows, tmp_path / "study", TrainingSpec(batch_size=4))
     assert not (tmp_path / "study").exists()
 
 
@@ -156,9 +156,9 @@ def test_one_line_and_exit_code_2(rows: Path, tmp_path: Path) -> None:
 def test_only_causal_language_models_are_trained(rows: Path, tmp_path: Path) -> None:
     model = folder(tmp_path / "bert", make("bert"))
     with pytest.raises(DeltaLensError, match="BertForMaskedLM is no causal language model"):
-        train(model, rows, tmp_path / "out", asked())
+        train(model, rows, tmp_path / "out", spec())
     with pytest.raises(DeltaLensError, match="BertForMaskedLM is no causal language model"):
-        efficiency(model, rows, tmp_path / "study", TrainingAsked())
+        efficiency(model, rows, tmp_path / "study", TrainingSpec())
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "study").exists()
 
@@ -172,7 +172,7 @@ def test_a_bug_in_a_callback_stays_what_it_is(rows: Path, tmp_path: Path) -> Non
             write_model(tmp_path / "model"),
             rows,
             tmp_path / "out",
-            asked(),
+            spec(),
             watch=TrainingWatch(at=fail),
         )
 
@@ -190,5 +190,5 @@ def test_how_a_model_generates_stays_the_checkpoints_own(rows: Path, tmp_path: P
     model = write_model(tmp_path / "model")
     own = {"do_sample": False, "temperature": 0.5, "eos_token_id": [2, 3]}
     (model / "generation_config.json").write_text(json.dumps(own))
-    train(model, rows, tmp_path / "out", asked(), checkpoint_every=1)
+    train(model, rows, tmp_path / "out", spec(), checkpoint_every=1)
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == own

@@ -13,16 +13,16 @@ from safetensors import safe_open
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import TrainingFolder
 from deltalens.training import run
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import Trained, train
+from deltalens.training.spec import TrainingSpec
 
 RESULT = ("model.safetensors", "metrics.jsonl", "config.json", "tokenizer.json")
 
 
-def asked(**more: Any) -> TrainingAsked:
+def spec(**more: Any) -> TrainingSpec:
     # At a constant rate a step too many is seen.
     given = {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "warmup": 0.0}
-    return TrainingAsked(**{**given, "recipe": {"lr_scheduler_type": "constant"}, **more})
+    return TrainingSpec(**{**given, "recipe": {"lr_scheduler_type": "constant"}, **more})
 
 
 def came_to(folder: Path) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def photographed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     def writes_model(folder: TrainingFolder, made: Path, source: Path) -> str:
         return "model written"
 
-    def evaluates(sitting: Any, step: int) -> str | None:
+    def evaluates(training: Any, step: int) -> str | None:
         return "final evaluation" if step == 4 else None
 
     def moves(source: Any, target: Any) -> str | None:
@@ -71,8 +71,8 @@ def photographed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     def seals(folder: TrainingFolder, step: int, *rest: Any) -> str:
         return f"checkpoint {step} unsealed"
 
-    before(run._Sitting, "prepare", lambda *given: "before the first step")
-    before(run._Sitting, "evaluate", evaluates)
+    before(run._Training, "prepare", lambda *given: "before the first step")
+    before(run._Training, "evaluate", evaluates)
     before(TrainingFolder, "finish", writes_model)
     before(TrainingFolder, "complete", seals)
     before(os, "replace", lambda source, target: moves(str(source), target))
@@ -120,7 +120,7 @@ def check(
 
     def go(out: Path, **how: Any) -> Trained:
         return train(
-            base, rows, out, asked(**own), eval_data=[rows], checkpoint_every=2, **more, **how
+            base, rows, out, spec(**own), eval_data=[rows], checkpoint_every=2, **more, **how
         )
 
     straight = go(tmp_path / "out")
@@ -142,13 +142,13 @@ def check(
 
 def test_killed_once_all_is_there_it_is_tidied(base: Path, rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    train(base, rows, out, asked(steps=1))
+    train(base, rows, out, spec(steps=1))
     wanted = came_to(out)
     (out / "checkpoints" / "checkpoint-1").mkdir(parents=True)
     (out / ".lock").touch()
     (out / ".model").mkdir()
     with pytest.raises(DeltaLensError, match="finished"):
-        train(base, rows, out, asked(steps=1), resume=True)
+        train(base, rows, out, spec(steps=1), resume=True)
     assert came_to(out) == wanted
     assert not {"checkpoints", ".lock", ".model"} & {found.name for found in out.iterdir()}
 
@@ -161,5 +161,5 @@ def test_killed_before_anything_was_written(
     out.mkdir()
     (out / ".lock").touch()
     (out / ".train.json.0badcafe-1-00.part").write_text("{")
-    assert train(base, rows, out, asked(steps=1), resume=resume).finished
+    assert train(base, rows, out, spec(steps=1), resume=resume).finished
     assert not (out / ".lock").exists()

@@ -12,7 +12,7 @@ import pytest
 
 from deltalens.io import stopping
 from deltalens.training.run import TrainingWatch, train
-from tests.training.test_train import asked
+from tests.training.test_train import spec
 
 ALL = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -29,12 +29,12 @@ def test_each_of_them_writes_a_checkpoint_first(
                 os.kill(os.getpid(), number)
 
     out = tmp_path / "out"
-    stopped = train(base, rows, out, asked(steps=3), watch=TrainingWatch(at=stop))
+    stopped = train(base, rows, out, spec(steps=3), watch=TrainingWatch(at=stop))
     assert not stopped.finished
     assert stopped.steps == 2
     assert (out / "checkpoints" / "checkpoint-2" / "deltalens-complete").exists()
     assert not (out / ".lock").exists()
-    assert train(base, rows, out, asked(steps=3), resume=True).finished
+    assert train(base, rows, out, spec(steps=3), resume=True).finished
 
 
 def test_a_second_ctrl_c_stops_at_once(base: Path, rows: Path, tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_second_ctrl_c_stops_at_once(base: Path, rows: Path, tmp_path: Path) -
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(base, rows, tmp_path / "out", asked(steps=3), watch=TrainingWatch(at=stop))
+        train(base, rows, tmp_path / "out", spec(steps=3), watch=TrainingWatch(at=stop))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -54,7 +54,7 @@ def test_under_nohup_a_terminal_may_close(base: Path, rows: Path, tmp_path: Path
         os.kill(os.getpid(), signal.SIGHUP)
 
     try:
-        done = train(base, rows, tmp_path / "out", asked(steps=2), watch=TrainingWatch(at=hang_up))
+        done = train(base, rows, tmp_path / "out", spec(steps=2), watch=TrainingWatch(at=hang_up))
     finally:
         signal.signal(signal.SIGHUP, before)
     assert done.finished

@@ -11,17 +11,17 @@ from deltalens.errors import DeltaLensError
 from deltalens.figures import draw
 from deltalens.io.records import Cell, StudyRecord
 from deltalens.numerics.workers import one_thread
-from deltalens.reports.efficiency import summarise_efficiency
-from deltalens.reports.trainings import summarise_sweep
+from deltalens.reports.efficiency import summarize_efficiency
+from deltalens.reports.trainings import summarize_sweep
 from deltalens.studies.efficiency import efficiency
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.training_plans import TrainingData
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.run import train
+from deltalens.training.spec import TrainingSpec
 
 METHODS = ("gmt", "random-mask", "one-off-drop", "hft")
-ASKED = TrainingAsked(steps=3, batch_size=8, learning_rate=1e-2)
+ASKED = TrainingSpec(steps=3, batch_size=8, learning_rate=1e-2)
 
 
 def sweep(base: Path, rows: Path, out: Path, **more: Any) -> StudyRecord:
@@ -50,7 +50,7 @@ def value(cells: pd.DataFrame, method: str, ratio: float, seed: int, metric: str
 
 def test_a_cell_is_a_training(base: Path, rows: Path, whole: Path, tmp_path: Path) -> None:
     cells = load_study(whole).cells
-    own = TrainingAsked(
+    own = TrainingSpec(
         method="gmt", mask_ratio="0.9", seed=1, steps=3, batch_size=8, learning_rate=1e-2
     )
     alone = train(base, rows, tmp_path / "out", own, eval_data=[rows])
@@ -94,7 +94,7 @@ def test_two_at_once_give_the_same(base: Path, rows: Path, tmp_path: Path) -> No
 def test_it_is_drawn_and_summed_up(whole: Path) -> None:
     names = {file.name for file in draw(whole)}
     assert names >= {"gmt_fig2.png", "gmt_fig2.svg", "gmt_tab1.png", "gmt_tab4.png"}
-    summary = summarise_sweep(load_study(whole))
+    summary = summarize_sweep(load_study(whole))
     text = " ".join(summary.sentences())
     assert all(name in text for name in ("sft", *METHODS))
     means = summary.as_json()["metrics"]["loss"]["gmt"]
@@ -131,7 +131,7 @@ def test_efficiency(base: Path, rows: Path, tmp_path: Path) -> None:
     speed = record.cells[record.cells["metric"] == "samples_per_second"]["value"]
     assert (speed > 0).all()
     assert record.facts["flops_of_a_step"] > 2 * 3 * record.facts["parameters"]
-    (table,) = summarise_efficiency(record).tables()
+    (table,) = summarize_efficiency(record).tables()
     by_name = {row[0]: row for row in table.rows}
     assert by_name["sft"][2] == "1.000 (1.000-1.000)"
     assert by_name["gmt"][-1] == "0.877 / 0.942"

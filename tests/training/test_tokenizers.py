@@ -16,9 +16,9 @@ from trl import DPOConfig, DPOTrainer
 from deltalens.errors import DeltaLensError
 from deltalens.scoring.rows import read_rows
 from deltalens.scoring.tokens import encode_preferences
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.rows import collator, preferences
 from deltalens.training.run import train
+from deltalens.training.spec import TrainingSpec
 from tests.tokens.kinds import CHATML, KINDS, TOOLS, model, tokenizer, turns
 from tests.training.folders import write_rows
 
@@ -38,8 +38,8 @@ def folder(path: Path, *, template: str | None = None, **tokens: str) -> Path:
     return path
 
 
-def asked(**more: Any) -> TrainingAsked:
-    return TrainingAsked(steps=2, batch_size=4, learning_rate=1e-2, **more)
+def spec(**more: Any) -> TrainingSpec:
+    return TrainingSpec(steps=2, batch_size=4, learning_rate=1e-2, **more)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -53,7 +53,7 @@ def test_without_padding_and_end_a_training_is_that_with_padding(tmp_path: Path)
     rows = write_rows(tmp_path / "rows.jsonl", ROWS)
     for name, tokens in (("with", {"pad_token": "<pad>"}), ("without", {})):
         given = folder(tmp_path / name, **tokens)
-        train(given, rows, tmp_path / f"{name}-out", asked(), eval_data=[rows])
+        train(given, rows, tmp_path / f"{name}-out", spec(), eval_data=[rows])
     found = [weights(tmp_path / f"{name}-out") for name in ("with", "without")]
     assert all(torch.equal(found[0][one], found[1][one]) for one in found[0])
     figures = [
@@ -64,7 +64,7 @@ def test_without_padding_and_end_a_training_is_that_with_padding(tmp_path: Path)
 
 def test_the_padding_token_is_not_written_into_the_model(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", ROWS)
-    train(folder(tmp_path / "model"), rows, tmp_path / "out", asked())
+    train(folder(tmp_path / "model"), rows, tmp_path / "out", spec())
     before, after = (
         json.loads((tmp_path / name / "config.json").read_text()) for name in ("model", "out")
     )
@@ -128,7 +128,7 @@ def test_dpo_begins_at_a_loss_of_ln_2(form: str, tmp_path: Path) -> None:
     tokens = {"eos_token": "</s>"} if form == "texts" else {}
     given = folder(tmp_path / "model", template=CHATML, **tokens)
     rows = write_rows(tmp_path / "rows.jsonl", PAIRS[form])
-    train(given, rows, tmp_path / "out", asked(objective="dpo"))
+    train(given, rows, tmp_path / "out", spec(objective="dpo"))
     lines = [
         json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     ]
@@ -139,7 +139,7 @@ def test_dpo_begins_at_a_loss_of_ln_2(form: str, tmp_path: Path) -> None:
 def test_dpo_on_texts_without_an_end_is_refused(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", PAIRS["texts"])
     with pytest.raises(DeltaLensError, match="no end-of-sequence token"):
-        train(folder(tmp_path / "model"), rows, tmp_path / "out", asked(objective="dpo"))
+        train(folder(tmp_path / "model"), rows, tmp_path / "out", spec(objective="dpo"))
     assert not (tmp_path / "out").exists()
 
 

@@ -17,15 +17,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deltalens import load_run
 from deltalens.errors import DeltaLensError
-from deltalens.training.asked import TrainingAsked
 from deltalens.training.recipe import read_recipe
 from deltalens.training.run import Trained, TrainingWatch, train
+from deltalens.training.spec import TrainingSpec
 from tests.training.folders import preferences, write_rows
 
 
-def asked(**more: Any) -> TrainingAsked:
+def spec(**more: Any) -> TrainingSpec:
     given = {"steps": 6, "batch_size": 4, "learning_rate": 1e-2, **more}
-    return TrainingAsked(**given)
+    return TrainingSpec(**given)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -41,7 +41,7 @@ def same(one: Path, other: Path) -> bool:
 @pytest.fixture(scope="module")
 def sft(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sft") / "out"
-    train(base, rows, out, asked())
+    train(base, rows, out, spec())
     return out
 
 
@@ -64,7 +64,7 @@ def test_mask_ratio_0_is_plain_fine_tuning(
     base: Path, rows: Path, sft: Path, tmp_path: Path
 ) -> None:
     for method in ("gmt", "random-mask"):
-        train(base, rows, tmp_path / method, asked(method=method, mask_ratio="0"))
+        train(base, rows, tmp_path / method, spec(method=method, mask_ratio="0"))
         assert same(sft, tmp_path / method)
 
 
@@ -73,7 +73,7 @@ def test_every_method_trains_something_of_its_own(
     base: Path, rows: Path, sft: Path, tmp_path: Path, method: str
 ) -> None:
     own = {} if method == "hft" else {"mask_ratio": "0.8"}
-    train(base, rows, tmp_path / "out", asked(method=method, **own))
+    train(base, rows, tmp_path / "out", spec(method=method, **own))
     assert not same(base, tmp_path / "out")
     assert not same(sft, tmp_path / "out")
 
@@ -82,7 +82,7 @@ def test_every_method_trains_something_of_its_own(
 def test_updates_are_masked_on_request(base: Path, rows: Path, tmp_path: Path, method: str) -> None:
     """In one step, a share of the weights keep their bits: those outside the mask."""
     for apply_to in ("gradient", "update"):
-        own = asked(method=method, mask_ratio="0.5", apply_to=apply_to, steps=1, weight_decay=0.1)
+        own = spec(method=method, mask_ratio="0.5", apply_to=apply_to, steps=1, weight_decay=0.1)
         train(base, rows, tmp_path / apply_to, own)
     before, after = weights(base), weights(tmp_path / "update")
     moved = weights(tmp_path / "gradient")
@@ -95,7 +95,7 @@ def test_updates_are_masked_on_request(base: Path, rows: Path, tmp_path: Path, m
 def test_an_interrupted_training_goes_on_bit_for_bit(
     base: Path, rows: Path, tmp_path: Path
 ) -> None:
-    own = asked(method="random-mask", mask_ratio="0.5")
+    own = spec(method="random-mask", mask_ratio="0.5")
     straight = train(base, rows, tmp_path / "straight", own, eval_data=[rows], eval_every=2)
 
     def interrupt(done: int, total: int) -> None:
@@ -150,11 +150,11 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     out = tmp_path / "out"
     try:
         with pytest.raises(DeltaLensError, match="and resume: it goes on from there"):
-            train(base, rows, out, asked(), checkpoint_every=2, watch=TrainingWatch(at=fill))
+            train(base, rows, out, spec(), checkpoint_every=2, watch=TrainingWatch(at=fill))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not (out / "config.json").exists()
-    done = train(base, rows, out, asked(), checkpoint_every=2, resume=True)
+    done = train(base, rows, out, spec(), checkpoint_every=2, resume=True)
     assert done.finished
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 6
     assert same(sft, out)
@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 def test_the_probe_logs_and_changes_nothing(
     base: Path, rows: Path, sft: Path, tmp_path: Path
 ) -> None:
-    done = train(base, rows, tmp_path / "out", asked(), probe={"every": 2})
+    done = train(base, rows, tmp_path / "out", spec(), probe={"every": 2})
     assert done.run is not None
     assert sorted(set(load_run(done.run).tensors.step)) == [0, 2, 4]
     assert same(sft, tmp_path / "out")
@@ -184,7 +184,7 @@ def test_formats(base: Path, tmp_path: Path, form: str, suffix: str) -> None:
     else:
         write_rows(file, FORMS[form])
     fields = {"prompt": "question", "completion": "answer"} if form == "renamed" else {}
-    done = train(base, file, tmp_path / "out", asked(steps=2), fields=fields)
+    done = train(base, file, tmp_path / "out", spec(steps=2), fields=fields)
     assert done.steps == 2
     assert done.loss > 0
 
@@ -193,7 +193,7 @@ def test_the_loss_is_on_the_completion_unless_asked(base: Path, rows: Path, tmp_
     """The first step's loss is that of the untrained model on these tokens."""
     losses = {}
     for loss_on in ("completion", "all"):
-        train(base, rows, tmp_path / loss_on, asked(loss_on=loss_on, steps=1, batch_size=40))
+        train(base, rows, tmp_path / loss_on, spec(loss_on=loss_on, steps=1, batch_size=40))
         line = json.loads((tmp_path / loss_on / "metrics.jsonl").read_text())
         losses[loss_on] = line["loss"]
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -215,14 +215,14 @@ def test_the_loss_is_on_the_completion_unless_asked(base: Path, rows: Path, tmp_
 
 def test_dpo_with_masks(base: Path, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "pairs.jsonl", preferences())
-    own = asked(method="gmt", objective="dpo", mask_ratio="0.5", steps=3)
+    own = spec(method="gmt", objective="dpo", mask_ratio="0.5", steps=3)
     done = train(base, file, tmp_path / "out", own)
     assert done.steps == 3
     assert not same(base, tmp_path / "out")
 
 
 def test_measured_on_the_way_and_at_the_end(base: Path, rows: Path, tmp_path: Path) -> None:
-    done: Trained = train(base, rows, tmp_path / "out", asked(), eval_data=[rows], eval_every=2)
+    done: Trained = train(base, rows, tmp_path / "out", spec(), eval_data=[rows], eval_every=2)
     assert set(done.metrics) == {"exact_match", "loss", "perplexity"}
     lines = map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
     measured = {line["step"]: line["evaluated"]["loss"][0] for line in lines if "evaluated" in line}
@@ -238,7 +238,7 @@ def recipe(tmp_path: Path, text: str) -> Path:
 
 def test_a_recipe_passes_trls_options_on(base: Path, rows: Path, tmp_path: Path) -> None:
     own = read_recipe(recipe(tmp_path, "max_grad_norm: 0.001\noptim: sgd\n"), "sft")
-    train(base, rows, tmp_path / "out", asked(recipe=own, steps=2))
+    train(base, rows, tmp_path / "out", spec(recipe=own, steps=2))
     before, after = weights(base), weights(tmp_path / "out")
     moved = sum(
         float((before[n] - after[n]).square().sum()) for n in before if n != "lm_head.weight"
@@ -260,7 +260,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_settings_that_cannot_be(case: str) -> None:
     given, message = BAD[case]
     with pytest.raises(DeltaLensError, match=message):
-        asked(**given)
+        spec(**given)
 
 
 LAUGHS = "beta: &a0 [x]\n" + "".join(
@@ -297,23 +297,23 @@ def test_recipes_that_cannot_be(tmp_path: Path, text: str, message: str) -> None
 def test_bad_rows_are_named_before_anything_is_made(base: Path, tmp_path: Path) -> None:
     bad = write_rows(tmp_path / "bad.jsonl", [{"prompt": "a"}, {"prompt": "b", "completion": 3}])
     with pytest.raises(DeltaLensError, match=r"(?s)line 1: 'completion' is missing.*line 2"):
-        train(base, bad, tmp_path / "out", asked())
+        train(base, bad, tmp_path / "out", spec())
     pairs = write_rows(tmp_path / "pairs.jsonl", preferences())
     with pytest.raises(DeltaLensError, match="--objective dpo"):
-        train(base, pairs, tmp_path / "out", asked())
+        train(base, pairs, tmp_path / "out", spec())
     texts = write_rows(tmp_path / "texts.jsonl", FORMS["text"])
     with pytest.raises(DeltaLensError, match="'rejected'"):
-        train(base, texts, tmp_path / "out", asked(objective="dpo"))
+        train(base, texts, tmp_path / "out", spec(objective="dpo"))
     assert not (tmp_path / "out").exists()
 
 
 def test_the_folder_holds_something_else(base: Path, rows: Path, sft: Path, tmp_path: Path) -> None:
     with pytest.raises(DeltaLensError, match="--resume goes on"):
-        train(base, rows, sft, asked())
+        train(base, rows, sft, spec())
     with pytest.raises(DeltaLensError, match="no training to go on with"):
-        train(base, rows, tmp_path / "none", asked(), resume=True)
+        train(base, rows, tmp_path / "none", spec(), resume=True)
     with pytest.raises(DeltaLensError, match=r"learning_rate: 0\.01 there, 0\.02 now"):
-        train(base, rows, sft, asked(learning_rate=2e-2), resume=True)
+        train(base, rows, sft, spec(learning_rate=2e-2), resume=True)
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(DeltaLensError, match=r"mine\.txt|exists already"):
-        train(base, rows, tmp_path, asked())
+        train(base, rows, tmp_path, spec())

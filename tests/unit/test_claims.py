@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from deltalens.io.records import Cell, Measurement, StudyFolder, load_study
-from deltalens.reports.landscape import LandscapeSummary, summarise_landscape
-from deltalens.reports.layers import LayerSummary, summarise_layers
-from deltalens.reports.trainings import SweepSummary, summarise_sweep
+from deltalens.reports.landscape import LandscapeSummary, summarize_landscape
+from deltalens.reports.layers import LayerSummary, summarize_layers
+from deltalens.reports.trainings import SweepSummary, summarize_sweep
 
 NAN, INF = math.nan, math.inf
 
@@ -23,10 +23,10 @@ def write(
     values: Mapping[tuple[Any, ...], float],
     columns: tuple[str, ...],
     metric: str,
-    asked: Mapping[str, Any],
+    spec: Mapping[str, Any],
     facts: Mapping[str, Any],
 ) -> None:
-    study = StudyFolder.open(folder, kind, dict(asked), columns)
+    study = StudyFolder.open(folder, kind, dict(spec), columns)
     study.facts |= facts
     study.write_manifest()
     for setting, value in values.items():
@@ -41,9 +41,9 @@ def layers(folder: Path, values: Mapping[tuple[str, str], float], **more: Any) -
     cells = {(m, 1 if group else 0, group, 0): v for (m, group), v in values.items()}
     columns = ("method", "size", "group", "seed")
     metric = more.pop("metric", "loss")
-    asked = {"method": "drop", "groups": [1]}
-    write(folder, "layer-sweep", cells, columns, metric, asked, {**facts, **more})
-    return summarise_layers(load_study(folder))
+    spec = {"method": "drop", "groups": [1]}
+    write(folder, "layer-sweep", cells, columns, metric, spec, {**facts, **more})
+    return summarize_layers(load_study(folder))
 
 
 ENDS = {("ft", ""): 1.0, ("base", ""): 3.0}
@@ -89,7 +89,7 @@ def test_layers_measured_by_one_s_own_metric_need_its_direction(tmp_path: Path) 
 def sweep(folder: Path, values: Mapping[tuple[str, float, int], float]) -> SweepSummary:
     columns = ("method", "mask_ratio", "seed")
     write(folder, "mask-ratio-sweep", values, columns, "loss", {}, {})
-    return summarise_sweep(load_study(folder))
+    return summarize_sweep(load_study(folder))
 
 
 def test_sweep_takes_no_best_from_what_is_not_finite(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_sweep_takes_no_best_from_what_is_not_finite(tmp_path: Path) -> None:
 def test_comparison_ranks_what_is_finite(tmp_path: Path) -> None:
     values = {("ft", 0): 1.0, ("mft", 0): NAN, ("mft", 1): 0.1, ("sft", 0): 0.9}
     write(tmp_path, "comparison", values, ("method", "seed"), "loss", {}, {})
-    said = list(summarise_sweep(load_study(tmp_path)).sentences())
+    said = list(summarize_sweep(load_study(tmp_path)).sentences())
     assert said == [
         "loss, best first: sft 0.9000, ft 1.0000",
         "loss is not finite, and left out: mft (seed 0)",
@@ -140,9 +140,9 @@ def line(
         **{(float(at), 0.0, "grid", "t"): value for at, value in enumerate(grid)},
     }
     facts = {"plane": plane, "points": len(values), "data": ["t"], **more}
-    asked = {"plane": "line", "grid": [len(grid)], "range": None}
-    write(folder, "landscape", values, ("a", "b", "mark", "data"), metric, asked, facts)
-    return summarise_landscape(load_study(folder))
+    spec = {"plane": "line", "grid": [len(grid)], "range": None}
+    write(folder, "landscape", values, ("a", "b", "mark", "data"), metric, spec, facts)
+    return summarize_landscape(load_study(folder))
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,7 @@ PAIRS: dict[str, tuple[Any, Any]] = {
         functools.lru_cache(function_of("f = lambda x: x + 2")),
     ),
     "method of a dictionary": ({2.0: 1.0}.get, {2.0: 3.0}.get),
-    "vectorised": (np.vectorize(ON_ONE_LINE[0]), np.vectorize(ON_ONE_LINE[1])),
+    "vectorized": (np.vectorize(ON_ONE_LINE[0]), np.vectorize(ON_ONE_LINE[1])),
 }
 
 
@@ -264,7 +264,7 @@ def test_two_functions_with_other_results_are_two(name: str) -> None:
     assert one(2.0) != other(2.0), "not a pair to test with"
     known = identify(one, None), identify(other, None)
     assert known[0].once is None
-    assert known[0].asked != known[1].asked
+    assert known[0].spec != known[1].spec
     assert identify(one, None) == known[0], "calling it changed nothing"
 
 
@@ -317,7 +317,7 @@ def test_it_is_the_same_in_another_process() -> None:
         "from tests.unit.test_function_identity import AGAIN, PAIRS\n"
         "from deltalens.scoring.code import identify\n"
         "made = [make() for make in AGAIN.values()] + [f for two in PAIRS.values() for f in two]\n"
-        "print([identify(one, None).asked for one in made])"
+        "print([identify(one, None).spec for one in made])"
     )
     root = Path(__file__).parents[2]
     said = {
@@ -389,8 +389,8 @@ def test_what_cannot_be_compared_is_named_and_version_helps(name: str) -> None:
     assert {"generator": "generator", "lock": "lock", "global": "lock"}[name] in known.once
     said = identify(make(), "2")
     assert said.once is None
-    assert said.asked == {"name": known.asked["name"] if known.asked else "", "version": "2"}
-    assert identify(make(), 3).asked != said.asked
+    assert said.spec == {"name": known.spec["name"] if known.spec else "", "version": "2"}
+    assert identify(make(), 3).spec != said.spec
 
 
 def test_a_version_stands_for_the_code() -> None:
@@ -426,5 +426,5 @@ def test_a_model_in_memory_is_all_that_its_forward_uses() -> None:
             return -super().forward(x)
 
     others.append(Model2())
-    known = [str(identify_module(one).asked) for one in others]
-    assert len({str(plain.asked), *known}) == 1 + len(others)
+    known = [str(identify_module(one).spec) for one in others]
+    assert len({str(plain.spec), *known}) == 1 + len(others)

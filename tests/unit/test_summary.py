@@ -13,7 +13,7 @@ import pytest
 from deltalens.errors import RecordError
 from deltalens.io.plain_json import encode_finite
 from deltalens.io.records import Cell, Measurement, StudyFolder, load_study
-from deltalens.reports.drop import DropSummary, summarise
+from deltalens.reports.drop import DropSummary, summarize
 from tests.records.edits import changed
 
 COLUMNS = ("strategy", "scope", "rate", "seed")
@@ -45,14 +45,14 @@ Make = Callable[..., DropSummary]
 def summary_of(tmp_path: Path) -> Make:
     def make(values: Values, rates: tuple[float, ...] = RATES, **facts: Any) -> DropSummary:
         write(tmp_path, values, rates, facts)
-        return summarise(load_study(tmp_path))
+        return summarize(load_study(tmp_path))
 
     return make
 
 
 def write(folder: Path, values: Values, rates: tuple[float, ...], facts: dict[str, Any]) -> None:
-    asked = {"changed_only": facts.pop("changed_only", False)}
-    study = StudyFolder.open(folder, "drop-study", asked, COLUMNS)
+    spec = {"changed_only": facts.pop("changed_only", False)}
+    study = StudyFolder.open(folder, "drop-study", spec, COLUMNS)
     study.facts = {"entries": 1000, "unchanged": 250, "notes": ["a note"], **facts}
     study.write_manifest()
     for strategy, seed in next(iter(values.values())):
@@ -211,7 +211,7 @@ def test_table_shows_a_dash_for_a_cell_that_is_not_finished(tmp_path: Path) -> N
     lines = journal.read_bytes().splitlines()
     first = changed(lines[0], lambda cell: cell["setting"].update(strategy="random"))
     journal.write_bytes(b"\n".join([*lines, first]) + b"\n")
-    rows = summarise(load_study(tmp_path)).tables()[0].rows
+    rows = summarize(load_study(tmp_path)).tables()[0].rows
     assert rows[0][2] == "0.2000"
     assert [row[2] for row in rows[1:]] == ["-"] * 4
 
@@ -266,4 +266,4 @@ def test_other_kind_of_study_is_refused(tmp_path: Path) -> None:
     study.append(Cell({"level": "overall", "name": "all"}, {}, 0.0))
     study.close()
     with pytest.raises(RecordError, match="not a drop study"):
-        summarise(load_study(tmp_path))
+        summarize(load_study(tmp_path))

@@ -80,18 +80,18 @@ class RecordFolder(ABC):
 
     Args:
         path: the folder; made if missing.
-        asked: everything that decides what comes into it, as JSON values; its identity.
+        spec: everything that decides what comes into it, as JSON values; its identity.
 
     Raises:
-        RecordError: a name in `asked` is no valid Unicode.
+        RecordError: a name in `spec` is no valid Unicode.
     """
 
     manifest: ClassVar[Manifest]
 
-    def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
-        check_names(asked)
+    def __init__(self, path: Path, spec: Mapping[str, Any]) -> None:
+        check_names(spec)
         self.path = path
-        self.asked: dict[str, Any] = json.loads(json.dumps(asked))
+        self.spec: dict[str, Any] = json.loads(json.dumps(spec))
         self.facts: dict[str, Any] = {}
         self._made: list[Path] = []
         self._lock: IO[bytes] | None = None
@@ -146,7 +146,7 @@ class RecordFolder(ABC):
 
     def _said(self) -> dict[str, Any]:
         """What the manifest says."""
-        return {"identity": IDENTITY, "asked": self.asked, "facts": self.facts}
+        return {"identity": IDENTITY, "asked": self.spec, "facts": self.facts}
 
     def write_manifest(self) -> None:
         """Write the manifest: what was asked, and the facts so far."""
@@ -156,7 +156,7 @@ class RecordFolder(ABC):
         self, held: Mapping[str, Any], axes: Mapping[str, Union] | None = None, hint: str = ""
     ) -> None:
         """Refuse to go on with other records than those that are asked for; of ones that differ
-        along axes alone, `asked` becomes that of a single call for both.
+        along axes alone, `spec` becomes that of a single call for both.
 
         Args:
             held: the folder's manifest.
@@ -168,7 +168,7 @@ class RecordFolder(ABC):
         """
         check_version(self.path, held)
         headline = f"{self.path} holds another {self.manifest.what}{hint}:"
-        self.asked = united(headline, held["asked"], self.asked, axes)
+        self.spec = united(headline, held["asked"], self.spec, axes)
 
     def _remove(self, names: Iterable[str]) -> None:
         """Remove files of these names and what is left of writing any, and let go of the folder."""

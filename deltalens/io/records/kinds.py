@@ -102,8 +102,8 @@ class StudyKind:
     """The records of a kind of study."""
 
     name: str
-    """In the catalogue."""
-    asked: Fields = field(default_factory=Fields)
+    """In the catalog."""
+    spec: Fields = field(default_factory=Fields)
     facts: Fields = field(default_factory=Fields)
     """What is needed of them is there once a cell is."""
     metrics: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ class StudyKind:
         return {name: _COLUMNS[name] for name in STUDIES[self.name].columns}
 
 
-def _asked(needed: Mapping[str, Check], known: Mapping[str, Check]) -> Fields:
+def _spec(needed: Mapping[str, Check], known: Mapping[str, Check]) -> Fields:
     return Fields(needed, {**_ASKED, **known})
 
 
@@ -139,17 +139,17 @@ _TRAINING: Mapping[str, Check] = {
 
 
 def _trainings(
-    name: str, asked: Mapping[str, Check], facts: Mapping[str, Check] | None = None
+    name: str, spec: Mapping[str, Check], facts: Mapping[str, Check] | None = None
 ) -> StudyKind:
     """A study whose cells are trainings."""
     return StudyKind(
         name,
-        _asked({}, {**_TRAINING, **asked}),
+        _spec({}, {**_TRAINING, **spec}),
         _facts({}, {"units": Named(NAME), **(facts or {})}),
     )
 
 
-def _one_delta(asked: Record, facts: Record) -> Iterator[str]:
+def _one_delta(spec: Record, facts: Record) -> Iterator[str]:
     if facts.get("unchanged", 0) > facts.get("entries", 0):
         yield "facts.unchanged is more than facts.entries"
 
@@ -164,7 +164,7 @@ _DELTA: Mapping[str, Check] = {
 
 _DROP_STUDY = StudyKind(
     "drop-study",
-    _asked(
+    _spec(
         {"changed_only": FLAG},
         {"strategies": _METHODS, "rates": Items(_RATE), "seeds": _SEEDS, **_MEASURED},
     ),
@@ -173,7 +173,7 @@ _DROP_STUDY = StudyKind(
 )
 
 
-def _some_bins(asked: Record, facts: Record) -> Iterator[str]:
+def _some_bins(spec: Record, facts: Record) -> Iterator[str]:
     histograms = facts.get("histograms", {})
     for name, bins in histograms.items():
         places = [place for place, _ in bins]
@@ -185,7 +185,7 @@ def _some_bins(asked: Record, facts: Record) -> Iterator[str]:
 
 _INSPECTION = StudyKind(
     "inspect",
-    _asked({}, {}),
+    _spec({}, {}),
     _facts(
         {},
         {
@@ -199,7 +199,7 @@ _INSPECTION = StudyKind(
 _PART = Fields({"entries": COUNT, "squares": Real(0)})
 
 
-def _some_delta(asked: Record, facts: Record) -> Iterator[str]:
+def _some_delta(spec: Record, facts: Record) -> Iterator[str]:
     parts = [*facts.get("blocks", {}).values(), facts.get("outside", {"squares": 0})]
     if facts.get("blocks") and not sum(part["squares"] for part in parts) > 0:
         yield "facts.blocks: the squares of the delta are all 0"
@@ -207,7 +207,7 @@ def _some_delta(asked: Record, facts: Record) -> Iterator[str]:
 
 _LAYERS_DROPPED = StudyKind(
     "layer-sweep-drop",
-    _asked({"groups": Items(Whole(1, _MANY), 1, _MANY)}, _MEASURED),
+    _spec({"groups": Items(Whole(1, _MANY), 1, _MANY)}, _MEASURED),
     _facts(
         {"blocks": Named(_PART, Text(form=r"\d{1,5}", example="7")), "outside": _PART},
         {"entries": _SIZE, "unchanged": COUNT, "most_cached_bytes": COUNT, **_DELTA},
@@ -222,7 +222,7 @@ _LAYERS_TRAINED = _trainings(
 
 _EFFICIENCY = StudyKind(
     "efficiency",
-    _asked({}, {"methods": _METHODS, "repeats": _SEEDS, "batch_size": _SIZE, "data": _FILE}),
+    _spec({}, {"methods": _METHODS, "repeats": _SEEDS, "batch_size": _SIZE, "data": _FILE}),
     _facts({"flops_of_a_step": Real(0, 1e30)}, {"parameters": COUNT}),
     metrics=("samples_per_second", "hook_share", "peak_mb"),
 )
@@ -241,17 +241,17 @@ _PLANE = Fields(
 )
 
 
-def _one_plane(asked: Record, facts: Record) -> Iterator[str]:
-    axes, plane = len(asked["grid"]), facts.get("plane")
-    if (asked["plane"], axes) in (("line", 2), ("checkpoints", 1)):
-        yield f"asked.grid has {axes} numbers for asked.plane {asked['plane']!r}"
-    ranges = {"asked.range": asked["range"]}
+def _one_plane(spec: Record, facts: Record) -> Iterator[str]:
+    axes, plane = len(spec["grid"]), facts.get("plane")
+    if (spec["plane"], axes) in (("line", 2), ("checkpoints", 1)):
+        yield f"asked.grid has {axes} numbers for asked.plane {spec['plane']!r}"
+    ranges = {"asked.range": spec["range"]}
     if plane is not None:
         ranges["facts.plane.ranges"] = plane["ranges"]
         if len(plane["labels"]) != axes:
             yield f"facts.plane.labels has {len(plane['labels'])} items for {axes} directions"
         roles = [mark["role"] for mark in plane["marks"]]
-        if roles.count("origin") != 1 or (asked["plane"] == "line" and roles.count("b") != 1):
+        if roles.count("origin") != 1 or (spec["plane"] == "line" and roles.count("b") != 1):
             yield f"facts.plane.marks has the roles {', '.join(roles)[:200]}"
         names = [mark["name"] for mark in plane["marks"]]
         if len({*names}) < len(names):
@@ -265,7 +265,7 @@ def _one_plane(asked: Record, facts: Record) -> Iterator[str]:
 
 _LANDSCAPE = StudyKind(
     "landscape",
-    _asked(
+    _spec(
         {
             "plane": Text(among=_PLANES),
             "grid": Items(Whole(2, 10_000), 1, 2),
@@ -296,6 +296,6 @@ _KINDS: Mapping[str, StudyKind] = {
 }
 
 
-def kind_of(asked: Mapping[str, Any]) -> StudyKind | None:
+def kind_of(spec: Mapping[str, Any]) -> StudyKind | None:
     """What the records of a study hold; None of a kind that is not known."""
-    return _KINDS.get(study_name(asked))
+    return _KINDS.get(study_name(spec))

@@ -46,7 +46,7 @@ class RunWriter(RecordFolder):
 
     Args:
         path: a folder that does not exist, or is empty.
-        asked: what is logged, as JSON values.
+        spec: what is logged, as JSON values.
         seconds: how long a row may wait before it is on the disk.
 
     Raises:
@@ -55,11 +55,11 @@ class RunWriter(RecordFolder):
 
     manifest = RUN
 
-    def __init__(self, path: Path, asked: Mapping[str, Any], seconds: float | None = None) -> None:
+    def __init__(self, path: Path, spec: Mapping[str, Any], seconds: float | None = None) -> None:
         import pandas  # noqa: F401 - pyarrow would, within the first step
         import pyarrow.parquet  # noqa: F401
 
-        super().__init__(path, asked)
+        super().__init__(path, spec)
         self._seconds = _SECONDS if seconds is None else seconds
         self._waiting: dict[str, list[pa.RecordBatch]] = {name: [] for name in TABLES}
         self._parts = dict.fromkeys(TABLES, 0)
@@ -85,7 +85,7 @@ class RunWriter(RecordFolder):
     def _said(self) -> dict[str, Any]:
         """Of a run that is closed, how many parts each table has, too: so that none can go missing
         without a word."""
-        said: dict[str, Any] = {"asked": self.asked, "facts": self.facts}
+        said: dict[str, Any] = {"asked": self.spec, "facts": self.facts}
         if self._closed:
             said["parts"] = {name: len(_parts(self.path / name)) for name in TABLES}
         return said
@@ -214,7 +214,7 @@ class RunRecord:
     """A run as it lies on the disk."""
 
     path: Path
-    asked: dict[str, Any]
+    spec: dict[str, Any]
     """What was logged."""
     facts: dict[str, Any]
     """What was found out: tensors and their entries, steps."""

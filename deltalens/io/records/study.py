@@ -78,17 +78,17 @@ class StudyFolder(RecordFolder):
     def __init__(
         self,
         path: Path,
-        asked: Setting,
+        spec: Setting,
         columns: Sequence[str],
         fresh: bool,
         axes: Mapping[str, Union] | None,
         once: str | None,
     ) -> None:
-        super().__init__(path, asked)
+        super().__init__(path, spec)
         self.columns = tuple(columns)
         self.cells: list[Cell] = []
         self._fresh, self._axes, self._once = fresh, axes, once
-        self._kind = _cell_kind(path / STUDY.name, self.asked, columns)
+        self._kind = _cell_kind(path / STUDY.name, self.spec, columns)
         self._grown = False
         self._open()
 
@@ -97,7 +97,7 @@ class StudyFolder(RecordFolder):
         cls,
         path: str | Path,
         kind: str,
-        asked: Setting,
+        spec: Setting,
         columns: Sequence[str],
         fresh: bool = False,
         axes: Mapping[str, Union] | None = None,
@@ -108,11 +108,11 @@ class StudyFolder(RecordFolder):
         Args:
             path: the folder; made if missing.
             kind: which study: `drop-study`, ...
-            asked: everything that decides the numbers, as JSON values; the study's identity.
+            spec: everything that decides the numbers, as JSON values; the study's identity.
             columns: the names of a cell's setting, in the order of the table's columns.
             fresh: begin anew, whatever study the folder holds.
             axes: what of it may differ from what the folder holds, and how the two become one:
-                then `asked` of the result is that of a single call for both.
+                then `spec` of the result is that of a single call for both.
             once: why nobody can know whether a later call asks for the same, if so.
 
         Raises:
@@ -120,7 +120,7 @@ class StudyFolder(RecordFolder):
                 are named), or one that nobody can go on with (and why), or another process is
                 writing to it.
         """
-        return cls(Path(path), {"kind": kind, **asked}, columns, fresh, axes, once)
+        return cls(Path(path), {"kind": kind, **spec}, columns, fresh, axes, once)
 
     def _is_new(self) -> bool:
         held = [file.name for file in self.path.iterdir()] if self.path.exists() else []
@@ -142,7 +142,7 @@ class StudyFolder(RecordFolder):
         manifest = _read_manifest(self.path)
         _cell_kind(self.path / STUDY.name, manifest["asked"], manifest["columns"])
         self._unite(manifest, self._axes, " (use another folder, or --fresh)")
-        self._grown = self.asked != manifest["asked"]
+        self._grown = self.spec != manifest["asked"]
         table = self.path / TABLE
         if table.is_dir() and not table.is_symlink():
             raise RecordError(f"{table}: a folder where the study's table belongs; remove it")
@@ -154,7 +154,7 @@ class StudyFolder(RecordFolder):
 
     def _said(self) -> dict[str, Any]:
         columns = list(self.columns)
-        return {"identity": IDENTITY, "asked": self.asked, "columns": columns, "facts": self.facts}
+        return {"identity": IDENTITY, "asked": self.spec, "columns": columns, "facts": self.facts}
 
     def _journal(self, repair: bool = False) -> list[Cell]:
         return read_journal(self.path / JOURNAL, self._kind, repair)
@@ -209,7 +209,7 @@ class StudyRecord:
 
     path: Path
     kind: str
-    asked: Setting
+    spec: Setting
     """Everything that decided the numbers."""
     facts: dict[str, Any]
     """What was found out on the way: entries, unchanged share, notes."""
@@ -219,12 +219,12 @@ class StudyRecord:
     @property
     def plain(self) -> str:
         """What training without a mask is called: by what it learns by."""
-        return "dpo" if self.asked.get("objective") == "dpo" else "sft"
+        return "dpo" if self.spec.get("objective") == "dpo" else "sft"
 
     def setting(self, name: str, method: str) -> Any:
         """A setting of a method's trainings; None where there is none."""
-        own = self.asked.get("settings", {}).get(method, {})
-        return own[name] if name in own else self.asked.get(name)
+        own = self.spec.get("settings", {}).get(method, {})
+        return own[name] if name in own else self.spec.get(name)
 
 
 def load_study(folder: str | Path) -> StudyRecord:
@@ -237,8 +237,8 @@ def load_study(folder: str | Path) -> StudyRecord:
 
     path = Path(folder)
     manifest = _read_manifest(path)
-    asked, columns = manifest["asked"], manifest["columns"]
-    kind = _cell_kind(path / STUDY.name, asked, columns, has_checksums(manifest["format"]))
+    spec, columns = manifest["asked"], manifest["columns"]
+    kind = _cell_kind(path / STUDY.name, spec, columns, has_checksums(manifest["format"]))
     table = read_table(path)  # First: what it lists is in the journal by then.
     cells = read_journal(path / JOURNAL, kind)
     _check_found(path / STUDY.name, manifest, cells)
@@ -248,23 +248,23 @@ def load_study(folder: str | Path) -> StudyRecord:
         for name, m in cell.metrics.items()
     ]
     frame = pd.DataFrame(rows, columns=[*columns, *VALUES])
-    return StudyRecord(path, asked["kind"], asked, manifest["facts"], frame)
+    return StudyRecord(path, spec["kind"], spec, manifest["facts"], frame)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     """The manifest, with what is asked and the facts as their kind has them."""
     file, manifest = path / STUDY.name, STUDY.read(path)
-    asked, facts, known = manifest["asked"], manifest["facts"], kind_of(manifest["asked"])
+    spec, facts, known = manifest["asked"], manifest["facts"], kind_of(manifest["asked"])
     if known is not None:
-        refuse(file, [*known.asked.faults(asked, "asked")])
+        refuse(file, [*known.spec.faults(spec, "asked")])
         there = Fields(known={**known.facts.known, **known.facts.needed})
         refuse(file, [*there.faults(facts, "facts")])
-        refuse(file, [*(known.rule(asked, facts) if known.rule else ())])
+        refuse(file, [*(known.rule(spec, facts) if known.rule else ())])
     return manifest
 
 
-def _cell_kind(file: Path, asked: Setting, columns: Sequence[str], sealed: bool = True) -> CellKind:
-    known = kind_of(asked)
+def _cell_kind(file: Path, spec: Setting, columns: Sequence[str], sealed: bool = True) -> CellKind:
+    known = kind_of(spec)
     if known is not None and tuple(columns) != tuple(known.columns):
         raise RecordError(f"{file}: columns is {[*columns]}, where {[*known.columns]} should be")
     if len({*columns, *VALUES}) < len(columns) + len(VALUES):

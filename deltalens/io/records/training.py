@@ -52,7 +52,7 @@ class TrainingRecord:
     """A training as it lies on the disk."""
 
     path: Path
-    asked: dict[str, Any]
+    spec: dict[str, Any]
     """Everything that decided what it led to."""
     facts: dict[str, Any]
     """What was found out on the way; of a finished one also what it came to."""
@@ -78,7 +78,7 @@ class TrainingFolder(RecordFolder):
 
     Args:
         path: the folder; new, or one with the same training when it is resumed.
-        asked: everything that decides what the training leads to, as JSON values.
+        spec: everything that decides what the training leads to, as JSON values.
         inputs: what is read.
         resume: go on with the training that the folder holds.
 
@@ -91,10 +91,10 @@ class TrainingFolder(RecordFolder):
     manifest = TRAINING
 
     def __init__(
-        self, path: Path, asked: Mapping[str, Any], inputs: Sequence[Path], resume: bool
+        self, path: Path, spec: Mapping[str, Any], inputs: Sequence[Path], resume: bool
     ) -> None:
         check_names(str(path))
-        super().__init__(path, asked)
+        super().__init__(path, spec)
         self.notes: list[str] = []
         """What a user should know about what was there."""
         self.metrics = Metrics(path)

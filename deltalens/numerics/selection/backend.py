@@ -23,7 +23,7 @@ class Visit(Protocol):
     masks: list[list[list[PackedMask]]]
     """Of each unit and tensor, at each rank."""
 
-    def asked(self) -> Sequence[Any]:
+    def spec(self) -> Sequence[Any]:
         """What is looked for (`find.Asked`), of each unit in turn."""
         ...
 

@@ -172,8 +172,8 @@ class Counts:
         """
         if ranks and min(ranks) < 0:
             raise IndexError(f"rank {min(ranks)}")
-        asked = np.array(ranks, dtype=np.int64)
-        places, inside, _ = locate(self.counts.cpu().numpy(), asked)
+        spec = np.array(ranks, dtype=np.int64)
+        places, inside, _ = locate(self.counts.cpu().numpy(), spec)
         return [p and p + self.first - 1 for p in places.tolist()], inside.tolist()
 
     def quantile(self, fractions: Sequence[float], finite: int | None = None) -> list[float]:
@@ -201,10 +201,10 @@ class Counts:
     def numbers(self, fractions: Sequence[float]) -> Numbers:
         """All that is recorded of a tensor on the CPU, with quantiles at these fractions; made
         once."""
-        asked = tuple(fractions)
-        if asked not in self._made:
-            self._made[asked] = self._numbers(asked)
-        return self._made[asked]
+        spec = tuple(fractions)
+        if spec not in self._made:
+            self._made[spec] = self._numbers(spec)
+        return self._made[spec]
 
     def _numbers(self, fractions: Sequence[float]) -> Numbers:
         from deltalens.numerics.selection import loops

@@ -184,7 +184,7 @@ class _Visit:
     scratch: Scratch
     _seen: list[list[Seen]] = field(default_factory=list)
 
-    def asked(self) -> list[AtRank]:
+    def spec(self) -> list[AtRank]:
         """See `Visit`."""
         return [
             one

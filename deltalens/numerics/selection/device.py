@@ -96,11 +96,11 @@ class _Visit:
         together = [Counts.together(unit) for unit in counts]
         self._valid = [one.nans == 0 for one in together]
         prefixes = torch.stack([one.counts for one in together])
-        asked = _constant(tuple(map(tuple, ranks)), prefixes.device)
-        self._radix = Radix(counts[0][0].dtype, prefixes, asked, _DIGIT)
+        spec = _constant(tuple(map(tuple, ranks)), prefixes.device)
+        self._radix = Radix(counts[0][0].dtype, prefixes, spec, _DIGIT)
         self.masks: list[list[list[PackedMask]]] = []
 
-    def asked(self) -> list[Radix]:
+    def spec(self) -> list[Radix]:
         """See `Visit`: all ranks of all units at once."""
         return [self._radix]
 
@@ -166,8 +166,8 @@ def row_of(found: Counts, fractions: Sequence[float]) -> Tensor:
     first, last = int(octaves.starts[0]), int(octaves.starts[-1])
     bins = counts[first:last].view(len(octaves.starts) - 1, -1).sum(1)
     finite = counts[:last].sum()
-    asked = _constant_fractions(tuple(fractions), device)
-    quantiles, _, _ = locate(counts, (asked * (finite - 1)).round().long())
+    spec = _constant_fractions(tuple(fractions), device)
+    quantiles, _, _ = locate(counts, (spec * (finite - 1)).round().long())
     few = [found.zeros, counts[:first].sum() - found.zeros, found.infinities, found.nans]
     sums = torch.stack([found.sizes, found.squares])
     return torch.cat([bins, torch.stack(few), sums.view(torch.int64), quantiles])

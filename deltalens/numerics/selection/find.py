@@ -57,7 +57,7 @@ S = TypeVar("S", contravariant=True)
 F = TypeVar("F", covariant=True)
 
 
-class Asked(Protocol[W, S, F]):
+class ScanSpec(Protocol[W, S, F]):
     """What is looked for."""
 
     windows: Iterator[W]
@@ -68,30 +68,30 @@ class Asked(Protocol[W, S, F]):
 
 
 def search(
-    asked: Sequence[Asked[W, S, F]], visit: Callable[[Sequence[W]], Sequence[S]]
+    spec: Sequence[ScanSpec[W, S, F]], visit: Callable[[Sequence[W]], Sequence[S]]
 ) -> list[F | None]:
     """Look for several things at once: all that is not found yet shares each visit.
 
     Args:
-        asked: what is looked for.
+        spec: what is looked for.
         visit: goes through the entries once, and says of each window what it saw.
 
     Returns:
         What was found of each; None where its windows came to an end.
     """
-    found: list[F | None] = [None] * len(asked)
-    wanted = list(range(len(asked)))
+    found: list[F | None] = [None] * len(spec)
+    wanted = list(range(len(spec)))
     while True:
         windows = {
             place: window
             for place in wanted
-            if (window := next(asked[place].windows, None)) is not None
+            if (window := next(spec[place].windows, None)) is not None
         }
         if not windows:
             return found
         seen = visit(list(windows.values()))
         for (place, window), some in zip(windows.items(), seen, strict=True):
-            found[place] = asked[place].settle(window, some)
+            found[place] = spec[place].settle(window, some)
         wanted = [place for place in windows if found[place] is None]
 
 
@@ -152,9 +152,9 @@ def find_boundaries(
 
 
 def _found(
-    asked: Mapping[int, AtRank], boundaries: Sequence[Boundary | None]
+    spec: Mapping[int, AtRank], boundaries: Sequence[Boundary | None]
 ) -> dict[int, Boundary]:
-    return {size: one for size, one in zip(asked, boundaries, strict=True) if one is not None}
+    return {size: one for size, one in zip(spec, boundaries, strict=True) if one is not None}
 
 
 class Bracketed(NamedTuple):
@@ -193,9 +193,9 @@ def find_boundary(
         IndexError: the size is outside the unit.
     """
     _check([size], total)
-    asked: AtRank | Given = Given(iter([Window(0, 0)]), EVERYTHING if size else NOTHING)
+    spec: AtRank | Given = Given(iter([Window(0, 0)]), EVERYTHING if size else NOTHING)
     if 0 < size < total:
-        asked = AtRank(iter([from_sample(sample, size - 1, total, seed)]), size - 1)
+        spec = AtRank(iter([from_sample(sample, size - 1, total, seed)]), size - 1)
     stream, zeros, finite = Stream(source, each, seed, whole=True), 0, True
 
     def visit(windows: Sequence[Window]) -> list[Seen]:
@@ -204,7 +204,7 @@ def find_boundary(
         zeros, finite = seen.zeros, seen.finite
         return [seen]
 
-    (boundary,) = search([asked], visit)
+    (boundary,) = search([spec], visit)
     return Bracketed(boundary, zeros, finite)
 
 
@@ -227,9 +227,9 @@ def find_random_boundaries(
     """
     _check(sizes, total)
     inner = {size for size in sizes if 0 < size < total}
-    asked = {size: AtRank(by_share(size - 1, total), size - 1) for size in sorted(inner)}
+    spec = {size: AtRank(by_share(size - 1, total), size - 1) for size in sorted(inner)}
     found = {0: NOTHING, total: NOTHING if not total else EVERYTHING}
-    found |= _found(asked, search(list(asked.values()), Stream(source, each).visit))
+    found |= _found(spec, search(list(spec.values()), Stream(source, each).visit))
     return [found[size] for size in sizes]
 
 
@@ -264,8 +264,8 @@ def draw(
         seen[:] = stream.visit(windows)
         return seen
 
-    asked = AtRank(by_share(count - 1, sum(sizes.values())), count - 1)
-    (boundary,) = search([asked], visit)
+    spec = AtRank(by_share(count - 1, sum(sizes.values())), count - 1)
+    (boundary,) = search([spec], visit)
     assert boundary is not None
     assert boundary.tie is not None
     for name, _, places, inside, _ in seen[0].inside:
@@ -318,8 +318,8 @@ def keep_highest(
     if not removed:
         every = torch.iinfo(keys_of(values[:0]).dtype).min
         return Kept(_beyond(keeping, every), Boundary(every), None)
-    asked = AtRank(from_keys(values, removed - 1, by_value, near), removed - 1)
-    (boundary,) = search([asked], keeping)
+    spec = AtRank(from_keys(values, removed - 1, by_value, near), removed - 1)
+    (boundary,) = search([spec], keeping)
     assert boundary is not None
     keeping.finish(boundary)
     keys = keeping.seen.keys
@@ -385,4 +385,4 @@ def rank_units(
             to become zero, in place: all else is made true in it.
     """
     visit = backend.visit(units, counts, ranks, kept)
-    return Ranked(visit.finish(search(visit.asked(), visit)), visit.masks)
+    return Ranked(visit.finish(search(visit.spec(), visit)), visit.masks)

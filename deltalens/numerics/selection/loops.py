@@ -64,7 +64,7 @@ def _count_32(words: Any, low: Any, high: Any) -> None:
     empty = 0
     for place in range(words.size):
         word = words[place]
-        # Rows of zeros are common, and equal neighbours would wait for each other.
+        # Rows of zeros are common, and equal neighbors would wait for each other.
         if word == 0:
             empty += 1
         else:
@@ -88,7 +88,7 @@ def scan(words: Any, bits: Any, values: Any, tables: Any) -> Any:
         words: the entries, as many to a word as fit: uint64, (n / entries a word,).
         bits: the same as signed integers, (n,).
         values: the same as fp32 or fp64; for 16-bit numbers anything of 16 bits, (n,).
-        tables: added to: uint32, (2, 32768); two, so that equal neighbours do not wait for each
+        tables: added to: uint32, (2, 32768); two, so that equal neighbors do not wait for each
             other.
 
     Returns:

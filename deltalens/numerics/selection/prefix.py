@@ -1,7 +1,7 @@
 """What a search finds: where a prefix of the order ends, and which entries a drop then takes.
 
 Entries are ordered by the key (magnitude bits, hash, tensor name, flat index). The hash (see
-`hashing`) settles ties without favouring any tensor or row, so a prefix of k entries is always
+`hashing`) settles ties without favoring any tensor or row, so a prefix of k entries is always
 exactly k entries, and prefixes are nested. Nothing in the key depends on how the data is chunked,
 sharded, visited or where it is computed. The order *by hash alone* is a random order.
 """

@@ -17,14 +17,14 @@ from deltalens.studies.places import Slot
 from deltalens.studies.weights import Weights, read_difference, runs
 
 __all__ = [
-    "NORMALISATIONS",
+    "NORMALIZATIONS",
     "Combination",
     "RandomDirection",
     "StoredDirection",
     "random_directions",
 ]
 
-NORMALISATIONS = ("filter", "layer", "model")
+NORMALIZATIONS = ("filter", "layer", "model")
 
 
 class Combination:
@@ -85,15 +85,15 @@ class RandomDirection:
     """
 
     def __init__(
-        self, origin: Weights, seed: int, place: int, normalise: str, sums: _Sums | None
+        self, origin: Weights, seed: int, place: int, normalize: str, sums: _Sums | None
     ) -> None:
         self._origin, self._seed, self._place = origin, seed, place
-        self._normalise, self._sums = normalise, sums
+        self._normalize, self._sums = normalize, sums
         self._scratch = Scratch()
 
     def fill(self, slot: Slot, out: Tensor) -> None:
         """See `Direction`."""
-        if self._normalise != "model" and slot.view.dim() <= 1:
+        if self._normalize != "model" and slot.view.dim() <= 1:
             out.zero_()
             return
         self._draw(slot, self._place, out)
@@ -111,7 +111,7 @@ class RandomDirection:
             return
         weights = self._scratch.get("weights", out.dtype, slot.size, out.device)
         self._origin.read(slot.name, 0, weights)
-        units = slot.view.shape[0] if self._normalise == "filter" else 1
+        units = slot.view.shape[0] if self._normalize == "filter" else 1
         rows, own_rows = out.view(units, -1), weights.view(units, -1)
         if first is not None:
             _make_orthogonal(rows, first.view(units, -1))
@@ -145,18 +145,18 @@ def _make_orthogonal(rows: Tensor, others: Tensor) -> None:
 
 
 def random_directions(
-    origin: Weights, slots: Sequence[Slot], count: int, seed: int, normalise: str, each: Each
+    origin: Weights, slots: Sequence[Slot], count: int, seed: int, normalize: str, each: Each
 ) -> list[RandomDirection]:
     """One or two random directions (see `RandomDirection`); for `model`, after one pass over the
     weights for their norm.
 
     Raises:
-        DeltaLensError: no such normalisation.
+        DeltaLensError: no such normalization.
     """
-    if normalise not in NORMALISATIONS:
-        raise DeltaLensError(f"normalise {normalise!r}: choose {', '.join(NORMALISATIONS)}")
+    if normalize not in NORMALIZATIONS:
+        raise DeltaLensError(f"normalize {normalize!r}: choose {', '.join(NORMALIZATIONS)}")
     sums = None
-    if normalise == "model":
+    if normalize == "model":
         scratch = Scratch()
 
         def inner(slot: Slot) -> tuple[float, float, float, float]:
@@ -172,4 +172,4 @@ def random_directions(
 
         parts = list(each(inner, slots))
         sums = _Sums(*(math.fsum(part[place] for part in parts) for place in range(4)))
-    return [RandomDirection(origin, seed, place, normalise, sums) for place in range(count)]
+    return [RandomDirection(origin, seed, place, normalize, sums) for place in range(count)]

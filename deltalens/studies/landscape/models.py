@@ -13,8 +13,8 @@ from deltalens.errors import DeltaLensError, PairingError, several
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.scoring.code import identify_module
 from deltalens.scoring.loading import LoadedModel, load_model, pick_dtype
-from deltalens.studies.landscape.asked import Asked, pairings, steps_of
 from deltalens.studies.landscape.grid import GRID
+from deltalens.studies.landscape.spec import ScanSpec, pairings, steps_of
 from deltalens.studies.live import LiveTensors
 from deltalens.studies.places import slots_of_checkpoint, slots_of_module
 from deltalens.studies.weights import HeldWeights, StoredWeights, Weights, paired_weights
@@ -37,7 +37,7 @@ class StoredModels:
         origin: str | Path | Mapping[str, Tensor],
         others: Sequence[Given],
         base: Given | None,
-        asked: Asked,
+        spec: ScanSpec,
         device: torch.device,
         dtype: str,
         trust_remote_code: bool = False,
@@ -55,15 +55,15 @@ class StoredModels:
         if dtype == "auto" and self.kind != torch.float64:
             self.kind = torch.float32
         between: list[Path] = [Path(folder) for folder in folders[1 : 1 + len(others)]]
-        if asked.plane == "trajectory":
+        if spec.plane == "trajectory":
             here = self.origin.path.resolve()
             between = [path for path in steps_of(between) if path.resolve() != here]
         more = [*between, *(Path(folder) for folder in folders[1 + len(others) :])]
         self.has_base = base is not None
         self.paths = [self.origin.path, *more]
         self.names = _names(self.paths)
-        self._pairings = pairings(self.origin, more, asked.include, asked.exclude, strict)
-        self._include, self._exclude = asked.include, asked.exclude
+        self._pairings = pairings(self.origin, more, spec.include, spec.exclude, strict)
+        self._include, self._exclude = spec.include, spec.exclude
 
     once: str | None = None
     """Files can always be compared with those of a later call."""
@@ -128,18 +128,18 @@ class HeldModels:
     """
 
     def __init__(
-        self, origin: nn.Module, others: Sequence[Given], base: Given | None, asked: Asked
+        self, origin: nn.Module, others: Sequence[Given], base: Given | None, spec: ScanSpec
     ) -> None:
         self._model, self._known = origin, identify_module(origin)
         self.once = self._known.once
         """Why nobody can know whether a later call hands in the same model, if so."""
-        self._slots = slots_of_module(origin, asked.include, asked.exclude)
+        self._slots = slots_of_module(origin, spec.include, spec.exclude)
         first = self._slots[0].view
         self.device, self.kind = first.device, first.dtype
         self.weights: Weights = HeldWeights({s.name: s.view.clone() for s in self._slots})
         self.has_base, self.paths = base is not None, list[Path]()
         between = [f"step {n}" for n in range(1, len(others) + 1)]
-        if asked.plane != "trajectory":
+        if spec.plane != "trajectory":
             between = ["b", "c"][: len(others)]
         self.names = ["origin", *between, *(["base"] if self.has_base else [])]
         self.others: list[Weights] = []
@@ -173,7 +173,7 @@ class HeldModels:
         """Which models: by what is in them."""
         return {
             "origin": self.weights.fingerprint,
-            "module": self._known.asked,
+            "module": self._known.spec,
             "models": [other.fingerprint for other in self.others],
             "base": self.has_base,
             "device": self.device.type,

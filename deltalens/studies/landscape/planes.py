@@ -244,8 +244,8 @@ def principal_plane(
     # The last checkpoint is the origin: its own difference is zero, and it counts as a point.
     run = np.zeros((earlier + 1, earlier + 1))
     run[1:, 1:] = products[:earlier, :earlier]
-    centre = np.eye(earlier + 1) - 1 / (earlier + 1)
-    values, vectors = np.linalg.eigh(centre @ run @ centre)
+    center = np.eye(earlier + 1) - 1 / (earlier + 1)
+    values, vectors = np.linalg.eigh(center @ run @ center)
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
     if values[axes - 1] <= _COLLINEAR**2 * values[0] or values[0] == 0:
         raise DeltaLensError(
@@ -255,7 +255,7 @@ def principal_plane(
     explained = [float(value) for value in values[:axes] / values.sum()]
     factors = []
     for place in range(axes):
-        factor = (centre @ vectors[:, place])[1:] / math.sqrt(values[place])
+        factor = (center @ vectors[:, place])[1:] / math.sqrt(values[place])
         # Eigenvectors have no sign: the run's first checkpoint lies on the negative side.
         factors.append(factor if products[0, :earlier] @ factor <= 0 else -factor)
     marks = [Mark(names[0], "origin", 0.0, 0.0, 0.0)]

@@ -14,7 +14,6 @@ from deltalens.scoring.differentiable import LossPart
 from deltalens.scoring.suite import Metrics
 from deltalens.scoring.texts import KeptTexts
 from deltalens.studies.engine import StudyWatch, run_cells
-from deltalens.studies.landscape.asked import Asked
 from deltalens.studies.landscape.grid import GRID, Point, coarse_to_fine, grid_points
 from deltalens.studies.landscape.models import HeldModels, StoredModels
 from deltalens.studies.landscape.planes import (
@@ -25,6 +24,7 @@ from deltalens.studies.landscape.planes import (
     plane_through,
     principal_plane,
 )
+from deltalens.studies.landscape.spec import ScanSpec
 from deltalens.studies.landscape.worker import LandscapeRecipe
 
 __all__ = ["KIND", "measure_points"]
@@ -45,7 +45,7 @@ class Stop(NamedTuple):
 
 
 def measure_points(
-    asked: Asked,
+    spec: ScanSpec,
     models: HeldModels | StoredModels,
     folder: StudyFolder,
     watch: StudyWatch,
@@ -58,7 +58,7 @@ def measure_points(
     """Measure every point that is left.
 
     Args:
-        asked: what, checked.
+        spec: what, checked.
         models: that make the plane.
         folder: of the study, open.
         watch: told of stages, progress and finished cells.
@@ -66,15 +66,15 @@ def measure_points(
         low_memory: hold no direction.
         jobs, executor: as `run_cells` takes them.
     """
-    if _finished(folder, asked):
-        _write_table(folder, asked)
+    if _finished(folder, spec):
+        _write_table(folder, spec)
         return
     facts = folder.facts
     plane = facts.get("plane")
-    if plane is None and asked.plane not in ("random", "hessian"):
-        plane = _plane_of_checkpoints(asked, models, watch).facts()
+    if plane is None and spec.plane not in ("random", "hessian"):
+        plane = _plane_of_checkpoints(spec, models, watch).facts()
     recipe = LandscapeRecipe(
-        asked=asked,
+        spec=spec,
         models=models,
         called=facts["models"][0],
         texts=KeptTexts(folder.path, again=bool(folder.cells)),
@@ -88,7 +88,7 @@ def measure_points(
             facts |= {"tensors": worker.tensors, "entries": worker.entries}
             facts["notes"] += worker.notes
         facts["plane"] = worker.shape.facts()
-        stops = _stops(worker.shape, asked)
+        stops = _stops(worker.shape, spec)
         facts["points"] = len(stops)
         folder.write_manifest()
         journal = _Journal(folder)
@@ -107,7 +107,7 @@ def measure_points(
             watch,
             cells_of=journal.cells_of,
             is_done=journal.is_done,
-            write_table=lambda: _write_table(folder, asked),
+            write_table=lambda: _write_table(folder, spec),
             called="points",
             jobs=jobs,
             executor=executor,
@@ -148,32 +148,32 @@ class _Journal:
         return [cell for cell in cells if repr(cell[0]) not in self._done]
 
 
-def _finished(folder: StudyFolder, asked: Asked) -> bool:
+def _finished(folder: StudyFolder, spec: ScanSpec) -> bool:
     facts = folder.facts
     if not folder.cells or "data" not in facts:
         return False
-    wanted = len(_stops(Shape.of(facts["plane"]), asked)) * len(facts["data"])
+    wanted = len(_stops(Shape.of(facts["plane"]), spec)) * len(facts["data"])
     return len(folder.cells) >= wanted
 
 
 def _plane_of_checkpoints(
-    asked: Asked, models: HeldModels | StoredModels, watch: StudyWatch
+    spec: ScanSpec, models: HeldModels | StoredModels, watch: StudyWatch
 ) -> Shape:
     """The line or plane between the checkpoints."""
     base = models.has_base
     watch.stage("measuring the distances between the models", None)
     with workers() as each:
         products = inner_products(models.sizes, models.weights, models.others, each)
-    if asked.plane == "line":
+    if spec.plane == "line":
         return line_through(products, models.names, base)
-    if asked.plane == "checkpoints":
+    if spec.plane == "checkpoints":
         return plane_through(products, models.names, base)
-    return principal_plane(products, models.names, len(asked.counts), base)
+    return principal_plane(products, models.names, len(spec.counts), base)
 
 
-def _stops(shape: Shape, asked: Asked) -> list[Stop]:
+def _stops(shape: Shape, spec: ScanSpec) -> list[Stop]:
     """The marked points, then the grid from coarse to fine."""
-    axes = axes_of(asked.ranges or shape.ranges, asked.counts)
+    axes = axes_of(spec.ranges or shape.ranges, spec.counts)
     return [
         *_marked(shape),
         *(Stop(point, GRID) for level in coarse_to_fine(axes) for point in level),
@@ -184,12 +184,12 @@ def _marked(shape: Shape) -> Iterator[Stop]:
     return (Stop(Point(mark.a, mark.b), mark.name) for mark in shape.marks)
 
 
-def _write_table(folder: StudyFolder, asked: Asked) -> None:
+def _write_table(folder: StudyFolder, spec: ScanSpec) -> None:
     """`cells.csv`: the marked points, then the grid row by row."""
     if "plane" not in folder.facts:
         return
     shape = Shape.of(folder.facts["plane"])
-    axes = axes_of(asked.ranges or shape.ranges, asked.counts)
+    axes = axes_of(spec.ranges or shape.ranges, spec.counts)
     stops = [*_marked(shape), *(Stop(point, GRID) for point in grid_points(axes))]
     known = folder.facts.get("data", [])
     folder.write_table([{**stop.setting, "data": name} for stop in stops for name in known])

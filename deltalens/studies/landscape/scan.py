@@ -19,10 +19,10 @@ from deltalens.scoring.suite import read_suite
 from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies.engine import StudyWatch, keep_better, read_weights
 from deltalens.studies.executors import find_executor
-from deltalens.studies.landscape.asked import check, check_room, pick_plane
 from deltalens.studies.landscape.grid import common_grid
 from deltalens.studies.landscape.models import Given, HeldModels, StoredModels
 from deltalens.studies.landscape.points import KIND, measure_points
+from deltalens.studies.landscape.spec import check, check_room, pick_plane
 
 __all__ = ["KIND", "scan_landscape"]
 
@@ -36,7 +36,7 @@ def scan_landscape(
     plane: str = "auto",
     grid: str | int | Sequence[int] | None = None,
     span: str | None = None,
-    normalise: str = "filter",
+    normalize: str = "filter",
     seed: int = 0,
     data: Sequence[str | Path] = (),
     metrics: Sequence[str] = (),
@@ -82,7 +82,7 @@ def scan_landscape(
         span: where the axes begin and end, "-1:1" or "-1:1,0:2"; if not given, around the marked
             points, -1 to 1 in random directions, and where a quadratic with the Hessian's largest
             eigenvalue has risen by one.
-        normalise: of random directions: `filter`, `layer` or `model`.
+        normalize: of random directions: `filter`, `layer` or `model`.
         seed: of random directions, and of Lanczos' first vector.
         data: files of rows (`read_rows`), all measured at every point.
         metrics: keep only these of the metrics measured (`loss`, `perplexity`, `exact_match`;
@@ -126,11 +126,11 @@ def scan_landscape(
     if isinstance(origin, nn.Module) and plane == "hessian" and loss is None:
         raise DeltaLensError("the Hessian of a model in memory needs a loss of your own: loss=...")
     of_loss = identify(loss, version)
-    asked = check(
+    spec = check(
         plane=pick_plane(plane, len(others), base is not None),
         grid=grid,
         span=span,
-        normalise=normalise,
+        normalize=normalize,
         seed=seed,
         suite=read_suite(
             data=data,
@@ -145,38 +145,38 @@ def scan_landscape(
             batch_tokens=batch_tokens,
             by_data=True,
         ),
-        loss=of_loss.asked,
+        loss=of_loss.spec,
         include=include,
         exclude=exclude,
     )
     models: HeldModels | StoredModels
     if isinstance(origin, nn.Module):
-        models = HeldModels(origin, others, base, asked)
+        models = HeldModels(origin, others, base, spec)
     else:
         models = StoredModels(
-            origin, others, base, asked, pick_device(device), dtype, trust_remote_code, strict
+            origin, others, base, spec, pick_device(device), dtype, trust_remote_code, strict
         )
         check_fits(models.origin, models.kind, models.device, batch_tokens, jobs)
-        held = 1 if low_memory else 1 + len(asked.counts)
+        held = 1 if low_memory else 1 + len(spec.counts)
         words = "a row" if low_memory else "a row and the directions in fp32"
         check_room(models.origin, models.kind, models.device, held, words, jobs)
     check_study_folder(out, models.paths)
     read_weights(watch, *models.checkpoints)
     identity = {
         **models.identity(),
-        **asked.identity(),
+        **spec.identity(),
         "trust_remote_code": trust_remote_code,
     }
-    once = asked.suite.known.once or of_loss.once or (models.once if version is None else None)
+    once = spec.suite.known.once or of_loss.once or (models.once if version is None else None)
     columns, grows = STUDIES[KIND].columns, {"grid": common_grid}
     with StudyFolder.open(out, KIND, identity, columns, fresh, grows, once) as folder:
-        asked = replace(asked, counts=tuple(folder.asked["grid"]))
+        spec = replace(spec, counts=tuple(folder.spec["grid"]))
         if not folder.cells:
             known = folder.facts.get("plane")
             folder.facts = models.facts() | ({"plane": known} if known else {})
-        keep_better(folder, asked.suite)
+        keep_better(folder, spec.suite)
         measure_points(
-            asked,
+            spec,
             models,
             folder,
             watch,

@@ -22,11 +22,11 @@ from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.suite import Metrics, ReadySuite
 from deltalens.scoring.texts import KeptTexts, Progress
 from deltalens.studies.executors import Tell
-from deltalens.studies.landscape.asked import Asked
 from deltalens.studies.landscape.directions import StoredDirection, random_directions
 from deltalens.studies.landscape.hessian import top_of_hessian
 from deltalens.studies.landscape.models import HeldModels, StoredModels
 from deltalens.studies.landscape.planes import Mark, Shape
+from deltalens.studies.landscape.spec import ScanSpec
 from deltalens.studies.moving import Direction
 from deltalens.studies.places import Slot, passed_over
 from deltalens.studies.weights import StoredWeights
@@ -40,7 +40,7 @@ DIRECTIONS = "directions.safetensors"
 class LandscapeRecipe:
     """How a landscape's worker is prepared (see `Recipe`)."""
 
-    asked: Asked
+    spec: ScanSpec
     models: HeldModels | StoredModels
     """That make the plane."""
     called: str
@@ -80,7 +80,7 @@ class LandscapeWorker:
         self._live = models.live(loaded)
         slots = self._live.slots
         self._suite = ReadySuite(
-            recipe.asked.suite, loaded, recipe.called, recipe.texts, watch, "the origin"
+            recipe.spec.suite, loaded, recipe.called, recipe.texts, watch, "the origin"
         )
         self.notes = [*self._suite.notes]
         """What the records have to say of it."""
@@ -89,9 +89,9 @@ class LandscapeWorker:
             self.notes.append(f"these parameters do not move: {shown}")
         self.tensors, self.entries = len(slots), sum(slot.size for slot in slots)
         directions: Sequence[Direction]
-        if recipe.asked.plane == "random":
+        if recipe.spec.plane == "random":
             self.shape, directions = self._random(slots)
-        elif recipe.asked.plane == "hessian":
+        elif recipe.spec.plane == "hessian":
             self.shape, directions = self._hessian(slots, watch)
         else:
             assert recipe.plane is not None
@@ -120,7 +120,7 @@ class LandscapeWorker:
         """The loss, in parts that can be differentiated."""
         if self._recipe.loss is not None:
             return [self._recipe.loss]
-        suite, loaded = self._recipe.asked.suite, self._loaded
+        suite, loaded = self._recipe.spec.suite, self._loaded
         scoring, *_ = self._suite.scorings or [
             suite.scoring(suite.files[0], loaded.model, loaded.tokenizer)
         ]
@@ -128,26 +128,26 @@ class LandscapeWorker:
         return loss_parts(scoring)
 
     def _random(self, slots: Sequence[Slot]) -> tuple[Shape, Sequence[Direction]]:
-        asked, models = self._recipe.asked, self._recipe.models
-        axes = len(asked.counts)
+        spec, models = self._recipe.spec, self._recipe.models
+        axes = len(spec.counts)
         with workers(self._loaded.device) as each:
             directions = random_directions(
-                models.weights, slots, axes, asked.seed, asked.normalise, each
+                models.weights, slots, axes, spec.seed, spec.normalize, each
             )
         labels = tuple(
-            f"random direction {n}, normalised per {asked.normalise}" for n in range(1, axes + 1)
+            f"random direction {n}, normalized per {spec.normalize}" for n in range(1, axes + 1)
         )
         return _around_origin(models.names[0], labels, (1.0,) * axes, {}), directions
 
     def _hessian(self, slots: Sequence[Slot], watch: Progress) -> tuple[Shape, Sequence[Direction]]:
-        asked, plane = self._recipe.asked, self._recipe.plane
-        axes, file = len(asked.counts), self._recipe.texts.folder / DIRECTIONS
+        spec, plane = self._recipe.spec, self._recipe.plane
+        axes, file = len(spec.counts), self._recipe.texts.folder / DIRECTIONS
         if plane is not None and file.exists():
             shape = Shape.of(plane)
         else:
             watch.stage("products with the Hessian", None)
             values, vectors = top_of_hessian(
-                self._loaded.model, slots, self._loss(), axes, asked.seed, watch.advance
+                self._loaded.model, slots, self._loss(), axes, spec.seed, watch.advance
             )
             _write_directions(file, vectors)
             # Where a quadratic of the largest curvature has risen by one.

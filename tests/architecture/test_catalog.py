@@ -72,7 +72,7 @@ def test_the_methods_are_listed_in_one_module() -> None:
     assert {one.partition(":")[0] for one in found} == METHODS_STAND_IN
 
 
-def test_the_registry_makes_what_the_catalogue_trains() -> None:
+def test_the_registry_makes_what_the_catalog_trains() -> None:
     assert {*REGISTRY} == {*TRAININGS}
     assert all(METHODS[name].options is not None for name in TRAININGS)
     assert all({*study.methods, *study.default} <= {*METHODS} for study in STUDIES.values())

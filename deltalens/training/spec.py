@@ -14,7 +14,7 @@ from deltalens.errors import DeltaLensError
 from deltalens.names import check_scope
 from deltalens.numerics.rates import exact_rate, show_rate
 
-__all__ = ["TrainingAsked", "check_own", "config_class"]
+__all__ = ["TrainingSpec", "check_own", "config_class"]
 
 _NOT_SHARED = {option for method in METHODS for option in options_of(method)}
 _IF_NOT_GIVEN: dict[str, Any] = {
@@ -31,7 +31,7 @@ _IF_NOT_GIVEN: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingAsked:
+class TrainingSpec:
     """Everything that decides what a training leads to, but for the model and the rows."""
 
     method: str | None = None
@@ -141,7 +141,7 @@ class TrainingAsked:
         value = getattr(self, option)
         return _IF_NOT_GIVEN.get(option) if value is None else value
 
-    def of(self, method: str, **settings: Any) -> TrainingAsked:
+    def of(self, method: str, **settings: Any) -> TrainingSpec:
         """The same for a method: without what other methods' options were given, and with these."""
         foreign = {name: None for name in self.given if name not in options_of(method)}
         return dataclasses.replace(self, method=method, **{**foreign, **settings})

@@ -15,7 +15,7 @@ from deltalens.scoring.suite import Suite
 from deltalens.studies import axes
 from deltalens.studies.selecting import DropSetting, check_strategy
 
-__all__ = ["BASE", "GROWS", "DropAsked"]
+__all__ = ["BASE", "GROWS", "DropSpec"]
 
 BASE = "base"
 """The strategy of the cell that is the base's own model."""
@@ -28,7 +28,7 @@ GROWS: dict[str, Union] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DropAsked:
+class DropSpec:
     """A drop study's arguments, checked."""
 
     suite: Suite
@@ -41,13 +41,13 @@ class DropAsked:
     include: str | None
     exclude: str | None
 
-    def grown(self, asked: Mapping[str, Any]) -> DropAsked:
+    def grown(self, spec: Mapping[str, Any]) -> DropSpec:
         """The same with all of the axes of the study that it becomes a part of."""
         return replace(
             self,
-            strategies=tuple(asked["strategies"]),
-            rates=tuple(map(Fraction, asked["rates"])),
-            seeds=asked["seeds"],
+            strategies=tuple(spec["strategies"]),
+            rates=tuple(map(Fraction, spec["rates"])),
+            seeds=spec["seeds"],
         )
 
     def cells(self, unpaired: bool) -> list[Setting]:

@@ -18,24 +18,24 @@ from deltalens.io.pairing import Pairing
 from deltalens.names import Choice
 from deltalens.scoring.loading import beside_each_other, free_memory, too_many_jobs
 from deltalens.scoring.suite import Suite
-from deltalens.studies.landscape.directions import NORMALISATIONS
+from deltalens.studies.landscape.directions import NORMALIZATIONS
 from deltalens.studies.landscape.grid import parse_grid, parse_range
 from deltalens.studies.landscape.planes import PLANES
 
-__all__ = ["Asked", "check", "check_room", "pairings", "pick_plane", "steps_of"]
+__all__ = ["ScanSpec", "check", "check_room", "pairings", "pick_plane", "steps_of"]
 
 _OTHERS = {"checkpoints": 2, "line": 1, "random": 0, "hessian": 0}
 _DEFAULT_GRID = {1: (51,), 2: (25, 25)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ScanSpec:
     """A landscape's arguments, checked."""
 
     plane: str
     counts: tuple[int, ...]
     ranges: tuple[tuple[float, float], ...] | None
-    normalise: str
+    normalize: str
     seed: int
     suite: Suite
     loss: dict[str, Any] | None
@@ -49,7 +49,7 @@ class Asked:
             "plane": self.plane,
             "grid": list(self.counts),
             "range": [list(ends) for ends in self.ranges] if self.ranges else None,
-            "normalise": self.normalise if self.plane == "random" else None,
+            "normalise": self.normalize if self.plane == "random" else None,
             "seed": self.seed,
             **self.suite.identity(),
             "loss": self.loss,
@@ -105,13 +105,13 @@ def check(
     plane: str,
     grid: str | int | Sequence[int] | None,
     span: str | None,
-    normalise: str,
+    normalize: str,
     seed: int,
     suite: Suite,
     loss: dict[str, Any] | None,
     include: str | None,
     exclude: str | None,
-) -> Asked:
+) -> ScanSpec:
     """All that can be checked without opening a model.
 
     Raises:
@@ -122,14 +122,14 @@ def check(
         ranges *= len(counts)
     if ranges is not None and len(ranges) != len(counts):
         raise DeltaLensError(f"span {span!r}: {len(ranges)} ranges for {len(counts)} direction")
-    if normalise not in NORMALISATIONS:
-        raise DeltaLensError(f"normalise {normalise!r}: choose {', '.join(NORMALISATIONS)}")
+    if normalize not in NORMALIZATIONS:
+        raise DeltaLensError(f"normalize {normalize!r}: choose {', '.join(NORMALIZATIONS)}")
     Choice(include, exclude)  # Refuses what is no regular expression.
-    asked = Asked(
+    spec = ScanSpec(
         plane=plane,
         counts=counts,
         ranges=ranges,
-        normalise=normalise,
+        normalize=normalize,
         seed=seed,
         suite=suite,
         loss=loss,
@@ -147,7 +147,7 @@ def check(
             "--plane hessian differentiates the loss of the first data file: give --data (in "
             "Python: loss=...)"
         )
-    return asked
+    return spec
 
 
 def steps_of(others: Sequence[str | Path]) -> list[Path]:

@@ -12,11 +12,11 @@ from deltalens.io.records import Setting
 from deltalens.names import Group, block_number, block_numbers, groups_of
 from deltalens.scoring.suite import Suite
 
-__all__ = ["LayersAsked", "groups_taking_part"]
+__all__ = ["LayersSpec", "groups_taking_part"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayersAsked:
+class LayersSpec:
     """The arguments of a sweep over layers, checked."""
 
     suite: Suite
