@@ -62,8 +62,8 @@ def run() -> None:
         checkpoint = open_checkpoint(folder)
         origin = StoredWeights.of(checkpoint)
         slots = slots_of_checkpoint(model, checkpoint, {}, ())
-        with workers() as each:
-            directions = random_directions(origin, slots, 2, 0, "filter", each)
+        with workers() as mapper:
+            directions = random_directions(origin, slots, 2, 0, "filter", mapper)
         moved = {keep: LiveTensors(slots, origin) for keep in (True, False)}
         for keep, live in moved.items():
             live.span(directions, keep=keep)

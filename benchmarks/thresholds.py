@@ -46,8 +46,8 @@ def _all_rates(values: torch.Tensor) -> None:
     sizes = [prefix_size(way, rate, SIZE) for way in ("trivial", "salient") for rate in rates]
 
     def ours() -> None:
-        with workers() as each:
-            find_boundaries(source, sizes, each=each)
+        with workers() as mapper:
+            find_boundaries(source, sizes, mapper=mapper)
 
     seconds = interleaved({"ours": ours, "sort": lambda: magnitudes.sort()}, 3)
     report("thresholds-11-rates-2-strategies", seconds["ours"], seconds["sort"], peer_is="one sort")

@@ -14,14 +14,14 @@ __all__ = [
     "Lines",
     "PairingError",
     "RecordError",
-    "is_foreign",
-    "nearest",
-    "reason",
-    "said_by",
-    "several",
+    "describe_error",
+    "errors_from",
+    "fault_list",
+    "is_library_error",
+    "similar_names",
 ]
 
-SHOWN = 20
+FAULTS_SHOWN = 20
 _LONGEST = 500
 _LONGEST_REASON = 4_000
 _COMPARED, _BEGINNING = 50, 200
@@ -71,17 +71,17 @@ class RecordError(DeltaLensError):
     """A study or run folder cannot be used."""
 
 
-def several(headline: str, faults: Sequence[str]) -> Lines:
+def fault_list(headline: str, faults: Sequence[str]) -> Lines:
     """One message for all faults of a check: the first 20, the rest counted. A hostile name can be
     as long as its file: a fault is cut where it would fill the terminal."""
     short = (fault if len(fault) < _LONGEST else f"{fault[:_LONGEST]}..." for fault in faults)
-    lines = [headline, *(f"  - {fault}" for fault in itertools.islice(short, SHOWN))]
-    if len(faults) > SHOWN:
-        lines.append(f"  ... and {len(faults) - SHOWN} more")
+    lines = [headline, *(f"  - {fault}" for fault in itertools.islice(short, FAULTS_SHOWN))]
+    if len(faults) > FAULTS_SHOWN:
+        lines.append(f"  ... and {len(faults) - FAULTS_SHOWN} more")
     return Lines(*lines)
 
 
-def nearest(name: str, names: Iterable[str], count: int, cutoff: float) -> list[str]:
+def similar_names(name: str, names: Iterable[str], count: int, cutoff: float) -> list[str]:
     """Those names that look most like one that is not there, for a message; the likeliest first.
 
     difflib would take minutes over the tensors of a mixture of experts, and as long over two names
@@ -104,7 +104,7 @@ def nearest(name: str, names: Iterable[str], count: int, cutoff: float) -> list[
     return difflib.get_close_matches(name[:_BEGINNING], beginnings, n=count, cutoff=cutoff)
 
 
-def reason(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """A foreign exception as text on one line, with its kind in front. Some quote the whole file
     that they choke on: what is longer than would be read is cut."""
     said = f"{type(error).__name__}: {' '.join(str(error)[:_LONGEST_REASON].split())}"
@@ -112,14 +112,14 @@ def reason(error: BaseException) -> str:
     return short.removesuffix(": ")
 
 
-def is_foreign(error: BaseException | None) -> bool:
+def is_library_error(error: BaseException | None) -> bool:
     """Whether an exception is one that a library raises for what it cannot use. A panic of one
     that is written in Rust (tokenizers, safetensors) is one, though Python's `except Exception`
     lets it pass; Ctrl-C and the end of the program are not."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
-class said_by:
+class errors_from:
     """Around a call of another library's: what it raises becomes one `DeltaLensError`.
 
     An exception that passed through a module of ours on its way (a hook, a callback) may be our own
@@ -156,17 +156,19 @@ class said_by:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None or not is_foreign(error) or isinstance(error, DeltaLensError):
+        if error is None or not is_library_error(error) or isinstance(error, DeltaLensError):
             return
         if _out_of_memory(error):
             raise self._kind(
-                f"{self._failed}: out of memory ({reason(error)}); take smaller batches, a smaller "
-                "dtype or a larger device"
+                f"{self._failed}: out of memory ({describe_error(error)}); use smaller "
+                "batches, a smaller dtype or a larger device"
             ) from error
         if _passed_through_ours(trace):
             return
         hint = f"; {self._hint}" if self._hint else ""
-        raise self._kind(f"{self._failed}: {self._library} says: {reason(error)}{hint}") from error
+        raise self._kind(
+            f"{self._failed}: {self._library} says: {describe_error(error)}{hint}"
+        ) from error
 
 
 def _out_of_memory(error: BaseException) -> bool:

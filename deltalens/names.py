@@ -14,36 +14,36 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from deltalens.errors import DeltaLensError, nearest
+from deltalens.errors import DeltaLensError, similar_names
 
 __all__ = [
     "SCOPES",
-    "Choice",
     "Group",
     "Kind",
+    "NameFilter",
     "Scope",
     "block_number",
     "block_numbers",
     "block_of",
+    "block_stacks",
     "check_scope",
-    "groups_of",
+    "group_blocks",
     "in_block",
+    "is_adapted_token_weight",
     "is_block",
     "is_buffer",
+    "is_in_task_head",
     "is_input_embedding",
     "is_label_head",
-    "is_of_adapted_tokens",
     "is_output_embedding",
+    "is_quantization_data",
     "kind_of",
     "may_be_output_embedding",
     "may_change_rows",
-    "of_quantization",
-    "of_task_head",
     "projection_of",
     "split_block",
-    "stacks_of",
     "unit_of",
-    "unwrapped",
+    "unwrap_name",
 ]
 
 Scope = Literal["tensor", "layer", "global"]
@@ -145,7 +145,7 @@ def block_numbers(names: Iterable[str]) -> list[int]:
     return sorted({number for name in names if (number := block_number(name)) is not None})
 
 
-def stacks_of(names: Iterable[str]) -> set[str]:
+def block_stacks(names: Iterable[str]) -> set[str]:
     """The lists of blocks that parameters belong to: `model.layers`, ..."""
     return {block_of(name).rpartition(".")[0] for name in names if in_block(name)}
 
@@ -163,7 +163,7 @@ class Group:
         return f"{first}-{last}" if last > first else f"{first}"
 
 
-def groups_of(numbers: Sequence[int], size: int, model: object) -> list[Group]:
+def group_blocks(numbers: Sequence[int], size: int, model: object) -> list[Group]:
     """A model's blocks in groups: the first `size`, the next, ...; the last can hold fewer.
 
     Args:
@@ -185,7 +185,7 @@ def groups_of(numbers: Sequence[int], size: int, model: object) -> list[Group]:
 def kind_of(name: str) -> Kind:
     """What a parameter or a layer is for, whatever the architecture calls it: `SelfAttention` is
     attention as `self_attn` is. What no word in the name tells is `other`."""
-    if _HEAD.search(name) or (of_task_head(name) and not in_block(name)):
+    if _HEAD.search(name) or (is_in_task_head(name) and not in_block(name)):
         return "head"
     stack, number, rest = split_block(name)
     inside = rest if number >= 0 else stack
@@ -211,7 +211,7 @@ def projection_of(name: str) -> str:
     return named[-1] if named else name
 
 
-def of_task_head(name: str) -> bool:
+def is_in_task_head(name: str) -> bool:
     """Whether a parameter is inside a module that is called as the heads of tasks are."""
     return any(
         "classifi" in part or part.endswith("head") or f"_{part}".endswith(_TASK_HEADS)
@@ -219,7 +219,7 @@ def of_task_head(name: str) -> bool:
     )
 
 
-def of_quantization(name: str) -> bool:
+def is_quantization_data(name: str) -> bool:
     """Whether a tensor says how another one was quantized."""
     last = name.rpartition(".")[2]
     return name.endswith(_QUANTIZATION) or "weight_scale" in last or "quant_state" in name
@@ -256,13 +256,13 @@ def is_label_head(name: str) -> bool:
     return _LABELS.search(name) is not None
 
 
-def is_of_adapted_tokens(name: str) -> bool:
+def is_adapted_token_weight(name: str) -> bool:
     """Whether a weight of an adapter's has a row for every token."""
     return _ADAPTED.search(name) is not None
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def unwrapped(name: str) -> str:
+def unwrap_name(name: str) -> str:
     """A parameter's name without what compiling, sharding and checkpointing wrap around modules."""
     return _WRAPPERS.sub("", name).removeprefix(".")
 
@@ -287,7 +287,7 @@ def check_scope(scope: str) -> Scope:
     raise DeltaLensError(f"scope {scope!r}: choose one of {', '.join(SCOPES)}")
 
 
-class Choice:
+class NameFilter:
     """Which names take part.
 
     Args:
@@ -307,7 +307,7 @@ class Choice:
         self._want, self._refuse = compiled.get("include"), compiled.get("exclude")
         self._known: dict[str, bool] = {}
 
-    def takes(self, *names: str) -> bool:
+    def matches(self, *names: str) -> bool:
         """Whether what has all of these names takes part."""
         want, refuse = self._want, self._refuse
         return (want is None or any(want.search(name) for name in names)) and not (
@@ -318,10 +318,10 @@ class Choice:
         """Whether what has this name takes part; asked in every step of a training."""
         found = self._known.get(name)
         if found is None:
-            found = self._known[name] = self.takes(name)
+            found = self._known[name] = self.matches(name)
         return found
 
-    def refusal(self, names: Iterable[str], what: str) -> str:
+    def explain_no_match(self, names: Iterable[str], what: str) -> str:
         """What is said where nothing is left: with the nearest of the names there are.
 
         Args:
@@ -331,7 +331,7 @@ class Choice:
         given = " and ".join(f"{option} {text!r}" for option, text in self._given.items())
         leave = "leave" if len(self._given) > 1 else "leaves"
         there = list(names)
-        near = nearest(next(iter(self._given.values()), ""), there, 3, 0.1) or there[:3]
+        near = similar_names(next(iter(self._given.values()), ""), there, 3, 0.1) or there[:3]
         looks = f"; its names look like {', '.join(near)}" if near else ""
         return f"{given} {leave} no {what}{looks}" if given else f"there is no {what}"
 

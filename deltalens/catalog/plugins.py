@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
-from deltalens.errors import DeltaLensError, reason
+from deltalens.errors import DeltaLensError, describe_error
 
 __all__ = ["Plugin", "find", "load_code", "plugins"]
 
@@ -101,5 +101,7 @@ def load_code(place: str, said: str = "") -> Any:
         for part in name.split("."):
             found = getattr(found, part)
     except Exception as error:  # A package's own: of any kind.
-        raise DeltaLensError(f"{said or place}: cannot be loaded: {reason(error)}") from error
+        raise DeltaLensError(
+            f"{said or place}: cannot be loaded: {describe_error(error)}"
+        ) from error
     return found

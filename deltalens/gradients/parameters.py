@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from deltalens.errors import DeltaLensError, several
-from deltalens.names import Choice, unwrapped
+from deltalens.errors import DeltaLensError, fault_list
+from deltalens.names import NameFilter, unwrap_name
 
 __all__ = [
     "FLOATS",
@@ -30,7 +30,7 @@ def every_parameter(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """A model's parameters, frozen or not, tied ones once, named as without any wrapper."""
     prefix = "module." if isinstance(model, nn.parallel.DistributedDataParallel) else ""
     for name, parameter in model.named_parameters():
-        yield unwrapped(name.removeprefix(prefix)), parameter
+        yield unwrap_name(name.removeprefix(prefix)), parameter
 
 
 def parameter_names(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -40,7 +40,7 @@ def parameter_names(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def choose_parameters(
     model: nn.Module, include: str | None, exclude: str | None, who: str
-) -> Choice:
+) -> NameFilter:
     """The parameters that two patterns leave; those that come later, too.
 
     Args:
@@ -52,13 +52,13 @@ def choose_parameters(
         DeltaLensError: a pattern that is none, or no parameter is left (the nearest names are
             shown).
     """
-    chosen, there = Choice(include, exclude), list(every_parameter(model))
+    chosen, there = NameFilter(include, exclude), list(every_parameter(model))
     left = [(name, one) for name, one in there if name in chosen]
     if not left:
-        raise DeltaLensError(chosen.refusal([name for name, _ in there], "parameter"))
+        raise DeltaLensError(chosen.explain_no_match([name for name, _ in there], "parameter"))
     if not any(one.requires_grad for _, one in left):
         warnings.warn(
-            several(
+            fault_list(
                 f"{who}: what it is to watch is frozen, and will be taken in once it is trained:",
                 [name for name, _ in left],
             ),

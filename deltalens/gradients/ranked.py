@@ -37,7 +37,7 @@ from deltalens.numerics.selection import (
     rank_units,
     row_of,
 )
-from deltalens.numerics.workers import Each, workers
+from deltalens.numerics.workers import Mapper, workers
 
 __all__ = ["RankedStep", "Survey", "Top", "fetch", "ranked", "reducer"]
 
@@ -82,8 +82,8 @@ def ranked(
         scratch: reused memory.
         fractions: of the quantiles, if they are to be surveyed.
     """
-    with workers() as each:
-        yield RankedStep(step, _units_of(gradients, scope), each, scratch, fractions)
+    with workers() as mapper:
+        yield RankedStep(step, _units_of(gradients, scope), mapper, scratch, fractions)
 
 
 class RankedStep:
@@ -93,11 +93,11 @@ class RankedStep:
         self,
         step: GradientStep,
         units: Sequence[_Unit],
-        each: Each,
+        mapper: Mapper,
         scratch: Scratch,
         fractions: Sequence[float],
     ) -> None:
-        self._fractions, here = fractions, OnCpu(each, scratch, fractions)
+        self._fractions, here = fractions, OnCpu(mapper, scratch, fractions)
         self._batches = [
             _Batch(some, here if some[0].here else OnDevice(reducer(some[0].first)))
             for some in _batches_of(units)

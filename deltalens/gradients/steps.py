@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim.optimizer import Optimizer
 
-from deltalens.errors import several
+from deltalens.errors import fault_list
 from deltalens.gradients.parameters import FLOATS, dense, local_part
 from deltalens.numerics.selection import Counts
 
@@ -138,5 +138,5 @@ class PassedOver:
                 self.reasons[one.name] = str(dtype).removeprefix("torch.")
                 told.append(f"{one.name} ({self.reasons[one.name]})")
         if told:
-            warnings.warn(several(f"{self._what}:", told), stacklevel=2)
+            warnings.warn(fault_list(f"{self._what}:", told), stacklevel=2)
         return fit

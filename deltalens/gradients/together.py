@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deltalens.errors import DeltaLensError
 from deltalens.gradients.steps import Gradient, GradientStep
-from deltalens.names import Choice, Scope, unit_of
+from deltalens.names import NameFilter, Scope, unit_of
 
 __all__ = ["StepUnits"]
 
@@ -20,7 +20,7 @@ class StepUnits:
         names: of the parameters that are ranked.
     """
 
-    def __init__(self, scope: Scope, names: Choice) -> None:
+    def __init__(self, scope: Scope, names: NameFilter) -> None:
         self._scope, self._names = scope, names
         self._whole: object = self
         self._part_of: dict[str, int] = {}

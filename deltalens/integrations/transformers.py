@@ -17,17 +17,17 @@ from deltalens.methods.gmt import GradientMask, Ratio
 from deltalens.probes.gradient import GradientProbe
 
 __all__ = [
-    "Attaching",
     "GradientMaskCallback",
     "GradientProbeCallback",
     "HalfFreezeCallback",
     "RandomMaskCallback",
+    "SubscriberCallback",
 ]
 
 S = TypeVar("S", bound=Subscriber)
 
 
-class Attaching(TrainerCallback, Generic[S]):
+class SubscriberCallback(TrainerCallback, Generic[S]):
     """Attached for the length of `trainer.train()`; the reference model of DPO is never touched.
 
     Args:
@@ -40,7 +40,7 @@ class Attaching(TrainerCallback, Generic[S]):
         """What was attached, once the training has begun."""
 
     @abc.abstractmethod
-    def made(self, model: Any, first_step: int = 0) -> S:
+    def build(self, model: Any, first_step: int = 0) -> S:
         """What is to be attached to a model whose training goes on at a step."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -56,18 +56,18 @@ class Attaching(TrainerCallback, Generic[S]):
             )
         if self.attached is not None:
             self.attached.detach()
-        made = self.made(kwargs["model"], state.global_step)
-        made.attach()
-        self.attached = made
+        subscriber = self.build(kwargs["model"], state.global_step)
+        subscriber.attach()
+        self.attached = subscriber
         # A training that raises ends without a word to its callbacks.
-        weakref.finalize(self, made.detach)
+        weakref.finalize(self, subscriber.detach)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Detach."""
         if self.attached is not None:
             self.attached.detach()
 
-    def let_go(self) -> None:
+    def abandon(self) -> None:
         """Detach, where a training has raised and its trainer says no more."""
         with warnings.catch_warnings():
             # That no step was seen is no news then.
@@ -76,7 +76,7 @@ class Attaching(TrainerCallback, Generic[S]):
                 self.attached.detach()
 
 
-class GradientProbeCallback(Attaching[GradientProbe]):
+class GradientProbeCallback(SubscriberCallback[GradientProbe]):
     """A `GradientProbe` for the length of a training.
 
     Args:
@@ -88,12 +88,12 @@ class GradientProbeCallback(Attaching[GradientProbe]):
         super().__init__(**options)
         self.log_dir = log_dir
 
-    def made(self, model: Any, first_step: int = 0) -> GradientProbe:
+    def build(self, model: Any, first_step: int = 0) -> GradientProbe:
         """One for this model."""
         return GradientProbe(model, self.log_dir, **{"first_step": first_step, **self.options})
 
 
-class GradientMaskCallback(Attaching[GradientMask]):
+class GradientMaskCallback(SubscriberCallback[GradientMask]):
     """Gradient-Mask Tuning for the length of a training.
 
     Args:
@@ -104,12 +104,12 @@ class GradientMaskCallback(Attaching[GradientMask]):
     def __init__(self, mask_ratio: Ratio = 0.2, **options: Any) -> None:
         super().__init__(mask_ratio=mask_ratio, **options)
 
-    def made(self, model: Any, first_step: int = 0) -> GradientMask:
+    def build(self, model: Any, first_step: int = 0) -> GradientMask:
         """One for this model."""
         return GradientMask(model, **{"first_step": first_step, **self.options})
 
 
-class RandomMaskCallback(Attaching[RandomMask]):
+class RandomMaskCallback(SubscriberCallback[RandomMask]):
     """Random masks for the length of a training.
 
     Args:
@@ -120,18 +120,18 @@ class RandomMaskCallback(Attaching[RandomMask]):
     def __init__(self, mask_ratio: Ratio = 0.2, **options: Any) -> None:
         super().__init__(mask_ratio=mask_ratio, **options)
 
-    def made(self, model: Any, first_step: int = 0) -> RandomMask:
+    def build(self, model: Any, first_step: int = 0) -> RandomMask:
         """One for this model."""
         return RandomMask(model, **{"first_step": first_step, **self.options})
 
 
-class HalfFreezeCallback(Attaching[HalfFreeze]):
+class HalfFreezeCallback(SubscriberCallback[HalfFreeze]):
     """Half of the layers frozen for the length of a training.
 
     Args:
         options: as `HalfFreeze` takes them.
     """
 
-    def made(self, model: Any, first_step: int = 0) -> HalfFreeze:
+    def build(self, model: Any, first_step: int = 0) -> HalfFreeze:
         """One for this model."""
         return HalfFreeze(model, **self.options)

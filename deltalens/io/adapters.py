@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltalens.errors import CheckpointError, is_foreign, reason
+from deltalens.errors import CheckpointError, describe_error, is_library_error
 from deltalens.io.checkpoint import ADAPTER, open_checkpoint
 from deltalens.io.header import TensorEntry, read_header
 from deltalens.io.plain_json import read_settings
 from deltalens.io.pretrained import class_of, read_adapter, read_model, read_tokenizer
-from deltalens.names import is_label_head, is_of_adapted_tokens
+from deltalens.names import is_adapted_token_weight, is_label_head
 
 __all__ = ["merge_adapter"]
 
@@ -88,10 +88,10 @@ def merge_adapter(adapter: Path, base: Path, folder: Path, trust: bool | None = 
             _copy_tokenizer(base, adapter, folder)
             _check_same(adapter, base, folder, stored, dtype, trust)
     except BaseException as error:  # Of transformers, peft or safetensors: of any kind.
-        if isinstance(error, CheckpointError) or not is_foreign(error):
+        if isinstance(error, CheckpointError) or not is_library_error(error):
             raise
         raise CheckpointError(
-            f"{adapter}: cannot be merged into {base}: {reason(error)}"
+            f"{adapter}: cannot be merged into {base}: {describe_error(error)}"
         ) from error
     return folder
 
@@ -139,7 +139,9 @@ def _rows(adapter: Path, stored: list[TensorEntry], model: Any, trust: bool | No
     """How many tokens the adapter knows, where the base's embedding has another number: as many as
     the embedding that it stores has rows, or else its tokenizer has tokens beyond the base's."""
     have = int(model.get_input_embeddings().weight.shape[0])
-    rows = {entry.shape[0] for entry in stored if is_of_adapted_tokens(entry.name) and entry.shape}
+    rows = {
+        entry.shape[0] for entry in stored if is_adapted_token_weight(entry.name) and entry.shape
+    }
     if rows:
         return None if have in rows else max(rows)
     if not any(adapter.glob("tokenizer*")):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltalens.errors import CheckpointError, Lines, nearest, several
+from deltalens.errors import CheckpointError, Lines, fault_list, similar_names
 from deltalens.io.checksum import checksum
 from deltalens.io.collection import collection_paused
 from deltalens.io.fingerprint import files_beside, fingerprint_of
@@ -77,7 +77,7 @@ class Checkpoint:
         """
         if name in self.tensors:
             return self.tensors[name]
-        near = nearest(name, self.tensors, 3, 0.4)
+        near = similar_names(name, self.tensors, 3, 0.4)
         raise CheckpointError(f"{self.path}: no tensor {name!r}; nearest: {', '.join(near)}")
 
     @functools.cached_property
@@ -223,7 +223,7 @@ def _open_indexed(path: Path) -> Checkpoint:
     ]
     if faults:
         raise CheckpointError(
-            several(f"{file} names shards that are not there; is the download complete?", faults)
+            fault_list(f"{file} names shards that are not there; is the download complete?", faults)
         )
     files = {shard: path / shard for shard in sorted(shards)}
     checkpoint = Checkpoint(path, list(files.values()))

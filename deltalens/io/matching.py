@@ -8,14 +8,20 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from deltalens.errors import SHOWN, PairingError, nearest, several
+from deltalens.errors import FAULTS_SHOWN, PairingError, fault_list, similar_names
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.collection import collection_paused
 from deltalens.io.header import FLOATS, TensorEntry
 from deltalens.io.naming import Names
 from deltalens.io.pairing import Pairing, TensorPair
 from deltalens.io.tying import Tying, may_tie, stored_copies, tying_of
-from deltalens.names import Choice, is_buffer, may_change_rows, of_quantization, of_task_head
+from deltalens.names import (
+    NameFilter,
+    is_buffer,
+    is_in_task_head,
+    is_quantization_data,
+    may_change_rows,
+)
 
 __all__ = ["pair"]
 
@@ -58,12 +64,12 @@ def pair(
     base = base if isinstance(base, Checkpoint) else open_checkpoint(base)
     if ft.path.resolve() == base.path.resolve():
         raise PairingError(f"{ft.path} is given as both models: there is no delta to study")
-    chosen = Choice(include, exclude)
+    chosen = NameFilter(include, exclude)
     with collection_paused():
         matcher = _Matcher(ft, base, chosen)
         in_base = matcher.names.in_base
-        if not any(chosen.takes(name, in_base(name)) for name in ft.tensors):
-            raise PairingError(chosen.refusal(ft.tensors, f"tensor of {ft.path}"))
+        if not any(chosen.matches(name, in_base(name)) for name in ft.tensors):
+            raise PairingError(chosen.explain_no_match(ft.tensors, f"tensor of {ft.path}"))
         for entry in ft.tensors.values():
             matcher.match(entry)
         return matcher.result(strict)
@@ -73,7 +79,7 @@ class _Matcher:
     """Goes through the fine-tune's tensors and sorts each into a pair, a kept one, one that the
     base has nothing for, or a fault."""
 
-    def __init__(self, ft: Checkpoint, base: Checkpoint, chosen: Choice) -> None:
+    def __init__(self, ft: Checkpoint, base: Checkpoint, chosen: NameFilter) -> None:
         self.ft, self.base, self.chosen = ft, base, chosen
         self.pairs: list[TensorPair] = []
         self.kept: dict[str, str] = {}
@@ -97,14 +103,14 @@ class _Matcher:
         other, tied = self._counterpart(entry)
         if other is not None:
             self.used.add(other.name)
-        if not self.chosen.takes(entry.name, other.name if other else entry.name):
+        if not self.chosen.matches(entry.name, other.name if other else entry.name):
             self.kept[entry.name] = _LEFT_OUT
             if other is None and self._counts(entry):
                 self.ft_only[entry.name] = entry
                 self.left_out.add(entry.name)
         elif entry.dtype not in FLOATS:
             self.kept[entry.name] = f"{entry.dtype} is left as the fine-tune has it"
-        elif self.quantized and of_quantization(entry.name):
+        elif self.quantized and is_quantization_data(entry.name):
             self.kept[entry.name] = "belongs to a quantized weight"
         elif is_buffer(entry.name):
             self.kept[entry.name] = "a buffer"
@@ -151,7 +157,7 @@ class _Matcher:
             self.pairs.append(TensorPair(entry, other, other.numel))
         else:
             shapes = f"{list(entry.shape)} in the fine-tune and {list(other.shape)} in the base"
-            if of_task_head(entry.name):
+            if is_in_task_head(entry.name):
                 self.notes.append(f"{entry.name}: {shapes}")
                 self.ft_only[entry.name], self.base_only[other.name] = entry, other
             else:
@@ -182,7 +188,7 @@ class _Matcher:
         """Whether a tensor is a weight of its own."""
         return not (
             entry.dtype not in FLOATS
-            or (self.quantized and of_quantization(entry.name))
+            or (self.quantized and is_quantization_data(entry.name))
             or is_buffer(entry.name)
             or entry.name in self.copies
         )
@@ -193,11 +199,11 @@ class _Matcher:
         copies = stored_copies(self.base).equal if rest else {}
         for entry in rest:
             if not self._counts(entry) or copies.get(entry.name) in self.used:
-                if self.chosen.takes(entry.name) and entry.dtype in FLOATS:
+                if self.chosen.matches(entry.name) and entry.dtype in FLOATS:
                     self.notes.append(f"{entry.name}: in the base only, ignored")
                 continue
             self.base_only[entry.name] = entry
-            if not self.chosen.takes(entry.name):
+            if not self.chosen.matches(entry.name):
                 self.left_out.add(entry.name)
 
     def _check_sides(self, strict: bool) -> None:
@@ -218,8 +224,8 @@ class _Matcher:
             return
         free = [e.name for e in base_only if e.name not in self.ft.tensors][:_NEAR]
         for place, entry in enumerate(ft_only):
-            known = free if place < SHOWN else []
-            near = nearest(entry.name, known, 1, 0.6)
+            known = free if place < FAULTS_SHOWN else []
+            near = similar_names(entry.name, known, 1, 0.6)
             hint = f" (nearest: {near[0]!r})" if near else ""
             self.faults.append(f"{entry} is not in the base{hint}")
         self.faults += [f"{entry} is in the base only" for entry in base_only]
@@ -237,10 +243,10 @@ class _Matcher:
         self._sort_rest()
         self._check_sides(strict)
         if self.faults:
-            raise PairingError(several(self._headline(), self.faults))
+            raise PairingError(fault_list(self._headline(), self.faults))
         if not self.pairs:
             raise PairingError(
-                several("No floating-point tensor is left to compare:", _reasons(self.kept))
+                fault_list("No floating-point tensor is left to compare:", _reasons(self.kept))
             )
         return Pairing(
             self.ft,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from deltalens.errors import CheckpointError, is_foreign
+from deltalens.errors import CheckpointError, is_library_error
 from deltalens.io.plain_json import read_settings
 
 __all__ = ["class_of", "empty_model", "own_code", "read_adapter", "read_model", "read_tokenizer"]
@@ -127,7 +127,7 @@ def _read(load: Callable[..., Any], folder: Path, trust: bool | None, **spec: An
     try:
         return load(folder, local_files_only=True, trust_remote_code=bool(trust), **spec)
     except BaseException as error:
-        if trust or not is_foreign(error) or "trust_remote_code" not in str(error):
+        if trust or not is_library_error(error) or "trust_remote_code" not in str(error):
             raise
         raise CheckpointError(own_code(folder, trust)) from error
 

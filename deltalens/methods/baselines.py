@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from deltalens.errors import DeltaLensError, several
+from deltalens.errors import DeltaLensError, fault_list
 from deltalens.gradients import Gradient, GradientStep, every_parameter
 from deltalens.methods.gmt import Ratio, mask_ratio_at
 from deltalens.methods.masking import StepMask
@@ -21,7 +21,7 @@ from deltalens.numerics.edit import clear_beside
 from deltalens.numerics.hashing import hashed_range, name_key
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.selection import draw
-from deltalens.numerics.workers import in_order, over, workers
+from deltalens.numerics.workers import map_balanced, serial_map, workers
 
 __all__ = ["HalfFreeze", "RandomMask"]
 
@@ -89,8 +89,8 @@ class RandomMask(StepMask):
             for one in gradients:
                 kept[one.name].fill()
             return
-        with workers(gradients[0].local.device) as each:
-            over(each, thin, gradients, lambda one: one.local.numel())
+        with workers(gradients[0].local.device) as mapper:
+            map_balanced(mapper, thin, gradients, lambda one: one.local.numel())
 
     def _drawn(self, one: Gradient, name: str) -> Tensor:
         """The mask of the whole tensor: bool, 1-D."""
@@ -100,7 +100,7 @@ class RandomMask(StepMask):
         count = one.entries - round(self._ratio * one.entries)
         if count in (0, one.entries):
             return torch.full((one.entries,), bool(count), device=device)
-        _, masks = draw({name: one.entries}, count, self._seed, in_order, device)
+        _, masks = draw({name: one.entries}, count, self._seed, serial_map, device)
         return masks[name]
 
 
@@ -173,7 +173,7 @@ class HalfFreeze(StepMask):
             one.name for one in gradients if in_block(one.name) and one.name not in self._drawn
         ]:
             raise DeltaLensError(
-                several(
+                fault_list(
                     "these were not there when HalfFreeze drew its half: make it after the model "
                     "has all its parameters, or leave them out with exclude=",
                     new,

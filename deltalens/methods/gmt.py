@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from deltalens.errors import DeltaLensError, several
+from deltalens.errors import DeltaLensError, fault_list
 from deltalens.gradients import FLOATS, Gradient, GradientStep, every_parameter
 from deltalens.gradients.ranked import ranked
 from deltalens.gradients.together import StepUnits
@@ -122,7 +122,7 @@ class GradientMask(StepMask):
         """What to do about gradients that are not finite; whether the others are to be masked."""
         if self._on_nonfinite == "raise":
             raise DeltaLensError(
-                several(f"step {number}: the gradient is not finite in", broken)
+                fault_list(f"step {number}: the gradient is not finite in", broken)
                 + "; on_nonfinite='skip' leaves such steps out"
             )
         if self._on_nonfinite == "skip":

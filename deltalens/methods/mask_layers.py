@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
-from deltalens.errors import DeltaLensError, several
-from deltalens.names import Choice, block_number, kind_of
+from deltalens.errors import DeltaLensError, fault_list
+from deltalens.names import NameFilter, block_number, kind_of
 
 __all__ = [
     "MODULES",
@@ -127,11 +127,11 @@ def _checked_modules(modules: Iterable[str]) -> set[str]:
 
 
 def _included(layers: Sequence[Layer], include: str) -> list[Layer]:
-    choice = Choice(include)
+    choice = NameFilter(include)
     chosen = [layer for layer in layers if layer.name in choice]
     if not chosen:
         names = [layer.name for layer in layers]
-        raise DeltaLensError(choice.refusal(names, "linear layer"))
+        raise DeltaLensError(choice.explain_no_match(names, "linear layer"))
     return chosen
 
 
@@ -142,7 +142,7 @@ def _in_blocks(
     there = sorted({number for number in numbers.values() if number is not None})
     if not there:
         raise DeltaLensError(
-            several(
+            fault_list(
                 f"{type(model).__name__}: no blocks (names with a number) that have linear layers; "
                 "choose layers by a regular expression over their names instead, include=...; "
                 "there are:",
@@ -160,7 +160,7 @@ def _in_blocks(
     chosen = [layer for layer in within if layer.kind in kinds]
     if not chosen:
         raise DeltaLensError(
-            several(
+            fault_list(
                 f"modules={sorted(kinds)}: no such linear layer in blocks {_ranges(spec)}; "
                 "choose by name with include=...; there are:",
                 [layer.name for layer in within],
@@ -215,7 +215,7 @@ def _note_fused(model: nn.Module, blocks: set[int]) -> None:
     ]
     if fused:
         warnings.warn(
-            several("not masked, as they are no linear layers (fused experts?):", fused),
+            fault_list("not masked, as they are no linear layers (fused experts?):", fused),
             stacklevel=2,
         )
 
@@ -241,4 +241,4 @@ def _refuse_unfit(model: nn.Module, layers: Sequence[Layer]) -> None:
         elif counts[id(weight)] > 1:
             faults.append(f"{layer.name}: its weight is tied to another layer's")
     if faults:
-        raise DeltaLensError(several("these layers cannot be masked:", faults))
+        raise DeltaLensError(fault_list("these layers cannot be masked:", faults))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from deltalens.errors import DeltaLensError, several
+from deltalens.errors import DeltaLensError, fault_list
 from deltalens.methods.mask_layers import MODULES, Layer, block_numbers
 from deltalens.numerics.rates import exact_rate, show_rate
 
@@ -91,7 +91,7 @@ def ratios_of(mask_ratio: Ratios, layers: Sequence[Layer]) -> dict[str, Fraction
         named = ", ".join(sorted(rule.key for rule in rules)) or "nothing"
         kinds = ", ".join(sorted({layer.kind for layer in layers}))
         raise DeltaLensError(
-            several(f"mask_ratio names {named}; what is masked is {kinds}, and of it", faults)
+            fault_list(f"mask_ratio names {named}; what is masked is {kinds}, and of it", faults)
         )
     return found
 

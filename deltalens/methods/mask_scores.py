@@ -25,7 +25,7 @@ from deltalens.numerics import straight_through
 from deltalens.numerics.hashing import name_key
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.selection import Window, keep_above, keep_highest
-from deltalens.numerics.workers import over, workers
+from deltalens.numerics.workers import map_balanced, workers
 
 __all__ = [
     "LayerScores",
@@ -169,8 +169,8 @@ def select_together(layers: Sequence[LayerScores]) -> None:
         for layer in layers
         if not isinstance(layer.scores, DTensor) and layer.scores.device.type == "cpu"
     ]
-    with workers() as each:
-        over(each, LayerScores.kept, here, lambda layer: layer.scores.numel())
+    with workers() as mapper:
+        map_balanced(mapper, LayerScores.kept, here, lambda layer: layer.scores.numel())
 
 
 def _initial(weight: Tensor, name: str, std: float, seed: int) -> Tensor:

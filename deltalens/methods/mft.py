@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
-from deltalens.errors import DeltaLensError, several
+from deltalens.errors import DeltaLensError, fault_list
 from deltalens.gradients.hooks import Running, unwatch, watch
 from deltalens.methods.mask_layers import (
     MODULES,
@@ -160,7 +160,7 @@ class MaskTuning:
         found = {name: scores.kept() for name, (_, scores) in self._active().items()}
         empty = [name for name, kept in found.items() if kept.size and not int(kept.count())]
         if empty:
-            warnings.warn(several("the mask removes every weight of", empty), stacklevel=2)
+            warnings.warn(fault_list("the mask removes every weight of", empty), stacklevel=2)
         return found
 
     def weight_masks(self) -> WeightMasks:

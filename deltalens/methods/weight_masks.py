@@ -18,7 +18,7 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import parametrize
 
-from deltalens.errors import DeltaLensError, several
+from deltalens.errors import DeltaLensError, fault_list
 from deltalens.io.mask_file import MaskFile, StoredMask, read_masks, write_masks
 from deltalens.methods.mask_layers import (
     MODULES,
@@ -32,7 +32,7 @@ from deltalens.numerics.edit import clear_beside
 from deltalens.numerics.hashing import name_key
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.selection import draw, keep_highest
-from deltalens.numerics.workers import in_order
+from deltalens.numerics.workers import serial_map
 
 __all__ = [
     "WeightMask",
@@ -152,14 +152,14 @@ def _check_fit(
         elif (shape := tuple(layer.module.get_parameter("weight").shape)) != one.shape:
             faults.append(f"{one.name}: is {list(shape)} in {name}, {list(one.shape)} in the masks")
     if faults:
-        raise DeltaLensError(several(f"{path}: these masks do not fit {name}:", faults))
+        raise DeltaLensError(fault_list(f"{path}: these masks do not fit {name}:", faults))
     digests = {
         one.name: _digest(layers[one.name].module.get_parameter("weight").detach())
         for one in file.masks
     }
     if differing := file.differing(digests):
         raise DeltaLensError(
-            several(
+            fault_list(
                 f"{path}: these masks were made for other weights than {name} has (another model, "
                 "or dtype, or already masked) in",
                 differing,
@@ -193,7 +193,7 @@ def random_weight_mask(
             kept.fill()
         elif stay:
             name = layer.weight_name
-            _, drawn = draw({name: weight.numel()}, stay, seed, in_order, weight.device)
+            _, drawn = draw({name: weight.numel()}, stay, seed, serial_map, weight.device)
             kept.write(0, drawn[name])
         return kept
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deltalens.errors import said_by
+from deltalens.errors import errors_from
 from deltalens.numerics.bits import TASK, array_of, integer_of
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.workers import workers
@@ -110,8 +110,8 @@ def _over(size: int, visit: Any) -> None:
         for span in spans:
             visit(span)
         return
-    with workers() as each:
-        for _ in each(visit, spans):
+    with workers() as mapper:
+        for _ in mapper(visit, spans):
             pass
 
 
@@ -121,7 +121,7 @@ def prepare(dtype: torch.dtype) -> None:
     Raises:
         DeltaLensError: numba cannot compile them.
     """
-    with said_by("numba", f"the loops for {dtype} cannot be compiled"):
+    with errors_from("numba", f"the loops for {dtype} cannot be compiled"):
         weight = torch.ones(64, dtype=dtype)
         none_kept, masked = PackedMask(64), torch.empty_like(weight)
         for before in (None, none_kept):

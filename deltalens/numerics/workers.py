@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-__all__ = ["Each", "in_order", "one_thread", "over", "workers"]
+__all__ = ["Mapper", "map_balanced", "one_thread", "serial_map", "workers"]
 
 _WORTH = 1 << 19
 """Entries that are worth a task of their own."""
@@ -28,7 +28,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-class Each(Protocol):
+class Mapper(Protocol):
     """Calls a function on every item; results come in the order of the items."""
 
     def __call__(self, function: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]:
@@ -36,19 +36,19 @@ class Each(Protocol):
         ...
 
 
-def in_order(function: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]:
+def serial_map(function: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]:
     """One item after the other, on the calling thread."""
     return map(function, items)
 
 
-def over(
-    each: Each, function: Callable[[A], B], items: Iterable[A], size: Callable[[A], int]
+def map_balanced(
+    mapper: Mapper, function: Callable[[A], B], items: Iterable[A], size: Callable[[A], int]
 ) -> list[B]:
     """`function` of every item, in their order, small ones together: what takes microseconds is not
     worth handing to a thread.
 
     Args:
-        each: how to visit.
+        mapper: how to visit.
         function: of one item.
         items: of different sizes.
         size: of one item, in entries.
@@ -66,12 +66,12 @@ def over(
     def visit(group: list[tuple[int, A]]) -> list[tuple[int, B]]:
         return [(place, function(item)) for place, item in group]
 
-    found = [one for group in each(visit, groups) for one in group]
+    found = [one for group in mapper(visit, groups) for one in group]
     return [result for _, result in sorted(found, key=lambda one: one[0])]
 
 
 @contextmanager
-def workers(device: torch.device | str = "cpu") -> Iterator[Each]:
+def workers(device: torch.device | str = "cpu") -> Iterator[Mapper]:
     """A parallel `map` for the duration of the block, over as many threads as torch would use.
 
     Inside the block torch's own parallelism is off (in the whole process), and restored after.
@@ -79,19 +79,19 @@ def workers(device: torch.device | str = "cpu") -> Iterator[Each]:
     """
     count = torch.get_num_threads()
     if torch.device(device).type != "cpu" or count == 1:
-        yield in_order
+        yield serial_map
         return
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(count)
 
-    def each(function: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]:
+    def mapper(function: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]:
         todo = list(items)
         if len(todo) < 2:
             return map(function, todo)
         return _results(pool, function, todo, _AHEAD * count)
 
     try:
-        yield each
+        yield mapper
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(count)

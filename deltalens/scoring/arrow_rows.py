@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deltalens.errors import DataError, reason, said_by
+from deltalens.errors import DataError, describe_error, errors_from
 from deltalens.io.files import open_input
 from deltalens.scoring.arrow_sizes import is_packed, spread
 from deltalens.scoring.parquet_footer import ColumnSize, column_sizes
@@ -160,8 +160,8 @@ def _columns(names: Collection[str], wanted: Collection[str]) -> list[str]:
     return [name for name in names if name in wanted] or list(names)
 
 
-def _arrow_faults(path: Path, what: str) -> said_by:
-    return said_by("Arrow", f"{path}: not {what}", kind=DataError)
+def _arrow_faults(path: Path, what: str) -> errors_from:
+    return errors_from("Arrow", f"{path}: not {what}", kind=DataError)
 
 
 def _check_plain(file: Path, mapped: Any) -> None:
@@ -194,7 +194,9 @@ def _of_batches(path: Path, batches: Iterator[Any], size: int) -> Iterator[Recor
             try:
                 found = batch.slice(start, step).to_pylist()
             except (ValueError, OverflowError) as error:
-                raise DataError(f"{path}: rows from {number + 1} on: {reason(error)}") from error
+                raise DataError(
+                    f"{path}: rows from {number + 1} on: {describe_error(error)}"
+                ) from error
             for record in found:
                 number += 1
                 yield f"row {number}", functools.partial(_parsed, record, with_json)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltalens.errors import DeltaLensError, said_by
+from deltalens.errors import DeltaLensError, errors_from
 from deltalens.io.records import Measurement
 from deltalens.scoring.file_scoring import can_generate
 from deltalens.scoring.finite import are_numbers, no_numbers
@@ -91,7 +91,9 @@ def _continue(
     going = [True] * len(texts)
     ids, cache = first.unsqueeze(1).to(device), None
     for _ in range(steps):
-        with said_by("transformers", f"{type(model).__name__}: no texts can be sampled from it"):
+        with errors_from(
+            "transformers", f"{type(model).__name__}: no texts can be sampled from it"
+        ):
             out = model(input_ids=ids, past_key_values=cache, use_cache=True)
         cache = getattr(out, "past_key_values", None)
         if not bool(are_numbers(out.logits[:, -1]).all()):
@@ -203,7 +205,7 @@ class Fidelity:
             inputs |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
         if self._causal or self._encoder_decoder:
             inputs["use_cache"] = False
-        with said_by("transformers", f"{type(model).__name__}: cannot be evaluated on texts"):
+        with errors_from("transformers", f"{type(model).__name__}: cannot be evaluated on texts"):
             logits = getattr(model(**inputs), "logits", None)
         if not isinstance(logits, Tensor) or logits.dim() not in (2, 3):
             raise DeltaLensError(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltalens.errors import DeltaLensError, said_by
+from deltalens.errors import DeltaLensError, errors_from
 from deltalens.io.records import Measurement
 from deltalens.scoring.finite import check_model
 from deltalens.scoring.positions import longest_input
@@ -172,7 +172,9 @@ class Scoring:
             eos_token_id=sorted(self._stops) or None,
         )
         device = next(model.parameters()).device
-        with said_by("transformers", f"{type(model).__name__}: cannot generate from these rows"):
+        with errors_from(
+            "transformers", f"{type(model).__name__}: cannot generate from these rows"
+        ):
             out = model.generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
             )
@@ -201,7 +203,7 @@ def _exp(value: float) -> float:
 def score(model: nn.Module, batch: Batch, *, match: bool) -> tuple[Tensor, Tensor | None]:
     """Per row: the summed loss of its targets, and, if asked for, whether every argmax is the
     target, 1 or 0, and NaN where the logits are no numbers: (B,)."""
-    with said_by("transformers", f"{type(model).__name__}: cannot be evaluated on these rows"):
+    with errors_from("transformers", f"{type(model).__name__}: cannot be evaluated on these rows"):
         logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
     wanted = batch.ids.roll(-1, dims=1)[batch.targets]
     chosen = logits[batch.targets].float()

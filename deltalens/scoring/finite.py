@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deltalens.errors import DeltaLensError, said_by, several
+from deltalens.errors import DeltaLensError, errors_from, fault_list
 from deltalens.io.records import Measurement
 
 __all__ = ["are_numbers", "check_measured", "check_model", "no_numbers"]
@@ -35,7 +35,7 @@ def check_model(model: nn.Module, ids: Sequence[int], where: str | Path) -> None
     if not ids:
         return
     device = next(model.parameters()).device
-    with said_by("transformers", f"{where}: {type(model).__name__} takes no text"):
+    with errors_from("transformers", f"{where}: {type(model).__name__} takes no text"):
         logits = model(input_ids=torch.tensor([[*ids]], device=device), use_cache=False).logits
     if not bool(are_numbers(logits).all()):
         raise no_numbers(model, where)
@@ -63,5 +63,5 @@ def no_numbers(model: nn.Module, where: str | Path, how: str = "") -> DeltaLensE
         f"try another --dtype: {wider[dtype]}" if dtype in wider else "the weights are at fault"
     )
     if broken:
-        return DeltaLensError(several(f"{said}; {advice}. Weights that are not finite:", broken))
+        return DeltaLensError(fault_list(f"{said}; {advice}. Weights that are not finite:", broken))
     return DeltaLensError(f"{said}, and nothing can be measured; {advice}")

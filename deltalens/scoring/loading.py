@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltalens.errors import CheckpointError, DeltaLensError, is_foreign, reason
+from deltalens.errors import CheckpointError, DeltaLensError, describe_error, is_library_error
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.config import check_config, check_made
 from deltalens.io.header import FLOATS
@@ -96,9 +96,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = textwrap.shorten(str(error).split(". ")[0], 120, placeholder=" ...")
+        why = textwrap.shorten(str(error).split(". ")[0], 120, placeholder=" ...")
         raise DeltaLensError(
-            f"device {name!r} cannot be used: {reason}; take auto, cpu or cuda"
+            f"device {name!r} cannot be used: {why}; take auto, cpu or cuda"
         ) from error
     return device
 
@@ -252,7 +252,7 @@ def load_model(
     except torch.cuda.OutOfMemoryError as error:
         raise DeltaLensError(f"{checkpoint.path}: too large for {device}") from error
     except BaseException as error:  # Of transformers or of the model's code: they promise no kind.
-        if not is_foreign(error):
+        if not is_library_error(error):
             raise
         raise DeltaLensError(
             f"{checkpoint.path}: transformers cannot load it: {_reason(error)}"
@@ -265,7 +265,7 @@ def _reason(error: BaseException) -> str:
     """An error of transformers on one line, without the report that it only logs."""
     if "ignore_mismatched_sizes" in str(error):
         return "its config.json asks for other shapes than its weights have"
-    return reason(error)
+    return describe_error(error)
 
 
 def _loader(checkpoint: Checkpoint, trust: bool | None) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltalens.errors import DataError, DeltaLensError, several
+from deltalens.errors import DataError, DeltaLensError, fault_list
 from deltalens.io.plain_json import check_names
 from deltalens.scoring.row_files import name_of, records
 
@@ -109,7 +109,7 @@ def read_rows(
             faults.append(f"{place}: {error}")
     if faults:
         count = "1 row" if len(faults) == 1 else f"{len(faults):,} rows"
-        raise DataError(several(f"{path}: {count} cannot be used:", faults))
+        raise DataError(fault_list(f"{path}: {count} cannot be used:", faults))
     if not rows:
         raise DataError(f"{path}: no rows")
     if len({row.answered for row in rows}) > 1:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from deltalens.errors import DataError, is_foreign, reason, said_by
+from deltalens.errors import DataError, describe_error, errors_from, is_library_error
 from deltalens.io.platform import quiet_panics
 from deltalens.scoring.deadline import Deadline
 from deltalens.scoring.rows import DataFile, Row
@@ -217,13 +217,13 @@ def _ids(
         try:
             return call(texts)
         except BaseException as error:  # Of a library that raises no kind of its own.
-            if not is_foreign(error):
+            if not is_library_error(error):
                 raise
             for text, place in zip(texts, places, strict=True):
                 where = f"{data.path}: {data.rows[place].place}"
-                with said_by("the tokenizer", where, kind=DataError):
+                with errors_from("the tokenizer", where, kind=DataError):
                     call([text])
-            raise DataError(f"{data.path}: the tokenizer says: {reason(error)}") from error
+            raise DataError(f"{data.path}: the tokenizer says: {describe_error(error)}") from error
 
 
 def _none_fits(data: DataFile, longest: int | None) -> DataError:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltalens.errors import DataError, DeltaLensError, is_foreign, said_by
+from deltalens.errors import DataError, DeltaLensError, errors_from, is_library_error
 from deltalens.io.platform import quiet_panics
 from deltalens.scoring.deadline import Deadline
 from deltalens.scoring.rows import DataFile, Row, Turns
@@ -34,7 +34,7 @@ def written(
     Raises:
         DataError: the template refuses them, or writes out how a list looks in Python.
     """
-    with said_by("the chat template", f"{data.path}: {row.place}", kind=DataError):
+    with errors_from("the chat template", f"{data.path}: {row.place}", kind=DataError):
         text = tokenizer.apply_chat_template(
             list(turns),
             tools=None if row.tools is None else list(row.tools),
@@ -127,7 +127,7 @@ def _turn_end(tokenizer: Any) -> tuple[int | None, list[int]]:
             _, found, rest = text.rpartition(_ANSWER)
             ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if found else []
     except BaseException as error:  # A template may refuse the two messages, with any error.
-        if not is_foreign(error) or isinstance(error, DeltaLensError):
+        if not is_library_error(error) or isinstance(error, DeltaLensError):
             raise
         return None, []
     own = {i for i, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}

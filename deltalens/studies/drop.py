@@ -18,7 +18,7 @@ from deltalens.names import check_scope
 from deltalens.numerics.kernels import largest_magnitude
 from deltalens.numerics.rates import Rate, exact_rate, show_rate
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.workers import Each, workers
+from deltalens.numerics.workers import Mapper, workers
 from deltalens.studies.deltas import DeltaChunk, DeltaStream, Span
 from deltalens.studies.selecting import (
     DropSetting,
@@ -114,9 +114,9 @@ def drop(
     }
     work = _Drop(pairing, setting, exact if rescale else None, changed_only, progress)
     writing = write_like(pairing.ft, out, record=_json(record), copies=pairing.copies)
-    with writing as writer, workers() as each:
+    with writing as writer, workers() as mapper:
         for unit in pairing.units(scoped):
-            work.do(unit, writer, each)
+            work.do(unit, writer, mapper)
         if not work.differs:
             raise no_delta(pairing)
     unchanged = work.unchanged if work.counted else None
@@ -146,10 +146,10 @@ class _Drop:
         self.differs = False
         self.stream, self.scratch = DeltaStream(), Scratch()
 
-    def do(self, unit: Unit, writer: CheckpointWriter, each: Each) -> None:
+    def do(self, unit: Unit, writer: CheckpointWriter, mapper: Mapper) -> None:
         """Select on one unit, and write its tensors."""
         found = select_unit(
-            unit, [self.setting], self.stream, changed_only=self.changed_only, each=each
+            unit, [self.setting], self.stream, changed_only=self.changed_only, mapper=mapper
         )
         selection = found.selections[self.setting]
         self.put_back += found.counts[self.setting]
@@ -169,7 +169,7 @@ class _Drop:
                 writer.write(chunk.pair.ft, chunk.start, chunk.ft)
             return span.stop - span.start
 
-        for done in each(edit, self.stream.parts(unit.pairs)):
+        for done in mapper(edit, self.stream.parts(unit.pairs)):
             self.done += done
             self.progress(self.done, self.total)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from deltalens.errors import DeltaLensError, reason
+from deltalens.errors import DeltaLensError, describe_error
 from deltalens.io.records import Measurement, Setting, StudyFolder
 from deltalens.numerics.selection import Selection
 from deltalens.numerics.workers import workers
@@ -103,7 +103,9 @@ class DropWorker:
                 raise DeltaLensError(f"it knows {rows[1]:,} tokens of the fine-tune's {rows[0]:,}")
             return self._suite.measure(base.model)
         except Exception as error:  # Another model than the metrics were made for: any kind.
-            return _Unmeasured(str(error) if isinstance(error, DeltaLensError) else reason(error))
+            return _Unmeasured(
+                str(error) if isinstance(error, DeltaLensError) else describe_error(error)
+            )
 
     def _load_base(self) -> LoadedModel:
         """As a model of its own, beside the fine-tune."""
@@ -181,9 +183,9 @@ def _select(
     if all(setting.strategy == "random" for setting in probe):
         probe = [*probe, DropSetting("trivial", Fraction(0))]
     stream = DeltaStream()
-    with workers() as each:
+    with workers() as mapper:
         for unit in units:
-            found = select_unit(unit, probe, stream, changed_only=spec.changed_only, each=each)
+            found = select_unit(unit, probe, stream, changed_only=spec.changed_only, mapper=mapper)
             unchanged += found.unchanged or 0
             for setting in settings:
                 for one in unit.pairs:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deltalens.catalog.studies import STUDIES
-from deltalens.errors import DeltaLensError, said_by
+from deltalens.errors import DeltaLensError, errors_from
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.records import (
     Measurement,
@@ -174,7 +174,8 @@ class _Bench:
         own = self.spec.of(method)
         with ExitStack() as stack:
             attached = [
-                stack.enter_context(callback.made(self.model)) for callback in method_callbacks(own)
+                stack.enter_context(callback.build(self.model))
+                for callback in method_callbacks(own)
             ]
             forget_peak(self.device)
             self._wait()
@@ -201,7 +202,9 @@ class _Bench:
         batch: Batch = next(self._next)
         labels = batch.ids.masked_fill(~_is_target(batch), -100)
         model: Callable[..., Any] = self.model
-        with said_by("transformers", f"{type(model).__name__}: cannot be trained on these rows"):
+        with errors_from(
+            "transformers", f"{type(model).__name__}: cannot be trained on these rows"
+        ):
             out = model(
                 input_ids=batch.ids, attention_mask=batch.mask, labels=labels, use_cache=False
             )

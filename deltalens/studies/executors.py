@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from deltalens.catalog.plugins import find, plugins
-from deltalens.errors import DeltaLensError, reason
+from deltalens.errors import DeltaLensError, describe_error
 from deltalens.io.escaping import plain_lines
 from deltalens.io.records import Setting
 from deltalens.io.stopping import ignore_requests
@@ -143,7 +143,7 @@ def why_it_stays(recipe: Recipe[Any]) -> str | None:
     try:
         taken = bytes(ForkingPickler.dumps(recipe))
     except Exception as error:  # Of whatever the caller hands in: any kind.
-        return f"what is measured cannot be taken to another process ({reason(error)})"
+        return f"what is measured cannot be taken to another process ({describe_error(error)})"
     if b"__main__" in taken and not hasattr(sys.modules["__main__"], "__file__"):
         return "what is measured is defined at a prompt, where no other process finds it"
     return None

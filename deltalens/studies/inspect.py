@@ -185,11 +185,11 @@ def inspect(
     stream, scratch = DeltaStream(), Scratch()
     groups = _Groups(pairing)
     done = 0
-    with workers() as each:
+    with workers() as mapper:
         for one in pairing.pairs:
             tally = _Tally()
             spans = stream.parts([one])
-            for part in each(functools.partial(_tally, stream=stream, scratch=scratch), spans):
+            for part in mapper(functools.partial(_tally, stream=stream, scratch=scratch), spans):
                 tally.merge(part)
             if tally.counts.nonfinite:
                 raise find_nonfinite([one], stream)

@@ -12,7 +12,7 @@ import torch
 
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Setting, StudyFolder
-from deltalens.names import block_number, stacks_of
+from deltalens.names import block_number, block_stacks
 from deltalens.numerics.workers import workers
 from deltalens.scoring.prefix import Prefix, find_blocks
 from deltalens.scoring.suite import Metrics, ReadySuite
@@ -109,7 +109,7 @@ class LayerWorker:
                 raise DeltaLensError("a metric of your own may look at any part of the model")
             if spec.suite.answer_pattern is not None:
                 raise DeltaLensError("the model generates")
-            blocks = find_blocks(model, stacks_of(self._recipe.models.pairing.ft.tensors))
+            blocks = find_blocks(model, block_stacks(self._recipe.models.pairing.ft.tensors))
             if spec.groups and max(g.blocks[-1] for g in spec.groups) >= len(blocks):
                 raise DeltaLensError(f"{type(model).__name__} has {len(blocks)} blocks")
         except DeltaLensError as error:
@@ -199,10 +199,10 @@ def _survey(models: PairedModels, folder: StudyFolder, watch: StudyWatch) -> Non
     stream = DeltaStream()
     found: dict[str, dict[str, Any]] = {}
     unchanged = 0
-    with workers() as each:
+    with workers() as mapper:
         spans = stream.parts(pairing.pairs)
         for span, (zeros, squares) in zip(
-            spans, each(lambda span: _size_of(stream, span), spans), strict=True
+            spans, mapper(lambda span: _size_of(stream, span), spans), strict=True
         ):
             number = block_number(span.pair.name)
             of_block = found.setdefault(

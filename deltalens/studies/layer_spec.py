@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltalens.errors import DeltaLensError, several
+from deltalens.errors import DeltaLensError, fault_list
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Setting
-from deltalens.names import Group, block_number, block_numbers, groups_of
+from deltalens.names import Group, block_number, block_numbers, group_blocks
 from deltalens.scoring.suite import Suite
 
 __all__ = ["LayersSpec", "groups_taking_part"]
@@ -71,7 +71,7 @@ def groups_taking_part(pairing: Pairing, sizes: Sequence[int]) -> tuple[Group, .
     numbers = block_numbers(pairing.ft.tensors)
     if not numbers:
         raise DeltaLensError(
-            several(
+            fault_list(
                 f"{pairing.ft.path}: no blocks (tensors whose name has a number); put tensors back "
                 "by name with `drop-study --include RE` instead; there are:",
                 list(pairing.ft.tensors),
@@ -83,12 +83,12 @@ def groups_taking_part(pairing: Pairing, sizes: Sequence[int]) -> tuple[Group, .
     groups = [
         group
         for size in dict.fromkeys(sizes)
-        for group in groups_of(numbers, size, pairing.ft.path)
+        for group in group_blocks(numbers, size, pairing.ft.path)
         if taking_part & set(group.blocks)
     ]
     if not groups:
         raise DeltaLensError(
-            several(
+            fault_list(
                 "no block takes part; what include and exclude leave is:",
                 [one.name for one in pairing.pairs],
             )

@@ -10,13 +10,13 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from deltalens.errors import DeltaLensError, several
+from deltalens.errors import DeltaLensError, fault_list
 from deltalens.io.pairing import Pairing, TensorPair
 from deltalens.io.reader import torch_dtype
 from deltalens.numerics.bits import cast_once
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection import Selection
-from deltalens.numerics.workers import Each, in_order, one_thread, workers
+from deltalens.numerics.workers import Mapper, one_thread, serial_map, workers
 from deltalens.studies.deltas import DeltaStream, Span
 from deltalens.studies.moving import Direction, Plane
 from deltalens.studies.places import Slot, find_slots
@@ -63,14 +63,14 @@ class LiveTensors:
                     return True
             return False
 
-        with _threads(self.slots) as each:
-            found = each(differs, self.slots)
+        with _threads(self.slots) as mapper:
+            found = mapper(differs, self.slots)
             wrong = [slot.name for slot, bad in zip(self.slots, found, strict=True) if bad]
         for slot in self.slots:
             wrong += [one.name for one in slot.copies if not _same_bits(one.view, slot.view)]
         if wrong:
             title = f"The loaded model does not hold what {whose} files do:"
-            raise DeltaLensError(several(title, wrong))
+            raise DeltaLensError(fault_list(title, wrong))
 
     def span(self, directions: Sequence[Direction], *, keep: bool = True) -> None:
         """Make ready for `move` along one or two directions; see `Plane`."""
@@ -108,14 +108,14 @@ class LiveTensors:
 
 
 @contextmanager
-def _threads(slots: Sequence[Slot]) -> Iterator[Each]:
+def _threads(slots: Sequence[Slot]) -> Iterator[Mapper]:
     """On all cores; always on one thread each, so that no sum depends on their number."""
     if sum(slot.size for slot in slots) < _FEWEST:
         with one_thread():
-            yield in_order
+            yield serial_map
     else:
-        with workers(slots[0].view.device) as each:
-            yield each
+        with workers(slots[0].view.device) as mapper:
+            yield mapper
 
 
 class LiveModel(LiveTensors):
@@ -162,8 +162,8 @@ class LiveModel(LiveTensors):
                     edit_chunk(chunk, selection, rescale, self._scratch, slot.view.dtype)
                 slot.write(chunk.start, chunk.ft)
 
-        with _threads(self.slots) as each:
-            for _ in each(write, self._stream.parts(self.pairing.pairs)):
+        with _threads(self.slots) as mapper:
+            for _ in mapper(write, self._stream.parts(self.pairing.pairs)):
                 pass
         self._write_copies()
 
@@ -210,7 +210,7 @@ def _slots(model: nn.Module, pairing: Pairing) -> Mapping[str, Slot]:
     lost = [name for name in names if name not in found]
     if lost:
         raise DeltaLensError(
-            several(
+            fault_list(
                 f"{type(model).__name__} holds these tensors in a form that cannot be edited in "
                 "place (leave them out with --exclude, or use `drop`, which needs no model):",
                 lost,

@@ -12,7 +12,7 @@ from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.records import Setting, StudyRecord
-from deltalens.names import block_numbers, groups_of
+from deltalens.names import block_numbers, group_blocks
 from deltalens.numerics.rates import Rate, exact_rate, exact_rates, show_rate
 from deltalens.scoring.loading import pick_device
 from deltalens.scoring.rows import read_rows
@@ -73,7 +73,7 @@ def sweep_layers(
         groups = [
             (size, str(group))
             for size in wanted["sizes"]
-            for group in groups_of(blocks, size, source.model)
+            for group in group_blocks(blocks, size, source.model)
         ]
         made = [({"method": "ft", "size": 0, "group": "", "seed": 0}, _as_it_is(spec, source))]
         for method in wanted["methods"]:

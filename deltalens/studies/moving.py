@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.workers import Each
+from deltalens.numerics.workers import Mapper
 from deltalens.studies.places import Slot
 from deltalens.studies.weights import Weights, runs
 
@@ -49,7 +49,7 @@ class Plane:
         origin: Weights,
         directions: Sequence[Direction],
         keep: bool,
-        threads: Callable[[], AbstractContextManager[Each]],
+        threads: Callable[[], AbstractContextManager[Mapper]],
     ) -> None:
         self._slots, self._origin, self._threads = slots, origin, threads
         self._outer = directions[0] if len(directions) > 1 else None
@@ -117,8 +117,8 @@ class Plane:
         return formed
 
     def _each(self, do: Callable[[Slot], None]) -> None:
-        with self._threads() as each:
-            for _ in each(do, self._slots):
+        with self._threads() as mapper:
+            for _ in mapper(do, self._slots):
                 pass
 
 

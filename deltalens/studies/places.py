@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from deltalens.errors import DeltaLensError, several
+from deltalens.errors import DeltaLensError, fault_list
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.header import FLOATS
-from deltalens.names import Choice
+from deltalens.names import NameFilter
 
 __all__ = [
     "Places",
@@ -163,7 +163,7 @@ def slots_of_checkpoint(
     ]
     if lost:
         raise DeltaLensError(
-            several(
+            fault_list(
                 f"{type(model).__name__} holds these parameters in a form that cannot be written "
                 "in place from the checkpoint's tensors:",
                 lost,
@@ -202,12 +202,12 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _chosen(slots: list[Slot], include: str | None, exclude: str | None) -> list[Slot]:
-    choice = Choice(include, exclude)
+    choice = NameFilter(include, exclude)
     chosen = [slot for slot in slots if slot.name in choice]
     if not chosen:
         names = [slot.name for slot in slots]
         raise DeltaLensError(
-            choice.refusal(names, "floating-point parameter")
+            choice.explain_no_match(names, "floating-point parameter")
             if slots
             else "the model has no floating-point parameter"
         )

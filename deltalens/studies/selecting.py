@@ -34,7 +34,7 @@ from deltalens.numerics.selection import (
     prefix_size,
     sample_stride,
 )
-from deltalens.numerics.workers import Each, in_order
+from deltalens.numerics.workers import Mapper, serial_map
 from deltalens.studies.deltas import DeltaChunk, DeltaStream, Span
 
 __all__ = [
@@ -97,7 +97,7 @@ def select_unit(
     stream: DeltaStream,
     *,
     changed_only: bool = False,
-    each: Each = in_order,
+    mapper: Mapper = serial_map,
 ) -> UnitSelections:
     """The selections of all settings on one unit: of a single one from a sample, of several from
     one pass that counts the deltas.
@@ -108,7 +108,7 @@ def select_unit(
         DeltaLensError: a NaN or an infinity in either model (the tensor is named).
     """
     if len(settings) == 1 and not changed_only:
-        found = _select_one(unit, settings[0], stream, each)
+        found = _select_one(unit, settings[0], stream, mapper)
         if found is not None:
             return found
     spans, scratch = stream.parts(unit.pairs), Scratch()
@@ -116,7 +116,7 @@ def select_unit(
     unchanged: int | None = None
     counts: Counts | None = None
     if changed_only or any(setting.strategy != "random" for setting in settings):
-        counts = count(source, each)
+        counts = count(source, mapper)
         if counts is not None and counts.nonfinite:
             raise find_nonfinite(unit.pairs, stream)
         unchanged = counts.zeros if counts is not None else 0
@@ -125,7 +125,7 @@ def select_unit(
     boundaries: dict[DropSetting, Boundary] = {}
     for seed, ranked in _by_seed(s for s in settings if s.strategy != "random"):
         sizes = [prefix_size(s.strategy, s.rate, unit.entries, skipped) for s in ranked]
-        boundaries |= zip(ranked, find_boundaries(source, sizes, seed, counts, each), strict=True)
+        boundaries |= zip(ranked, find_boundaries(source, sizes, seed, counts, mapper), strict=True)
     total = unit.entries - skipped
     for seed, drawn in _by_seed(s for s in settings if s.strategy == "random"):
         if changed_only:
@@ -133,7 +133,7 @@ def select_unit(
         else:
             members = [functools.partial(_hashes, stream, seed, scratch, span) for span in spans]
         sizes = [count_at(setting.rate, total) for setting in drawn]
-        boundaries |= zip(drawn, find_random_boundaries(members, total, sizes, each), strict=True)
+        boundaries |= zip(drawn, find_random_boundaries(members, total, sizes, mapper), strict=True)
 
     return UnitSelections(
         unit,
@@ -144,7 +144,7 @@ def select_unit(
 
 
 def _select_one(
-    unit: Unit, setting: DropSetting, stream: DeltaStream, each: Each
+    unit: Unit, setting: DropSetting, stream: DeltaStream, mapper: Mapper
 ) -> UnitSelections | None:
     """A single setting, over all entries, in one pass; None if that is not to be had."""
     count = count_at(setting.rate, unit.entries)
@@ -152,7 +152,7 @@ def _select_one(
         if not 0 < count < unit.entries <= _ONE_PASS:
             return None
         sizes = {pair.name: pair.entries for pair in unit.pairs}
-        boundary, masks = draw(sizes, count, setting.seed, each)
+        boundary, masks = draw(sizes, count, setting.seed, mapper)
         selection = Selection("random", boundary, setting.seed, drawn=masks)
         return UnitSelections(unit, {setting: selection}, {setting: count}, None)
     if unit.entries > _ONE_PASS:
@@ -163,7 +163,7 @@ def _select_one(
         unit.entries,
         stream.sample(unit.pairs, sample_stride(unit.entries)),
         setting.seed,
-        each,
+        mapper,
     )
     if not found.finite:
         raise find_nonfinite(unit.pairs, stream)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.catalog.studies import STUDIES
-from deltalens.errors import DeltaLensError, RecordError, reason
+from deltalens.errors import DeltaLensError, RecordError, describe_error
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.folders import new_folder, remove
 from deltalens.io.records import (
@@ -119,7 +119,7 @@ def run_trainings(
             planned = plans(study.spec)
         except (TypeError, KeyError, ValueError) as error:
             raise RecordError(
-                f"{out}: what its trainings were asked cannot be read: {reason(error)}"
+                f"{out}: what its trainings were asked cannot be read: {describe_error(error)}"
             ) from error
         done = [cell.setting for cell in study.cells]
         for setting, plan in planned:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltalens.errors import DeltaLensError, said_by
+from deltalens.errors import DeltaLensError, errors_from
 from deltalens.methods.mask_layers import linear_layers
 
 __all__ = ["adapted"]
@@ -71,7 +71,7 @@ def adapted(model: nn.Module, rank: int, alpha: int, dropout: float) -> tuple[An
         if not fitting:
             raise DeltaLensError(f"{kind} takes no LoRA: peft says: {why}")
         names = fitting
-    with said_by("peft", f"{kind} takes no LoRA"):
+    with errors_from("peft", f"{kind} takes no LoRA"):
         made = attach(model, names)
     return made, _notes(model, names, passed_by, refusals)
 
@@ -101,7 +101,7 @@ def _refusal(attach: Any, model: nn.Module, names: Sequence[str]) -> str | None:
         # What cannot be built without weights is not tried: peft tells when it is adapted.
         return None
     try:
-        with said_by("peft", "refused"):
+        with errors_from("peft", "refused"):
             made = attach(tried, names)
     except DeltaLensError as error:
         return str(error).partition("says: ")[2]

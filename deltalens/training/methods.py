@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from deltalens.errors import said_by
+from deltalens.errors import errors_from
 from deltalens.integrations.transformers import (
-    Attaching,
     GradientMaskCallback,
     HalfFreezeCallback,
     RandomMaskCallback,
+    SubscriberCallback,
 )
 from deltalens.methods.mft import MaskTuning
 from deltalens.methods.weight_masks import WeightMasks, l1_weight_mask, random_weight_mask
@@ -29,7 +29,7 @@ class Ready:
 
     model: nn.Module
     """What is trained."""
-    callbacks: tuple[Attaching[Any], ...] = ()
+    callbacks: tuple[SubscriberCallback[Any], ...] = ()
     masks: Callable[[], WeightMasks] | None = None
     """The masks of weights as they are now, where the method has such."""
     plain: Callable[[], nn.Module] = field(default=lambda: nn.Module())
@@ -51,7 +51,7 @@ def prepare(spec: TrainingSpec, model: nn.Module) -> Ready:
     return REGISTRY[spec.method or "sft"](spec, model)
 
 
-def method_callbacks(spec: TrainingSpec) -> list[Attaching[Any]]:
+def method_callbacks(spec: TrainingSpec) -> list[SubscriberCallback[Any]]:
     """What a method attaches to a training: nothing for plain fine-tuning."""
     made = _ATTACH.get(spec.method or "sft")
     return [made(spec)] if made else []
@@ -118,7 +118,7 @@ def _adapter(spec: TrainingSpec, model: nn.Module) -> Ready:
     made, notes = adapted(model, rank, alpha, dropout)
 
     def whole() -> nn.Module:
-        with said_by("peft", "the adapters cannot be merged"):
+        with errors_from("peft", "the adapters cannot be merged"):
             merged: nn.Module = made.merge_and_unload()
         return merged
 
@@ -141,7 +141,7 @@ def _ratio(spec: TrainingSpec) -> dict[str, Any]:
     return {"mask_ratio": ratios[""] if {*ratios} == {""} else ratios}
 
 
-_ATTACH: Mapping[str, Callable[[TrainingSpec], Attaching[Any]]] = {
+_ATTACH: Mapping[str, Callable[[TrainingSpec], SubscriberCallback[Any]]] = {
     "gmt": _gradient_mask,
     "random-mask": _random_mask,
     "hft": _half_freeze,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deltalens.errors import DeltaLensError, said_by, several
+from deltalens.errors import DeltaLensError, errors_from, fault_list
 from deltalens.io.files import read_bounded
 from deltalens.training.spec import config_class
 
@@ -60,7 +60,7 @@ def read_recipe(path: Path | None, objective: str) -> dict[str, Any]:
     import yaml
 
     content = read_bounded(path, _LARGEST_RECIPE, "recipe", DeltaLensError)
-    with said_by("yaml", f"{path}: not YAML"):
+    with errors_from("yaml", f"{path}: not YAML"):
         found = yaml.safe_load(content.decode("utf-8-sig"))
     if found is None:
         return {}
@@ -76,7 +76,7 @@ def read_recipe(path: Path | None, objective: str) -> dict[str, Any]:
             near = difflib.get_close_matches(key, sorted(known), n=1)
             faults.append(f"{key}: unknown{f'; did you mean {near[0]}?' if near else ''}")
     if faults:
-        raise DeltaLensError(several(f"{path}: options that cannot be set here:", faults))
+        raise DeltaLensError(fault_list(f"{path}: options that cannot be set here:", faults))
     return found
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from deltalens.catalog.methods import TRAININGS
-from deltalens.errors import DeltaLensError, said_by
-from deltalens.integrations.transformers import Attaching, GradientProbeCallback
+from deltalens.errors import DeltaLensError, errors_from
+from deltalens.integrations.transformers import GradientProbeCallback, SubscriberCallback
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.fingerprint import take_fingerprints
 from deltalens.io.records import MASKS, Measurement, TrainingFolder
@@ -284,7 +284,7 @@ class _Training:
     ) -> tuple[int, Path | None]:
         """Take the steps that are left; how many there were in all, and where a probe logged."""
         last, run = self.folder.last, None
-        attached: list[Attaching[Any]] = []
+        attached: list[SubscriberCallback[Any]] = []
         if last is None or not last.last:
             attached += self.ready.callbacks
             if probe is not None:
@@ -308,7 +308,7 @@ class _Training:
         try:
             with (
                 following.interruptible(),
-                said_by("trl", failed),
+                errors_from("trl", failed),
                 self.folder.room("a checkpoint"),
             ):
                 trainer.train(resume_from_checkpoint=str(last.path) if last else None)
@@ -316,7 +316,7 @@ class _Training:
             pass
         finally:
             for one in attached:
-                one.let_go()
+                one.abandon()
         return int(trainer.state.global_step), run
 
     def evaluate(self, step: int) -> dict[str, Measurement]:
@@ -348,7 +348,7 @@ class _Training:
                 )
             self.watch.stage("writing the model", None)
             self.model.config.use_cache = bool(self.checkpoint.config.get("use_cache", True))
-            with said_by("transformers", f"{made}: cannot be written"):
+            with errors_from("transformers", f"{made}: cannot be written"):
                 self.model.save_pretrained(made)
             names = ("torch", "transformers", "trl", "accelerate", "datasets")
             self.folder.facts |= {

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from deltalens.errors import said_by
+from deltalens.errors import errors_from
 from deltalens.scoring.loading import LoadedModel
 from deltalens.training.rows import collator
 from deltalens.training.spec import TrainingSpec
@@ -81,9 +81,9 @@ def make_trainer(
     else:
         made = trl.SFTTrainer
         options["dataset_kwargs"] = {"skip_prepare_dataset": True}
-    with said_by("trl", "the settings cannot be used"):
+    with errors_from("trl", "the settings cannot be used"):
         config = configure(**options)
-    with said_by("trl", f"{source}: cannot be trained so"):
+    with errors_from("trl", f"{source}: cannot be trained so"):
         trainer = made(
             model=model,
             args=config,

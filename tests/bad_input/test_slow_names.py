@@ -22,7 +22,7 @@ import deltalens.figures
 from deltalens import DeltaLensError
 from deltalens.io.config import _counts_layers
 from deltalens.io.matching import pair
-from deltalens.names import kind_of, of_quantization, of_task_head
+from deltalens.names import is_in_task_head, is_quantization_data, kind_of
 from tests.bad_input.files import save, weights
 
 LENGTH = 100_000
@@ -95,7 +95,7 @@ def test_a_slow_pattern_is_noticed() -> None:
     assert is_slow(re.compile(r"(^|\.)rotary_emb\.inv.*$"))
 
 
-@pytest.mark.parametrize("sort", [of_task_head, of_quantization, kind_of, _counts_layers])
+@pytest.mark.parametrize("sort", [is_in_task_head, is_quantization_data, kind_of, _counts_layers])
 @pytest.mark.parametrize("piece", ["weight_scale", "quant_state\n", "w", "_", ".", "num_", "head."])
 def test_kinds_of_names_are_told_in_no_time(sort: Callable[[str], object], piece: str) -> None:
     assert seconds(sort, piece * (LENGTH // len(piece)) + "!") < SECONDS
@@ -103,9 +103,9 @@ def test_kinds_of_names_are_told_in_no_time(sort: Callable[[str], object], piece
 
 def test_names_are_sorted_as_before() -> None:
     heads = ("score.weight", "lm_head.weight", "m.qa_outputs.bias", "my_score.w", "classifier.0.w")
-    assert all(map(of_task_head, heads))
+    assert all(map(is_in_task_head, heads))
     assert not any(
-        map(of_task_head, ("scored.weight", "head", "model.layers.0.mlp.weight", "ascore.w"))
+        map(is_in_task_head, ("scored.weight", "head", "model.layers.0.mlp.weight", "ascore.w"))
     )
     quantized = (
         "q.scales",
@@ -114,8 +114,8 @@ def test_names_are_sorted_as_before() -> None:
         "q.absmax",
         "quant_state.nf4",
     )
-    assert all(map(of_quantization, quantized))
-    assert not any(map(of_quantization, ("q.weight", "q.weight_scale.x", "scaler")))
+    assert all(map(is_quantization_data, quantized))
+    assert not any(map(is_quantization_data, ("q.weight", "q.weight_scale.x", "scaler")))
     counts = ("n_layer", "num_hidden_layers", "decoder_num_layers", "n_layers", "num_layers")
     assert all(map(_counts_layers, counts))
     assert not any(map(_counts_layers, ("layers", "numlayers", "num_layers_x", "player")))

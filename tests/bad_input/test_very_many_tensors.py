@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltalens.errors import DeltaLensError, nearest
+from deltalens.errors import DeltaLensError, similar_names
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.matching import pair
 from deltalens.io.pairing import Pairing
@@ -28,9 +28,9 @@ SHARDS = 10
 
 def moe(count: int, root: str = "model.", experts: str = "experts") -> list[str]:
     """Names as a mixture of 256 experts a layer has them."""
-    each = ("gate_proj", "up_proj", "down_proj")
+    parts = ("gate_proj", "up_proj", "down_proj")
     return [
-        f"{root}layers.{place // 768}.mlp.{experts}.{place // 3 % 256}.{each[place % 3]}.weight"
+        f"{root}layers.{place // 768}.mlp.{experts}.{place // 3 % 256}.{parts[place % 3]}.weight"
         for place in range(count)
     ]
 
@@ -170,8 +170,8 @@ def test_the_nearest_name_is_found_among_however_many(count: int) -> None:
     names = moe(count)
     begun = time.process_time()
     wanted = names[count // 2]
-    assert nearest(wanted.replace("experts", "xperts"), names, 1, 0.6) == [wanted]
-    assert nearest("a." * 150_000, names, 3, 0.9) == []
+    assert similar_names(wanted.replace("experts", "xperts"), names, 1, 0.6) == [wanted]
+    assert similar_names("a." * 150_000, names, 3, 0.9) == []
     assert time.process_time() - begun < 5  # By difflib alone: minutes.
 
 

@@ -40,9 +40,9 @@ def rank(ft: str, base: str, scope: str) -> None:
         for tenth in range(1, 10)
     ]
     stream = DeltaStream()
-    with workers() as each:
+    with workers() as mapper:
         for unit in pair(ft, base).units(check_scope(scope)):
-            select_unit(unit, settings, stream, each=each)
+            select_unit(unit, settings, stream, mapper=mapper)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ from deltalens.numerics.selection import (
     streamed,
     windows,
 )
-from deltalens.numerics.workers import Each, in_order, workers
+from deltalens.numerics.workers import Mapper, serial_map, workers
 from tests.oracles import order as oracle
 from tests.oracles.order import FORMATS, STRATEGIES, Entry, Strategy
 from tests.oracles.pairs import KINDS, as_bits, make, same_bits, tensors
@@ -80,10 +80,10 @@ cuts = st.builds(
 
 
 @contextmanager
-def threads(count: int) -> Iterator[Each]:
+def threads(count: int) -> Iterator[Mapper]:
     """What `workers` gives where torch has so many threads."""
-    with torch_threads(count), workers() as each:
-        yield each
+    with torch_threads(count), workers() as mapper:
+        yield mapper
 
 
 def members_of(unit: Mapping[str, Tensor], step: int, changed_only: bool, seed: int = 0) -> Source:
@@ -114,28 +114,28 @@ def sample_of(unit: Mapping[str, Tensor]) -> list[Sample]:
     ]
 
 
-def drawn(unit: Mapping[str, Tensor], count: int, seed: int, each: Each) -> Selection:
+def drawn(unit: Mapping[str, Tensor], count: int, seed: int, mapper: Mapper) -> Selection:
     """A random drop whose masks are made in one pass, as `drop` makes it."""
     sizes = {name: tensor.numel() for name, tensor in unit.items()}
     if not 0 < count < sum(sizes.values()):
         return Selection("random", EVERYTHING if count else NOTHING, seed)
-    boundary, masks = draw(sizes, count, seed, each)
+    boundary, masks = draw(sizes, count, seed, mapper)
     return Selection("random", boundary, seed, drawn=masks)
 
 
 def by_bracket(
-    unit: Mapping[str, Tensor], sizes: Sequence[int], seed: int, each: Each
+    unit: Mapping[str, Tensor], sizes: Sequence[int], seed: int, mapper: Mapper
 ) -> list[Boundary]:
     """Each boundary by a pass of its own; where the bracket missed, as the product falls back."""
     source, total = parts_of(unit), sum(tensor.numel() for tensor in unit.values())
     found = []
     for size in sizes:
-        one = find_boundary(source, size, total, sample_of(unit), seed, each)
+        one = find_boundary(source, size, total, sample_of(unit), seed, mapper)
         assert one.zeros == sum(int((tensor == 0).sum()) for tensor in unit.values())
         assert one.finite == all(bool(tensor.isfinite().all()) for tensor in unit.values())
         missed = one.boundary is None
         found.append(
-            find_boundaries(source, [size], seed, each=each)[0] if missed else one.boundary
+            find_boundaries(source, [size], seed, mapper=mapper)[0] if missed else one.boundary
         )
     return found
 
@@ -147,7 +147,7 @@ def selections(
     seed: int = 0,
     *,
     changed_only: bool = False,
-    each: Each = in_order,
+    mapper: Mapper = serial_map,
     arrange: Callable[[list], list] = list,
     step: int = 1 << 18,
     bracketed: bool = False,
@@ -159,17 +159,17 @@ def selections(
     if strategy == "random":
         n = total - unchanged
         if bracketed and not changed_only:
-            return [drawn(unit, count_at(rate, n), seed, each) for rate in exact]
+            return [drawn(unit, count_at(rate, n), seed, mapper) for rate in exact]
         parts = arrange(members_of(unit, step, changed_only, seed))
         sizes = [count_at(rate, n) for rate in exact]
-        found = find_random_boundaries(parts, n, sizes, each)
+        found = find_random_boundaries(parts, n, sizes, mapper)
     else:
         source = arrange(list(parts_of(unit)))
         sizes = [prefix_size(strategy, rate, total, unchanged) for rate in exact]
         found = (
-            by_bracket(unit, sizes, seed, each)
+            by_bracket(unit, sizes, seed, mapper)
             if bracketed
-            else find_boundaries(source, sizes, seed, each=each)
+            else find_boundaries(source, sizes, seed, mapper=mapper)
         )
     return [Selection(strategy, boundary, seed, changed_only) for boundary in found]
 
@@ -201,7 +201,7 @@ def check(
     seed: int,
     changed_only: bool,
     sizes: Sizes,
-    each: Each = in_order,
+    mapper: Mapper = serial_map,
     bracketed: bool = False,
 ) -> None:
     with cut(sizes):
@@ -212,7 +212,7 @@ def check(
                 typed,
                 seed,
                 changed_only=changed_only,
-                each=each,
+                mapper=mapper,
                 step=sizes.chunk,
                 bracketed=bracketed,
             )
@@ -263,7 +263,7 @@ def test_a_bracket_that_ends_among_ties(seed: int) -> None:
     unit = {"w": make("equal", 60, torch.float32, 0)}
     ranked = oracle.ordered({"w": oracle.magnitudes(unit["w"])}, "trivial", seed)
     with cut(Sizes(sample=12, sigmas=0.01)):
-        for size, boundary in enumerate(by_bracket(unit, range(61), seed, in_order)):
+        for size, boundary in enumerate(by_bracket(unit, range(61), seed, serial_map)):
             assert entries(Selection("trivial", boundary, seed), unit) == set(ranked[:size])
 
 
@@ -349,15 +349,15 @@ def large_unit(dtype: torch.dtype, n: int) -> dict[str, Tensor]:
     return {kind: make(kind, size, dtype, at) for at, (kind, size) in enumerate(draws)}
 
 
-def check_large(unit: Mapping[str, Tensor], typed: list[str], each: Each) -> None:
+def check_large(unit: Mapping[str, Tensor], typed: list[str], mapper: Mapper) -> None:
     sizes = {
         name: (as_bits(tensor) & torch.iinfo(as_bits(tensor).dtype).max).numpy()
         for name, tensor in unit.items()
     }
     large = oracle.LargeUnit(sizes, 5)
     for strategy in STRATEGIES:
-        found = selections(unit, strategy, typed, 5, each=each)
-        again = selections(unit, strategy, typed, 5, each=each, bracketed=True)
+        found = selections(unit, strategy, typed, 5, mapper=mapper)
+        again = selections(unit, strategy, typed, 5, mapper=mapper, bracketed=True)
         for rate, chosen in zip(typed + typed, found + again, strict=True):
             wanted = large.select(strategy, rate)
             for name, tensor in unit.items():
@@ -371,8 +371,8 @@ def check_large(unit: Mapping[str, Tensor], typed: list[str], each: Each) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_units_of_several_chunks_as_they_are_cut_in_earnest(dtype: torch.dtype) -> None:
-    with threads(3) as each:
-        check_large(large_unit(dtype, 300_000), ["0.001", "0.3", "0.9"], each)
+    with threads(3) as mapper:
+        check_large(large_unit(dtype, 300_000), ["0.001", "0.3", "0.9"], mapper)
 
 
 @pytest.mark.slow
@@ -381,10 +381,10 @@ def test_units_of_several_chunks_as_they_are_cut_in_earnest(dtype: torch.dtype) 
 def test_units_of_several_parts_and_more_ties_than_are_gathered(
     dtype: torch.dtype, count: int
 ) -> None:
-    with threads(count) as each:
-        check_large(large_unit(dtype, 4_300_000), ["0.00001", "0.5"], each)
+    with threads(count) as mapper:
+        check_large(large_unit(dtype, 4_300_000), ["0.00001", "0.5"], mapper)
         equal = {"w": make("equal", 1_500_000, dtype, 0), "v": make("equal", 11, dtype, 0)}
-        check_large(equal, ["0.1", "0.5000001"], each)
+        check_large(equal, ["0.1", "0.5000001"], mapper)
 
 
 # --- nested, and independent of how the work is done ----------------------------------------------
@@ -447,27 +447,27 @@ def test_threads_change_nothing(
     dtype: torch.dtype, data: st.DataObject, typed: list[str], changed: bool, sizes: Sizes
 ) -> None:
     unit = data.draw(tensors(dtype))
-    with threads(3) as each:
-        assert each is not in_order
-        check(unit, typed, 0, changed, sizes, each)
+    with threads(3) as mapper:
+        assert mapper is not serial_map
+        check(unit, typed, 0, changed, sizes, mapper)
 
 
 def test_workers_keep_the_order_and_give_torchs_threads_back() -> None:
     before = torch.get_num_threads()
-    with threads(4) as each:
+    with threads(4) as mapper:
         assert torch.get_num_threads() == 1
-        assert list(each(lambda n: n * n, range(100))) == [n * n for n in range(100)]
+        assert list(mapper(lambda n: n * n, range(100))) == [n * n for n in range(100)]
         with pytest.raises(ZeroDivisionError):
-            list(each(lambda n: 1 // n, [1, 0, 1]))
-        assert list(each(lambda n: n, [])) == []
+            list(mapper(lambda n: 1 // n, [1, 0, 1]))
+        assert list(mapper(lambda n: n, [])) == []
     assert torch.get_num_threads() == before
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyError), workers():
             raise KeyError
         assert torch.get_num_threads() == 2
-        with workers("meta") as each:
-            assert each is in_order
+        with workers("meta") as mapper:
+            assert mapper is serial_map
     finally:
         torch.set_num_threads(before)
 
@@ -514,7 +514,7 @@ def test_parts_of_takes_tensors_of_any_layout() -> None:
 
 # --- thresholds: the magnitude at a rank, without the order among ties ----------------------------
 
-BACKENDS = [OnCpu(in_order, Scratch()), OnDevice(None)]
+BACKENDS = [OnCpu(serial_map, Scratch()), OnDevice(None)]
 
 
 def thresholds(backend: Backend, unit: Mapping[str, Tensor], ranks: Sequence[int]) -> list[int]:

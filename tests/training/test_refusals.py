@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from deltalens.cli.main import app
-from deltalens.errors import DeltaLensError, said_by
+from deltalens.errors import DeltaLensError, errors_from
 from deltalens.studies.efficiency import efficiency
 from deltalens.training.lora import adapted
 from deltalens.training.run import TrainingWatch, train
@@ -179,8 +179,8 @@ def test_a_bug_in_a_callback_stays_what_it_is(rows: Path, tmp_path: Path) -> Non
 
 def test_running_out_of_memory_is_said_wherever_it_happens() -> None:
     with (
-        pytest.raises(DeltaLensError, match=r"cannot be: out of memory .*take smaller batches"),
-        said_by("torch", "this cannot be"),
+        pytest.raises(DeltaLensError, match=r"cannot be: out of memory .*use smaller batches"),
+        errors_from("torch", "this cannot be"),
     ):
         raise torch.OutOfMemoryError("tried to allocate 9 GiB")
 

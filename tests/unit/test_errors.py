@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltalens.errors import CheckpointError, DeltaLensError, reason, said_by
+from deltalens.errors import CheckpointError, DeltaLensError, describe_error, errors_from
 
 
 def panic(text: str) -> BaseException:
@@ -16,7 +16,7 @@ def panic(text: str) -> BaseException:
 def test_whatever_a_library_raises_becomes_one_message(error: BaseException) -> None:
     with (
         pytest.raises(CheckpointError, match=r"^a: b says: \w+: \w+") as caught,
-        said_by("b", "a", kind=CheckpointError),
+        errors_from("b", "a", kind=CheckpointError),
     ):
         raise error
     assert caught.value.__cause__ is error
@@ -24,17 +24,17 @@ def test_whatever_a_library_raises_becomes_one_message(error: BaseException) -> 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit()])
 def test_what_ends_a_program_passes(error: BaseException) -> None:
-    with pytest.raises(type(error)), said_by("b", "a"):
+    with pytest.raises(type(error)), errors_from("b", "a"):
         raise error
 
 
 def test_an_error_that_quotes_its_whole_file_is_cut() -> None:
-    with pytest.raises(DeltaLensError) as caught, said_by("b", "a"):
+    with pytest.raises(DeltaLensError) as caught, errors_from("b", "a"):
         raise ValueError("x" * 50_000_000)
     assert 500 < len(str(caught.value)) < 5_000
     assert str(caught.value).endswith("...")
 
 
 def test_a_reason_is_one_line() -> None:
-    assert reason(ValueError("one\n  two")) == "ValueError: one two"
-    assert reason(KeyError()) == "KeyError"
+    assert describe_error(ValueError("one\n  two")) == "ValueError: one two"
+    assert describe_error(KeyError()) == "KeyError"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltalens.errors import DeltaLensError, Lines, several
+from deltalens.errors import DeltaLensError, Lines, fault_list
 from deltalens.io.escaping import (
     plain,
     plain_cell,
@@ -55,13 +55,13 @@ def test_what_a_terminal_would_obey_is_written_out(text: str, shown: str) -> Non
 
 
 def test_only_lines_of_a_list_stay_lines() -> None:
-    error = DeltaLensError(several("of a\n  - b:", ["one\n  - forged", "two"]))
+    error = DeltaLensError(fault_list("of a\n  - b:", ["one\n  - forged", "two"]))
     assert plain_lines(error) == r"of a\n  - b:" + "\n" + r"  - one\n  - forged" + "\n  - two"
     assert plain_lines("a\n  - forged") == r"a\n  - forged"
 
 
 def test_lines_of_a_list_pass_from_one_process_to_another() -> None:
-    error = pickle.loads(pickle.dumps(DeltaLensError(several("a", ["b\\", "c\nd"]))))
+    error = pickle.loads(pickle.dumps(DeltaLensError(fault_list("a", ["b\\", "c\nd"]))))
     assert plain_lines(error) == "a\n  - b\\\n  - c\\nd"
 
 

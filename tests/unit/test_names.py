@@ -11,19 +11,19 @@ from deltalens.figures.gradient_run import group_of
 from deltalens.methods.baselines import frozen_half
 from deltalens.methods.mask_layers import choose_layers
 from deltalens.names import (
-    Choice,
+    NameFilter,
     block_number,
     block_of,
+    block_stacks,
     check_scope,
-    groups_of,
+    group_blocks,
     in_block,
+    is_adapted_token_weight,
     is_label_head,
-    is_of_adapted_tokens,
     kind_of,
     split_block,
-    stacks_of,
     unit_of,
-    unwrapped,
+    unwrap_name,
 )
 from tests.studies.families import FAMILIES
 
@@ -51,7 +51,7 @@ def test_a_block_ends_at_the_first_number_of_a_name(
 
 def test_stacks() -> None:
     names = ("encoder.block.0.x.weight", "encoder.block.1.x.weight", "decoder.block.0.x", "norm.w")
-    assert stacks_of(names) == {"encoder.block", "decoder.block"}
+    assert block_stacks(names) == {"encoder.block", "decoder.block"}
 
 
 def test_a_scope_ranks_together_what_it_says() -> None:
@@ -92,13 +92,13 @@ def test_a_layer_is_split_around_the_number_of_its_block(
     ],
 )
 def test_groups(blocks: range, size: int, groups: list[str]) -> None:
-    assert [str(group) for group in groups_of(blocks, size, "m")] == groups
+    assert [str(group) for group in group_blocks(blocks, size, "m")] == groups
 
 
 @pytest.mark.parametrize("size", [0, 5, -1])
 def test_groups_that_cannot_be(size: int) -> None:
     with pytest.raises(DeltaLensError, match=f"groups of {size}: from 1 to 4, .* blocks of m$"):
-        groups_of(range(4), size, "m")
+        group_blocks(range(4), size, "m")
 
 
 KINDS = {
@@ -166,21 +166,21 @@ def test_every_parameter_of_a_known_architecture_is_of_a_kind(family: str) -> No
 
 def test_a_choice_takes_what_is_included_and_not_excluded() -> None:
     names = ("a.0.weight", "a.1.weight", "b.weight")
-    assert [name for name in names if name in Choice("a", r"\.1\.")] == ["a.0.weight"]
-    assert all(name in Choice() for name in names)
-    assert Choice("^b").takes("a.0.weight", "b.weight")
-    assert not Choice(None, "^b").takes("a.0.weight", "b.weight")
+    assert [name for name in names if name in NameFilter("a", r"\.1\.")] == ["a.0.weight"]
+    assert all(name in NameFilter() for name in names)
+    assert NameFilter("^b").matches("a.0.weight", "b.weight")
+    assert not NameFilter(None, "^b").matches("a.0.weight", "b.weight")
 
 
 def test_a_choice_that_leaves_nothing_shows_the_nearest_names() -> None:
     names = ["layers.0.weight", "norm.weight"]
-    assert Choice("layer.0.weigth").refusal(names, "tensor") == (
+    assert NameFilter("layer.0.weigth").explain_no_match(names, "tensor") == (
         "include 'layer.0.weigth' leaves no tensor; its names look like layers.0.weight, "
         "norm.weight"
     )
     assert (
-        Choice("x", "y")
-        .refusal(names, "tensor")
+        NameFilter("x", "y")
+        .explain_no_match(names, "tensor")
         .startswith("include 'x' and exclude 'y' leave no tensor; its names look like ")
     )
 
@@ -188,21 +188,21 @@ def test_a_choice_that_leaves_nothing_shows_the_nearest_names() -> None:
 @pytest.mark.parametrize("option", ["include", "exclude"])
 def test_a_choice_by_what_is_no_regular_expression(option: str) -> None:
     with pytest.raises(DeltaLensError, match=rf"{option}: '\(' is no regular expression"):
-        Choice(**{option: "("})
+        NameFilter(**{option: "("})
 
 
 def test_wrappers_are_no_part_of_a_name() -> None:
     plain = "model.layers.0.mlp.up_proj.weight"
-    assert unwrapped(plain) == plain
-    assert unwrapped(f"_orig_mod.{plain}") == plain
-    assert unwrapped("model.layers.0._checkpoint_wrapped_module.mlp.up_proj.weight") == plain
-    assert unwrapped("m._orig_module.weight") == "m._orig_module.weight"
+    assert unwrap_name(plain) == plain
+    assert unwrap_name(f"_orig_mod.{plain}") == plain
+    assert unwrap_name("model.layers.0._checkpoint_wrapped_module.mlp.up_proj.weight") == plain
+    assert unwrap_name("m._orig_module.weight") == "m._orig_module.weight"
 
 
 def test_what_an_adapter_brings_beside_its_matrices() -> None:
     assert is_label_head("base_model.model.score.weight")
     assert is_label_head("base_model.model.classifier.out_proj.weight")
     assert not is_label_head("base_model.model.scorer.weight")
-    assert is_of_adapted_tokens("base_model.model.lm_head.modules_to_save.default.weight")
-    assert is_of_adapted_tokens("base_model.model.model.embed_tokens.base_layer.weight")
-    assert not is_of_adapted_tokens("base_model.model.model.embed_tokens.lora_A.weight")
+    assert is_adapted_token_weight("base_model.model.lm_head.modules_to_save.default.weight")
+    assert is_adapted_token_weight("base_model.model.model.embed_tokens.base_layer.weight")
+    assert not is_adapted_token_weight("base_model.model.model.embed_tokens.lora_A.weight")

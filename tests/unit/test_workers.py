@@ -32,8 +32,8 @@ def test_results_come_in_the_order_of_the_items():
         time.sleep(0.02 if number == 0 else 0)
         return number
 
-    with workers() as each:
-        assert list(each(slow_first, range(50))) == list(range(50))
+    with workers() as mapper:
+        assert list(mapper(slow_first, range(50))) == list(range(50))
 
 
 def test_a_slow_reader_never_has_many_results_waiting():
@@ -47,8 +47,8 @@ def test_a_slow_reader_never_has_many_results_waiting():
         return result
 
     most = 0
-    with workers() as each:
-        for result in each(make, range(200)):
+    with workers() as mapper:
+        for result in mapper(make, range(200)):
             time.sleep(0.001)
             del result
             most = max(most, sum(one() is not None for one in made))
@@ -65,6 +65,6 @@ def test_after_an_error_no_further_item_is_begun():
             raise ValueError("broken")
         return number
 
-    with workers() as each, pytest.raises(ValueError, match="broken"):
-        list(each(fail, range(10_000)))
+    with workers() as mapper, pytest.raises(ValueError, match="broken"):
+        list(mapper(fail, range(10_000)))
     assert len(begun) < 100

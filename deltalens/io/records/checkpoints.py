@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltalens.errors import RecordError, reason, several
+from deltalens.errors import RecordError, describe_error, fault_list
 from deltalens.io.checksum import checksum_of_file
 from deltalens.io.folders import remove
 from deltalens.io.records.seal import SEAL, check_file, check_seal, write_seal
@@ -99,7 +99,7 @@ def last_whole(folder: Path) -> tuple[SealedCheckpoint | None, list[str]]:
             f"{folder}: no checkpoint is whole; put back what is damaged, or remove {folder} and "
             "resume: it begins from the start"
         )
-        raise RecordError(several(headline, list(faults.values())))
+        raise RecordError(fault_list(headline, list(faults.values())))
     return None, []
 
 
@@ -122,7 +122,7 @@ def _checked(checkpoint: Path, step: int) -> SealedCheckpoint:
     except OSError as error:
         raise RecordError(f"{checkpoint}: cannot be read: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{checkpoint / SEAL}: damaged: {reason(error)}") from error
+        raise RecordError(f"{checkpoint / SEAL}: damaged: {describe_error(error)}") from error
 
 
 def remove_checkpoints(folder: Path) -> None:

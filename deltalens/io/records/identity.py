@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deltalens.errors import RecordError, several
+from deltalens.errors import RecordError, fault_list
 from deltalens.io.version import FORMAT, IDENTITY, version
 
 __all__ = ["Union", "check_version", "united"]
@@ -59,7 +59,7 @@ def united(
         for fault in _differences(name, before.get(name), now.get(name), name in axes)
     ]
     if faults:
-        raise RecordError(several(headline, faults))
+        raise RecordError(fault_list(headline, faults))
     return {**now, **unions}
 
 

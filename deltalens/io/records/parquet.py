@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from deltalens.errors import RecordError, reason
+from deltalens.errors import RecordError, describe_error
 from deltalens.io.checksum import checksum
 from deltalens.io.files import read_plain, write_whole
 
@@ -83,7 +83,7 @@ def read_parquet(file: Path, columns: Mapping[str, Column], sealed: bool) -> pa.
         table = pq.read_table(pa.BufferReader(raw), page_checksum_verification=True)
         table.validate(full=True)
     except Exception as error:  # Arrow raises many kinds on damage.
-        raise RecordError(f"{file}: damaged: {reason(error)}") from error
+        raise RecordError(f"{file}: damaged: {describe_error(error)}") from error
     _check_columns(file, table, columns)
     return table
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deltalens.errors import RecordError, reason
+from deltalens.errors import RecordError, describe_error
 from deltalens.io.checksum import checksum_of_file, parse_sealed, sealed
 from deltalens.io.files import read_plain, sync_folder, write_whole
 from deltalens.io.platform import sync
@@ -69,7 +69,7 @@ def check_seal(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise RecordError(f"{folder}: cannot be read: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{folder / SEAL}: damaged: {reason(error)}") from error
+        raise RecordError(f"{folder / SEAL}: damaged: {describe_error(error)}") from error
 
 
 def check_file(file: Path, known: Any) -> None:

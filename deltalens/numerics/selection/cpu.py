@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltalens.errors import DeltaLensError, said_by
+from deltalens.errors import DeltaLensError, errors_from
 from deltalens.numerics.bits import CHUNK, PREFIXES, infinity_bits, integer_of
 from deltalens.numerics.masks import PackedMask, compare
 from deltalens.numerics.scratch import Scratch
@@ -23,7 +23,7 @@ from deltalens.numerics.selection.counts import Counts, smallest_with
 from deltalens.numerics.selection.keys import Entries, shift_of
 from deltalens.numerics.selection.prefix import Boundary
 from deltalens.numerics.selection.windows import AtRank, Inside, Seen, Window, from_counts
-from deltalens.numerics.workers import Each, in_order, over
+from deltalens.numerics.workers import Mapper, map_balanced, serial_map
 
 __all__ = ["OnCpu", "count", "prepare"]
 
@@ -122,14 +122,14 @@ class OnCpu:
     """See `Backend`.
 
     Args:
-        each: how to visit the tensors.
+        mapper: how to visit the tensors.
         scratch: reused memory.
         fractions: where they are given, a tensor's `Counts.numbers` are made as soon as it is
             counted, while other cores count.
     """
 
-    def __init__(self, each: Each, scratch: Scratch, fractions: Sequence[float] = ()) -> None:
-        self._each, self._scratch, self._fractions = each, scratch, fractions
+    def __init__(self, mapper: Mapper, scratch: Scratch, fractions: Sequence[float] = ()) -> None:
+        self._mapper, self._scratch, self._fractions = mapper, scratch, fractions
 
     def count(self, units: Units) -> list[list[Counts]]:
         """See `Backend`."""
@@ -162,8 +162,8 @@ class OnCpu:
         tensor by tensor, whatever is ranked together."""
         tasks = [(unit, place) for unit, some in enumerate(units) for place in range(len(some))]
         found = iter(
-            over(
-                self._each,
+            map_balanced(
+                self._mapper,
                 lambda task: work(*task),
                 tasks,
                 lambda task: units[task[0]][task[1]].values.numel(),
@@ -180,7 +180,7 @@ class _Visit:
     counts: Sequence[Sequence[Counts]]
     ranks: Sequence[Sequence[int]]
     masks: list[list[list[PackedMask]]]
-    over: Callable[[Units, Callable[[int, int], Any]], list[list[Any]]]
+    over_tensors: Callable[[Units, Callable[[int, int], Any]], list[list[Any]]]
     scratch: Scratch
     _seen: list[list[Seen]] = field(default_factory=list)
 
@@ -197,7 +197,9 @@ class _Visit:
         of: list[list[Window]] = [[] for _ in self.units]
         for window in windows:
             of[window.of].append(window)
-        found = self.over(self.units, lambda unit, place: self._visit(unit, place, of[unit]))
+        found = self.over_tensors(
+            self.units, lambda unit, place: self._visit(unit, place, of[unit])
+        )
         self._seen = [
             [Seen(0, list(inside)) for inside in zip(*tensors, strict=True)] for tensors in found
         ]
@@ -294,8 +296,8 @@ def prepare(dtype: torch.dtype) -> None:
     Raises:
         DeltaLensError: numba cannot compile them.
     """
-    with said_by("numba", f"the loops for {dtype} cannot be compiled"):
-        backend, units = OnCpu(in_order, Scratch()), [[Entries("", torch.zeros(64, dtype=dtype))]]
+    with errors_from("numba", f"the loops for {dtype} cannot be compiled"):
+        backend, units = OnCpu(serial_map, Scratch()), [[Entries("", torch.zeros(64, dtype=dtype))]]
         counts, mask = backend.count(units), PackedMask(64)
         counts[0][0].numbers([0.5])
         compare(mask, [None] * 3, mask)

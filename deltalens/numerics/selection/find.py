@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from deltalens.errors import said_by
+from deltalens.errors import errors_from
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.selection.backend import Backend, Units
 from deltalens.numerics.selection.counts import Counts
@@ -34,7 +34,7 @@ from deltalens.numerics.selection.windows import (
     from_keys,
     from_sample,
 )
-from deltalens.numerics.workers import Each, in_order
+from deltalens.numerics.workers import Mapper, serial_map
 
 __all__ = [
     "Bracketed",
@@ -98,9 +98,9 @@ def search(
 # --- chunks ---------------------------------------------------------------------------------------
 
 
-def count(source: Source, each: Each = in_order) -> Counts | None:
+def count(source: Source, mapper: Mapper = serial_map) -> Counts | None:
     """The magnitudes of all chunks of a source, counted; None if it has none."""
-    return Stream(source, each).count()
+    return Stream(source, mapper).count()
 
 
 def _check(sizes: Sequence[int], total: int) -> None:
@@ -113,7 +113,7 @@ def find_boundaries(
     sizes: Sequence[int],
     seed: int = 0,
     counts: Counts | None = None,
-    each: Each = in_order,
+    mapper: Mapper = serial_map,
 ) -> list[Boundary]:
     """The boundaries of the prefixes with these many entries, all from the same passes.
 
@@ -125,19 +125,19 @@ def find_boundaries(
         sizes: how many entries each prefix has, from 0 to the unit's total.
         seed: of the hash that settles ties.
         counts: of the same source, if they have been made already.
-        each: how to visit the parts (`workers.workers()` visits them on all cores).
+        mapper: how to visit the parts (`workers.workers()` visits them on all cores).
 
     Raises:
         IndexError: a size is outside the unit.
     """
-    counts = counts or count(source, each)
+    counts = counts or count(source, mapper)
     total = counts.total if counts else 0
     _check(sizes, total)
     found = {0: NOTHING, total: NOTHING if not total else EVERYTHING}
     inner = sorted({size for size in sizes if 0 < size < total})
     if counts is None or not inner:
         return [found[size] for size in sizes]
-    stream, ranks = Stream(source, each, seed), torch.tensor([inner]) - 1
+    stream, ranks = Stream(source, mapper, seed), torch.tensor([inner]) - 1
     radix = Radix(counts.dtype, counts.counts.cpu()[None], ranks, 16)
     search([radix], stream.digits)
     places = [row[0].tolist() for row in (radix.leading, radix.inside, radix.among)]
@@ -174,7 +174,7 @@ def find_boundary(
     total: int,
     sample: Iterable[Sample],
     seed: int = 0,
-    each: Each = in_order,
+    mapper: Mapper = serial_map,
 ) -> Bracketed:
     """The boundary of the prefix with so many entries, in one pass: for a single size several times
     cheaper than counts, which serve all.
@@ -187,7 +187,7 @@ def find_boundary(
         total: entries in the unit.
         sample: of the unit's entries, `sample_stride` apart.
         seed: of the hash that settles ties.
-        each: how to visit the parts.
+        mapper: how to visit the parts.
 
     Raises:
         IndexError: the size is outside the unit.
@@ -196,7 +196,7 @@ def find_boundary(
     spec: AtRank | Given = Given(iter([Window(0, 0)]), EVERYTHING if size else NOTHING)
     if 0 < size < total:
         spec = AtRank(iter([from_sample(sample, size - 1, total, seed)]), size - 1)
-    stream, zeros, finite = Stream(source, each, seed, whole=True), 0, True
+    stream, zeros, finite = Stream(source, mapper, seed, whole=True), 0, True
 
     def visit(windows: Sequence[Window]) -> list[Seen]:
         nonlocal zeros, finite
@@ -212,7 +212,7 @@ def find_boundary(
 
 
 def find_random_boundaries(
-    source: Source, total: int, sizes: Sequence[int], each: Each = in_order
+    source: Source, total: int, sizes: Sequence[int], mapper: Mapper = serial_map
 ) -> list[Boundary]:
     """The boundaries of prefixes of the order by hash alone: random drops of exact size.
 
@@ -220,7 +220,7 @@ def find_random_boundaries(
         source: the hashes of the unit's entries.
         total: how many those are.
         sizes: how many entries each prefix has.
-        each: how to visit the parts.
+        mapper: how to visit the parts.
 
     Raises:
         IndexError: a size is outside the unit.
@@ -229,7 +229,7 @@ def find_random_boundaries(
     inner = {size for size in sizes if 0 < size < total}
     spec = {size: AtRank(by_share(size - 1, total), size - 1) for size in sorted(inner)}
     found = {0: NOTHING, total: NOTHING if not total else EVERYTHING}
-    found |= _found(spec, search(list(spec.values()), Stream(source, each).visit))
+    found |= _found(spec, search(list(spec.values()), Stream(source, mapper).visit))
     return [found[size] for size in sizes]
 
 
@@ -237,7 +237,7 @@ def draw(
     sizes: Mapping[str, int],
     count: int,
     seed: int,
-    each: Each = in_order,
+    mapper: Mapper = serial_map,
     device: torch.device | str = "cpu",
 ) -> tuple[Boundary, dict[str, Tensor]]:
     """The first `count` entries of a unit in the order by hash, in one pass: the masks are made
@@ -249,7 +249,7 @@ def draw(
         sizes: the unit's tensors: name -> entries.
         count: how many are drawn: more than none, fewer than all.
         seed: whose randomness.
-        each: how to visit the parts.
+        mapper: how to visit the parts.
         device: where the masks are made.
 
     Returns:
@@ -258,7 +258,7 @@ def draw(
     masks = {name: torch.empty(n, dtype=torch.bool, device=device) for name, n in sizes.items()}
     seen: list[Seen] = []
     hashes = hashes_of(sizes, seed, torch.device(device))
-    stream = Stream(hashes, each, masks=masks)
+    stream = Stream(hashes, mapper, masks=masks)
 
     def visit(windows: Sequence[Window]) -> list[Seen]:
         seen[:] = stream.visit(windows)
@@ -333,7 +333,7 @@ def prepare_keeping(dtype: torch.dtype) -> None:
     Raises:
         DeltaLensError: numba cannot compile them.
     """
-    with said_by("numba", f"the loops for {dtype} cannot be compiled"):
+    with errors_from("numba", f"the loops for {dtype} cannot be compiled"):
         keep_highest(torch.ones(64, dtype=dtype), 3, 0)
 
 

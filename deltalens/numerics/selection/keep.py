@@ -17,7 +17,7 @@ from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.selection.keys import keys_of
 from deltalens.numerics.selection.prefix import Boundary
 from deltalens.numerics.selection.windows import Inside, Seen, Window
-from deltalens.numerics.workers import in_order, workers
+from deltalens.numerics.workers import serial_map, workers
 
 __all__ = ["Keeping"]
 
@@ -94,10 +94,10 @@ class Keeping:
 
         starts = range(0, bits.size, TASK)
         if bits.size < _MANY:
-            parts = list(in_order(visit, starts))
+            parts = list(serial_map(visit, starts))
         else:
-            with workers() as each:
-                parts = list(each(visit, starts))
+            with workers() as mapper:
+                parts = list(mapper(visit, starts))
         if any(part[2] for part in parts):
             raise self._broken()
         if any(part[1] < 0 for part in parts):

@@ -28,7 +28,7 @@ from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection.counts import Counts
 from deltalens.numerics.selection.keys import Chunk, Part, Source
 from deltalens.numerics.selection.windows import Digits, Inside, Seen, Window
-from deltalens.numerics.workers import Each
+from deltalens.numerics.workers import Mapper
 
 __all__ = ["Stream", "hashes_of"]
 
@@ -40,7 +40,7 @@ class Stream:
 
     Args:
         source: all of one dtype (fp16, bf16, fp32, fp64); or the hashes of all entries.
-        each: how to visit the parts.
+        mapper: how to visit the parts.
         seed: of the hash; None where hashes are given.
         whole: whether a visit counts all that lies below a window; else, of what ties at its single
             key, the lesser hashes.
@@ -51,18 +51,18 @@ class Stream:
     def __init__(
         self,
         source: Source,
-        each: Each,
+        mapper: Mapper,
         seed: int | None = None,
         whole: bool = False,
         masks: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self._source, self._each, self._seed, self._whole = source, each, seed, whole
+        self._source, self._mapper, self._seed, self._whole = source, mapper, seed, whole
         self._masks, self._scratch = masks, Scratch()
 
     def count(self) -> Counts | None:
         """The counts of all chunks; None if there is none."""
         whole: Counts | None = None
-        for counts in self._each(self._count, self._source):
+        for counts in self._mapper(self._count, self._source):
             if whole is None:
                 whole = counts
             elif counts is not None:
@@ -107,7 +107,7 @@ class Stream:
                         with adding:
                             row += found
 
-        for _ in self._each(count, self._source):
+        for _ in self._mapper(count, self._source):
             pass
         return (counts if levels.equal(window.leading[0]) else counts[rows])[None]
 
@@ -117,7 +117,7 @@ class Stream:
         spans: dict[tuple[int, int], list[Window]] = {}
         for window in seen:
             spans.setdefault(window[:2], []).append(window)
-        for found in self._each(functools.partial(self._look, spans), self._source):
+        for found in self._mapper(functools.partial(self._look, spans), self._source):
             for window, some in found.items():
                 seen[window].add(some)
         return [seen[window] for window in windows]

@@ -12,7 +12,7 @@ from torch import Tensor
 from deltalens.errors import DeltaLensError
 from deltalens.numerics.hashing import name_key
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.workers import Each
+from deltalens.numerics.workers import Mapper
 from deltalens.studies.places import Slot
 from deltalens.studies.weights import Weights, read_difference, runs
 
@@ -145,7 +145,7 @@ def _make_orthogonal(rows: Tensor, others: Tensor) -> None:
 
 
 def random_directions(
-    origin: Weights, slots: Sequence[Slot], count: int, seed: int, normalize: str, each: Each
+    origin: Weights, slots: Sequence[Slot], count: int, seed: int, normalize: str, mapper: Mapper
 ) -> list[RandomDirection]:
     """One or two random directions (see `RandomDirection`); for `model`, after one pass over the
     weights for their norm.
@@ -170,6 +170,6 @@ def random_directions(
             found = [float((x.double() * y.double()).sum()) for x, y in pairs]
             return found[0], found[1], found[2], found[3]
 
-        parts = list(each(inner, slots))
+        parts = list(mapper(inner, slots))
         sums = _Sums(*(math.fsum(part[place] for part in parts) for place in range(4)))
     return [RandomDirection(origin, seed, place, normalize, sums) for place in range(count)]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltalens.errors import DeltaLensError, PairingError, several
+from deltalens.errors import DeltaLensError, PairingError, fault_list
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.scoring.code import identify_module
 from deltalens.scoring.loading import LoadedModel, load_model, pick_dtype
@@ -157,7 +157,7 @@ class HeldModels:
                     )
             self.others.append(HeldWeights(tensors))
         if faults:
-            raise PairingError(several("The models do not match:", faults))
+            raise PairingError(fault_list("The models do not match:", faults))
 
     checkpoints: tuple[Checkpoint, ...] = ()
     """They are on no disk."""

@@ -12,7 +12,7 @@ import torch
 
 from deltalens.errors import DeltaLensError
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.workers import Each
+from deltalens.numerics.workers import Mapper
 from deltalens.studies.landscape.directions import Combination
 from deltalens.studies.landscape.grid import Axis
 from deltalens.studies.weights import Weights, read_difference, runs
@@ -105,7 +105,7 @@ class Shape:
 
 
 def inner_products(
-    sizes: dict[str, int], origin: Weights, others: Sequence[Weights], each: Each
+    sizes: dict[str, int], origin: Weights, others: Sequence[Weights], mapper: Mapper
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """G with G_ij = <W_i - origin, W_j - origin>, summed in fp64: (N, N) of N others.
 
@@ -114,7 +114,7 @@ def inner_products(
     Args:
         sizes: the tensors that take part: name -> entries.
         origin, others: the weights.
-        each: how to visit the parts; the sums do not depend on it.
+        mapper: how to visit the parts; the sums do not depend on it.
     """
     scratch, count = Scratch(), len(others)
 
@@ -130,7 +130,7 @@ def inner_products(
 
     parts = [(name, start, stop) for name, size in sizes.items() for start, stop in runs(0, size)]
     total = np.zeros((count, count))
-    for found in each(visit, parts):
+    for found in mapper(visit, parts):
         total += found
     return total
 

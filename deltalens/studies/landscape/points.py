@@ -162,8 +162,8 @@ def _plane_of_checkpoints(
     """The line or plane between the checkpoints."""
     base = models.has_base
     watch.stage("measuring the distances between the models", None)
-    with workers() as each:
-        products = inner_products(models.sizes, models.weights, models.others, each)
+    with workers() as mapper:
+        products = inner_products(models.sizes, models.weights, models.others, mapper)
     if spec.plane == "line":
         return line_through(products, models.names, base)
     if spec.plane == "checkpoints":

@@ -15,7 +15,7 @@ from deltalens.errors import DeltaLensError, Lines, PairingError
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.matching import pair
 from deltalens.io.pairing import Pairing
-from deltalens.names import Choice
+from deltalens.names import NameFilter
 from deltalens.scoring.loading import beside_each_other, free_memory, too_many_jobs
 from deltalens.scoring.suite import Suite
 from deltalens.studies.landscape.directions import NORMALIZATIONS
@@ -124,7 +124,7 @@ def check(
         raise DeltaLensError(f"span {span!r}: {len(ranges)} ranges for {len(counts)} direction")
     if normalize not in NORMALIZATIONS:
         raise DeltaLensError(f"normalize {normalize!r}: choose {', '.join(NORMALIZATIONS)}")
-    Choice(include, exclude)  # Refuses what is no regular expression.
+    NameFilter(include, exclude)  # Refuses what is no regular expression.
     spec = ScanSpec(
         plane=plane,
         counts=counts,

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deltalens.errors import SHOWN, DeltaLensError
+from deltalens.errors import FAULTS_SHOWN, DeltaLensError
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.files import replacing
 from deltalens.io.records import Measurement, Setting
@@ -85,7 +85,7 @@ class LandscapeWorker:
         self.notes = [*self._suite.notes]
         """What the records have to say of it."""
         if still := passed_over(loaded.model):
-            shown = ", ".join(still[:SHOWN]) + (", ..." if len(still) > SHOWN else "")
+            shown = ", ".join(still[:FAULTS_SHOWN]) + (", ..." if len(still) > FAULTS_SHOWN else "")
             self.notes.append(f"these parameters do not move: {shown}")
         self.tensors, self.entries = len(slots), sum(slot.size for slot in slots)
         directions: Sequence[Direction]
@@ -130,9 +130,9 @@ class LandscapeWorker:
     def _random(self, slots: Sequence[Slot]) -> tuple[Shape, Sequence[Direction]]:
         spec, models = self._recipe.spec, self._recipe.models
         axes = len(spec.counts)
-        with workers(self._loaded.device) as each:
+        with workers(self._loaded.device) as mapper:
             directions = random_directions(
-                models.weights, slots, axes, spec.seed, spec.normalize, each
+                models.weights, slots, axes, spec.seed, spec.normalize, mapper
             )
         labels = tuple(
             f"random direction {n}, normalized per {spec.normalize}" for n in range(1, axes + 1)
