@@ -45,13 +45,13 @@ test: $(DEV)
 test-all: $(DEV)
 	$(BIN)/pytest -m 'not gpu'
 
-# 25,000 damaged files; one alone: python -m tests.mutate --only NUMBER.
+# 25,000 damaged files; one alone: python -m tests.support.mutate --only NUMBER.
 test-mutate: $(DEV)
-	$(BIN)/pytest -m mutate tests/mutate
+	$(BIN)/pytest -m mutate tests/io
 
 # Every command that writes, killed at 200 moments and given again.
 test-kill: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m kill tests/kill
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m kill tests/cli
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -2,6 +2,10 @@
 
 import signal
 
+import pytest
+
+pytest.register_assert_rewrite("tests.support")
+
 # What a shell runs in the background has been told to ignore Ctrl-C, and hands that on; and with
 # nohup that a terminal closes. Tests send both.
 for _number in (signal.SIGINT, signal.SIGHUP):

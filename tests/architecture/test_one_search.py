@@ -14,7 +14,7 @@ from torch import nn
 from deltalens import GradientMask, GradientProbe, MaskTuning, RandomMask, drop, drop_study
 from deltalens.methods.weight_masks import l1_weight_mask, random_weight_mask
 from tests.architecture.import_graph import ROOT, Module, parse, project_sources
-from tests.bad_input.files import save_llama_pair
+from tests.support.checkpoint_files import save_llama_pair
 
 PACKAGE = "deltalens.numerics.selection"
 

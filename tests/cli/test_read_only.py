@@ -18,8 +18,8 @@ import pytest
 from deltalens.demo import build_demo
 from tests.architecture.import_graph import ROOT
 from tests.architecture.test_readme import typed_commands
-from tests.cli.test_demo_probe import TINY
 from tests.cli.test_readme_on_the_demo import QUICK
+from tests.demo.test_probe import TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

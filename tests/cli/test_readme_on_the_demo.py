@@ -14,7 +14,7 @@ from deltalens.cli.main import app
 from deltalens.demo import build_demo
 from tests.architecture.import_graph import ROOT
 from tests.architecture.test_readme import typed_commands
-from tests.cli.test_demo_probe import TINY
+from tests.demo.test_probe import TINY
 
 TRAINING = ("train", "sweep", "compare", "efficiency")
 QUICK = {

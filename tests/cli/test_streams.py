@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bad_input.files import save, tuned, weights
+from tests.support.checkpoint_files import save, tuned, weights
 
 PROGRAM = f"{sys.executable} -m deltalens.cli.main"
 

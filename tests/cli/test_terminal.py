@@ -11,9 +11,9 @@ import torch
 
 import deltalens
 from deltalens.cli.main import app
-from tests.cli.terminal import on_terminal
-from tests.studies.runs import succeeds
-from tests.training.folders import write_model, write_rows
+from tests.support.runs import succeeds
+from tests.support.terminal import on_terminal
+from tests.support.training_folders import write_model, write_rows
 
 pytestmark = pytest.mark.slow
 

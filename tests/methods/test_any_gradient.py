@@ -12,10 +12,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from deltalens import GradientMask
-from tests.methods.training import assert_same_bits, seen_by
-from tests.oracles import gmt
-from tests.oracles.pairs import KINDS, make
-from tests.property.profile import repeatable
+from tests.support.masked_training import assert_same_bits, seen_by
+from tests.support.oracles import gmt
+from tests.support.oracles.pairs import KINDS, make
+from tests.support.profile import repeatable
+
+pytestmark = [pytest.mark.property, pytest.mark.oracle]
 
 NAMES = ("a", "b.w", "z.9.v", "z.9.w", "z.10.w", "y.1.z.9.w")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

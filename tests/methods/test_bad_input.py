@@ -11,7 +11,7 @@ from torch import nn
 
 from deltalens import DeltaLensError, GradientMask, HalfFreeze, RandomMask
 from deltalens.methods.masking import StepMask
-from tests.methods.training import (
+from tests.support.masked_training import (
     assert_same_bits,
     awkward,
     batches,
@@ -23,7 +23,9 @@ from tests.methods.training import (
     seen_by,
     train,
 )
-from tests.oracles import gmt
+from tests.support.oracles import gmt
+
+pytestmark = [pytest.mark.oracle, pytest.mark.bad_input]
 
 RATIOS = [-0.1, 1, "1.0", 1.5, math.nan, math.inf, "half"]
 

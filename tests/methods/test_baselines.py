@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from deltalens import HalfFreeze, RandomMask
-from tests.methods.training import (
+from tests.support.masked_training import (
     assert_same_bits,
     awkward,
     bits_of,
@@ -23,7 +23,9 @@ from tests.methods.training import (
     seen_by,
     train,
 )
-from tests.oracles import gmt
+from tests.support.oracles import gmt
+
+pytestmark = pytest.mark.oracle
 
 SIZES = {"small": 3, "one": 1, "odd": 101, "wide": 2048}
 Drawn = list[dict[str, Tensor]]

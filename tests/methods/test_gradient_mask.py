@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deltalens import GradientMask
-from tests.methods.training import (
+from tests.support.masked_training import (
     MODELS,
     assert_same_bits,
     awkward,
@@ -20,7 +20,9 @@ from tests.methods.training import (
     seen_by,
     train,
 )
-from tests.oracles import gmt
+from tests.support.oracles import gmt
+
+pytestmark = pytest.mark.oracle
 
 SCOPES = ("tensor", "layer", "global")
 RATIOS = (0.2, 0.35, 0.5, 0, 0.9, "0.995", 0.05)

@@ -21,7 +21,8 @@ from deltalens import (
     load_run,
 )
 from deltalens.integrations.transformers import GradientMaskCallback
-from tests.methods.training import (
+from tests.integrations.test_probe_callback import TRAINERS, model
+from tests.support.masked_training import (
     assert_same_bits,
     awkward,
     batches,
@@ -32,8 +33,9 @@ from tests.methods.training import (
     seen_by,
     train,
 )
-from tests.oracles import gmt
-from tests.probes.test_trainers import TRAINERS, model
+from tests.support.oracles import gmt
+
+pytestmark = pytest.mark.oracle
 
 
 class Wide(nn.Module):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from deltalens import GradientMask, GradientProbe, load_run
-from tests.methods.training import (
+from tests.support.masked_training import (
     assert_same_bits,
     awkward,
     batches,
@@ -23,9 +23,11 @@ from tests.methods.training import (
     seen_by,
     train,
 )
-from tests.oracles import gmt
-from tests.probes.training import check, net
-from tests.probes.training import train as train_net
+from tests.support.oracles import gmt
+from tests.support.probed_training import check, net
+from tests.support.probed_training import train as train_net
+
+pytestmark = pytest.mark.oracle
 
 SCALE = 2.0**10
 

@@ -14,7 +14,7 @@ from deltalens.methods import mft
 from deltalens.probes import gradient
 from deltalens.training.run import train
 from deltalens.training.spec import TrainingSpec
-from tests.training.folders import write_model, write_rows
+from tests.support.training_folders import write_model, write_rows
 
 
 def fail(*given: Any) -> None:

@@ -12,6 +12,8 @@ from torch import nn
 from deltalens import GradientProbe, load_run
 from deltalens.io.records import run as runs
 
+pytestmark = pytest.mark.resume
+
 INTERVAL = 0.15
 
 

@@ -13,8 +13,10 @@ import torch
 
 import deltalens
 from deltalens import DeltaLensError, GradientProbe, load_run
-from tests.oracles import gradients as oracle
-from tests.probes.training import STEPS, batches, check, loss_of, net, train
+from tests.support.oracles import gradients as oracle
+from tests.support.probed_training import STEPS, batches, check, loss_of, net, train
+
+pytestmark = pytest.mark.oracle
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "AdamW": lambda ps: torch.optim.AdamW(ps, lr=1e-2),

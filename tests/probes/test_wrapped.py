@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from deltalens import GradientProbe, load_run
-from tests.probes.training import Seen, batches, check, loss_of, net, train
+from tests.support.probed_training import Seen, batches, check, loss_of, net, train
 
 
 def assert_same(one: nn.Module, other: nn.Module) -> None:

@@ -16,9 +16,9 @@ import deltalens
 from deltalens.errors import CheckpointError
 from deltalens.io import locate as module
 from deltalens.io.locate import locate, located
-from tests.studies.conftest import PairOf
-from tests.studies.families import Pair, differing, plain, state_of
-from tests.studies.runs import command, succeeds, write_rows
+from tests.support.checkpoint_pairs import PairOf
+from tests.support.families import Pair, differing, plain, state_of
+from tests.support.runs import command, succeeds, write_rows
 
 peft = pytest.importorskip("peft")
 

@@ -17,9 +17,9 @@ import pytest
 import deltalens
 from deltalens.errors import RecordError
 from deltalens.reports.drop import summarize
-from tests.studies.conftest import PairOf
-from tests.studies.families import Pair
-from tests.studies.runs import command, succeeds, table, write_rows
+from tests.support.checkpoint_pairs import PairOf
+from tests.support.families import Pair
+from tests.support.runs import command, succeeds, table, write_rows
 
 ESCAPE = "\x1b["
 COLOR = re.compile(r"\x1b\[(\d+;)*(3[0-8]|9[0-7])[;m]")

@@ -33,10 +33,10 @@ from deltalens.studies.mft_sweeps import compare, sweep_data_ratio, sweep_layers
 from deltalens.studies.training_plans import TrainingData
 from deltalens.training.run import TrainingWatch, train
 from deltalens.training.spec import TrainingSpec
-from tests.studies.conftest import PairOf
-from tests.studies.fake_training import OPTIONS, fake_trainings
-from tests.studies.runs import FEW, write_rows
-from tests.training.folders import write_model
+from tests.support.checkpoint_pairs import PairOf
+from tests.support.fake_training import OPTIONS, fake_trainings
+from tests.support.runs import FEW, write_rows
+from tests.support.training_folders import write_model
 
 ROWS = [
     {"prompt": f"{a}+{b}>", "completion": f"={a + b}", "other": f"{b}+{a}>"}

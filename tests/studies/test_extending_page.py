@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from deltalens import load_study
-from tests.studies.conftest import PairOf
-from tests.studies.runs import succeeds, table
+from tests.support.checkpoint_pairs import PairOf
+from tests.support.runs import succeeds, table
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 REST = """

@@ -16,8 +16,8 @@ import deltalens
 from deltalens.io import matching
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.studies.live import LiveModel
-from tests.studies.conftest import PairOf
-from tests.studies.families import (
+from tests.support.checkpoint_pairs import PairOf
+from tests.support.families import (
     FAMILIES,
     SHARD,
     Kind,
@@ -30,7 +30,9 @@ from tests.studies.families import (
     save,
     state_of,
 )
-from tests.studies.runs import Capture, captured, succeeds
+from tests.support.runs import Capture, captured, succeeds
+
+pytestmark = pytest.mark.parity
 
 DTYPES = (torch.float32, torch.bfloat16)
 EVERY = [

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.studies.conftest import PairOf
-from tests.studies.families import Pair
-from tests.studies.killing import finish, start
-from tests.studies.runs import journal, settings, table
+from tests.support.checkpoint_pairs import PairOf
+from tests.support.families import Pair
+from tests.support.killing.forked import finish, start
+from tests.support.runs import journal, settings, table
+
+pytestmark = pytest.mark.resume
 
 FEW, MANY = "0:1:0.2", "0:1:0.02"
 CELLS = 5 * 6

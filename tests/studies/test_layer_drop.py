@@ -21,8 +21,8 @@ from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.prefix import Prefix, find_blocks
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.layer_drop import sweep_layers_drop
-from tests.studies.conftest import PairOf
-from tests.studies.families import (
+from tests.support.checkpoint_pairs import PairOf
+from tests.support.families import (
     POSITIONS,
     Kind,
     Pair,
@@ -37,7 +37,7 @@ from tests.studies.families import (
     save_pair,
     state_of,
 )
-from tests.studies.runs import (
+from tests.support.runs import (
     FEW,
     StopAfter,
     command,

@@ -33,7 +33,7 @@ from deltalens.studies.live import LiveModel, LiveTensors
 from deltalens.studies.places import Slot, slots_of_checkpoint
 from deltalens.studies.selecting import DropSetting, select_unit
 from deltalens.studies.weights import StoredWeights
-from tests.studies.families import (
+from tests.support.families import (
     Kind,
     Pair,
     differing,

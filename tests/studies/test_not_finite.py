@@ -22,8 +22,10 @@ from deltalens.scoring.fidelity import Fidelity, sample_texts
 from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.rows import read_rows
 from deltalens.studies.layer_drop import sweep_layers_drop
-from tests.studies.families import Pair, fine_tune, initialized, llama, plain, save, tokenizer
-from tests.studies.runs import FEW, command, write_rows
+from tests.support.families import Pair, fine_tune, initialized, llama, plain, save, tokenizer
+from tests.support.runs import FEW, command, write_rows
+
+pytestmark = pytest.mark.bad_input
 
 ROWS = [{"prompt": f"{n}+{n}=", "completion": str(2 * n)} for n in range(1, 7)]
 

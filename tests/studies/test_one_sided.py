@@ -17,7 +17,7 @@ import deltalens
 from deltalens.errors import PairingError
 from deltalens.io.matching import pair
 from deltalens.reports.drop import summarize
-from tests.studies.families import (
+from tests.support.families import (
     Pair,
     differing,
     fine_tune,
@@ -28,7 +28,7 @@ from tests.studies.families import (
     state_of,
     tokenizer,
 )
-from tests.studies.runs import FEW, captured, command, succeeds
+from tests.support.runs import FEW, captured, command, succeeds
 
 SMALL = {
     "vocab_size": 64,

@@ -13,9 +13,9 @@ import deltalens
 from deltalens.errors import DeltaLensError
 from deltalens.scoring import loading as module
 from deltalens.studies.places import Slot
-from tests.studies.conftest import PairOf
-from tests.studies.families import Kind, Pair, differing, plain, state_of
-from tests.studies.runs import FEW, Capture, StopAfter, captured, on_each_cell
+from tests.support.checkpoint_pairs import PairOf
+from tests.support.families import Kind, Pair, differing, plain, state_of
+from tests.support.runs import FEW, Capture, StopAfter, captured, on_each_cell
 
 KINDS = [
     Kind("llama", torch.float32),

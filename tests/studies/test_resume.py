@@ -18,10 +18,10 @@ from deltalens.errors import DeltaLensError, RecordError
 from deltalens.io.records import StudyFolder
 from deltalens.scoring import loading as module
 from deltalens.scoring import texts as texts_module
-from tests.records.edits import edit
-from tests.studies.conftest import PairOf
-from tests.studies.families import Pair
-from tests.studies.runs import (
+from tests.support.checkpoint_pairs import PairOf
+from tests.support.edits import edit
+from tests.support.families import Pair
+from tests.support.runs import (
     FEW,
     StopAfter,
     command,
@@ -31,6 +31,8 @@ from tests.studies.runs import (
     succeeds,
     table,
 )
+
+pytestmark = pytest.mark.resume
 
 ASKED: dict[str, Any] = {"rates": ["0.2", "0.6", "0.9"], "seeds": 2}
 CELLS, COMPUTED = 4 * 5, 2 + 3 * 4

@@ -17,10 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import deltalens
 from deltalens.errors import DeltaLensError
 from deltalens.scoring import loading
-from tests.landscape.models import quadratics
-from tests.studies.families import Pair, fine_tune, save, tokenizer
-from tests.studies.packages import install
-from tests.studies.runs import FEW, command, journal, table, write_rows
+from tests.support.families import Pair, fine_tune, save, tokenizer
+from tests.support.packages import install
+from tests.support.quadratics import quadratics
+from tests.support.runs import FEW, command, journal, table, write_rows
 
 ROWS = [{"prompt": f"{a}+{b}>", "completion": f"={a + b}"} for a in range(6) for b in range(6)]
 

@@ -17,9 +17,9 @@ import deltalens
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.matching import pair
 from deltalens.studies.landscape.models import StoredModels
-from tests.studies import families
-from tests.studies.families import Pair, differing, fine_tune, initialized, state_of
-from tests.studies.runs import captured
+from tests.support import families
+from tests.support.families import Pair, differing, fine_tune, initialized, state_of
+from tests.support.runs import captured
 
 SMALL = {
     "vocab_size": 48,

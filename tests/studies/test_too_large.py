@@ -10,9 +10,11 @@ from torch import Tensor
 
 import deltalens
 from deltalens import DeltaLensError
-from tests.bad_input.files import save, tuned, weights
-from tests.studies.families import Pair, fine_tune, initialized, llama, plain, save_pair, state_of
-from tests.studies.runs import captured, journal
+from tests.support.checkpoint_files import save, tuned, weights
+from tests.support.families import Pair, fine_tune, initialized, llama, plain, save_pair, state_of
+from tests.support.runs import captured, journal
+
+pytestmark = pytest.mark.bad_input
 
 PLACE = "model.layers.1.mlp.weight"
 

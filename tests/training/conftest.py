@@ -1,19 +1,5 @@
-"""What most trainings in these tests begin with: written once for each module of tests."""
+"""A tiny checkpoint and rows to train it on, written once for each module of tests."""
 
-from pathlib import Path
+from tests.support.training_fixtures import base, rows
 
-import pytest
-
-from tests.training.folders import write_model, write_rows
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama with its tokenizer."""
-    return write_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty sums."""
-    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
+__all__ = ["base", "rows"]

@@ -13,7 +13,7 @@ from deltalens.scoring.rows import read_rows
 from deltalens.training.rows import tokenized
 from deltalens.training.run import train
 from deltalens.training.spec import TrainingSpec
-from tests.training.folders import write_model, write_rows
+from tests.support.training_folders import write_model, write_rows
 
 ROWS = [
     {"prompt": "1+1=", "completion": "2"},

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deltalens.methods.baselines import frozen_half
 from deltalens.training.run import train
 from deltalens.training.spec import TrainingSpec
-from tests.training.folders import write_model, write_rows
+from tests.support.training_folders import write_model, write_rows
 
 ROOT = Path(__file__).parents[2]
 

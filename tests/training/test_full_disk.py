@@ -18,6 +18,8 @@ from deltalens.io.records import TrainingFolder
 from deltalens.training.run import TrainingWatch, train
 from deltalens.training.spec import TrainingSpec
 
+pytestmark = pytest.mark.bad_input
+
 ASKED = TrainingSpec(method="mft", steps=2, batch_size=4, learning_rate=1e-2)
 
 

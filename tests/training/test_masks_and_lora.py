@@ -17,7 +17,7 @@ from deltalens.errors import DeltaLensError, RecordError
 from deltalens.figures import draw
 from deltalens.training.run import TrainingWatch, train
 from deltalens.training.spec import TrainingSpec
-from tests.training.folders import write_model, write_rows
+from tests.support.training_folders import write_model, write_rows
 
 REMOVING = ("mft", "random-mask-weights", "l1-mask")
 

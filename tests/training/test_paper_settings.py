@@ -12,7 +12,7 @@ from deltalens.cli.main import app
 from deltalens.errors import DeltaLensError
 from deltalens.training.paper import paper_settings
 from deltalens.training.spec import TrainingSpec
-from tests.training.folders import write_model, write_rows
+from tests.support.training_folders import write_model, write_rows
 
 # Of the paper: section 5.1 (epochs, rates), Tables 1 and 2 (10 %, four blocks of each domain).
 PRINTED = [

@@ -14,7 +14,9 @@ from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.training_plans import TrainingData
 from deltalens.training.run import train
 from deltalens.training.spec import TrainingSpec
-from tests.training.folders import preferences, write_rows
+from tests.support.training_folders import preferences, write_rows
+
+pytestmark = pytest.mark.parity
 
 MEASURED = ["preference_accuracy", "dpo_loss", "reward_margin"]
 METHODS: dict[str, dict[str, Any]] = {

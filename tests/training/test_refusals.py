@@ -16,8 +16,10 @@ from deltalens.studies.efficiency import efficiency
 from deltalens.training.lora import adapted
 from deltalens.training.run import TrainingWatch, train
 from deltalens.training.spec import TrainingSpec
-from tests.training.folders import write_model
-from tests.training.models import TOKENIZER, make
+from tests.support.training_folders import write_model
+from tests.support.training_models import TOKENIZER, make
+
+pytestmark = pytest.mark.bad_input
 
 FITTING = {
     "gpt2": {"c_attn", "c_proj", "c_fc"},

@@ -16,6 +16,8 @@ from deltalens.training import run
 from deltalens.training.run import Trained, train
 from deltalens.training.spec import TrainingSpec
 
+pytestmark = pytest.mark.resume
+
 RESULT = ("model.safetensors", "metrics.jsonl", "config.json", "tokenizer.json")
 
 

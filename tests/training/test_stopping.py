@@ -14,6 +14,8 @@ from deltalens.io import stopping
 from deltalens.training.run import TrainingWatch, train
 from tests.training.test_train import spec
 
+pytestmark = pytest.mark.resume
+
 ALL = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 

@@ -19,8 +19,8 @@ from deltalens.scoring.tokens import encode_preferences
 from deltalens.training.rows import collator, preferences
 from deltalens.training.run import train
 from deltalens.training.spec import TrainingSpec
-from tests.tokens.kinds import CHATML, KINDS, TOOLS, model, tokenizer, turns
-from tests.training.folders import write_rows
+from tests.support.tokenizers import CHATML, KINDS, TOOLS, model, tokenizer, turns
+from tests.support.training_folders import write_rows
 
 CHARACTERS = "characters"
 

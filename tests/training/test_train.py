@@ -20,7 +20,7 @@ from deltalens.errors import DeltaLensError
 from deltalens.training.recipe import read_recipe
 from deltalens.training.run import Trained, TrainingWatch, train
 from deltalens.training.spec import TrainingSpec
-from tests.training.folders import preferences, write_rows
+from tests.support.training_folders import preferences, write_rows
 
 
 def spec(**more: Any) -> TrainingSpec:

@@ -1,1 +1,0 @@
-"""Bad input: one clear message that names the case, and nothing left behind."""

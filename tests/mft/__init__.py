@@ -1,1 +1,0 @@
-"""Mask Fine-Tuning."""

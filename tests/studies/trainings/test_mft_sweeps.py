@@ -1,0 +1,236 @@
+"""The sweeps around a finished model: over layers, mask ratio and data, and the comparison."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from deltalens import load_study
+from deltalens.errors import DeltaLensError
+from deltalens.figures import draw
+from deltalens.reports.trainings import summarize_sweep
+from deltalens.studies.mask_ratio import sweep_mask_ratio
+from deltalens.studies.mft_sweeps import (
+    compare,
+    complements,
+    sweep_data_ratio,
+    sweep_layers,
+)
+from deltalens.studies.training_plans import TrainingData
+from deltalens.training.run import train
+from deltalens.training.spec import TrainingSpec
+from tests.support.training_folders import write_model, write_rows
+
+PLAIN = TrainingSpec(steps=2, batch_size=4, learning_rate=1e-3)
+ASKED = TrainingSpec(steps=2, batch_size=4, learning_rate=1e-3, score_learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    folder = tmp_path_factory.mktemp("source")
+    rows = write_rows(folder / "rows.jsonl")
+    return TrainingData(model=write_model(folder / "ft"), data=rows, eval_data=[rows])
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder).state_dict())
+
+
+def value(study: Path, metric: str = "loss", **setting: object) -> float:
+    cells = load_study(study).cells
+    found = cells[cells["metric"] == metric]
+    for column, wanted in setting.items():
+        found = found[found[column] == wanted]
+    assert len(found) == 1
+    return float(found["value"].iloc[0])
+
+
+def test_layers(source: TrainingData, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    sweep_layers(["mft", "l1-mask"], source, study, ASKED, sizes=[1, 2], seeds=1)
+    cells = load_study(study).cells
+    points = set(zip(cells["method"], cells["size"], cells["group"], strict=True))
+    groups = [(1, "0"), (1, "1"), (2, "0-1")]
+    assert points == {("ft", 0, ""), *((m, *g) for m in ("mft", "l1-mask") for g in groups)}
+    own = TrainingSpec(method="mft", blocks="1", steps=2, batch_size=4, learning_rate=1e-2)
+    alone = train(source.model, source.data, tmp_path / "alone", own, eval_data=source.eval_data)
+    assert value(study, method="mft", group="1", size=1) == alone.metrics["loss"].value
+    summary = summarize_sweep(load_study(study))
+    assert "mft: best" in " ".join(summary.sentences())
+    assert {row[0] for row in summary.tables()[0].rows} == {"-", "0", "1", "0-1"}
+    assert draw(study)
+
+
+def test_mask_ratio_of_weights(source: TrainingData, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    sweep_mask_ratio(["mft", "sft"], source, study, ASKED, ratios="0.1,0.4", seeds=1)
+    assert value(study, method="mft", mask_ratio=0.0) == value(study, method="ft", mask_ratio=0.0)
+    assert len({value(study, method="mft", mask_ratio=ratio) for ratio in (0.0, 0.1, 0.4)}) == 3
+    assert load_study(study).spec["methods"] == ["ft", "mft", "sft"]
+    assert "within 5 % of sft" in " ".join(summarize_sweep(load_study(study)).sentences())
+    assert draw(study)
+
+
+def test_data_ratio(source: TrainingData, tmp_path: Path) -> None:
+    spec = TrainingSpec(batch_size=4, learning_rate=1e-2)
+    study = tmp_path / "study"
+    sweep_data_ratio(["mft"], source, study, spec, ratios="0.1,0.5", seeds=1)
+    own = TrainingSpec(method="mft", batch_size=4, learning_rate=1e-2)
+    alone = train(
+        source.model, source.data, tmp_path / "alone", own, eval_data=source.eval_data, limit=20
+    )
+    assert alone.steps == 5
+    assert value(study, method="mft", data_ratio=0.5) == alone.metrics["loss"].value
+    assert draw(study)
+    with pytest.raises(DeltaLensError, match="data ratio 0"):
+        sweep_data_ratio(["mft"], source, tmp_path / "other", spec, ratios="0,0.5")
+
+
+def test_comparison(source: TrainingData, tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base")
+    given = TrainingData(
+        model=source.model, data=source.data, eval_data=source.eval_data, eval_every=1
+    )
+    methods = ["base", "mft", "sft", "random-mask-weights", "l1-mask"]
+    study = tmp_path / "study"
+    compare(methods, given, study, ASKED, base=base, seeds=2)
+    cells = load_study(study).cells
+    assert dict(cells[cells["metric"] == "loss"].groupby("method").size()) == {
+        "base": 1,
+        "ft": 1,
+        "l1-mask": 1,
+        "mft": 2,
+        "random-mask-weights": 2,
+        "sft": 2,
+    }
+    assert value(study, method="base") == value(study, method="ft"), "the same weights"
+    assert value(study, "loss@1", method="sft", seed=0) != value(study, method="sft", seed=0)
+    assert set(cells[cells["metric"] == "loss@1"]["method"]) == {"mft", "sft"}
+    (table,) = summarize_sweep(load_study(study)).tables()
+    assert table.columns == ("method", "from", "exact_match", "loss")
+    assert draw(study)
+    with pytest.raises(DeltaLensError, match="base needs the checkpoint of the base: --base"):
+        compare(["base"], given, tmp_path / "other", ASKED)
+    with pytest.raises(DeltaLensError, match="'gmt': choose from"):
+        compare(["gmt"], given, tmp_path / "other", ASKED)
+
+
+@pytest.fixture(scope="module")
+def loras(source: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of all LoRAs, with a base whose weights are not the fine-tune's."""
+    folder = tmp_path_factory.mktemp("loras")
+    model = AutoModelForCausalLM.from_pretrained(source.model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    model.save_pretrained(folder / "base")
+    AutoTokenizer.from_pretrained(source.model).save_pretrained(folder / "base")
+    methods = ["lora-continued", "lora", "lora-on-ft", "sft"]
+    compare(
+        methods,
+        source,
+        folder / "study",
+        dataclasses.replace(PLAIN, lora_rank=2, learning_rate=1e-2),
+        base=folder / "base",
+        seeds=2,
+        keep_checkpoints=True,
+    )
+    return folder
+
+
+def test_lora_starts_from_the_base_and_says_so(source: TrainingData, loras: Path) -> None:
+    """What was added to the base is of the adapters' rank: by an SVD, not by our word."""
+    study, base = loras / "study", weights(loras / "base")
+    tuned = weights(Path(source.model))
+    for method, start, ranks in (
+        ("lora", base, {2}),
+        ("lora-on-ft", tuned, {2}),
+        # Two adapters, of one seed: they begin with the same rows.
+        ("lora-continued", base, {3, 4}),
+        ("lora-continued", weights(study / "checkpoints" / "lora-1"), {2}),
+    ):
+        after = weights(study / "checkpoints" / f"{method}-1")
+        for name in after:
+            moved = after[name] - start[name]
+            if not name.endswith("_proj.weight"):
+                assert not moved.any(), (method, name)
+            else:
+                assert int(torch.linalg.matrix_rank(moved, atol=1e-5)) in ranks, (method, name)
+    record = load_study(study)
+    starts = {method: record.setting("from", method) for method in record.spec["methods"]}
+    assert starts == {
+        **{"base": None, "lora": "base", "lora-continued": "base"},
+        **{"ft": None, "sft": "ft", "lora-on-ft": "ft"},
+    }
+    (table,) = summarize_sweep(record).tables()
+    assert {row[:2] for row in table.rows} == {
+        (method, start or "-") for method, start in starts.items()
+    }
+    assert "lora (from base)" in " ".join(summarize_sweep(record).sentences())
+
+
+def test_continued_lora_is_trained_alike_without_lora_beside_it(
+    source: TrainingData, loras: Path, tmp_path: Path
+) -> None:
+    spec = dataclasses.replace(PLAIN, lora_rank=2, learning_rate=1e-2)
+    compare(["lora-continued"], source, tmp_path / "s", spec, base=loras / "base", seeds=1)
+    alone = value(tmp_path / "s", method="lora-continued")
+    assert alone == value(loras / "study", method="lora-continued", seed=0)
+    assert not list((tmp_path / "s").glob(".*[!k]")), "nothing but the lock is left"
+
+
+def test_another_base_is_another_study(source: TrainingData, loras: Path, tmp_path: Path) -> None:
+    spec = dataclasses.replace(PLAIN, lora_rank=2)
+    compare(["lora"], source, tmp_path / "s", spec, base=loras / "base", seeds=1)
+    with pytest.raises(DeltaLensError, match=r"settings\.lora\.model"):
+        compare(["lora"], source, tmp_path / "s", spec, base=source.model, seeds=1)
+    with pytest.raises(DeltaLensError, match="lora needs the checkpoint of the base: --base"):
+        compare(["lora"], source, tmp_path / "s", spec, seeds=1)
+
+
+def test_masks_at_the_complement_ratio(source: TrainingData, tmp_path: Path) -> None:
+    """As many weights are zero as torch counts; the smallest ones for L1."""
+    methods = ["l1-mask", "random-mask-weights"]
+    study = tmp_path / "study"
+    compare(
+        [*methods, *complements(methods)],
+        source,
+        study,
+        dataclasses.replace(PLAIN, mask_ratio="0.25", blocks="1"),
+        seeds=1,
+        keep_checkpoints=True,
+    )
+    name = "model.layers.1.mlp.up_proj.weight"
+    before = weights(Path(source.model))[name]
+    order = before.abs().flatten().argsort()
+    for method, ratio in [(one, 0.25) for one in methods] + [
+        (one, 0.75) for one in complements(methods)
+    ]:
+        after = weights(study / "checkpoints" / f"{method}-0")[name]
+        count = round(ratio * before.numel())
+        assert int((after == 0).sum()) == count, method
+        if method.startswith("l1"):
+            assert not after.flatten()[order[:count]].any()
+    record = load_study(study)
+    assert record.setting("mask_ratio", "l1-mask-complement") == "0.75"
+    turned = dataclasses.replace(PLAIN, mask_ratio="0.25", blocks="1", complement=True)
+    compare(["l1-mask"], source, tmp_path / "turned", turned, seeds=1, keep_checkpoints=True)
+    after = weights(tmp_path / "turned" / "checkpoints" / "l1-mask-0")[name]
+    assert int((after == 0).sum()) == round(0.75 * before.numel())
+    own = TrainingSpec(method="l1-mask", mask_ratio="0.25", blocks="1", complement=True)
+    train(source.model, source.data, tmp_path / "alone", own)
+    kept = study / "checkpoints" / "l1-mask-complement-0"
+    assert torch.equal(weights(tmp_path / "alone")[name], weights(kept)[name])
+    assert draw(study)
+    with pytest.raises(DeltaLensError, match="the complement is that of random-mask-weights, l1"):
+        complements(["mft"])
+
+
+def test_a_threshold_is_of_learned_scores_alone(source: TrainingData, tmp_path: Path) -> None:
+    spec = dataclasses.replace(ASKED, threshold=-0.03)
+    for methods in (["l1-mask"], ["random-mask-weights"], complements(["l1-mask"])):
+        with pytest.raises(DeltaLensError, match="threshold"):
+            compare(["mft", *methods], source, tmp_path / "s", spec, seeds=1)
+    assert not (tmp_path / "s").exists()
