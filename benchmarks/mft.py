@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.measure import AT_ONCE, run_process
 from deltalens import MaskTuning
-from deltalens.numerics.selection import prepare
+from deltalens.numerics.selection import compile_loops
 
 ROUNDS = 15
 BLOCKS = range(4, 8)
@@ -115,7 +115,7 @@ def _memory() -> None:
 def steps(kind: str) -> None:
     """Three steps of a kind, for the memory of this process. What compiles our kernels is in it
     either way."""
-    prepare(torch.float32)
+    compile_loops(torch.float32)
     side = Steps(kind)
     for _ in range(3):
         side.step()

@@ -3,12 +3,11 @@
 from deltalens.gradients.parameters import (
     FLOATS,
     choose_parameters,
-    dense,
-    every_parameter,
     local_part,
-    parameter_names,
+    named_parameters,
+    to_strided,
 )
-from deltalens.gradients.steps import Gradient, GradientStep, PassedOver
+from deltalens.gradients.steps import Gradient, GradientStep, UnrankableGradients
 from deltalens.gradients.watching import GradientPass, Subscriber
 
 __all__ = [
@@ -16,11 +15,10 @@ __all__ = [
     "Gradient",
     "GradientPass",
     "GradientStep",
-    "PassedOver",
     "Subscriber",
+    "UnrankableGradients",
     "choose_parameters",
-    "dense",
-    "every_parameter",
     "local_part",
-    "parameter_names",
+    "named_parameters",
+    "to_strided",
 ]

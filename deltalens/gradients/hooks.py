@@ -24,17 +24,17 @@ from torch.optim.optimizer import (
 )
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Running", "Watcher", "unwatch", "watch"]
+__all__ = ["StepCall", "StepWatcher", "unwatch", "watch"]
 
 
 @dataclass(eq=False)
-class Running:
+class StepCall:
     """One call of one optimizer's `step`, from its beginning to its end."""
 
     optimizer: Optimizer
-    around: tuple[Running, ...]
+    around: tuple[StepCall, ...]
     """The calls that it runs inside of, on this thread; the outermost first."""
-    watchers: tuple[Watcher, ...]
+    watchers: tuple[StepWatcher, ...]
     has_closure: bool
     """Whether gradients are computed inside the step."""
     evaluations: int = 0
@@ -45,39 +45,39 @@ class Running:
     """What each watcher keeps of this call, by its id."""
 
 
-class Watcher(Protocol):
+class StepWatcher(Protocol):
     """Is told of every step of every optimizer."""
 
     late: ClassVar[bool]
     """Whether it looks at what the others have left after the step."""
 
-    def begins(self, running: Running) -> None:
+    def begins(self, running: StepCall) -> None:
         """Nothing has moved; with a closure the gradients are yet to come."""
 
-    def computed(self, running: Running) -> None:
+    def computed(self, running: StepCall) -> None:
         """The gradients are final: at once, or after each evaluation of the closure."""
 
-    def ended(self, running: Running) -> None:
+    def ended(self, running: StepCall) -> None:
         """The optimizer has stepped."""
 
 
 _lock = threading.RLock()
-_watchers: tuple[Watcher, ...] = ()
+_watchers: tuple[StepWatcher, ...] = ()
 """Replaced, never changed: a step that has begun goes on with those that it began with."""
 _handles: list[RemovableHandle] = []
-_unfinished: weakref.WeakSet[Running] = weakref.WeakSet()
+_unfinished: weakref.WeakSet[StepCall] = weakref.WeakSet()
 """On all threads."""
 
 
 class _Stack(threading.local):
     def __init__(self) -> None:
-        self.running: list[Running] = []
+        self.running: list[StepCall] = []
 
 
 _here = _Stack()
 
 
-def watch(watcher: Watcher) -> None:
+def watch(watcher: StepWatcher) -> None:
     """Tell a watcher of every step that begins from now on."""
     global _watchers
     with _lock:
@@ -87,7 +87,7 @@ def watch(watcher: Watcher) -> None:
             _handles.append(register_optimizer_step_post_hook(_after))
 
 
-def unwatch(watcher: Watcher) -> None:
+def unwatch(watcher: StepWatcher) -> None:
     """Tell it no more, but of the end of steps that have begun; the last takes the hooks along."""
     global _watchers
     with _lock:
@@ -115,7 +115,7 @@ def _before(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
     with _lock:
         if not _watchers:
             return None
-        running = Running(optimizer, around, _watchers, place is not None)
+        running = StepCall(optimizer, around, _watchers, place is not None)
         _unfinished.add(running)
     _here.running.append(running)
     try:
@@ -143,7 +143,7 @@ def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         _remove_hooks()
 
 
-def _end(running: Running) -> None:
+def _end(running: StepCall) -> None:
     """With it go those inside it that an exception has left unfinished."""
     stack = _here.running
     for one in stack[stack.index(running) :]:
@@ -151,7 +151,7 @@ def _end(running: Running) -> None:
     del stack[stack.index(running) :]
 
 
-def _tell_computed(running: Running) -> None:
+def _tell_computed(running: StepCall) -> None:
     with torch.no_grad():
         for one in running.watchers:
             one.computed(running)
@@ -165,7 +165,7 @@ def _closure_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str | No
 
 
 def _with_closure(
-    running: Running, place: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    running: StepCall, place: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The step's arguments with a closure that tells when the gradients are final."""
     closure: Callable[[], Any] = args[place] if isinstance(place, int) else kwargs[place]
@@ -189,7 +189,7 @@ _STEP_WRAPPER = Optimizer.profile_hook_step(lambda self: None).__code__
 """What torch puts around every optimizer's `step`, and calls the hooks from."""
 
 
-def _forget_broken(inside: int) -> list[Running]:
+def _forget_broken(inside: int) -> list[StepCall]:
     """Drop the calls that an exception has ended. They are read off the stack, which no exception
     leaves stale.
 

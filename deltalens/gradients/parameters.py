@@ -15,27 +15,21 @@ from deltalens.names import NameFilter, unwrap_name
 __all__ = [
     "FLOATS",
     "choose_parameters",
-    "dense",
-    "every_parameter",
     "inner_model",
     "local_part",
-    "parameter_names",
+    "named_parameters",
+    "to_strided",
 ]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The numbers that can be ranked by their bits."""
 
 
-def every_parameter(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """A model's parameters, frozen or not, tied ones once, named as without any wrapper."""
     prefix = "module." if isinstance(model, nn.parallel.DistributedDataParallel) else ""
     for name, parameter in model.named_parameters():
         yield unwrap_name(name.removeprefix(prefix)), parameter
-
-
-def parameter_names(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Those of `every_parameter` that are trained as things stand."""
-    return ((name, one) for name, one in every_parameter(model) if one.requires_grad)
 
 
 def choose_parameters(
@@ -52,7 +46,7 @@ def choose_parameters(
         DeltaLensError: a pattern that is none, or no parameter is left (the nearest names are
             shown).
     """
-    chosen, there = NameFilter(include, exclude), list(every_parameter(model))
+    chosen, there = NameFilter(include, exclude), list(named_parameters(model))
     left = [(name, one) for name, one in there if name in chosen]
     if not left:
         raise DeltaLensError(chosen.explain_no_match([name for name, _ in there], "parameter"))
@@ -78,7 +72,7 @@ def inner_model(model: nn.Module) -> nn.Module:
             return model
 
 
-def dense(tensor: Tensor) -> Tensor:
+def to_strided(tensor: Tensor) -> Tensor:
     """A tensor of any layout as a strided one; itself, if it is one."""
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
 

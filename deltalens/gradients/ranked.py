@@ -29,21 +29,21 @@ from deltalens.numerics.selection import (
     Backend,
     Counts,
     Entries,
-    Numbers,
     OnCpu,
     OnDevice,
     Reduce,
-    numbers_in,
+    TensorStats,
     rank_units,
-    row_of,
+    stats_from_row,
+    stats_row,
 )
 from deltalens.numerics.workers import Mapper, workers
 
-__all__ = ["RankedStep", "Survey", "Top", "fetch", "ranked", "reducer"]
+__all__ = ["RankedStep", "Survey", "TopEntries", "fetch_surveys", "rank_gradients", "reducer_for"]
 
 
 @dataclass
-class Top:
+class TopEntries:
     """The top entries of one tensor at one mask ratio."""
 
     mask: PackedMask
@@ -57,16 +57,16 @@ class Survey:
     """What was measured of one tensor."""
 
     gradient: Gradient
-    numbers: Numbers
-    """Of the whole tensor, on every rank. Undefined until `fetch`, as all that follows."""
-    tops: dict[float, Top] = field(default_factory=dict)
+    numbers: TensorStats
+    """Of the whole tensor, on every rank. Undefined until `fetch_surveys`, as all that follows."""
+    tops: dict[float, TopEntries] = field(default_factory=dict)
     """Mask ratio -> its top entries; none where the unit has a NaN."""
     row: Tensor | None = None
     """What is still on the device: the numbers, the unit's NaNs, and the bits of the thresholds."""
 
 
 @contextmanager
-def ranked(
+def rank_gradients(
     step: GradientStep,
     gradients: Sequence[Gradient],
     scope: Scope,
@@ -87,7 +87,7 @@ def ranked(
 
 
 class RankedStep:
-    """See `ranked`."""
+    """See `rank_gradients`."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class RankedStep:
     ) -> None:
         self._fractions, here = fractions, OnCpu(mapper, scratch, fractions)
         self._batches = [
-            _Batch(some, here if some[0].here else OnDevice(reducer(some[0].first)))
+            _Batch(some, here if some[0].here else OnDevice(reducer_for(some[0].first)))
             for some in _batches_of(units)
         ]
         for batch in self._batches:
@@ -118,7 +118,7 @@ class RankedStep:
         return sorted(found)
 
     def survey(self, ratios: Sequence[float]) -> list[Survey]:
-        """Measure the gradients; call `fetch` before anything but the masks is read.
+        """Measure the gradients; call `fetch_surveys` before anything but the masks is read.
 
         Args:
             ratios: mask ratios, fractions masked out, from 0 to below 1.
@@ -126,7 +126,7 @@ class RankedStep:
         return [
             one
             for batch in self._batches
-            for one in (_survey_here if batch.here else _survey_there)(
+            for one in (_survey_on_cpu if batch.here else _survey_on_device)(
                 batch, ratios, self._fractions
             )
         ]
@@ -181,7 +181,7 @@ class _Unit:
     @property
     def here(self) -> bool:
         """Whether they are whole, and on the CPU."""
-        return is_here(self.first)
+        return is_whole_on_cpu(self.first)
 
     @property
     def size(self) -> int:
@@ -261,7 +261,7 @@ class _Batch:
         return zip(units, found.bits, found.masks or repeat([]), strict=False)
 
 
-def _survey_here(
+def _survey_on_cpu(
     batch: _Batch, ratios: Sequence[float], fractions: Sequence[float]
 ) -> list[Survey]:
     found = {
@@ -273,11 +273,11 @@ def _survey_here(
     for unit, bits, masks in batch.rank(whole, list(map(exact_rate, ratios))):
         thresholds = [magnitude_of_bits(int(one), unit.dtype) for one in bits]
         for one, some in zip(unit.gradients, masks, strict=True):
-            found[one.name].tops = dict(zip(ratios, map(Top, some, thresholds), strict=True))
+            found[one.name].tops = dict(zip(ratios, map(TopEntries, some, thresholds), strict=True))
     return list(found.values())
 
 
-def _survey_there(
+def _survey_on_device(
     batch: _Batch, ratios: Sequence[float], fractions: Sequence[float]
 ) -> list[Survey]:
     """Without waiting for the device."""
@@ -286,17 +286,17 @@ def _survey_there(
         nans = sum(one.nans for one in unit.counts)
         for (gradient, counts), some in zip(unit.pairs(), masks, strict=True):
             apart = torch.stack([torch.as_tensor(one) for one in (nans, *bits)])
-            row = torch.cat([row_of(counts, fractions), apart])
-            tops = (Top(mask, float("nan")) for mask in some)
+            row = torch.cat([stats_row(counts, fractions), apart])
+            tops = (TopEntries(mask, float("nan")) for mask in some)
             found = dict(zip(ratios, tops, strict=True))
             surveys.append(Survey(gradient, _NOT_YET, found, row))
     return surveys
 
 
-_NOT_YET = Numbers(torch.float32, np.empty(0), 0, 0, 0, 0, 0.0, 0.0, [])
+_NOT_YET = TensorStats(torch.float32, np.empty(0), 0, 0, 0, 0, 0.0, 0.0, [])
 
 
-def fetch(surveys: Sequence[Survey], rows: Sequence[Tensor]) -> list[list[int]]:
+def fetch_surveys(surveys: Sequence[Survey], rows: Sequence[Tensor]) -> list[list[int]]:
     """Bring to the host what is still on a device: the surveys' numbers, and rows of integers
     beside them; one transfer for each device.
 
@@ -321,7 +321,7 @@ def _take(one: Survey, row: Tensor) -> None:
     """Read a survey's row."""
     dtype, count = one.gradient.local.dtype, len(one.tops)
     numbers, rest = row[: row.numel() - count - 1], row[row.numel() - count - 1 :]
-    one.numbers, one.row = numbers_in(numbers, dtype), None
+    one.numbers, one.row = stats_from_row(numbers, dtype), None
     nans, *bits = rest.tolist()
     for top, threshold in zip(one.tops.values(), bits, strict=True):
         top.threshold = magnitude_of_bits(threshold, dtype)
@@ -329,12 +329,12 @@ def _take(one: Survey, row: Tensor) -> None:
         one.tops = {}
 
 
-def is_here(gradient: Gradient) -> bool:
+def is_whole_on_cpu(gradient: Gradient) -> bool:
     """Whether it is whole, and on the CPU."""
     return not gradient.groups and gradient.local.device.type == "cpu"
 
 
-def reducer(gradient: Gradient) -> Reduce | None:
+def reducer_for(gradient: Gradient) -> Reduce | None:
     """Adds a tensor up over the ranks that hold parts of a gradient; None if it is whole."""
     if not gradient.groups:
         return None

@@ -13,10 +13,10 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.optim.optimizer import Optimizer
 
 from deltalens.errors import fault_list
-from deltalens.gradients.parameters import FLOATS, dense, local_part
+from deltalens.gradients.parameters import FLOATS, local_part, to_strided
 from deltalens.numerics.selection import Counts
 
-__all__ = ["Gradient", "GradientStep", "PassedOver", "Step", "gradients_of"]
+__all__ = ["Gradient", "GradientStep", "Step", "UnrankableGradients", "gradients_of"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def gradients_of(
 
 
 def _gradient(name: str, parameter: nn.Parameter, grad: Tensor, scale: Tensor | None) -> Gradient:
-    grad = dense(grad.detach())
+    grad = to_strided(grad.detach())
     if not isinstance(grad, DTensor):
         return Gradient(name, parameter, grad.reshape(-1).contiguous(), grad.numel(), scale)
     groups = tuple(
@@ -115,7 +115,7 @@ def _gradient(name: str, parameter: nn.Parameter, grad: Tensor, scale: Tensor | 
     return Gradient(name, parameter, local, grad.numel(), scale, groups)
 
 
-class PassedOver:
+class UnrankableGradients:
     """Gradients that cannot be ranked: each is told of once, by name.
 
     Args:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from deltalens.errors import DeltaLensError
-from deltalens.gradients.hooks import Running, unwatch, watch
-from deltalens.gradients.parameters import every_parameter, inner_model
+from deltalens.gradients.hooks import StepCall, unwatch, watch
+from deltalens.gradients.parameters import inner_model, named_parameters
 from deltalens.gradients.steps import GradientStep, Step, gradients_of
 
 __all__ = ["GradientPass", "Subscriber"]
@@ -242,13 +242,13 @@ class GradientPass:
                 unwatch(self)
             self._subscriptions = left
 
-    def begins(self, running: Running) -> None:
-        """See `hooks.Watcher`."""
+    def begins(self, running: StepCall) -> None:
+        """See `hooks.StepWatcher`."""
         model, optimizer = self._model(), running.optimizer
         told = [one for one in self._subscriptions if one.takes(optimizer)]
         if model is None or not told:
             return
-        every = list(every_parameter(model))
+        every = list(named_parameters(model))
         names = {id(parameter): name for name, parameter in every}
         held = [(names[id(p)], p) for p in _parameters_of(optimizer) if id(p) in names]
         if not held:
@@ -258,7 +258,7 @@ class GradientPass:
         if running.has_closure and call.told:
             self._open(running, call)
 
-    def _leave_to_outer(self, running: Running, call: _Call) -> None:
+    def _leave_to_outer(self, running: StepCall, call: _Call) -> None:
         """A step inside a step, of a parent class or of an optimizer that another one wraps: what
         the outer one moves is the outer one's. (Inside its closure it does not move anything.)"""
         for one in running.around:
@@ -269,14 +269,14 @@ class GradientPass:
         if call.outer:
             call.told = [one for one in call.told if call.own(one)]
 
-    def _open(self, running: Running, call: _Call) -> None:
+    def _open(self, running: StepCall, call: _Call) -> None:
         if isinstance(running.optimizer, torch.optim.LBFGS):
             self._refuse_closure(running, call)
         with torch.no_grad():
             for one in call.told:
                 one.subscriber.open_step(call.own(one))
 
-    def _refuse_closure(self, running: Running, call: _Call) -> None:
+    def _refuse_closure(self, running: StepCall, call: _Call) -> None:
         """Several evaluations in a step: no gradient of them is the one that is applied."""
         optimizer = running.optimizer
         name = type(optimizer).__name__
@@ -296,8 +296,8 @@ class GradientPass:
                 stacklevel=5,
             )
 
-    def computed(self, running: Running) -> None:
-        """See `hooks.Watcher`."""
+    def computed(self, running: StepCall) -> None:
+        """See `hooks.StepWatcher`."""
         call: _Call | None = running.held.get(id(self))
         if call is None or not call.told:
             return
@@ -307,7 +307,7 @@ class GradientPass:
         with self.working:
             self._tell(running, call)
 
-    def _tell(self, running: Running, call: _Call) -> None:
+    def _tell(self, running: StepCall, call: _Call) -> None:
         optimizer = running.optimizer
         gradients = gradients_of(call.parameters, optimizer)
         if not gradients or _skipped(optimizer):
@@ -338,8 +338,8 @@ class GradientPass:
         # Nobody ranks them again; on an accelerator they would hold a quarter of a MB a tensor.
         shown.counts.clear()
 
-    def ended(self, running: Running) -> None:
-        """See `hooks.Watcher`. Who puts weights back comes before who looks at them."""
+    def ended(self, running: StepCall) -> None:
+        """See `hooks.StepWatcher`. Who puts weights back comes before who looks at them."""
         call: _Call | None = running.held.pop(id(self), None)
         if call is None:
             return
@@ -349,7 +349,7 @@ class GradientPass:
             for subscriber, step, held in sorted(call.began, key=lambda one: not one[0].writes):
                 subscriber.after_step(step, held)
 
-    def _refuse_unseen(self, running: Running, call: _Call) -> None:
+    def _refuse_unseen(self, running: StepCall, call: _Call) -> None:
         for one in call.told:
             if one.subscriber.writes and any(p.grad is not None for _, p in call.parameters):
                 one.subscriber.told = True

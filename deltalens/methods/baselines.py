@@ -13,11 +13,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from deltalens.errors import DeltaLensError, fault_list
-from deltalens.gradients import Gradient, GradientStep, every_parameter
-from deltalens.methods.gmt import Ratio, mask_ratio_at
+from deltalens.gradients import Gradient, GradientStep, named_parameters
+from deltalens.methods.gmt import Ratio, check_mask_ratio
 from deltalens.methods.masking import StepMask
 from deltalens.names import block_of, in_block, kind_of
-from deltalens.numerics.edit import clear_beside
+from deltalens.numerics.edit import zero_outside
 from deltalens.numerics.hashing import hashed_range, name_key
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.selection import draw
@@ -69,7 +69,7 @@ class RandomMask(StepMask):
         ):
             if given not in known:
                 raise DeltaLensError(f"{what}={given!r}: choose one of {', '.join(known)}")
-        self._ratio, self._seed = mask_ratio_at(mask_ratio), seed
+        self._ratio, self._seed = check_mask_ratio(mask_ratio), seed
         self._resample, self._exact, self._first_step = resample, draw == "exact", first_step
 
     def mask(
@@ -82,7 +82,7 @@ class RandomMask(StepMask):
             drawn = _local_part(one, self._drawn(one, f"{one.name}#{number}"))
             mask = PackedMask(one.local.numel(), one.local.device)
             mask.write(0, drawn)
-            clear_beside(one.local, mask)
+            zero_outside(one.local, mask)
             kept[one.name].include(mask)
 
         if not self._ratio:
@@ -155,7 +155,7 @@ class HalfFreeze(StepMask):
         seed: int = 0,
     ) -> None:
         super().__init__(model, optimizer=optimizer, include=include, exclude=exclude)
-        there = [(name, one) for name, one in every_parameter(model) if name in self._names]
+        there = [(name, one) for name, one in named_parameters(model) if name in self._names]
         dims = {name: one.dim() for name, one in there}
         self._drawn = dims.keys()
         self.frozen: set[str] = set()

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deltalens.errors import DeltaLensError, fault_list
-from deltalens.gradients import FLOATS, Gradient, GradientStep, every_parameter
-from deltalens.gradients.ranked import ranked
-from deltalens.gradients.together import StepUnits
+from deltalens.gradients import FLOATS, Gradient, GradientStep, named_parameters
+from deltalens.gradients.ranked import rank_gradients
+from deltalens.gradients.step_units import StepUnits
 from deltalens.methods.masking import StepMask
 from deltalens.names import check_scope
 from deltalens.numerics.bits import magnitude_of_bits
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.rates import exact_rate
-from deltalens.numerics.selection import prepare
+from deltalens.numerics.selection import compile_loops
 
-__all__ = ["GradientMask", "mask_ratio_at"]
+__all__ = ["GradientMask", "check_mask_ratio"]
 
 Ratio = float | str | Fraction
 OnNonfinite = Literal["raise", "skip", "pass"]
@@ -71,7 +71,7 @@ class GradientMask(StepMask):
         super().__init__(
             model, optimizer=optimizer, apply_to=apply_to, include=include, exclude=exclude
         )
-        self._ratio = ratio = mask_ratio_at(mask_ratio)
+        self._ratio = ratio = check_mask_ratio(mask_ratio)
         self._ratio_at = (lambda number: ratio) if schedule is None else schedule
         self._begun: object = self
         self.scope = check_scope(scope)
@@ -82,9 +82,9 @@ class GradientMask(StepMask):
             )
         self._first_step, self._on_nonfinite = first_step, on_nonfinite
         self._thresholds: dict[str, tuple[int | Tensor, torch.dtype]] = {}
-        here = {p.dtype for _, p in every_parameter(model) if p.device.type == "cpu"}
+        here = {p.dtype for _, p in named_parameters(model) if p.device.type == "cpu"}
         for dtype in here.intersection(FLOATS):
-            prepare(dtype)
+            compile_loops(dtype)
 
     def mask(
         self, step: GradientStep, gradients: Sequence[Gradient], kept: Mapping[str, PackedMask]
@@ -93,7 +93,7 @@ class GradientMask(StepMask):
         number = step.number + self._first_step
         self._units.check(step, gradients)
         if step.whole is not self._begun:
-            self._ratio = mask_ratio_at(self._ratio_at(number))
+            self._ratio = check_mask_ratio(self._ratio_at(number))
             self._begun, self._thresholds = step.whole, {}
         ratio = self._ratio
         self._thresholds |= {one.name: (0, one.local.dtype) for one in gradients}
@@ -101,7 +101,7 @@ class GradientMask(StepMask):
             for one in gradients:
                 kept[one.name].fill()
             return
-        with ranked(step, gradients, self.scope, self._scratch) as found:
+        with rank_gradients(step, gradients, self.scope, self._scratch) as found:
             broken = found.nonfinite()
             if broken and not self._goes_on(number, broken, step):
                 return
@@ -133,7 +133,7 @@ class GradientMask(StepMask):
         return True
 
 
-def mask_ratio_at(ratio: Ratio) -> Fraction:
+def check_mask_ratio(ratio: Ratio) -> Fraction:
     """A mask ratio as it was typed.
 
     Raises:

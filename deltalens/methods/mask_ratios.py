@@ -12,7 +12,7 @@ from deltalens.errors import DeltaLensError, fault_list
 from deltalens.methods.mask_layers import MODULES, Layer, block_numbers
 from deltalens.numerics.rates import exact_rate, show_rate
 
-__all__ = ["Ratio", "Ratios", "about_ratios", "ratios_of"]
+__all__ = ["Ratio", "Ratios", "describe_ratios", "ratios_of"]
 
 Ratio = float | str | Fraction
 Ratios = Ratio | Mapping[Any, Ratio]
@@ -119,7 +119,7 @@ def _refuse_unused(rules: Sequence[_Rule], layers: Sequence[Layer]) -> None:
         )
 
 
-def about_ratios(mask_ratio: Ratios, layers: Sequence[Layer]) -> dict[str, str]:
+def describe_ratios(mask_ratio: Ratios, layers: Sequence[Layer]) -> dict[str, str]:
     """Ratios as a file of masks tells them: by kind where one holds for all, else as given."""
     if isinstance(mask_ratio, Mapping):
         return {str(key): show_rate(exact_rate(ratio)) for key, ratio in mask_ratio.items()}

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from deltalens.errors import DeltaLensError
 from deltalens.gradients import local_part
 from deltalens.methods.mask_layers import Layer
-from deltalens.methods.weight_masks import of_shard, whole
+from deltalens.methods.weight_masks import gathered, shard_like
 from deltalens.numerics import straight_through
 from deltalens.numerics.hashing import name_key
 from deltalens.numerics.masks import PackedMask
@@ -31,8 +31,8 @@ __all__ = [
     "LayerScores",
     "Rule",
     "attach_scores",
-    "check_init",
-    "own_weight",
+    "check_init_std",
+    "original_weight",
     "select_together",
 ]
 
@@ -125,7 +125,7 @@ class LayerScores(nn.Module):
         same = state is None or self._selected_from in (state, None)
         if self._kept is None or self.stale or not same:
             with torch.inference_mode(False):
-                self._kept, self._near = self.rule.select(whole(self.scores), self._near)
+                self._kept, self._near = self.rule.select(gathered(self.scores), self._near)
         self.stale, self._selected_from = False, state
         return self._kept
 
@@ -149,7 +149,7 @@ class LayerScores(nn.Module):
         """The masked weight without a graph: whole or sharded, as the weight is."""
         if not isinstance(weight, DTensor):
             return self._masked_weight(weight)
-        kept = of_shard(self.kept().unpacked().view(weight.shape), weight)
+        kept = shard_like(self.kept().unpacked().view(weight.shape), weight)
         local = local_part(weight)
         return DTensor.from_local(
             torch.where(kept, local, local.new_zeros(())),
@@ -208,7 +208,7 @@ def _scores_of(module: nn.Module) -> Any:
 _ORIGINAL = "parametrizations.weight.original"
 
 
-def own_weight(layer: Layer) -> Tensor:
+def original_weight(layer: Layer) -> Tensor:
     """The weight that a masked layer has underneath, detached."""
     return layer.module.get_parameter(_ORIGINAL).detach()
 
@@ -234,7 +234,7 @@ def _read_plain(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
     if isinstance(own, DTensor) and isinstance(weight, DTensor):
         there, here = local_part(weight), local_part(own)
     else:
-        there, here = whole(weight), whole(own)
+        there, here = gathered(weight), gathered(own)
     there = there.to(here)
     if there.shape != here.shape or not bool(((there == here) | (there == 0)).all()):
         raise DeltaLensError(
@@ -244,7 +244,7 @@ def _read_plain(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
     state[prefix + _ORIGINAL] = own.detach()
 
 
-def check_init(init_std: float) -> float:
+def check_init_std(init_std: float) -> float:
     """The scores' standard deviation at the start, checked.
 
     Raises:

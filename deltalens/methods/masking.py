@@ -19,12 +19,12 @@ from deltalens.errors import DeltaLensError
 from deltalens.gradients import (
     Gradient,
     GradientStep,
-    PassedOver,
     Subscriber,
+    UnrankableGradients,
     choose_parameters,
     local_part,
 )
-from deltalens.numerics.edit import restore_beside
+from deltalens.numerics.edit import restore_outside
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.scratch import Scratch
 
@@ -69,7 +69,7 @@ class StepMask(Subscriber):
             raise DeltaLensError(f"apply_to={apply_to!r}: choose one of {', '.join(APPLY_TO)}")
         self.apply_to = apply_to
         self._names = choose_parameters(model, include, exclude, type(self).__name__)
-        self._passed_over = PassedOver(
+        self._passed_over = UnrankableGradients(
             f"{type(self).__name__} cannot mask these, and they train densely"
         )
         self._scratch = Scratch()
@@ -182,6 +182,6 @@ def _refuse_sparse(one: Gradient) -> None:
 def _restore(now: Tensor, before: Tensor, kept: PackedMask) -> None:
     flat = now.reshape(-1)
     old = before.view(-1)
-    restore_beside(flat, old, kept)
+    restore_outside(flat, old, kept)
     if flat.data_ptr() != now.data_ptr():
         now.copy_(flat.view(now.shape))

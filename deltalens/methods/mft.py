@@ -17,27 +17,27 @@ from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
 from deltalens.errors import DeltaLensError, fault_list
-from deltalens.gradients.hooks import Running, unwatch, watch
+from deltalens.gradients.hooks import StepCall, unwatch, watch
 from deltalens.methods.mask_layers import (
     MODULES,
     Blocks,
     Layer,
     choose_layers,
 )
-from deltalens.methods.mask_ratios import Ratios, about_ratios, ratios_of
+from deltalens.methods.mask_ratios import Ratios, describe_ratios, ratios_of
 from deltalens.methods.mask_scores import (
     LayerScores,
     Rule,
     attach_scores,
-    check_init,
-    own_weight,
+    check_init_std,
+    original_weight,
     select_together,
 )
 from deltalens.methods.weight_masks import WeightMask, WeightMasks
 from deltalens.numerics import straight_through
 from deltalens.numerics.hashing import name_key
 from deltalens.numerics.masks import PackedMask
-from deltalens.numerics.selection import prepare_keeping
+from deltalens.numerics.selection import compile_keep_loops
 
 __all__ = ["MaskTuning"]
 
@@ -99,11 +99,11 @@ class MaskTuning:
             )
         if threshold is not None and not math.isfinite(threshold):
             raise DeltaLensError(f"threshold={threshold}: must be finite")
-        check_init(init_std)
+        check_init_std(init_std)
         layers = choose_layers(model, blocks, modules, include)
         ratios = ratios_of(mask_ratio, layers)
         self._model = model
-        rule = {"mask_ratio": about_ratios(mask_ratio, layers), "rank_by": rank_by}
+        rule = {"mask_ratio": describe_ratios(mask_ratio, layers), "rank_by": rank_by}
         self._about: dict[str, Any] = {
             "method": "mft",
             **(rule if threshold is None else {"threshold": threshold}),
@@ -126,8 +126,8 @@ class MaskTuning:
             weight = layer.module.get_parameter("weight")
             if weight.device.type == "cpu":
                 # First: where a loop cannot be compiled, the model stays as it is.
-                prepare_keeping(scores.scores.dtype)
-                straight_through.prepare(weight.dtype)
+                compile_keep_loops(scores.scores.dtype)
+                straight_through.compile_loops(weight.dtype)
         for parameter in self._trained:
             parameter.requires_grad_(False)
         for layer, scores in self._layers.values():
@@ -166,7 +166,7 @@ class MaskTuning:
     def weight_masks(self) -> WeightMasks:
         """The masks as they are now, to be saved or applied."""
         made = [
-            WeightMask(layer, own_weight(layer), kept)
+            WeightMask(layer, original_weight(layer), kept)
             for (layer, _), kept in zip(
                 self._active().values(), self.packed_masks().values(), strict=True
             )
@@ -209,7 +209,7 @@ class MaskTuning:
         Raises:
             DeltaLensError: the model is sharded.
         """
-        if any(isinstance(own_weight(layer), DTensor) for layer, _ in self._layers.values()):
+        if any(isinstance(original_weight(layer), DTensor) for layer, _ in self._layers.values()):
             raise DeltaLensError(
                 "the model is sharded, and FSDP2 would go on gathering parameters that are gone: "
                 "save the masks and apply them to the whole model (apply_masks), or take the "
@@ -241,13 +241,13 @@ class _ChangedScores:
         self._watched = weakref.WeakSet(scores)
         watch(self)
 
-    def begins(self, running: Running) -> None:
+    def begins(self, running: StepCall) -> None:
         """Nothing has changed."""
 
-    def computed(self, running: Running) -> None:
+    def computed(self, running: StepCall) -> None:
         """Nothing has changed."""
 
-    def ended(self, running: Running) -> None:
+    def ended(self, running: StepCall) -> None:
         """Some may have changed."""
         stepped = [p for group in running.optimizer.param_groups for p in group["params"]]
         ids = {id(parameter) for parameter in stepped}

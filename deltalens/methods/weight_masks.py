@@ -27,8 +27,8 @@ from deltalens.methods.mask_layers import (
     choose_layers,
     linear_layers,
 )
-from deltalens.methods.mask_ratios import Ratios, about_ratios, ratios_of
-from deltalens.numerics.edit import clear_beside
+from deltalens.methods.mask_ratios import Ratios, describe_ratios, ratios_of
+from deltalens.numerics.edit import zero_outside
 from deltalens.numerics.hashing import name_key
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.selection import draw, keep_highest
@@ -38,10 +38,10 @@ __all__ = [
     "WeightMask",
     "WeightMasks",
     "apply_masks",
+    "gathered",
     "l1_weight_mask",
-    "of_shard",
     "random_weight_mask",
-    "whole",
+    "shard_like",
 ]
 
 _WHOLE, _RUNS, _RUN = 1 << 15, 64, 512
@@ -239,29 +239,29 @@ def _untrained(
         weight = layer.module.get_parameter("weight").detach()
         removed = round(ratios[layer.name] * layer.entries)
         made.append(WeightMask(layer, weight, kept_of(layer, weight, removed)))
-    about["mask_ratio"] = about_ratios(mask_ratio, layers)
+    about["mask_ratio"] = describe_ratios(mask_ratio, layers)
     return WeightMasks(tuple(made), about)
 
 
 def _clear(weight: Tensor, kept: PackedMask) -> None:
     """Make zero, in place, what is not kept."""
     if isinstance(weight, DTensor):
-        mask = of_shard(kept.unpacked().view(weight.shape), weight)
+        mask = shard_like(kept.unpacked().view(weight.shape), weight)
         weight.to_local().masked_fill_(~mask, 0)
     elif weight.is_contiguous():
-        clear_beside(weight.view(-1), kept)
+        zero_outside(weight.view(-1), kept)
     else:
         weight.masked_fill_(~kept.unpacked().view(weight.shape), 0)
 
 
-def of_shard(tensor: Tensor, like: DTensor) -> Tensor:
+def shard_like(tensor: Tensor, like: DTensor) -> Tensor:
     """What this process has of a tensor that all have whole, sharded as another one."""
     # Every rank has the same: nothing is sent.
     sharded = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
     return sharded.to_local()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gathered(tensor: Tensor) -> Tensor:
     """A tensor, detached and gathered from all processes if it is sharded."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -270,7 +270,7 @@ def whole(tensor: Tensor) -> Tensor:
 def _digest(weight: Tensor) -> str:
     """A hash of a weight's shape and numbers, whatever its dtype: of all up to 32,768, beyond that
     of 64 evenly spaced runs of 512."""
-    flat = whole(weight).reshape(-1)
+    flat = gathered(weight).reshape(-1)
     if flat.numel() > _WHOLE:
         step = (flat.numel() - _RUN) // (_RUNS - 1)
         flat = torch.cat([flat[place * step :][:_RUN] for place in range(_RUNS)])

@@ -9,7 +9,7 @@ import torch
 
 from deltalens.numerics.selection import Counts
 
-__all__ = ["Anatomy", "anatomy_of", "octaves"]
+__all__ = ["Anatomy", "anatomy_of", "octave_counts"]
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 TOPS = (0.01, 0.1, 0.5)
@@ -63,7 +63,7 @@ def _at(counts: torch.Tensor, shares: torch.Tensor, wanted: float) -> float:
     return low + inside * (float(shares[place]) - low)
 
 
-def octaves(counted: Counts, per_octave: int = 4) -> dict[int, int]:
+def octave_counts(counted: Counts, per_octave: int = 4) -> dict[int, int]:
     """Counts by parts of an octave: floor(per_octave * log2|x|) -> entries; zeros are left out."""
     edges = counted.edges()
     counts = counted.counts.cpu()[: len(edges)]

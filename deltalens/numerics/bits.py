@@ -18,9 +18,9 @@ __all__ = [
     "PART",
     "PREFIXES",
     "TASK",
-    "array_of",
+    "array_view",
     "cast_once",
-    "digits",
+    "digit_count",
     "infinity_bits",
     "integer_of",
     "magnitude_bits",
@@ -41,7 +41,7 @@ TASK = 1 << 19
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def digits(dtype: torch.dtype) -> int:
+def digit_count(dtype: torch.dtype) -> int:
     """How many 16-bit digits a number of this dtype has: 1 (bf16, fp16), 2 (fp32) or 4 (fp64)."""
     if not dtype.is_floating_point or dtype.itemsize not in _INTEGER:
         raise TypeError(f"magnitudes are ranked for fp16, bf16, fp32 and fp64, not {dtype}")
@@ -63,7 +63,7 @@ def magnitude_bits(values: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
-def array_of(tensor: Tensor) -> np.ndarray:
+def array_view(tensor: Tensor) -> np.ndarray:
     """A tensor on the CPU as an array to read, over the same memory.
 
     `Tensor.numpy` pins the memory for good, and FSDP2 could not let go of gathered parameters.

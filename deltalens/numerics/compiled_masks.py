@@ -14,13 +14,13 @@ from numba import int32, uint32
 from deltalens.numerics.compiling import compiled
 
 __all__ = [
-    "clear_beside",
     "compare",
-    "copy_beside",
     "copy_changed",
-    "ones",
-    "restore_beside",
+    "copy_inside",
+    "popcount",
+    "restore_outside",
     "set_bits",
+    "zero_outside",
 ]
 
 _STEP = 4096
@@ -30,7 +30,7 @@ _loop = compiled()
 
 
 @_loop
-def ones(word: Any) -> Any:
+def popcount(word: Any) -> Any:
     """How many bits of a word are set; the compiler knows this sum, and uses one instruction."""
     word -= (word >> np.uint64(1)) & np.uint64(0x5555555555555555)
     word = (word & np.uint64(0x3333333333333333)) + (
@@ -41,18 +41,18 @@ def ones(word: Any) -> Any:
 
 
 @_loop
-def _ones_of(words: Any) -> Any:
+def _popcount_all(words: Any) -> Any:
     found = np.uint64(0)
     for place in range(words.size):
-        found += ones(words[place])
+        found += popcount(words[place])
     return found
 
 
 @_loop
-def _ones_of_both(words: Any, others: Any) -> Any:
+def _popcount_common(words: Any, others: Any) -> Any:
     found = np.uint64(0)
     for place in range(others.size):
-        found += ones(words[place] & others[place])
+        found += popcount(words[place] & others[place])
     return found
 
 
@@ -73,12 +73,12 @@ def compare(words: Any, previous: Any, first: Any, reference: Any, ever: Any, co
         some, all_time = words[start:stop], ever[start:stop]
         for place in range(some.size):
             all_time[place] |= some[place]
-        counts[0] += np.int64(_ones_of(some))
-        counts[1] += np.int64(_ones_of_both(some, previous[start:stop]))
-        counts[2] += np.int64(_ones_of_both(some, first[start:stop]))
-        counts[3] += np.int64(_ones_of_both(some, reference[start:stop]))
-        counts[4] += np.int64(_ones_of(all_time))
-        counts[5] += np.int64(_ones_of(reference[start:stop]))
+        counts[0] += np.int64(_popcount_all(some))
+        counts[1] += np.int64(_popcount_common(some, previous[start:stop]))
+        counts[2] += np.int64(_popcount_common(some, first[start:stop]))
+        counts[3] += np.int64(_popcount_common(some, reference[start:stop]))
+        counts[4] += np.int64(_popcount_all(all_time))
+        counts[5] += np.int64(_popcount_all(reference[start:stop]))
 
 
 @_loop
@@ -94,7 +94,7 @@ def set_bits(words: Any, places: Any, inside: Any, least: Any) -> None:
 
 
 @_loop
-def clear_beside(bits: Any, kept: Any) -> None:
+def zero_outside(bits: Any, kept: Any) -> None:
     """Make zero every entry that is not in a mask.
 
     bits: integers, (n,). kept: bits of the mask: uint32, (n / 32 or more,).
@@ -107,7 +107,7 @@ def clear_beside(bits: Any, kept: Any) -> None:
 
 
 @_loop
-def restore_beside(bits: Any, before: Any, kept: Any) -> None:
+def restore_outside(bits: Any, before: Any, kept: Any) -> None:
     """Put back to `before` every entry that is not in a mask.
 
     bits, before: integers, (n,). kept: bits of the mask: uint32, (n / 32 or more,).
@@ -121,7 +121,7 @@ def restore_beside(bits: Any, before: Any, kept: Any) -> None:
 
 
 @_loop
-def copy_beside(bits: Any, kept: Any, out: Any) -> None:
+def copy_inside(bits: Any, kept: Any, out: Any) -> None:
     """Copy the entries that are in a mask; all others become zero.
 
     bits, out: integers, (n,). kept: bits of the mask: uint32, (n / 32 or more,).
@@ -141,14 +141,14 @@ def copy_beside(bits: Any, kept: Any, out: Any) -> None:
 
 @_loop
 def copy_changed(bits: Any, before: Any, kept: Any, out: Any) -> None:
-    """`copy_beside` into what it made for another mask: only entries that differ are touched.
+    """`copy_inside` into what it made for another mask: only entries that differ are touched.
 
     bits, out: integers, (n,). before, kept: bits of the masks: uint32, (W,), zero beyond n.
     """
     for word in range(kept.size):
         changed = uint32(before[word] ^ kept[word])
         while changed:
-            first = int32(ones(np.uint64(uint32(uint32(changed - uint32(1)) & ~changed))))
+            first = int32(popcount(np.uint64(uint32(uint32(changed - uint32(1)) & ~changed))))
             place = word * 32 + first
             inside = uint32(kept[word] >> uint32(first)) & uint32(1)
             out[place] = bits[place] if inside else 0

@@ -13,10 +13,10 @@ from deltalens.numerics.kernels import select
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.scratch import Scratch
 
-__all__ = ["clear_beside", "put_back", "restore_beside"]
+__all__ = ["restore_outside", "revert_to_base", "zero_outside"]
 
 
-def put_back(
+def revert_to_base(
     ft: Tensor,
     base: Tensor,
     selected: Tensor,
@@ -45,7 +45,7 @@ def put_back(
     return select(selected, cast_once(base, ft.dtype), kept, out, scratch or Scratch())
 
 
-def clear_beside(values: Tensor, kept: PackedMask) -> None:
+def zero_outside(values: Tensor, kept: PackedMask) -> None:
     """Make zero, in place, every entry that is not in a mask.
 
     Args:
@@ -57,10 +57,10 @@ def clear_beside(values: Tensor, kept: PackedMask) -> None:
         return
     from deltalens.numerics import compiled_masks
 
-    compiled_masks.clear_beside(_integers(values), kept.words.view(np.uint32))
+    compiled_masks.zero_outside(_integers(values), kept.words.view(np.uint32))
 
 
-def restore_beside(values: Tensor, before: Tensor, kept: PackedMask) -> None:
+def restore_outside(values: Tensor, before: Tensor, kept: PackedMask) -> None:
     """Put back, in place and bit by bit, every entry that is not in a mask.
 
     Args:
@@ -72,7 +72,7 @@ def restore_beside(values: Tensor, before: Tensor, kept: PackedMask) -> None:
         return
     from deltalens.numerics import compiled_masks
 
-    compiled_masks.restore_beside(_integers(values), _integers(before), kept.words.view(np.uint32))
+    compiled_masks.restore_outside(_integers(values), _integers(before), kept.words.view(np.uint32))
 
 
 def _integers(values: Tensor) -> np.ndarray:

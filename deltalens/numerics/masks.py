@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["COUNTED", "PackedMask", "chance_of", "compare", "containment", "jaccard"]
+__all__ = ["COMPARED_COUNTS", "PackedMask", "compare", "containment", "expected_jaccard", "jaccard"]
 
-COUNTED = 6
+COMPARED_COUNTS = 6
 """How many numbers `compare` gives."""
 
 
@@ -121,13 +121,13 @@ def compare(mask: PackedMask, others: Sequence[PackedMask | None], ever: PackedM
 
         none = np.empty(0, dtype=np.uint64)
         previous, first, last = (none if other is None else other.words for other in others)
-        counts = torch.empty(COUNTED, dtype=torch.int64)
+        counts = torch.empty(COMPARED_COUNTS, dtype=torch.int64)
         compiled_masks.compare(mask.words, previous, first, last, ever.words, counts.numpy())
         return counts
-    return _compare_there(mask, others, ever)
+    return _compare_on_device(mask, others, ever)
 
 
-def _compare_there(
+def _compare_on_device(
     mask: PackedMask, others: Sequence[PackedMask | None], ever: PackedMask
 ) -> Tensor:
     """`compare`, in torch, where the masks are."""
@@ -155,7 +155,7 @@ def containment(both: float, one: float) -> float:
     return both / one if one else 1.0
 
 
-def chance_of(one: float, other: float, size: int) -> float:
+def expected_jaccard(one: float, other: float, size: int) -> float:
     """The Jaccard index to expect of two masks of these sizes drawn at random: with the expected
     |A and B| = |A| |B| / n."""
     return jaccard(one * other / size, one, other) if size else 1.0

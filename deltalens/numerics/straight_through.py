@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deltalens.errors import errors_from
-from deltalens.numerics.bits import TASK, array_of, integer_of
+from deltalens.numerics.bits import TASK, array_view, integer_of
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.workers import workers
 
-__all__ = ["mask_into", "prepare", "straight_through"]
+__all__ = ["compile_loops", "mask_into", "straight_through"]
 
 _CACHED = 1 << 18
 """Entries of a tensor that stay in a core's cache, with those of two more."""
@@ -90,7 +90,7 @@ def mask_into(
     from deltalens.numerics import compiled_masks
 
     integer = integer_of(weight.dtype)
-    bits = array_of(weight.detach().view(-1).view(integer))
+    bits = array_view(weight.detach().view(-1).view(integer))
     target = out.view(-1).view(integer).numpy()
     words = kept.words.view(np.uint32)
     if before is not None:
@@ -98,12 +98,12 @@ def mask_into(
         return
 
     def copy(span: slice) -> None:
-        compiled_masks.copy_beside(bits[span], words[span.start // 32 :], target[span])
+        compiled_masks.copy_inside(bits[span], words[span.start // 32 :], target[span])
 
-    _over(bits.size, copy)
+    _visit_parts(bits.size, copy)
 
 
-def _over(size: int, visit: Any) -> None:
+def _visit_parts(size: int, visit: Any) -> None:
     """Parts of a tensor, each on a thread."""
     spans = [slice(start, start + TASK) for start in range(0, size, TASK)]
     if len(spans) < 2:
@@ -115,7 +115,7 @@ def _over(size: int, visit: Any) -> None:
             pass
 
 
-def prepare(dtype: torch.dtype) -> None:
+def compile_loops(dtype: torch.dtype) -> None:
     """Compile or load the loops for weights of a dtype now, so that no step has to wait for it.
 
     Raises:

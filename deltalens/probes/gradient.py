@@ -20,21 +20,27 @@ from deltalens.gradients import (
     FLOATS,
     Gradient,
     GradientStep,
-    PassedOver,
     Subscriber,
+    UnrankableGradients,
     choose_parameters,
-    every_parameter,
+    named_parameters,
 )
-from deltalens.gradients.ranked import Survey, Top, fetch, ranked, reducer
-from deltalens.gradients.together import StepUnits
+from deltalens.gradients.ranked import (
+    Survey,
+    TopEntries,
+    fetch_surveys,
+    rank_gradients,
+    reducer_for,
+)
+from deltalens.gradients.step_units import StepUnits
 from deltalens.io.records import RunWriter
 from deltalens.names import check_scope
 from deltalens.numerics.masks import PackedMask, compare
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection import prepare
+from deltalens.numerics.selection import compile_loops
 from deltalens.probes.columns import QUANTILES, columns_of, histograms_of, mask_rows, tensor_row
 from deltalens.probes.history import History, LearnedMasks
-from deltalens.probes.sinks import Sink, sink_of
+from deltalens.probes.sinks import Sink, make_sink
 from deltalens.probes.updates import Updates
 
 __all__ = ["GradientProbe"]
@@ -112,9 +118,11 @@ class GradientProbe(Subscriber):
         self._scope = check_scope(scope)
         self._names = choose_parameters(model, include, exclude, "GradientProbe")
         self._units = StepUnits(self._scope, self._names)
-        self._passed_over = PassedOver("GradientProbe cannot rank these, and passes them over")
+        self._passed_over = UnrankableGradients(
+            "GradientProbe cannot rank these, and passes them over"
+        )
         self._overlap, self._first_step = overlap, first_step
-        self._sinks: list[Sink] = [sink_of(sink) for sink in sinks]
+        self._sinks: list[Sink] = [make_sink(sink) for sink in sinks]
         self._reference = dict(reference or {})
         self._updates = Updates() if updates else None
         self._learned = LearnedMasks(learned) if learned is not None else None
@@ -150,10 +158,10 @@ class GradientProbe(Subscriber):
         if opened:
             self._writer = RunWriter(self.log_dir, self._spec)
         try:
-            watched = [p for name, p in every_parameter(self.model) if name in self._names]
+            watched = [p for name, p in named_parameters(self.model) if name in self._names]
             here = {p.dtype for p in watched if p.device.type == "cpu"}
             for dtype in here.intersection(FLOATS):
-                prepare(dtype)
+                compile_loops(dtype)
             super().attach()
         except BaseException:
             if opened and self._writer is not None:
@@ -228,7 +236,7 @@ class GradientProbe(Subscriber):
             return None
         self._units.check(step, watched)
         fractions = list(QUANTILES.values())
-        with ranked(step, watched, self._scope, self._scratch, fractions) as found:
+        with rank_gradients(step, watched, self._scope, self._scratch, fractions) as found:
             surveys = found.survey(self._ratios)
         if self._updates is not None:
             if not step.opened:
@@ -251,7 +259,7 @@ class GradientProbe(Subscriber):
         number, surveys = measured.number, measured.surveys
         changes = self._updates.after([one.gradient for one in surveys]) if self._updates else {}
         spec = self._comparisons(surveys)
-        rows = fetch(surveys, self._compare(spec))
+        rows = fetch_surveys(surveys, self._compare(spec))
         self._warn_of_nans(number, surveys)
         valid = {(one.gradient.name, ratio) for one in surveys for ratio in one.tops}
         compared = {
@@ -284,7 +292,7 @@ class GradientProbe(Subscriber):
                 writer.facts["passed_over"] = passed_over
             writer.write_manifest()
 
-    def _comparisons(self, surveys: Sequence[Survey]) -> list[tuple[_Key, Gradient, Top]]:
+    def _comparisons(self, surveys: Sequence[Survey]) -> list[tuple[_Key, Gradient, TopEntries]]:
         if not self._overlap:
             return []
         return [
@@ -293,7 +301,7 @@ class GradientProbe(Subscriber):
             for ratio, top in one.tops.items()
         ]
 
-    def _compare(self, spec: Sequence[tuple[_Key, Gradient, Top]]) -> list[Tensor]:
+    def _compare(self, spec: Sequence[tuple[_Key, Gradient, TopEntries]]) -> list[Tensor]:
         """What each mask has in common with others, over all ranks: `compare`'s rows."""
         rows: list[Tensor] = []
         for key, gradient, top in spec:
@@ -306,7 +314,7 @@ class GradientProbe(Subscriber):
         for groups in dict.fromkeys(g.groups for _, g, _ in spec if g.groups):
             places = [place for place, (_, g, _) in enumerate(spec) if g.groups == groups]
             together = torch.stack([rows[place] for place in places])
-            reduce = reducer(spec[places[0]][1])
+            reduce = reducer_for(spec[places[0]][1])
             assert reduce is not None
             reduce(together)
             for place, row in zip(places, together, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from deltalens.numerics.masks import PackedMask, chance_of, compare, containment, jaccard
+from deltalens.numerics.masks import PackedMask, compare, containment, expected_jaccard, jaccard
 
 __all__ = ["History", "LearnedMasks"]
 
@@ -42,7 +42,7 @@ class History:
             if other is not None:
                 columns[f"jaccard_{against}"] = jaccard(both, kept, size)
                 columns[f"containment_{against}"] = containment(both, kept)
-                columns[f"chance_{against}"] = chance_of(kept, size, entries)
+                columns[f"chance_{against}"] = expected_jaccard(kept, size, entries)
         if self._masks[1] is None:
             self._masks[1], self.kept[1] = mask, kept
         self._masks[0], self.kept[0] = mask, kept

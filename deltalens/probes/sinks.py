@@ -11,7 +11,7 @@ import numpy as np
 from deltalens.errors import DeltaLensError
 from deltalens.gradients.ranked import Survey
 
-__all__ = ["Sink", "sink_of"]
+__all__ = ["Sink", "make_sink"]
 
 _WANDB_BINS = 512
 
@@ -24,7 +24,7 @@ class Sink(Protocol):
         ...
 
 
-def sink_of(given: Any) -> Sink:
+def make_sink(given: Any) -> Sink:
     """What feeds a tracker: a TensorBoard `SummaryWriter`, or a Weights & Biases run.
 
     Raises:
@@ -75,13 +75,13 @@ class _Wandb:
         for one in surveys:
             low, high, counts = one.numbers.bins
             if len(counts):
-                histogram = wandb.Histogram(np_histogram=contiguous(low, high, counts))
+                histogram = wandb.Histogram(np_histogram=contiguous_histogram(low, high, counts))
                 values[f"gradients/{one.gradient.name}"] = histogram
             values[f"gradient_norm/{one.gradient.name}"] = math.sqrt(one.numbers.squares)
         self._run.log(values)
 
 
-def contiguous(
+def contiguous_histogram(
     low: np.ndarray, high: np.ndarray, counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Occupied bins of log2 |x| as a histogram without gaps: counts (B,) and edges (B + 1,).

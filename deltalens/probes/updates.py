@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from deltalens.gradients import Gradient, dense, local_part
+from deltalens.gradients import Gradient, local_part, to_strided
 from deltalens.numerics.bits import integer_of
 from deltalens.numerics.masks import PackedMask
 
@@ -41,7 +41,7 @@ class Updates:
             # In the order of the parameter, not of the gradient's memory.
             grad = one.parameter.grad
             assert grad is not None
-            moving = (dense(local_part(grad)) != 0).reshape(-1)
+            moving = (to_strided(local_part(grad)) != 0).reshape(-1)
             self._moving[one.name] = PackedMask(moving.numel(), moving.device)
             self._moving[one.name].write(0, moving)
 

@@ -20,7 +20,7 @@ from deltalens.io.reader import torch_dtype
 from deltalens.io.records import Cell, Measurement, StudyFolder, check_study_folder
 from deltalens.io.tables import Table
 from deltalens.names import block_of, projection_of
-from deltalens.numerics.anatomy import anatomy_of, octaves
+from deltalens.numerics.anatomy import anatomy_of, octave_counts
 from deltalens.numerics.kernels import count_true
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection import Counts
@@ -243,7 +243,7 @@ class _Groups:
                 found = held.group(level, name)
             self._found[key] = found
             if level == "layer":
-                self.layers[name] = octaves(held.counts, PER_OCTAVE)
+                self.layers[name] = octave_counts(held.counts, PER_OCTAVE)
 
     def by_level(self) -> tuple[Group, ...]:
         """All of them, once every tensor is counted."""

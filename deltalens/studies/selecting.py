@@ -13,7 +13,7 @@ from torch import Tensor
 from deltalens.errors import DeltaLensError
 from deltalens.io.pairing import Pairing, TensorPair, Unit
 from deltalens.io.reader import torch_dtype
-from deltalens.numerics.edit import put_back
+from deltalens.numerics.edit import revert_to_base
 from deltalens.numerics.hashing import hashed_range, index_hash, name_key
 from deltalens.numerics.kernels import runs_of_true, where_true
 from deltalens.numerics.rates import show_rate
@@ -26,8 +26,8 @@ from deltalens.numerics.selection import (
     Selection,
     Strategy,
     count,
-    count_at,
     draw,
+    drop_count,
     find_boundaries,
     find_boundary,
     find_random_boundaries,
@@ -132,13 +132,13 @@ def select_unit(
             members = [functools.partial(_changed_hashes, stream, seed, span) for span in spans]
         else:
             members = [functools.partial(_hashes, stream, seed, scratch, span) for span in spans]
-        sizes = [count_at(setting.rate, total) for setting in drawn]
+        sizes = [drop_count(setting.rate, total) for setting in drawn]
         boundaries |= zip(drawn, find_random_boundaries(members, total, sizes, mapper), strict=True)
 
     return UnitSelections(
         unit,
         {s: Selection(s.strategy, boundaries[s], s.seed, changed_only) for s in settings},
-        {s: count_at(s.rate, total) for s in settings},
+        {s: drop_count(s.rate, total) for s in settings},
         unchanged,
     )
 
@@ -147,7 +147,7 @@ def _select_one(
     unit: Unit, setting: DropSetting, stream: DeltaStream, mapper: Mapper
 ) -> UnitSelections | None:
     """A single setting, over all entries, in one pass; None if that is not to be had."""
-    count = count_at(setting.rate, unit.entries)
+    count = drop_count(setting.rate, unit.entries)
     if setting.strategy == "random":
         if not 0 < count < unit.entries <= _ONE_PASS:
             return None
@@ -221,7 +221,7 @@ def edit_chunk(
     """
     values = chunk.delta if selection.ranks else chunk.ft
     mask = selection.mask(chunk.pair.name, chunk.start, values, scratch)
-    put_back(chunk.ft, chunk.base, mask, rescale=rescale, out=chunk.ft, scratch=scratch)
+    revert_to_base(chunk.ft, chunk.base, mask, rescale=rescale, out=chunk.ft, scratch=scratch)
     if rescale or chunk.base.dtype != chunk.ft.dtype:
         check_finite(chunk.ft, chunk.pair, chunk.start, rescale, dtype)
 

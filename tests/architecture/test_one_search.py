@@ -146,7 +146,7 @@ def test_whatever_is_ranked_goes_by_the_one_search(
 
     find = importlib.import_module(f"{PACKAGE}.find")
     # Loops are compiled by way of a search, before anything is ranked.
-    monkeypatch.setattr("deltalens.methods.mft.prepare_keeping", lambda dtype: None)
+    monkeypatch.setattr("deltalens.methods.mft.compile_keep_loops", lambda dtype: None)
     monkeypatch.setattr(find, "search", fail)
     with pytest.raises(Searched):
         call(tmp_path)

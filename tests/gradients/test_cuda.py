@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from deltalens import GradientMask
 from deltalens.gradients import Gradient, GradientStep
-from deltalens.gradients.ranked import Survey, fetch, ranked
+from deltalens.gradients.ranked import Survey, fetch_surveys, rank_gradients
 from deltalens.names import Scope
 from deltalens.numerics.masks import PackedMask, compare
 from deltalens.numerics.scratch import Scratch
@@ -30,7 +30,7 @@ def measured(tensors: dict[str, Tensor], scope: Scope) -> list[Survey]:
         for name, t in tensors.items()
     ]
     step = GradientStep(torch.optim.SGD([torch.zeros(())]), 0, gradients)
-    with ranked(step, gradients, scope, Scratch(), list(QUANTILES.values())) as found:
+    with rank_gradients(step, gradients, scope, Scratch(), list(QUANTILES.values())) as found:
         return found.survey(RATIOS)
 
 
@@ -52,7 +52,7 @@ def test_a_survey_is_the_same_and_waits_once(dtype: torch.dtype, scope: Scope) -
         ]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    counts = fetch(found, rows)
+    counts = fetch_surveys(found, rows)
     assert all(row[0] == row[1] == row[4] for row in counts)
     for one in found:
         other = here[one.gradient.name]

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from deltalens.gradients import Gradient, GradientStep, ranked
-from deltalens.gradients.ranked import Survey, fetch
+from deltalens.gradients.ranked import Survey, fetch_surveys
 from deltalens.names import Scope
 from deltalens.numerics import masks as overlap
 from deltalens.numerics.masks import (
     PackedMask,
-    chance_of,
     compare,
     containment,
+    expected_jaccard,
     jaccard,
 )
-from deltalens.numerics.masks import _compare_there as on_there
+from deltalens.numerics.masks import _compare_on_device as on_there
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection import cpu, device
 from deltalens.probes.columns import QUANTILES
@@ -69,7 +69,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[None]:
     """The compiled loops for the CPU, and what accelerators and shards are measured with."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "there":
-            patch.setattr(ranked, "is_here", lambda gradient: False)
+            patch.setattr(ranked, "is_whole_on_cpu", lambda gradient: False)
         yield
 
 
@@ -89,7 +89,7 @@ def chunk(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def survey(given: list[Gradient], scope: Scope, spec: list[float]) -> list[Survey]:
     fractions = list(QUANTILES.values())
-    with ranked.ranked(GradientStep(SGD, 0), given, scope, Scratch(), fractions) as found:
+    with ranked.rank_gradients(GradientStep(SGD, 0), given, scope, Scratch(), fractions) as found:
         return found.survey(spec)
 
 
@@ -97,7 +97,7 @@ def measured(
     given: list[Gradient], scope: Scope = "tensor", spec: list[float] | None = None
 ) -> list[Survey]:
     found = survey(given, scope, spec or [])
-    assert fetch(found, []) == []
+    assert fetch_surveys(found, []) == []
     return found
 
 
@@ -217,7 +217,7 @@ def test_on_a_device_nothing_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, scope: Scope
 ) -> None:
     """Tensors without contents have no value to wait for, nor shapes that depend on one."""
-    monkeypatch.setattr(ranked, "is_here", lambda gradient: False)
+    monkeypatch.setattr(ranked, "is_whole_on_cpu", lambda gradient: False)
     monkeypatch.setattr(PackedMask, "write", PackedMask._write_there)
     forget()
     with FakeTensorMode():
@@ -271,6 +271,8 @@ def test_packed_masks_count_as_sets_do(
     assert jaccard(both[0], kept, len(b)) == oracle.jaccard(a, b)
     assert containment(both[0], kept) == oracle.containment(a, b)
     if a and b:
-        assert chance_of(kept, len(b), len(one)) == pytest.approx(oracle.chance(a, b, len(one)))
+        assert expected_jaccard(kept, len(b), len(one)) == pytest.approx(
+            oracle.chance(a, b, len(one))
+        )
     none = [None, packed[1], None]
     assert counted(packed[0], none, ever).tolist() == [len(a), 0, len(a & b), 0, len(a | e), 0]

@@ -80,13 +80,13 @@ FAILS = """
 import sys, numba.core.dispatcher as dispatcher, torch
 from deltalens.errors import DeltaLensError
 from deltalens.numerics import straight_through
-from deltalens.numerics.selection import prepare, prepare_keeping
+from deltalens.numerics.selection import compile_keep_loops, compile_loops
 
 def fail(*given, **more):
     raise RuntimeError("no compiler")
 
 dispatcher._FunctionCompiler.compile = fail
-for make in (prepare_keeping, prepare, straight_through.prepare):
+for make in (compile_keep_loops, compile_loops, straight_through.compile_loops):
     try:
         make(torch.float32)
     except DeltaLensError as error:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deltalens.numerics.edit import put_back
+from deltalens.numerics.edit import revert_to_base
 from deltalens.numerics.hashing import hashed_range
 from deltalens.numerics.selection import (
     Chunk,
@@ -81,6 +81,6 @@ def test_the_threshold_is_the_same(dtype):
 def test_what_is_put_back_is_the_same(dtype):
     ft, base = grid(dtype), grid(dtype).flip(0)
     mask = torch.arange(ft.numel()) % 3 == 0
-    here = put_back(ft, base, mask)
-    there = put_back(ft.cuda(), base.cuda(), mask.cuda())
+    here = revert_to_base(ft, base, mask)
+    there = revert_to_base(ft.cuda(), base.cuda(), mask.cuda())
     assert torch.equal(here, there.cpu())

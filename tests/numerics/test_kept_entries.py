@@ -34,7 +34,7 @@ def kept(values: torch.Tensor, ratio: str, rank_by: str, seed: int = 0) -> torch
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the work is done: on an accelerator it is done in torch."""
     if request.param == "in torch":
-        monkeypatch.setattr(keep.Keeping, "_here", keep.Keeping._there)
+        monkeypatch.setattr(keep.KeepVisit, "_here", keep.KeepVisit._there)
     return str(request.param)
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deltalens.errors import DeltaLensError
-from deltalens.numerics.edit import put_back
+from deltalens.numerics.edit import revert_to_base
 from deltalens.numerics.hashing import hashed_range, index_hash, name_key
 from deltalens.numerics.rates import exact_rate, exact_rates, parse_rates, show_rate
 from deltalens.numerics.scratch import Scratch
@@ -38,8 +38,8 @@ from deltalens.numerics.selection import (
     Selection,
     Source,
     count,
-    count_at,
     draw,
+    drop_count,
     find_boundaries,
     find_boundary,
     find_random_boundaries,
@@ -161,9 +161,9 @@ def selections(
     if strategy == "random":
         n = total - unchanged
         if bracketed and not changed_only:
-            return [drawn(unit, count_at(rate, n), seed, mapper) for rate in exact]
+            return [drawn(unit, drop_count(rate, n), seed, mapper) for rate in exact]
         parts = arrange(members_of(unit, step, changed_only, seed))
-        sizes = [count_at(rate, n) for rate in exact]
+        sizes = [drop_count(rate, n) for rate in exact]
         found = find_random_boundaries(parts, n, sizes, mapper)
     else:
         source = arrange(list(parts_of(unit)))
@@ -784,9 +784,9 @@ def test_put_back_takes_every_entry_from_one_or_the_other(
     ft, base = make(kinds[0], n, dtype, 1), make(kinds[1], n, dtype, 2)
     mask = torch.from_numpy(np.random.default_rng(3).random(n) < 0.5)
     wanted = torch.where(mask, as_bits(base), as_bits(ft)).view(dtype)
-    assert same_bits(put_back(ft, base, mask), wanted)
+    assert same_bits(revert_to_base(ft, base, mask), wanted)
     out = ft.clone()
-    assert put_back(out, base, mask, out=out) is out
+    assert revert_to_base(out, base, mask, out=out) is out
     assert same_bits(out, wanted)
 
 
@@ -812,7 +812,7 @@ def test_rates_are_the_decimals_that_were_typed(digits: int, n: int) -> None:
     assert exact_rate(float(typed)) == exact
     assert exact_rate(Decimal(typed)) == exact
     assert exact_rate(show_rate(exact)) == exact
-    assert count_at(exact, n) == oracle.count_for(typed, n)
+    assert drop_count(exact, n) == oracle.count_for(typed, n)
 
 
 @pytest.mark.parametrize(
@@ -832,7 +832,7 @@ def test_rates_are_the_decimals_that_were_typed(digits: int, n: int) -> None:
     ],
 )
 def test_counts_are_of_the_exact_product(rate: str, n: int, k: int) -> None:
-    assert count_at(exact_rate(rate), n) == k == oracle.count_for(rate, n)
+    assert drop_count(exact_rate(rate), n) == k == oracle.count_for(rate, n)
 
 
 def test_a_sum_of_floats_is_taken_as_it_prints() -> None:

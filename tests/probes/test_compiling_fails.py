@@ -23,7 +23,7 @@ def fail(*given: Any) -> None:
 
 def test_a_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-    monkeypatch.setattr(gradient, "prepare", fail)
+    monkeypatch.setattr(gradient, "compile_loops", fail)
     probe = GradientProbe(model, tmp_path / "new" / "run")
     with pytest.raises(RuntimeError, match="no compiler"):
         probe.attach()
@@ -44,7 +44,7 @@ def test_masks_of_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     before = {name: p for name, p in model.named_parameters()}
     model.lm_head.weight.requires_grad_(False)
     trained = [p.requires_grad for p in before.values()]
-    for broken, name in ((mft, "prepare_keeping"), (mft.straight_through, "prepare")):
+    for broken, name in ((mft, "compile_keep_loops"), (mft.straight_through, "compile_loops")):
         with monkeypatch.context() as patched:
             patched.setattr(broken, name, fail)
             with pytest.raises(RuntimeError, match="no compiler"):
@@ -62,14 +62,14 @@ def test_a_training_with_a_mask_and_a_probe(
     """The mask is attached before the probe cannot be."""
     model, rows = write_model(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl")
     attached: list[Any] = []
-    made = GradientMaskCallback.made
+    build = GradientMaskCallback.build
 
     def remembered(callback: GradientMaskCallback, *given: Any) -> Any:
-        attached.append(made(callback, *given))
+        attached.append(build(callback, *given))
         return attached[-1]
 
-    monkeypatch.setattr(GradientMaskCallback, "made", remembered)
-    monkeypatch.setattr(gradient, "prepare", fail)
+    monkeypatch.setattr(GradientMaskCallback, "build", remembered)
+    monkeypatch.setattr(gradient, "compile_loops", fail)
     spec = TrainingSpec(method="gmt", mask_ratio="0.5", steps=1, batch_size=4)
     with pytest.raises(RuntimeError, match="no compiler"):
         train(model, rows, tmp_path / "new" / "out", spec, probe={})

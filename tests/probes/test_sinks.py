@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from deltalens import DeltaLensError, GradientProbe, load_run
-from deltalens.probes.sinks import contiguous
+from deltalens.probes.sinks import contiguous_histogram
 
 
 def train(model: nn.Module, steps: int = 3) -> None:
@@ -70,7 +70,7 @@ def test_weights_and_biases_takes_the_histograms(
 def test_occupied_bins_become_one_histogram_without_gaps() -> None:
     low = np.array([0.25, 0.375, 1.75, 8.0])
     high = np.array([0.3125, 0.4375, 2.0, 10.0])
-    counts, edges = contiguous(low, high, np.array([3, 1, 4, 2]))
+    counts, edges = contiguous_histogram(low, high, np.array([3, 1, 4, 2]))
     assert len(edges) == len(counts) + 1
     assert np.all(np.diff(edges) > 0)
     for start, stop, count in zip(low, high, [3, 1, 4, 2], strict=True):
@@ -83,7 +83,7 @@ def test_occupied_bins_become_one_histogram_without_gaps() -> None:
 def test_a_range_of_more_than_512_bins_is_merged_by_octave() -> None:
     low = np.array([2.0**-126, 1.5 * 2.0**-126, 2.0**100])
     high = np.array([1.25 * 2.0**-126, 1.75 * 2.0**-126, 1.25 * 2.0**100])
-    counts, edges = contiguous(low, high, np.array([1, 2, 3]))
+    counts, edges = contiguous_histogram(low, high, np.array([1, 2, 3]))
     assert len(counts) <= 512
     assert counts[0] == 3
     assert counts[counts.nonzero()[0][-1]] == 3

@@ -4,14 +4,15 @@ Everybody imports it from here, and from nowhere inside.
 """
 
 from deltalens.numerics.selection.backend import Backend, Units
-from deltalens.numerics.selection.counts import Counts, Numbers
-from deltalens.numerics.selection.cpu import OnCpu, prepare
+from deltalens.numerics.selection.counts import Counts, TensorStats
+from deltalens.numerics.selection.cpu import OnCpu, compile_loops
 from deltalens.numerics.selection.cpu import count as count_tensor
-from deltalens.numerics.selection.device import OnDevice, Reduce, numbers_in, row_of
+from deltalens.numerics.selection.device import OnDevice, Reduce, stats_from_row, stats_row
 from deltalens.numerics.selection.find import (
-    Bracketed,
-    Kept,
-    Ranked,
+    KeptEntries,
+    SampledBoundary,
+    UnitThresholds,
+    compile_keep_loops,
     count,
     draw,
     find_boundaries,
@@ -19,7 +20,6 @@ from deltalens.numerics.selection.find import (
     find_random_boundaries,
     keep_above,
     keep_highest,
-    prepare_keeping,
     rank_units,
 )
 from deltalens.numerics.selection.keys import (
@@ -39,7 +39,7 @@ from deltalens.numerics.selection.prefix import (
     Selection,
     Strategy,
     Tie,
-    count_at,
+    drop_count,
     prefix_size,
 )
 from deltalens.numerics.selection.windows import Window
@@ -50,39 +50,39 @@ __all__ = [
     "STRATEGIES",
     "Backend",
     "Boundary",
-    "Bracketed",
     "Chunk",
     "Counts",
     "Entries",
-    "Kept",
-    "Numbers",
+    "KeptEntries",
     "OnCpu",
     "OnDevice",
     "Part",
-    "Ranked",
     "Reduce",
     "Sample",
+    "SampledBoundary",
     "Selection",
     "Source",
     "Strategy",
+    "TensorStats",
     "Tie",
+    "UnitThresholds",
     "Units",
     "Window",
+    "compile_keep_loops",
+    "compile_loops",
     "count",
-    "count_at",
     "count_tensor",
     "draw",
+    "drop_count",
     "find_boundaries",
     "find_boundary",
     "find_random_boundaries",
     "keep_above",
     "keep_highest",
-    "numbers_in",
     "parts_of",
     "prefix_size",
-    "prepare",
-    "prepare_keeping",
     "rank_units",
-    "row_of",
     "sample_stride",
+    "stats_from_row",
+    "stats_row",
 ]

@@ -21,9 +21,9 @@ from deltalens.numerics.bits import (
 )
 from deltalens.numerics.kernels import count_true, equal
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection.keys import shift_of
+from deltalens.numerics.selection.keys import prefix_shift
 
-__all__ = ["Counts", "Numbers", "Octaves", "locate", "octaves_of", "smallest_with"]
+__all__ = ["Counts", "OctaveBins", "TensorStats", "locate", "octave_bins", "prefix_floors"]
 
 
 def locate(counts: Any, ranks: Any) -> tuple[Any, Any, Any]:
@@ -72,7 +72,9 @@ class Counts:
     """Sum of the magnitudes, where it was taken; infinities and NaNs count."""
     squares: Any = 0.0
     """Sum of their squares."""
-    _made: dict[tuple[float, ...], Numbers] = field(default_factory=dict, repr=False, compare=False)
+    _made: dict[tuple[float, ...], TensorStats] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @classmethod
     def empty(cls, dtype: torch.dtype, device: torch.device | str = "cpu") -> Counts:
@@ -81,7 +83,7 @@ class Counts:
         Raises:
             TypeError: a dtype whose magnitudes are not ranked.
         """
-        shift_of(dtype)
+        prefix_shift(dtype)
         return cls(dtype, torch.zeros(PREFIXES, dtype=torch.int64, device=device))
 
     def update(self, values: Tensor, scratch: Scratch | None = None) -> None:
@@ -94,7 +96,7 @@ class Counts:
             self._count(flat[start : start + CHUNK], scratch)
 
     def _count(self, piece: Tensor, scratch: Scratch) -> None:
-        size, device, shift = piece.numel(), piece.device, shift_of(self.dtype)
+        size, device, shift = piece.numel(), piece.device, prefix_shift(self.dtype)
         room = scratch.get("counted bits", integer_of(self.dtype), size, device)
         bits = magnitude_bits(piece, out=room)
         if shift:
@@ -147,7 +149,7 @@ class Counts:
     @property
     def coarse(self) -> bool:
         """Whether a bin holds a range of magnitudes (fp32, fp64) rather than a single one."""
-        return shift_of(self.dtype) > 0
+        return prefix_shift(self.dtype) > 0
 
     def beyond(self, prefix: int) -> int:
         """How many have this prefix, above 0, or a greater one."""
@@ -156,7 +158,7 @@ class Counts:
     @property
     def nonfinite(self) -> int:
         """How many of them are infinite or NaN."""
-        return self.beyond(infinity_bits(self.dtype) >> shift_of(self.dtype))
+        return self.beyond(infinity_bits(self.dtype) >> prefix_shift(self.dtype))
 
     def count_at(self, prefix: int) -> int:
         """How many have this prefix, on the CPU."""
@@ -190,15 +192,15 @@ class Counts:
         if finite == 0:
             return [float("nan")] * len(fractions)
         ranks = [min(finite - 1, max(0, round(q * (finite - 1)))) for q in fractions]
-        found: list[float] = smallest_with(self.dtype)[self.prefixes_at(ranks)[0]].tolist()
+        found: list[float] = prefix_floors(self.dtype)[self.prefixes_at(ranks)[0]].tolist()
         return found
 
     def edges(self) -> Tensor:
         """The smallest magnitude of each finite bin, ascending, fp64."""
-        finite = infinity_bits(self.dtype) >> shift_of(self.dtype)
-        return torch.from_numpy(smallest_with(self.dtype)[:finite])
+        finite = infinity_bits(self.dtype) >> prefix_shift(self.dtype)
+        return torch.from_numpy(prefix_floors(self.dtype)[:finite])
 
-    def numbers(self, fractions: Sequence[float]) -> Numbers:
+    def numbers(self, fractions: Sequence[float]) -> TensorStats:
         """All that is recorded of a tensor on the CPU, with quantiles at these fractions; made
         once."""
         spec = tuple(fractions)
@@ -206,15 +208,15 @@ class Counts:
             self._made[spec] = self._numbers(spec)
         return self._made[spec]
 
-    def _numbers(self, fractions: Sequence[float]) -> Numbers:
+    def _numbers(self, fractions: Sequence[float]) -> TensorStats:
         from deltalens.numerics.selection import loops
 
-        starts, counts = octaves_of(self.dtype).starts, self.counts.numpy()
+        starts, counts = octave_bins(self.dtype).starts, self.counts.numpy()
         octaves = np.zeros(len(starts) - 1, dtype=np.int64)
         first, width = int(starts[0]), int(starts[1] - starts[0])
         below = int(counts[0]) + loops.octaves(counts[1:], self.first, first, width, octaves)
         quantiles = self.quantile(fractions, below + int(octaves.sum()))
-        return Numbers(
+        return TensorStats(
             self.dtype,
             octaves,
             self.zeros,
@@ -228,12 +230,12 @@ class Counts:
 
 
 @dataclass
-class Numbers:
+class TensorStats:
     """All that is recorded of one tensor's magnitudes."""
 
     dtype: torch.dtype
     octaves: np.ndarray
-    """Counts of four bins an octave (`octaves_of`): int64, (B,)."""
+    """Counts of four bins an octave (`octave_bins`): int64, (B,)."""
     zeros: int
     subnormals: int
     infinities: int
@@ -248,20 +250,20 @@ class Numbers:
     @property
     def bins(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Lower edges, upper edges (fp64) and counts (int64) of the occupied bins, ascending."""
-        edges = octaves_of(self.dtype).edges
+        edges = octave_bins(self.dtype).edges
         occupied = self.octaves.nonzero()[0]
         return edges[occupied], edges[occupied + 1], self.octaves[occupied]
 
 
 @functools.cache
-def smallest_with(dtype: torch.dtype) -> np.ndarray:
+def prefix_floors(dtype: torch.dtype) -> np.ndarray:
     """The smallest number with each prefix, fp64, (32768,)."""
-    bits = torch.arange(PREFIXES) << shift_of(dtype)
+    bits = torch.arange(PREFIXES) << prefix_shift(dtype)
     found: np.ndarray = bits.to(integer_of(dtype)).view(dtype).double().numpy()
     return found
 
 
-class Octaves(NamedTuple):
+class OctaveBins(NamedTuple):
     """Four bins an octave over all normal finite numbers of a dtype."""
 
     edges: np.ndarray
@@ -271,9 +273,9 @@ class Octaves(NamedTuple):
 
 
 @functools.cache
-def octaves_of(dtype: torch.dtype) -> Octaves:
+def octave_bins(dtype: torch.dtype) -> OctaveBins:
     """The bins of a dtype."""
-    info, shift = torch.finfo(dtype), shift_of(dtype)
+    info, shift = torch.finfo(dtype), prefix_shift(dtype)
     first, one, two = (
         int(magnitude_bits(torch.tensor([number], dtype=dtype))) >> shift
         for number in (info.tiny, 1.0, 2.0)
@@ -281,4 +283,4 @@ def octaves_of(dtype: torch.dtype) -> Octaves:
     infinity = infinity_bits(dtype) >> shift
     starts = np.arange(first, infinity + 1, (two - one) // 4)
     edges = [magnitude_of_bits(int(prefix) << shift, dtype) for prefix in starts[:-1]]
-    return Octaves(np.array([*edges, 2.0 * 2.0 ** float(np.frexp(info.max)[1] - 1)]), starts)
+    return OctaveBins(np.array([*edges, 2.0 * 2.0 ** float(np.frexp(info.max)[1] - 1)]), starts)

@@ -19,13 +19,19 @@ from deltalens.numerics.bits import CHUNK, PREFIXES, infinity_bits, integer_of
 from deltalens.numerics.masks import PackedMask, compare
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection.backend import Units
-from deltalens.numerics.selection.counts import Counts, smallest_with
-from deltalens.numerics.selection.keys import Entries, shift_of
+from deltalens.numerics.selection.counts import Counts, prefix_floors
+from deltalens.numerics.selection.keys import Entries, prefix_shift
 from deltalens.numerics.selection.prefix import Boundary
-from deltalens.numerics.selection.windows import AtRank, Inside, Seen, Window, from_counts
+from deltalens.numerics.selection.windows import (
+    Candidates,
+    Observed,
+    RankSearch,
+    Window,
+    searches_from_counts,
+)
 from deltalens.numerics.workers import Mapper, map_balanced, serial_map
 
-__all__ = ["OnCpu", "count", "prepare"]
+__all__ = ["OnCpu", "compile_loops", "count"]
 
 _MOST = 1 << 32
 """Entries of a tensor must be fewer: they are counted in 32 bits."""
@@ -78,7 +84,7 @@ def count(tensor: Entries, scratch: Scratch) -> Counts:
     counts[0] = loops.collect(tables, first_prefix, counts[1:])
     found = Counts(values.dtype, torch.from_numpy(counts), first_prefix)
     found.zeros, found.sizes, found.squares = zeros, total, squares
-    _count_apart(found, values)
+    _count_special(found, values)
     return found
 
 
@@ -100,9 +106,9 @@ def _count_one(
     return size, size * size, zero, prefix - 1 if prefix else PREFIXES, prefix
 
 
-def _count_apart(found: Counts, values: Tensor) -> None:
+def _count_special(found: Counts, values: Tensor) -> None:
     """Infinities and NaNs; and what follows from the counts where prefixes are single numbers."""
-    infinity, counts = infinity_bits(found.dtype) >> shift_of(found.dtype), found.counts.numpy()
+    infinity, counts = infinity_bits(found.dtype) >> prefix_shift(found.dtype), found.counts.numpy()
     broken = found.first + counts.size - 1 > infinity
     if found.coarse:
         if broken:
@@ -114,7 +120,7 @@ def _count_apart(found: Counts, values: Tensor) -> None:
         found.infinities = found.count_at(infinity)
         found.nans = found.beyond(infinity + 1)
     occupied = counts[1:].nonzero()[0]
-    some, sizes = counts[1:][occupied], smallest_with(found.dtype)[occupied + found.first]
+    some, sizes = counts[1:][occupied], prefix_floors(found.dtype)[occupied + found.first]
     found.sizes, found.squares = float(some @ sizes), float(some @ (sizes * sizes))
 
 
@@ -182,17 +188,17 @@ class _Visit:
     masks: list[list[list[PackedMask]]]
     over_tensors: Callable[[Units, Callable[[int, int], Any]], list[list[Any]]]
     scratch: Scratch
-    _seen: list[list[Seen]] = field(default_factory=list)
+    _seen: list[list[Observed]] = field(default_factory=list)
 
-    def spec(self) -> list[AtRank]:
+    def spec(self) -> list[RankSearch]:
         """See `Visit`."""
         return [
             one
             for unit, (counts, ranks) in enumerate(zip(self.counts, self.ranks, strict=True))
-            for one in from_counts(Counts.together(counts), ranks, unit)
+            for one in searches_from_counts(Counts.together(counts), ranks, unit)
         ]
 
-    def __call__(self, windows: Sequence[Window]) -> list[Seen]:
+    def __call__(self, windows: Sequence[Window]) -> list[Observed]:
         """See `Visit`."""
         of: list[list[Window]] = [[] for _ in self.units]
         for window in windows:
@@ -201,11 +207,12 @@ class _Visit:
             self.units, lambda unit, place: self._visit(unit, place, of[unit])
         )
         self._seen = [
-            [Seen(0, list(inside)) for inside in zip(*tensors, strict=True)] for tensors in found
+            [Observed(0, list(inside)) for inside in zip(*tensors, strict=True)]
+            for tensors in found
         ]
         return [seen for unit in self._seen for seen in unit]
 
-    def _visit(self, unit: int, place: int, windows: Sequence[Window]) -> list[Inside]:
+    def _visit(self, unit: int, place: int, windows: Sequence[Window]) -> list[Candidates]:
         raise NotImplementedError
 
     def finish(self, found: Sequence[Boundary]) -> list[list[int | Tensor]]:
@@ -228,12 +235,12 @@ class _Visit:
 class _Marking(_Visit):
     """A mask at every rank, of the entries that reach its threshold: ties stay (GMT, Eq. 3)."""
 
-    def _visit(self, unit: int, place: int, windows: Sequence[Window]) -> list[Inside]:
+    def _visit(self, unit: int, place: int, windows: Sequence[Window]) -> list[Candidates]:
         from deltalens.numerics.selection import loops
 
         tensor, counts = self.units[unit][place], self.counts[unit][place]
         self.masks[unit][place], words = PackedMask.several(len(windows), tensor.values.numel())
-        integer, shift = np.dtype(f"i{tensor.values.dtype.itemsize}"), shift_of(counts.dtype)
+        integer, shift = np.dtype(f"i{tensor.values.dtype.itemsize}"), prefix_shift(counts.dtype)
         low, high = (np.array([one[end] for one in windows], dtype=integer) for end in (0, 1))
         room = [_room(counts, window, shift) for window in windows]
         starts = np.cumsum([0, *room])
@@ -247,7 +254,7 @@ class _Marking(_Visit):
                 for first, last in zip(before, filled, strict=True):
                     places[first:last] += start
         return [
-            Inside(tensor.name, inside[a:b], places[a:b], None)
+            Candidates(tensor.name, inside[a:b], places[a:b], None)
             for a, b in zip(starts, filled, strict=False)
         ]
 
@@ -260,17 +267,17 @@ def _room(counts: Counts, window: Window, shift: int) -> int:
 class _Shrinking(_Visit):
     """What is below the threshold becomes zero, in place; all else is made true in a mask."""
 
-    def _visit(self, unit: int, place: int, windows: Sequence[Window]) -> list[Inside]:
+    def _visit(self, unit: int, place: int, windows: Sequence[Window]) -> list[Candidates]:
         from deltalens.numerics.selection import loops
 
         tensor, counts = self.units[unit][place], self.counts[unit][place]
         (window,), (kept,), values = windows, self.masks[unit][place], tensor.values
         integer = np.dtype(f"i{values.dtype.itemsize}")
-        room = _room(counts, window, shift_of(counts.dtype)) if window.high else 0
+        room = _room(counts, window, prefix_shift(counts.dtype)) if window.high else 0
         places, inside = np.empty(room, np.int64), np.empty(room, integer)
         if not window.high:
             kept.fill()
-            return [Inside(tensor.name, inside, places, None)]
+            return [Candidates(tensor.name, inside, places, None)]
         filled, bounds = np.zeros(1, np.int64), np.array(window[:2], dtype=integer)
         clear, words = np.array([np.iinfo(integer).max], dtype=integer), kept.words.view(np.uint32)
         for start, piece in _pieces(tensor, self.scratch):
@@ -280,7 +287,7 @@ class _Shrinking(_Visit):
             if tensor.scale is not None:
                 target = _integers(values)[start : start + piece.numel()]
                 loops.clear_like(target, bits, clear)
-        return [Inside(tensor.name, inside[: filled[0]], places[: filled[0]], None)]
+        return [Candidates(tensor.name, inside[: filled[0]], places[: filled[0]], None)]
 
     def _settle(self, unit: int, rank: int, least: int) -> int:
         from deltalens.numerics.selection import loops
@@ -290,7 +297,7 @@ class _Shrinking(_Visit):
         return super()._settle(unit, rank, least)
 
 
-def prepare(dtype: torch.dtype) -> None:
+def compile_loops(dtype: torch.dtype) -> None:
     """Compile or load the loops for a dtype now, so that no step has to wait for it.
 
     Raises:
@@ -301,7 +308,7 @@ def prepare(dtype: torch.dtype) -> None:
         counts, mask = backend.count(units), PackedMask(64)
         counts[0][0].numbers([0.5])
         compare(mask, [None] * 3, mask)
-        window = Window(0, 1 << shift_of(dtype))
+        window = Window(0, 1 << prefix_shift(dtype))
         for kept in (None, [[mask]]):
             visit = backend.visit(units, counts, [[0]], kept)
             visit([window])

@@ -17,11 +17,17 @@ from torch import Tensor
 from deltalens.numerics.bits import PREFIXES, magnitude_bits
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.selection.backend import Units
-from deltalens.numerics.selection.counts import Counts, Numbers, locate, octaves_of, smallest_with
-from deltalens.numerics.selection.keys import Entries, shift_of
-from deltalens.numerics.selection.windows import Digits, Radix
+from deltalens.numerics.selection.counts import (
+    Counts,
+    TensorStats,
+    locate,
+    octave_bins,
+    prefix_floors,
+)
+from deltalens.numerics.selection.keys import Entries, prefix_shift
+from deltalens.numerics.selection.windows import DigitWindow, RadixSearch
 
-__all__ = ["OnDevice", "Reduce", "numbers_in", "row_of"]
+__all__ = ["OnDevice", "Reduce", "stats_from_row", "stats_row"]
 
 Reduce = Callable[[Tensor], None]
 """Adds a tensor up over the ranks that hold parts of the same tensors, in place."""
@@ -70,7 +76,7 @@ class OnDevice:
 
 def _count(tensor: Entries, counts: Tensor, sums: Tensor) -> None:
     """Add a tensor to (prefixes, zeros, NaNs, infinities) and (sizes, squares)."""
-    shift = shift_of(tensor.values.dtype)
+    shift = prefix_shift(tensor.values.dtype)
     for _, piece in tensor.pieces(_CHUNK):
         prefixes = (magnitude_bits(piece) >> shift).long()
         counts.scatter_add_(0, prefixes, prefixes.new_ones(()).expand_as(prefixes))
@@ -97,14 +103,14 @@ class _Visit:
         self._valid = [one.nans == 0 for one in together]
         prefixes = torch.stack([one.counts for one in together])
         spec = _constant(tuple(map(tuple, ranks)), prefixes.device)
-        self._radix = Radix(counts[0][0].dtype, prefixes, spec, _DIGIT)
+        self._radix = RadixSearch(counts[0][0].dtype, prefixes, spec, _DIGIT)
         self.masks: list[list[list[PackedMask]]] = []
 
-    def spec(self) -> list[Radix]:
+    def spec(self) -> list[RadixSearch]:
         """See `Visit`: all ranks of all units at once."""
         return [self._radix]
 
-    def __call__(self, windows: Sequence[Digits]) -> list[Tensor]:
+    def __call__(self, windows: Sequence[DigitWindow]) -> list[Tensor]:
         """See `Visit`: counts by the next digit, added up over ranks in one go."""
         (window,) = windows
         found = window.leading.new_zeros((*window.leading.shape, 1 << window.digit))
@@ -127,7 +133,7 @@ class _Visit:
         return [list(unit) for unit in bits]
 
 
-def _count_digits(tensor: Entries, window: Digits, leading: Tensor, counts: Tensor) -> None:
+def _count_digits(tensor: Entries, window: DigitWindow, leading: Tensor, counts: Tensor) -> None:
     """Of the entries with the leading bits of each rank, how many have each next digit."""
     bins = 1 << window.digit
     for _, piece in tensor.pieces(_CHUNK):
@@ -159,10 +165,10 @@ def _shrink(tensor: Entries, least: Tensor, kept: PackedMask) -> None:
         kept.bytes[start // 8 : start // 8 + length] |= mask.bytes[:length]
 
 
-def row_of(found: Counts, fractions: Sequence[float]) -> Tensor:
+def stats_row(found: Counts, fractions: Sequence[float]) -> Tensor:
     """All numbers of one tensor as one row to be fetched: int64, (B + 6 + F,)."""
     counts, device = found.counts, found.counts.device
-    octaves = octaves_of(found.dtype)
+    octaves = octave_bins(found.dtype)
     first, last = int(octaves.starts[0]), int(octaves.starts[-1])
     bins = counts[first:last].view(len(octaves.starts) - 1, -1).sum(1)
     finite = counts[:last].sum()
@@ -173,16 +179,18 @@ def row_of(found: Counts, fractions: Sequence[float]) -> Tensor:
     return torch.cat([bins, torch.stack(few), sums.view(torch.int64), quantiles])
 
 
-def numbers_in(row: Tensor, dtype: torch.dtype) -> Numbers:
+def stats_from_row(row: Tensor, dtype: torch.dtype) -> TensorStats:
     """A row, once it has been fetched."""
-    bins = len(octaves_of(dtype).starts) - 1
+    bins = len(octave_bins(dtype).starts) - 1
     octaves = row[:bins].numpy()
     zeros, subnormals, infinities, nans = row[bins : bins + 4].tolist()
     total, squares = row[bins + 4 : bins + 6].view(torch.float64).tolist()
-    quantiles = smallest_with(dtype)[row[bins + 6 :].numpy()].tolist()
+    quantiles = prefix_floors(dtype)[row[bins + 6 :].numpy()].tolist()
     if not octaves.sum() + zeros + subnormals:
         quantiles = [float("nan")] * len(quantiles)
-    return Numbers(dtype, octaves, zeros, subnormals, infinities, nans, total, squares, quantiles)
+    return TensorStats(
+        dtype, octaves, zeros, subnormals, infinities, nans, total, squares, quantiles
+    )
 
 
 @functools.lru_cache(maxsize=4096)

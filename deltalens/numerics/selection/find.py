@@ -19,27 +19,28 @@ from deltalens.errors import errors_from
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.selection.backend import Backend, Units
 from deltalens.numerics.selection.counts import Counts
-from deltalens.numerics.selection.keep import Keeping
+from deltalens.numerics.selection.keep import KeepVisit
 from deltalens.numerics.selection.keys import Sample, Source, keys_of
-from deltalens.numerics.selection.prefix import EVERYTHING, NOTHING, Boundary, up_to
+from deltalens.numerics.selection.prefix import EVERYTHING, NOTHING, Boundary, tie_comparison
 from deltalens.numerics.selection.streamed import Stream, hashes_of
 from deltalens.numerics.selection.windows import (
-    AtRank,
-    Given,
-    Radix,
-    Seen,
+    KnownBoundary,
+    Observed,
+    RadixSearch,
+    RankSearch,
     Window,
-    after,
-    by_share,
-    from_keys,
-    from_sample,
+    next_window,
+    window_from_sample,
+    windows_by_share,
+    windows_from_tensor,
 )
 from deltalens.numerics.workers import Mapper, serial_map
 
 __all__ = [
-    "Bracketed",
-    "Kept",
-    "Ranked",
+    "KeptEntries",
+    "SampledBoundary",
+    "UnitThresholds",
+    "compile_keep_loops",
     "count",
     "draw",
     "find_boundaries",
@@ -47,7 +48,6 @@ __all__ = [
     "find_random_boundaries",
     "keep_above",
     "keep_highest",
-    "prepare_keeping",
     "rank_units",
     "search",
 ]
@@ -57,7 +57,7 @@ S = TypeVar("S", contravariant=True)
 F = TypeVar("F", covariant=True)
 
 
-class ScanSpec(Protocol[W, S, F]):
+class Search(Protocol[W, S, F]):
     """What is looked for."""
 
     windows: Iterator[W]
@@ -68,7 +68,7 @@ class ScanSpec(Protocol[W, S, F]):
 
 
 def search(
-    spec: Sequence[ScanSpec[W, S, F]], visit: Callable[[Sequence[W]], Sequence[S]]
+    spec: Sequence[Search[W, S, F]], visit: Callable[[Sequence[W]], Sequence[S]]
 ) -> list[F | None]:
     """Look for several things at once: all that is not found yet shares each visit.
 
@@ -138,26 +138,26 @@ def find_boundaries(
     if counts is None or not inner:
         return [found[size] for size in sizes]
     stream, ranks = Stream(source, mapper, seed), torch.tensor([inner]) - 1
-    radix = Radix(counts.dtype, counts.counts.cpu()[None], ranks, 16)
+    radix = RadixSearch(counts.dtype, counts.counts.cpu()[None], ranks, 16)
     search([radix], stream.digits)
     places = [row[0].tolist() for row in (radix.leading, radix.inside, radix.among)]
-    split: dict[int, AtRank] = {}
+    split: dict[int, RankSearch] = {}
     for size, key, rank, among in zip(inner, *places, strict=True):
         if rank == among - 1:
             found[size] = Boundary(key + 1)
         else:
-            split[size] = AtRank(by_share(rank, among, key), rank)
+            split[size] = RankSearch(windows_by_share(rank, among, key), rank)
     found |= _found(split, search(list(split.values()), stream.visit))
     return [found[size] for size in sizes]
 
 
 def _found(
-    spec: Mapping[int, AtRank], boundaries: Sequence[Boundary | None]
+    spec: Mapping[int, RankSearch], boundaries: Sequence[Boundary | None]
 ) -> dict[int, Boundary]:
     return {size: one for size, one in zip(spec, boundaries, strict=True) if one is not None}
 
 
-class Bracketed(NamedTuple):
+class SampledBoundary(NamedTuple):
     """What one pass found."""
 
     boundary: Boundary | None
@@ -175,7 +175,7 @@ def find_boundary(
     sample: Iterable[Sample],
     seed: int = 0,
     mapper: Mapper = serial_map,
-) -> Bracketed:
+) -> SampledBoundary:
     """The boundary of the prefix with so many entries, in one pass: for a single size several times
     cheaper than counts, which serve all.
 
@@ -193,19 +193,21 @@ def find_boundary(
         IndexError: the size is outside the unit.
     """
     _check([size], total)
-    spec: AtRank | Given = Given(iter([Window(0, 0)]), EVERYTHING if size else NOTHING)
+    spec: RankSearch | KnownBoundary = KnownBoundary(
+        iter([Window(0, 0)]), EVERYTHING if size else NOTHING
+    )
     if 0 < size < total:
-        spec = AtRank(iter([from_sample(sample, size - 1, total, seed)]), size - 1)
+        spec = RankSearch(iter([window_from_sample(sample, size - 1, total, seed)]), size - 1)
     stream, zeros, finite = Stream(source, mapper, seed, whole=True), 0, True
 
-    def visit(windows: Sequence[Window]) -> list[Seen]:
+    def visit(windows: Sequence[Window]) -> list[Observed]:
         nonlocal zeros, finite
         (seen,) = stream.visit(windows)
         zeros, finite = seen.zeros, seen.finite
         return [seen]
 
     (boundary,) = search([spec], visit)
-    return Bracketed(boundary, zeros, finite)
+    return SampledBoundary(boundary, zeros, finite)
 
 
 # --- hashes ---------------------------------------------------------------------------------------
@@ -227,7 +229,7 @@ def find_random_boundaries(
     """
     _check(sizes, total)
     inner = {size for size in sizes if 0 < size < total}
-    spec = {size: AtRank(by_share(size - 1, total), size - 1) for size in sorted(inner)}
+    spec = {size: RankSearch(windows_by_share(size - 1, total), size - 1) for size in sorted(inner)}
     found = {0: NOTHING, total: NOTHING if not total else EVERYTHING}
     found |= _found(spec, search(list(spec.values()), Stream(source, mapper).visit))
     return [found[size] for size in sizes]
@@ -256,22 +258,22 @@ def draw(
         The boundary, and for every tensor a mask of what was drawn: bool, 1-D.
     """
     masks = {name: torch.empty(n, dtype=torch.bool, device=device) for name, n in sizes.items()}
-    seen: list[Seen] = []
+    seen: list[Observed] = []
     hashes = hashes_of(sizes, seed, torch.device(device))
     stream = Stream(hashes, mapper, masks=masks)
 
-    def visit(windows: Sequence[Window]) -> list[Seen]:
+    def visit(windows: Sequence[Window]) -> list[Observed]:
         seen[:] = stream.visit(windows)
         return seen
 
-    spec = AtRank(by_share(count - 1, sum(sizes.values())), count - 1)
+    spec = RankSearch(windows_by_share(count - 1, sum(sizes.values())), count - 1)
     (boundary,) = search([spec], visit)
     assert boundary is not None
     assert boundary.tie is not None
     for name, _, places, inside, _ in seen[0].inside:
         near, mask = torch.from_numpy(inside), masks[name]
         drawn = torch.empty_like(near, dtype=torch.bool)
-        up_to(boundary.tie, name)(near, boundary.tie.hash, out=drawn)
+        tie_comparison(boundary.tie, name)(near, boundary.tie.hash, out=drawn)
         mask[torch.from_numpy(places).to(mask.device)] = drawn.to(mask.device)
     return boundary, masks
 
@@ -279,7 +281,7 @@ def draw(
 # --- tensors in memory ----------------------------------------------------------------------------
 
 
-class Kept(NamedTuple):
+class KeptEntries(NamedTuple):
     """What stays of a tensor."""
 
     mask: PackedMask
@@ -297,7 +299,7 @@ def keep_highest(
     by_value: bool = False,
     name: str = "a tensor",
     near: Window | None = None,
-) -> Kept:
+) -> KeptEntries:
     """All but the `removed` lowest entries.
 
     Args:
@@ -314,20 +316,22 @@ def keep_highest(
     """
     if not 0 <= removed <= values.numel():
         raise IndexError(f"{removed} of {values.numel()} entries")
-    keeping = Keeping(values, name, by_value, key)
+    keeping = KeepVisit(values, name, by_value, key)
     if not removed:
         every = torch.iinfo(keys_of(values[:0]).dtype).min
-        return Kept(_beyond(keeping, every), Boundary(every), None)
-    spec = AtRank(from_keys(values, removed - 1, by_value, near), removed - 1)
+        return KeptEntries(_beyond(keeping, every), Boundary(every), None)
+    spec = RankSearch(windows_from_tensor(values, removed - 1, by_value, near), removed - 1)
     (boundary,) = search([spec], keeping)
     assert boundary is not None
     keeping.finish(boundary)
     keys = keeping.seen.keys
     last = boundary.below - (boundary.tie is None)
-    return Kept(keeping.mask, boundary, after(near, keeping.window, last, keys, values.numel()))
+    return KeptEntries(
+        keeping.mask, boundary, next_window(near, keeping.window, last, keys, values.numel())
+    )
 
 
-def prepare_keeping(dtype: torch.dtype) -> None:
+def compile_keep_loops(dtype: torch.dtype) -> None:
     """Compile or load the loops of `keep_highest` for a dtype now, so that no step waits for them.
 
     Raises:
@@ -348,16 +352,16 @@ def keep_above(values: Tensor, threshold: float, *, name: str = "a tensor") -> P
         DeltaLensError: there is a NaN.
     """
     end = int(keys_of(torch.tensor([threshold], dtype=values.dtype), True)) + 1
-    return _beyond(Keeping(values, name, True, 0), end)
+    return _beyond(KeepVisit(values, name, True, 0), end)
 
 
-def _beyond(keeping: Keeping, end: int) -> PackedMask:
+def _beyond(keeping: KeepVisit, end: int) -> PackedMask:
     """What lies beyond a boundary that is known."""
-    search([Given(iter([Window(end, end)]), Boundary(end))], keeping)
+    search([KnownBoundary(iter([Window(end, end)]), Boundary(end))], keeping)
     return keeping.mask
 
 
-class Ranked(NamedTuple):
+class UnitThresholds(NamedTuple):
     """What was found of units of tensors, at several ranks."""
 
     bits: Sequence[Sequence[int | Tensor]]
@@ -372,7 +376,7 @@ def rank_units(
     counts: Sequence[Sequence[Counts]],
     ranks: Sequence[Sequence[int]],
     kept: Sequence[Sequence[PackedMask]] | None = None,
-) -> Ranked:
+) -> UnitThresholds:
     """The thresholds of units, and masks of what reaches them: ties stay (GMT, Eq. 3).
 
     Args:
@@ -385,4 +389,4 @@ def rank_units(
             to become zero, in place: all else is made true in it.
     """
     visit = backend.visit(units, counts, ranks, kept)
-    return Ranked(visit.finish(search(visit.spec(), visit)), visit.masks)
+    return UnitThresholds(visit.finish(search(visit.spec(), visit)), visit.masks)

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from deltalens.errors import DeltaLensError
-from deltalens.numerics.bits import TASK, array_of, infinity_bits, integer_of
+from deltalens.numerics.bits import TASK, array_view, infinity_bits, integer_of
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.selection.keys import keys_of
 from deltalens.numerics.selection.prefix import Boundary
-from deltalens.numerics.selection.windows import Inside, Seen, Window
+from deltalens.numerics.selection.windows import Candidates, Observed, Window
 from deltalens.numerics.workers import serial_map, workers
 
-__all__ = ["Keeping"]
+__all__ = ["KeepVisit"]
 
 _MANY = 1 << 24
 """Entries from which on a pass over them is worth threads of its own."""
 
 
-class Keeping:
+class KeepVisit:
     """A mask of the entries of a tensor whose keys lie beyond a prefix.
 
     Args:
@@ -41,9 +41,9 @@ class Keeping:
         self.mask: PackedMask
         self.window: Window
         """That was visited last."""
-        self.seen: Seen
+        self.seen: Observed
 
-    def __call__(self, windows: Sequence[Window]) -> list[Seen]:
+    def __call__(self, windows: Sequence[Window]) -> list[Observed]:
         """Mark what lies above the window.
 
         Raises:
@@ -54,11 +54,11 @@ class Keeping:
         self.seen = (self._here if here else self._there)(self.window)
         return [self.seen]
 
-    def _seen_of(self, marked: int, places: np.ndarray, keys: np.ndarray) -> Seen:
-        inside = Inside(self._name, keys, places, None, self._hash_key)
-        return Seen(self._values.numel() - marked - keys.size, [inside])
+    def _seen_of(self, marked: int, places: np.ndarray, keys: np.ndarray) -> Observed:
+        inside = Candidates(self._name, keys, places, None, self._hash_key)
+        return Observed(self._values.numel() - marked - keys.size, [inside])
 
-    def _there(self, window: Window) -> Seen:
+    def _there(self, window: Window) -> Observed:
         """In torch, where the values are."""
         values = self._values
         if bool(values.isnan().any()):
@@ -71,10 +71,10 @@ class Keeping:
         marked = int(above.count_nonzero())
         return self._seen_of(marked, places.cpu().numpy(), keys[places].cpu().numpy())
 
-    def _here(self, window: Window) -> Seen:
+    def _here(self, window: Window) -> Observed:
         from deltalens.numerics.selection import loops
 
-        bits = array_of(self._values.view(integer_of(self._values.dtype)))
+        bits = array_view(self._values.view(integer_of(self._values.dtype)))
         ends = np.iinfo(bits.dtype)
         flag = ends.min if self._by_value else 0
         rule = np.array([ends.max, flag, infinity_bits(self._values.dtype)], dtype=bits.dtype)
@@ -102,7 +102,7 @@ class Keeping:
             raise self._broken()
         if any(part[1] < 0 for part in parts):
             # Far more lies in the window than was thought: as good as a miss.
-            return Seen(bits.size)
+            return Observed(bits.size)
         places = np.concatenate([np.empty(0, np.int64), *(part[3] for part in parts)])
         keys = np.concatenate([np.empty(0, bits.dtype), *(part[4] for part in parts)])
         return self._seen_of(sum(part[0] for part in parts), places, keys)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deltalens.numerics.bits import CHUNK, PART, digits, magnitude_bits
+from deltalens.numerics.bits import CHUNK, PART, digit_count, magnitude_bits
 from deltalens.numerics.scratch import Scratch
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "Source",
     "keys_of",
     "parts_of",
+    "prefix_shift",
     "sample_stride",
-    "shift_of",
 ]
 
 _SAMPLE = 1 << 14
@@ -83,9 +83,9 @@ class Entries(NamedTuple):
             yield start, piece
 
 
-def shift_of(dtype: torch.dtype) -> int:
+def prefix_shift(dtype: torch.dtype) -> int:
     """How many of the magnitude bits stand behind the leading 15, the prefix."""
-    return 16 * (digits(dtype) - 1)
+    return 16 * (digit_count(dtype) - 1)
 
 
 def keys_of(values: Tensor, by_value: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import int32, uint32
 
-from deltalens.numerics.compiled_masks import ones
+from deltalens.numerics.compiled_masks import popcount
 from deltalens.numerics.compiling import compiled
 
 __all__ = ["clear_at", "clear_like", "collect", "mark", "mark_above", "octaves", "scan", "shrink"]
@@ -320,10 +320,10 @@ def mark_above(
                 top = max(top, part[place] & clear)
         words[word] = marks
         near = uint32(near & ~marks)
-        marked = marked + int32(ones(np.uint64(marks)))
-        found = found + int32(ones(np.uint64(near)))
+        marked = marked + int32(popcount(np.uint64(marks)))
+        found = found + int32(popcount(np.uint64(near)))
         while near and end + 1 < places.size:
-            first = int32(ones(np.uint64(uint32(uint32(near - uint32(1)) & ~near))))
+            first = int32(popcount(np.uint64(uint32(uint32(near - uint32(1)) & ~near))))
             places[end] = start + first
             inside[end] = _key(part[first], clear, flag)
             end += 1

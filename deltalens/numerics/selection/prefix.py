@@ -29,9 +29,9 @@ __all__ = [
     "Selection",
     "Strategy",
     "Tie",
-    "count_at",
+    "drop_count",
     "prefix_size",
-    "up_to",
+    "tie_comparison",
 ]
 
 Strategy = Literal["salient", "trivial", "random"]
@@ -59,13 +59,13 @@ NOTHING = Boundary(0)
 EVERYTHING = Boundary((1 << 63) - 1)
 
 
-def up_to(tie: Tie, name: str) -> Callable[..., Tensor]:
+def tie_comparison(tie: Tie, name: str) -> Callable[..., Tensor]:
     """How hashes of a tensor compare with the last tied entry that is inside: of tensors whose
     entries hash alike, those first by name come first."""
     return less_equal if name <= tie.name else less
 
 
-def count_at(rate: Fraction, total: int) -> int:
+def drop_count(rate: Fraction, total: int) -> int:
     """round(rate * total), half to even, of the exact product."""
     return round(rate * total)
 
@@ -76,7 +76,7 @@ def prefix_size(strategy: Strategy, rate: Fraction, total: int, unchanged: int =
     `trivial` and `random` drop a prefix; `salient` drops what lies beyond one. Where only changed
     entries count, the `unchanged` ones (the very first by magnitude) are stepped over.
     """
-    dropped = count_at(rate, total - unchanged)
+    dropped = drop_count(rate, total - unchanged)
     if strategy == "salient":
         return total - dropped
     return unchanged + dropped if strategy == "trivial" else dropped
@@ -142,7 +142,7 @@ class Selection:
         if tie is None:
             inside.fill_(self.boundary == EVERYTHING)
             return
-        compare, at, key = up_to(tie, name), 0, name_key(self.seed, name)
+        compare, at, key = tie_comparison(tie, name), 0, name_key(self.seed, name)
         stop = start + inside.numel()
         for hashes in hashed_range(start, stop, key, inside.device, scratch):
             compare(hashes, tie.hash, out=inside[at : at + hashes.numel()])
@@ -150,4 +150,6 @@ class Selection:
 
     def _tied_inside(self, tie: Tie, name: str, indices: Tensor) -> Tensor:
         hashes = index_hash(indices, name_key(self.seed, name))
-        return up_to(tie, name)(hashes, tie.hash, out=torch.empty_like(hashes, dtype=torch.bool))
+        return tie_comparison(tie, name)(
+            hashes, tie.hash, out=torch.empty_like(hashes, dtype=torch.bool)
+        )

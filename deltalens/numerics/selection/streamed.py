@@ -27,7 +27,7 @@ from deltalens.numerics.kernels import (
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection.counts import Counts
 from deltalens.numerics.selection.keys import Chunk, Part, Source
-from deltalens.numerics.selection.windows import Digits, Inside, Seen, Window
+from deltalens.numerics.selection.windows import Candidates, DigitWindow, Observed, Window
 from deltalens.numerics.workers import Mapper
 
 __all__ = ["Stream", "hashes_of"]
@@ -84,11 +84,11 @@ class Stream:
     def _mask(self, what: str, like: Tensor) -> Tensor:
         return self._scratch.get(what, torch.bool, like.numel(), like.device)
 
-    def digits(self, windows: Sequence[Digits]) -> list[Tensor]:
+    def digits(self, windows: Sequence[DigitWindow]) -> list[Tensor]:
         """Of each window's entries (of one unit), how many have each next digit."""
         return [self._digits(window) for window in windows]
 
-    def _digits(self, window: Digits) -> Tensor:
+    def _digits(self, window: DigitWindow) -> Tensor:
         lower, bins, adding = window.lower, 1 << window.digit, threading.Lock()
         levels, rows = window.leading[0].unique(return_inverse=True)
         counts = torch.zeros((levels.numel(), bins), dtype=torch.int64)
@@ -111,9 +111,9 @@ class Stream:
             pass
         return (counts if levels.equal(window.leading[0]) else counts[rows])[None]
 
-    def visit(self, windows: Sequence[Window]) -> list[Seen]:
+    def visit(self, windows: Sequence[Window]) -> list[Observed]:
         """What lies in each window, and how much below it."""
-        seen = {window: Seen() for window in windows}
+        seen = {window: Observed() for window in windows}
         spans: dict[tuple[int, int], list[Window]] = {}
         for window in seen:
             spans.setdefault(window[:2], []).append(window)
@@ -124,9 +124,9 @@ class Stream:
 
     def _look(
         self, spans: Mapping[tuple[int, int], Sequence[Window]], part: Part
-    ) -> dict[Window, Seen]:
+    ) -> dict[Window, Observed]:
         """What one part has for every window; those over the same keys share the hashes."""
-        seen = {window: Seen() for windows in spans.values() for window in windows}
+        seen = {window: Observed() for windows in spans.values() for window in windows}
         for name, start, values in part():
             if self._seed is None:
                 for window, some in seen.items():
@@ -156,7 +156,7 @@ class Stream:
 
     def _keep(
         self,
-        seen: Seen,
+        seen: Observed,
         window: Window,
         name: str,
         keys: Tensor | None,
@@ -186,16 +186,18 @@ class Stream:
         kept = where_true(under.logical_xor_(upto))
         if kept.numel():
             places = None if self._masks is None else (kept + start).cpu().numpy()
-            seen.inside.append(Inside(name, None, places, take_at(hashes, kept).cpu().numpy()))
+            seen.inside.append(Candidates(name, None, places, take_at(hashes, kept).cpu().numpy()))
 
 
-def _keep_keys(seen: Seen, window: Window, name: str, keys: np.ndarray, hashes: np.ndarray) -> None:
+def _keep_keys(
+    seen: Observed, window: Window, name: str, keys: np.ndarray, hashes: np.ndarray
+) -> None:
     """`_keep`, in a window of several keys: hashes matter at its ends."""
     early = (keys == window.low) & (hashes < window.low_hash)
     late = (keys == window.high - 1) & (hashes > window.high_hash)
     seen.below += int(np.count_nonzero(early))
     kept = np.flatnonzero(~(early | late))
-    seen.inside.append(Inside(name, keys[kept], None, hashes[kept]))
+    seen.inside.append(Candidates(name, keys[kept], None, hashes[kept]))
 
 
 def hashes_of(sizes: Mapping[str, int], seed: int, device: torch.device) -> Source:

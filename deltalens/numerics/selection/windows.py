@@ -18,22 +18,22 @@ from torch import Tensor
 from deltalens.numerics.bits import magnitude_bits
 from deltalens.numerics.hashing import index_hash, name_key
 from deltalens.numerics.selection.counts import Counts, locate
-from deltalens.numerics.selection.keys import Sample, keys_of, shift_of
+from deltalens.numerics.selection.keys import Sample, keys_of, prefix_shift
 from deltalens.numerics.selection.prefix import Boundary, Tie
 
 __all__ = [
-    "AtRank",
-    "Digits",
-    "Given",
-    "Inside",
-    "Radix",
-    "Seen",
+    "Candidates",
+    "DigitWindow",
+    "KnownBoundary",
+    "Observed",
+    "RadixSearch",
+    "RankSearch",
     "Window",
-    "after",
-    "by_share",
-    "from_counts",
-    "from_keys",
-    "from_sample",
+    "next_window",
+    "searches_from_counts",
+    "window_from_sample",
+    "windows_by_share",
+    "windows_from_tensor",
 ]
 
 SIGMAS = 8.0
@@ -59,7 +59,7 @@ class Window(NamedTuple):
     """About how much of the unit lies inside, where that has been guessed."""
 
 
-class Inside(NamedTuple):
+class Candidates(NamedTuple):
     """Entries of one tensor that lie in a window."""
 
     name: str
@@ -82,18 +82,18 @@ class Inside(NamedTuple):
 
 
 @dataclass
-class Seen:
+class Observed:
     """What one visit found of a window."""
 
     below: int = 0
     """Entries below it; of those that tie at a single key, if the rank is one among them."""
-    inside: list[Inside] = field(default_factory=list)
+    inside: list[Candidates] = field(default_factory=list)
     zeros: int = 0
     """Entries that are exactly 0, if the visit was told to count those below."""
     finite: bool = True
     """Whether all entries are, likewise."""
 
-    def add(self, other: Seen) -> None:
+    def add(self, other: Observed) -> None:
         """Join what another part found."""
         self.below += other.below
         self.inside += other.inside
@@ -108,7 +108,7 @@ class Seen:
 
 
 @dataclass
-class AtRank:
+class RankSearch:
     """An entry that is looked for: the windows in which it may be, and its rank.
 
     Args:
@@ -122,7 +122,7 @@ class AtRank:
     rank: int
     ties: bool = True
 
-    def settle(self, window: Window, seen: Seen) -> Boundary | None:
+    def settle(self, window: Window, seen: Observed) -> Boundary | None:
         """Where the prefix ends that this entry is the last of; None if it was not seen."""
         place, key, inside = self.rank - seen.below, window.low, seen.inside
         if window.high <= window.low + 1:
@@ -143,7 +143,7 @@ class AtRank:
         return None if tie is None else Boundary(key, tie)
 
 
-def _tie_at(place: int, key: int, inside: Sequence[Inside]) -> Tie | None:
+def _tie_at(place: int, key: int, inside: Sequence[Candidates]) -> Tie | None:
     """Of the entries that tie at a key, the one at a place in the order of (hash, name); None if it
     is not here. Entries of one tensor never share a hash."""
     everywhere = slice(None)
@@ -160,18 +160,18 @@ def _tie_at(place: int, key: int, inside: Sequence[Inside]) -> Tie | None:
 
 
 @dataclass
-class Given:
+class KnownBoundary:
     """A prefix whose end is known; a visit is wanted for what it does."""
 
     windows: Iterator[Window]
     boundary: Boundary
 
-    def settle(self, window: Window, seen: Seen) -> Boundary:
+    def settle(self, window: Window, seen: Observed) -> Boundary:
         """The boundary."""
         return self.boundary
 
 
-class Digits(NamedTuple):
+class DigitWindow(NamedTuple):
     """A window as wide as the bits that are not known yet, of each rank: its entries are counted by
     their next digit."""
 
@@ -183,7 +183,7 @@ class Digits(NamedTuple):
     """How many of those are counted by at a time."""
 
 
-class Radix:
+class RadixSearch:
     """Magnitudes that are looked for digit by digit, at R ranks of U units at once.
 
     Constant memory however many entries are near, and nothing waits for a device: each round's
@@ -199,12 +199,12 @@ class Radix:
     def __init__(self, dtype: torch.dtype, counts: Tensor, ranks: Tensor, digit: int) -> None:
         self.leading, self.inside, self.among = locate(counts, ranks)
         """The magnitude bits; the rank among the entries that have them; how many those are."""
-        shift = shift_of(dtype)
-        self.windows: Iterator[Digits] = (
-            Digits(self.leading, at, digit) for at in range(shift, 0, -digit)
+        shift = prefix_shift(dtype)
+        self.windows: Iterator[DigitWindow] = (
+            DigitWindow(self.leading, at, digit) for at in range(shift, 0, -digit)
         )
 
-    def settle(self, window: Digits, counts: Tensor) -> Tensor | None:
+    def settle(self, window: DigitWindow, counts: Tensor) -> Tensor | None:
         """The magnitude bits of the entries, if this was the last digit.
 
         Args:
@@ -217,18 +217,18 @@ class Radix:
         return self.leading if window.lower == window.digit else None
 
 
-def from_counts(counts: Counts, ranks: Sequence[int], of: int) -> list[AtRank]:
+def searches_from_counts(counts: Counts, ranks: Sequence[int], of: int) -> list[RankSearch]:
     """The bins that counts name: they hold the magnitudes at these ranks for certain. What ties
     with them stays outside the prefix."""
-    shift, found = shift_of(counts.dtype), []
+    shift, found = prefix_shift(counts.dtype), []
     for prefix, rank in zip(*counts.prefixes_at(ranks), strict=True):
         exact = not shift or (prefix == 0 and rank < counts.zeros)
         window = Window(prefix << shift, (prefix + (not exact)) << shift, of=of)
-        found.append(AtRank(iter([window]), rank, ties=False))
+        found.append(RankSearch(iter([window]), rank, ties=False))
     return found
 
 
-def by_share(rank: int, among: int, key: int = 0) -> Iterator[Window]:
+def windows_by_share(rank: int, among: int, key: int = 0) -> Iterator[Window]:
     """Hashes are uniform, so that of a rank among entries that tie lies close to its share of all
     64-bit numbers; further and further out, should it not."""
     share, sigmas = (rank + 0.5) / among, SIGMAS
@@ -265,7 +265,7 @@ def _hash_at(keys: np.ndarray, hashes: np.ndarray, key: int, rank: int) -> int:
     return int(np.partition(hashes[keys == key], place)[place])
 
 
-def from_sample(sample: Iterable[Sample], rank: int, total: int, seed: int) -> Window:
+def window_from_sample(sample: Iterable[Sample], rank: int, total: int, seed: int) -> Window:
     """The keys, hashes included, around a rank, from evenly spaced entries of a unit."""
     parts = [
         (magnitude_bits(values).cpu().numpy(), index_hash(indices, name_key(seed, name)).cpu())
@@ -279,7 +279,9 @@ _CROWDED = 1 / 64
 """Share of the entries from which on a window is worse than a sample's."""
 
 
-def from_keys(values: Tensor, rank: int, by_value: bool, near: Window | None) -> Iterator[Window]:
+def windows_from_tensor(
+    values: Tensor, rank: int, by_value: bool, near: Window | None
+) -> Iterator[Window]:
     """Where the entry at a rank of a tensor in memory may be: where it was; from a sample; and
     exactly, which takes 8 bytes an entry."""
     if near is not None and near.share < _CROWDED:
@@ -292,7 +294,9 @@ def from_keys(values: Tensor, rank: int, by_value: bool, near: Window | None) ->
     yield Window(found, found + 1, share=float(np.count_nonzero(keys == found) / keys.size))
 
 
-def after(near: Window | None, window: Window, last: int, keys: np.ndarray, size: int) -> Window:
+def next_window(
+    near: Window | None, window: Window, last: int, keys: np.ndarray, size: int
+) -> Window:
     """Where to look next time: around the last entry, four times as far as it came; far moves are
     forgotten slowly.
 
