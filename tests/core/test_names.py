@@ -25,7 +25,7 @@ from deltalens.names import (
     unit_of,
     unwrap_name,
 )
-from tests.support.families import FAMILIES
+from tests.support.models import FAMILIES
 
 
 @pytest.mark.parametrize(

@@ -6,32 +6,15 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
 from deltalens import load_run
 from deltalens.demo.model import build_tokenizer
 from deltalens.demo.recipe import DEFAULT_RECIPE
 from deltalens.integrations.transformers import GradientProbeCallback
+from tests.support.models import demo_llama as model
 
 STEPS = 20
-
-
-def model(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(DEFAULT_RECIPE)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config).to(dtype)
 
 
 def settings(out: Path, **more: Any) -> dict[str, Any]:

@@ -79,15 +79,12 @@ def test_the_line_that_converts_pickles_does(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tests.support.models import tiny
 
     folder = tmp_path / "model"
-    config = LlamaConfig(
-        vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1
-    )
-    model = LlamaForCausalLM(config)
-    config.architectures = ["LlamaForCausalLM"]
-    config.save_pretrained(folder)
+    model = tiny("llama", vocab_size=8)
+    model.config.architectures = ["LlamaForCausalLM"]
+    model.config.save_pretrained(folder)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     line = refusal(folder).splitlines()[-1].strip()
     assert line.startswith("python -c ")

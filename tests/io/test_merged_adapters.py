@@ -14,7 +14,7 @@ import transformers
 
 from deltalens.errors import CheckpointError
 from deltalens.io.locate import located
-from tests.support.families import initialized, llama, save, tokenizer
+from tests.support.models import initialized, llama, save, tokenizer
 from tests.support.runs import command
 
 pytestmark = pytest.mark.parity

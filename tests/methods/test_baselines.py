@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from deltalens import HalfFreeze, RandomMask
 from tests.support.masked_training import (
@@ -23,6 +23,7 @@ from tests.support.masked_training import (
     seen_by,
     train,
 )
+from tests.support.models import tiny
 from tests.support.oracles import gmt
 
 pytestmark = pytest.mark.oracle
@@ -167,8 +168,7 @@ def test_coverage_is_what_any_step_has_drawn() -> None:
 
 def gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 23, "n_positions": 16, "n_embd": 16, "n_head": 2}
-    return GPT2LMHeadModel(GPT2Config(n_layer=4, **sizes))
+    return tiny("gpt2", vocab_size=23, n_positions=16, n_layer=4)  # type: ignore[no-any-return]
 
 
 KINDS = {

@@ -9,7 +9,7 @@ from torch import nn
 
 from deltalens import DeltaLensError, MaskTuning
 from deltalens.methods.mask_layers import choose_layers
-from tests.support import families
+from tests.support import models
 from tests.support.masked_training import assert_same_bits
 from tests.support.mft_models import FAMILIES, bits_of, llama
 
@@ -61,7 +61,7 @@ def test_layers_by_name() -> None:
 
 
 def test_fused_experts_stay_and_are_named() -> None:
-    model = families.FAMILIES["mixtral"](True)
+    model = models.FAMILIES["mixtral"](True)
     with pytest.warns(UserWarning, match=r"no linear layers(.|\n)*experts"):
         tuning = MaskTuning(model)
     assert all("experts" not in name for name in tuning.layers)

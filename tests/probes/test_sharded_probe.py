@@ -13,22 +13,26 @@ from deltalens import load_run
 pytestmark = pytest.mark.distributed
 
 STEPS = 6
-"""As in `trainer_probe.py`."""
+"""As in `trainer_probe`."""
 
 
-def run(script: str, *arguments: object) -> None:
-    """Run a script of `tests/support/distributed/` in two processes."""
+def run(module: str, *arguments: object) -> None:
+    """Run a module of `tests/support/distributed/` in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    file = Path(__file__).parents[1] / "support" / "distributed" / script
+    module = f"tests.support.distributed.{module}"
     done = subprocess.run(
-        [*command, str(file), *map(str, arguments)], capture_output=True, text=True, timeout=240
+        [*command, "-m", module, *map(str, arguments)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-6000:]
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_shards_are_measured_as_the_whole(tmp_path: Path, kind: str) -> None:
-    run("sharded_probe.py", kind, tmp_path)
+    run("sharded_probe", kind, tmp_path)
     for scope in ("tensor", "layer", "global"):
         sharded, whole = load_run(tmp_path / scope), load_run(tmp_path / f"{scope}-whole")
         for table in ("histograms", "masks"):
@@ -44,7 +48,7 @@ def test_shards_are_measured_as_the_whole(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.slow
 def test_the_trainer_under_ddp_is_unchanged_and_one_process_writes(tmp_path: Path) -> None:
-    run("trainer_probe.py", tmp_path)
+    run("trainer_probe", tmp_path)
     assert [found.name for found in tmp_path.glob("run-*")] == ["run-0"]
     tensors = load_run(tmp_path / "run-0").tensors
     assert sorted(set(tensors.step)) == list(range(STEPS))

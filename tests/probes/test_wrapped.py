@@ -9,9 +9,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from deltalens import GradientProbe, load_run
+from tests.support.models import small_llama
 from tests.support.probed_training import Seen, batches, check, loss_of, net, train
 
 
@@ -26,14 +26,7 @@ class Checkpointed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=11,
-            hidden_size=8,
-            intermediate_size=12,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-        )
-        self.llama = LlamaForCausalLM(config).train()
+        self.llama = small_llama().train()
         self.llama.gradient_checkpointing_enable()
         self.forwards = 0
         self.llama.model.layers[0].mlp.register_forward_pre_hook(self._count)

@@ -17,9 +17,8 @@ import deltalens
 from deltalens.io.records import read_texts
 from deltalens.scoring.fidelity import KEPT, Fidelity, sample_texts
 from deltalens.scoring.texts import FidelityTexts
-from tests.support import memory
-from tests.support.checkpoint_pairs import PairOf
-from tests.support.families import fine_tune, initialized, llama, plain, save_pair, tokenizer
+from tests.support.checkpoint_pairs import PairOf, fine_tune, plain, save_pair
+from tests.support.models import initialized, llama, tiny, tokenizer
 from tests.support.runs import FEW, succeeds
 
 
@@ -173,11 +172,9 @@ def test_command_samples_64_texts_of_128_tokens(pair_of: PairOf, tmp_path: Path)
 
 
 def classifier_without_padding() -> Any:
-    config = transformers.GPT2Config(
-        vocab_size=57, n_embd=16, n_layer=1, n_head=2, n_positions=32, num_labels=3
-    )
-    config.pad_token_id = None
-    return transformers.GPT2ForSequenceClassification(config)
+    head = transformers.GPT2ForSequenceClassification
+    sizes = {"vocab_size": 57, "n_layer": 1, "n_positions": 32, "num_labels": 3}
+    return tiny("gpt2", head=head, **sizes, pad_token_id=None)
 
 
 def encoder_decoder() -> Any:
@@ -189,15 +186,14 @@ def encoder_decoder() -> Any:
 
 
 def token_classifier() -> Any:
-    config = transformers.BertConfig(
+    return tiny(
+        "bert",
+        head=transformers.BertForTokenClassification,
         vocab_size=57,
-        hidden_size=16,
         intermediate_size=16,
         num_hidden_layers=1,
-        num_attention_heads=2,
         max_position_embeddings=32,
     )
-    return transformers.BertForTokenClassification(config)
 
 
 @pytest.mark.parametrize("make", [classifier_without_padding, encoder_decoder, token_classifier])
@@ -266,7 +262,8 @@ def test_study_of_the_fine_tune_is_exact_at_rate_0_and_farthest_at_rate_1(
 
 def memory_above_the_model(*arguments: object) -> int:
     done = subprocess.run(
-        [sys.executable, memory.__file__, *map(str, arguments)],
+        [sys.executable, "-m", "tests.support.memory", *map(str, arguments)],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from deltalens.scoring.code import identify, identify_module
-from tests.support.families import tokenizer
+from tests.support.models import tokenizer
 
 Result = Any
 FACTOR = 2.0

@@ -8,8 +8,7 @@ from torch import nn
 
 import deltalens
 from deltalens.errors import DeltaLensError, RecordError
-from tests.support.checkpoint_pairs import PairOf
-from tests.support.families import Pair
+from tests.support.checkpoint_pairs import Pair, PairOf
 from tests.support.packages import install
 from tests.support.runs import FEW, succeeds, write_rows
 

@@ -16,6 +16,7 @@ from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.rows import read_rows
 from deltalens.scoring.tokens import encode_rows
+from tests.support.models import tiny
 from tests.support.tokenizers import tokenizer
 
 TABLE = 40
@@ -62,17 +63,11 @@ MODELS: dict[str, Callable[[], Any]] = {
             max_position_embeddings=TABLE,
         )
     ),
-    "mamba": lambda: hf.MambaForCausalLM(
-        hf.MambaConfig(vocab_size=120, hidden_size=16, num_hidden_layers=1, state_size=4)
-    ),
-    "bert": lambda: hf.BertLMHeadModel(hf.BertConfig(**SMALL)),
+    "mamba": lambda: tiny("mamba", vocab_size=120, num_hidden_layers=1),
+    "bert": lambda: tiny("bert", head=hf.BertLMHeadModel, **SMALL),
     "electra": lambda: hf.ElectraForCausalLM(hf.ElectraConfig(**SMALL, embedding_size=16)),
-    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT)),
-    "opt": lambda: hf.OPTForCausalLM(
-        hf.OPTConfig(
-            **{**SMALL, "is_decoder": False}, ffn_dim=16, word_embed_proj_dim=16, dropout=0.0
-        )
-    ),
+    "gpt2": lambda: tiny("gpt2", **GPT),
+    "opt": lambda: tiny("opt", **{**SMALL, "is_decoder": False}, ffn_dim=16, dropout=0.0),
     "bart": lambda: hf.BartForCausalLM(hf.BartConfig(**DECODER)),
     "biogpt": lambda: hf.BioGptForCausalLM(hf.BioGptConfig(**SMALL)),
     "gpt-neo": lambda: hf.GPTNeoForCausalLM(

@@ -17,8 +17,8 @@ import deltalens
 from deltalens.errors import DeltaLensError
 from deltalens.scoring.file_scoring import Scoring, batch_positions
 from deltalens.scoring.rows import read_rows
-from tests.support.checkpoint_pairs import PairOf
-from tests.support.families import initialized, llama, opt, plain, save_pair, tokenizer
+from tests.support.checkpoint_pairs import PairOf, plain, save_pair
+from tests.support.models import initialized, llama, opt, tokenizer
 from tests.support.runs import write_rows
 
 SUMS = [

@@ -16,8 +16,7 @@ import deltalens
 from deltalens.errors import CheckpointError
 from deltalens.io import locate as module
 from deltalens.io.locate import locate, located
-from tests.support.checkpoint_pairs import PairOf
-from tests.support.families import Pair, differing, plain, state_of
+from tests.support.checkpoint_pairs import Pair, PairOf, differing, plain, state_of
 from tests.support.runs import command, succeeds, write_rows
 
 peft = pytest.importorskip("peft")

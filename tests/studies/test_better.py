@@ -16,8 +16,7 @@ from deltalens.reports.drop import summarize
 from deltalens.reports.landscape import summarize_landscape
 from deltalens.reports.layers import summarize_layers
 from deltalens.studies.layer_drop import sweep_layers_drop
-from tests.support.checkpoint_pairs import PairOf
-from tests.support.families import Pair
+from tests.support.checkpoint_pairs import Pair, PairOf
 
 Study = Callable[..., StudyRecord]
 

@@ -17,8 +17,7 @@ import pytest
 import deltalens
 from deltalens.errors import RecordError
 from deltalens.reports.drop import summarize
-from tests.support.checkpoint_pairs import PairOf
-from tests.support.families import Pair
+from tests.support.checkpoint_pairs import Pair, PairOf
 from tests.support.runs import command, succeeds, table, write_rows
 
 ESCAPE = "\x1b["

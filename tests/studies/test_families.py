@@ -16,20 +16,17 @@ import deltalens
 from deltalens.io import matching
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.studies.live import LiveModel
-from tests.support.checkpoint_pairs import PairOf
-from tests.support.families import (
-    FAMILIES,
+from tests.support.checkpoint_pairs import (
     SHARD,
     Kind,
     Pair,
+    PairOf,
     differing,
     fine_tune,
-    initialized,
-    llama,
     plain,
-    save,
     state_of,
 )
+from tests.support.models import FAMILIES, initialized, llama, save, tiny
 from tests.support.runs import Capture, captured, succeeds
 
 pytestmark = pytest.mark.parity
@@ -223,16 +220,10 @@ def test_some_tensors_are_put_back_and_restored_along_with_their_copies(
 
 
 def test_study_takes_the_class_that_the_configuration_names(tmp_path: Path) -> None:
-    config = transformers.BertConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        num_labels=3,
-    )
-    model = initialized(lambda: transformers.BertForSequenceClassification(config), seed=3)
+    head = transformers.BertForSequenceClassification
+    sizes = {"vocab_size": 40, "intermediate_size": 16, "num_hidden_layers": 1}
+    more = {"max_position_embeddings": 32, "num_labels": 3}
+    model = initialized(lambda: tiny("bert", head=head, **sizes, **more), seed=3)
     pair = Pair(tmp_path / "ft", tmp_path / "base")
     model.save_pretrained(pair.base)
     fine_tune(model)

@@ -25,8 +25,7 @@ from deltalens.studies.efficiency import efficiency
 from deltalens.studies.landscape.grid import Axis, common_grid
 from deltalens.studies.layer_drop import sweep_layers_drop
 from deltalens.training.spec import TrainingSpec
-from tests.support.checkpoint_pairs import PairOf
-from tests.support.families import Pair
+from tests.support.checkpoint_pairs import Pair, PairOf
 from tests.support.quadratics import Raising, quadratics, scan
 from tests.support.runs import FEW, StopAfter, command, journal, on_each_cell
 from tests.support.training_folders import write_model, write_rows

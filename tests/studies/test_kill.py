@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.checkpoint_pairs import PairOf
-from tests.support.families import Pair
+from tests.support.checkpoint_pairs import Pair, PairOf
 from tests.support.killing.forked import finish, start
 from tests.support.runs import journal, settings, table
 

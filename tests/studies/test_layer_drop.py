@@ -21,22 +21,17 @@ from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.prefix import Prefix, find_blocks
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.layer_drop import sweep_layers_drop
-from tests.support.checkpoint_pairs import PairOf
-from tests.support.families import (
-    POSITIONS,
+from tests.support.checkpoint_pairs import (
     Kind,
     Pair,
+    PairOf,
     States,
     differing,
-    gpt2,
-    initialized,
-    llama,
-    opt,
     plain,
-    qwen2,
     save_pair,
     state_of,
 )
+from tests.support.models import POSITIONS, gpt2, initialized, llama, opt, qwen2
 from tests.support.runs import (
     FEW,
     StopAfter,

@@ -33,14 +33,7 @@ from deltalens.studies.live import LiveModel, LiveTensors
 from deltalens.studies.places import Slot, slots_of_checkpoint
 from deltalens.studies.selecting import DropSetting, select_unit
 from deltalens.studies.weights import StoredWeights
-from tests.support.families import (
-    Kind,
-    Pair,
-    differing,
-    plain,
-    state_of,
-    write_pair,
-)
+from tests.support.checkpoint_pairs import Kind, Pair, differing, plain, state_of, write_pair
 
 HEAD = "lm_head.weight"
 KINDS = ["plain", "half", "fused experts", "transposed in the file", "copies held apart"]

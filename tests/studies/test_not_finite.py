@@ -22,7 +22,8 @@ from deltalens.scoring.fidelity import Fidelity, sample_texts
 from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.rows import read_rows
 from deltalens.studies.layer_drop import sweep_layers_drop
-from tests.support.families import Pair, fine_tune, initialized, llama, plain, save, tokenizer
+from tests.support.checkpoint_pairs import Pair, fine_tune, plain
+from tests.support.models import initialized, llama, save, tokenizer
 from tests.support.runs import FEW, command, write_rows
 
 pytestmark = pytest.mark.bad_input

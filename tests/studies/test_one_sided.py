@@ -17,17 +17,8 @@ import deltalens
 from deltalens.errors import PairingError
 from deltalens.io.matching import pair
 from deltalens.reports.drop import summarize
-from tests.support.families import (
-    Pair,
-    differing,
-    fine_tune,
-    initialized,
-    llama,
-    plain,
-    save,
-    state_of,
-    tokenizer,
-)
+from tests.support.checkpoint_pairs import Pair, differing, fine_tune, plain, state_of
+from tests.support.models import initialized, llama, save, tiny, tiny_config, tokenizer
 from tests.support.runs import FEW, captured, command, succeeds
 
 SMALL = {
@@ -49,8 +40,8 @@ def edit(folder: Path, change: Any) -> None:
 def bert_pair(folder: Path) -> Pair:
     """The commonest fine-tune: a classifier in place of the heads of pre-training."""
     both = Pair(folder / "ft", folder / "base")
-    config = transformers.BertConfig(**SMALL)
-    initialized(lambda: transformers.BertForPreTraining(config), 1).save_pretrained(both.base)
+    heads = transformers.BertForPreTraining
+    initialized(lambda: tiny("bert", head=heads, **SMALL), 1).save_pretrained(both.base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         ft = transformers.BertForSequenceClassification.from_pretrained(both.base, num_labels=3)
@@ -154,9 +145,9 @@ def test_old_names_without_a_configuration_are_mapped_too(tmp_path: Path) -> Non
 
 
 def test_classifier_of_other_labels_is_another_tensor(tmp_path: Path) -> None:
-    config = transformers.BertConfig(**SMALL, num_labels=5)
+    head = transformers.BertForSequenceClassification
     both = Pair(tmp_path / "ft", tmp_path / "base")
-    model = initialized(lambda: transformers.BertForSequenceClassification(config), 1)
+    model = initialized(lambda: tiny("bert", head=head, **SMALL, num_labels=5), 1)
     model.save_pretrained(both.base)
     ft = transformers.BertForSequenceClassification.from_pretrained(
         both.base, num_labels=2, ignore_mismatched_sizes=True
@@ -201,7 +192,7 @@ def test_names_that_transformers_changes_on_load_find_each_other(tmp_path: Path)
             patch_size=4,
             projection_dim=16,
         ).to_dict(),
-        text_config=transformers.LlamaConfig(**SMALL, num_key_value_heads=2).to_dict(),
+        text_config=tiny_config("llama", **SMALL, num_key_value_heads=2).to_dict(),
     )
     both = Pair(tmp_path / "ft", tmp_path / "base")
     model = initialized(lambda: transformers.LlavaForConditionalGeneration(config), 1)

@@ -13,8 +13,7 @@ import deltalens
 from deltalens.errors import DeltaLensError
 from deltalens.scoring import loading as module
 from deltalens.studies.places import Slot
-from tests.support.checkpoint_pairs import PairOf
-from tests.support.families import Kind, Pair, differing, plain, state_of
+from tests.support.checkpoint_pairs import Kind, Pair, PairOf, differing, plain, state_of
 from tests.support.runs import FEW, Capture, StopAfter, captured, on_each_cell
 
 KINDS = [

@@ -18,9 +18,8 @@ from deltalens.errors import DeltaLensError, RecordError
 from deltalens.io.records import StudyFolder
 from deltalens.scoring import loading as module
 from deltalens.scoring import texts as texts_module
-from tests.support.checkpoint_pairs import PairOf
+from tests.support.checkpoint_pairs import Pair, PairOf
 from tests.support.edits import edit
-from tests.support.families import Pair
 from tests.support.runs import (
     FEW,
     StopAfter,

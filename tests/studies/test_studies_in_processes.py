@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import deltalens
 from deltalens.errors import DeltaLensError
 from deltalens.scoring import loading
-from tests.support.families import Pair, fine_tune, save, tokenizer
+from tests.support.checkpoint_pairs import Pair, fine_tune
+from tests.support.models import save, tiny, tokenizer
 from tests.support.packages import install
 from tests.support.quadratics import quadratics
 from tests.support.runs import FEW, command, journal, table, write_rows
@@ -30,15 +30,15 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """So wide that matrix products on one thread and on two are summed in different orders."""
     folder = tmp_path_factory.mktemp("wide")
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer()),
-            hidden_size=512,
-            intermediate_size=1024,
-            num_hidden_layers=3,
-            num_attention_heads=8,
-            num_key_value_heads=8,
-        )
+    model = tiny(
+        "llama",
+        vocab_size=len(tokenizer()),
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=2048,
     )
     save(model, folder / "base")
     fine_tune(model, scale=0.02)

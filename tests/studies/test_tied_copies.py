@@ -17,8 +17,9 @@ import deltalens
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.matching import pair
 from deltalens.studies.landscape.models import StoredModels
-from tests.support import families
-from tests.support.families import Pair, differing, fine_tune, initialized, state_of
+from tests.support import models
+from tests.support.checkpoint_pairs import Pair, differing, fine_tune, state_of
+from tests.support.models import initialized
 from tests.support.runs import captured
 
 SMALL = {
@@ -59,8 +60,7 @@ def bloom() -> Any:
 
 
 def mamba() -> Any:
-    config = {key: SMALL[key] for key in SMALL if key != "num_attention_heads"}
-    return transformers.MambaForCausalLM(transformers.MambaConfig(**config, state_size=4))
+    return models.tiny("mamba", **{k: SMALL[k] for k in SMALL if k != "num_attention_heads"})
 
 
 def t5() -> Any:
@@ -94,7 +94,7 @@ def gemma3() -> Any:
 
 
 TIED: dict[str, Callable[[], Any]] = {
-    **{name: lambda make=make: make(True) for name, make in families.FAMILIES.items()},
+    **{name: lambda make=make: make(True) for name, make in models.FAMILIES.items()},
     "gemma": gemma,
     "gemma3": gemma3,
     "phi": phi,
@@ -240,7 +240,7 @@ def test_an_untied_head_of_an_untied_model_asks_transformers_nothing(
 ) -> None:
     from deltalens.io import tying
 
-    model = initialized(lambda: families.llama(False), seed=1)
+    model = initialized(lambda: models.llama(False), seed=1)
     model.save_pretrained(tmp_path)
     monkeypatch.setattr(tying, "_ask", None)
     found = tying.stored_copies(open_checkpoint(tmp_path))

@@ -11,7 +11,8 @@ from torch import Tensor
 import deltalens
 from deltalens import DeltaLensError
 from tests.support.checkpoint_files import save, tuned, weights
-from tests.support.families import Pair, fine_tune, initialized, llama, plain, save_pair, state_of
+from tests.support.checkpoint_pairs import Pair, fine_tune, plain, save_pair, state_of
+from tests.support.models import initialized, llama
 from tests.support.runs import captured, journal
 
 pytestmark = pytest.mark.bad_input

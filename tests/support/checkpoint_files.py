@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
+
+from tests.support.models import save as save_model
+from tests.support.models import tiny
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -86,26 +89,25 @@ def save_llama_pair(folder: Path) -> tuple[Path, Path]:
     vocabulary = {"<s>": 28, "</s>": 29, **letters}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokens = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="?"
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=30,
-                hidden_size=8,
-                intermediate_size=8,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=32,
-                bos_token_id=28,
-                eos_token_id=29,
-            )
+        model = tiny(
+            "llama",
+            vocab_size=30,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_key_value_heads=2,
+            max_position_embeddings=32,
+            bos_token_id=28,
+            eos_token_id=29,
         )
     paths = folder / "ft", folder / "base"
     for path in reversed(paths):
-        model.save_pretrained(path)
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="?"
-        ).save_pretrained(path)
+        save_model(model, path, tokens=tokens)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.01)

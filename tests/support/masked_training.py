@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from tests.support.models import tiny
 from tests.support.oracles.pairs import same_bits
 
 VOCABULARY = 23
@@ -16,17 +17,14 @@ VOCABULARY = 23
 def llama(dtype: torch.dtype = torch.float32, layers: int = 2) -> LlamaForCausalLM:
     """Two blocks; the embedding is the head as well, and some of its rows are absent in a batch."""
     torch.manual_seed(0)
-    config = LlamaConfig(
+    model = tiny(
+        "llama",
         vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
         num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
         max_position_embeddings=16,
         tie_word_embeddings=True,
     )
-    return LlamaForCausalLM(config).to(dtype)
+    return model.to(dtype)  # type: ignore[no-any-return]
 
 
 class Awkward(nn.Module):

@@ -1,6 +1,7 @@
 """Prints how far fidelity raises the peak memory of a process above a model of its own: bytes.
 
-Run as a program: `python memory.py DTYPE SEQUENCES NEW_TOKENS`, at a vocabulary of 151,936.
+Run as a program: `python -m tests.support.memory DTYPE SEQUENCES NEW_TOKENS`. The vocabulary has
+151,936 tokens.
 """
 
 import re
@@ -8,9 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
-import transformers
 
 from deltalens.scoring.fidelity import Fidelity, sample_texts
+from tests.support.models import tiny
 
 
 def peak() -> int:
@@ -23,7 +24,8 @@ def peak() -> int:
 
 def main(dtype: str, sequences: int, new_tokens: int) -> None:
     """Sample, take the reference, measure."""
-    config = transformers.Qwen2Config(
+    model = tiny(
+        "qwen2",
         vocab_size=151_936,
         hidden_size=16,
         intermediate_size=16,
@@ -34,7 +36,7 @@ def main(dtype: str, sequences: int, new_tokens: int) -> None:
         bos_token_id=None,
         eos_token_id=None,
     )
-    model = transformers.Qwen2ForCausalLM(config).to(getattr(torch, dtype)).eval()
+    model = model.to(getattr(torch, dtype)).eval()
     with torch.inference_mode():
         model(input_ids=torch.tensor([[1, 2, 3]]))
     before = peak()

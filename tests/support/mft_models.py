@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.support import families
+from tests.support import models
 from tests.support.masked_training import batches, bits_of, llama, loss_of
 
 __all__ = ["FAMILIES", "batches", "bits_of", "llama", "loss_of", "named_scores", "plain_bits"]
 
-FAMILIES = {name: families.FAMILIES[name] for name in ("llama", "gpt2", "opt", "bert", "qwen2")}
+FAMILIES = {name: models.FAMILIES[name] for name in ("llama", "gpt2", "opt", "bert", "qwen2")}
 SCORES = ".parametrizations.weight.0.scores"
 RULES: dict[str, dict[str, Any]] = {
     "magnitude": {},

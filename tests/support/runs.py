@@ -16,7 +16,7 @@ from deltalens.cli.main import app
 from deltalens.io.records import Cell
 from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies.engine import StudyWatch
-from tests.support.families import Pair, States, state_of
+from tests.support.checkpoint_pairs import Pair, States, state_of
 
 FEW = FidelityTexts(sequences=6, new_tokens=8)
 """Fidelity that costs nothing."""

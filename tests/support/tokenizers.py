@@ -17,7 +17,9 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from tests.support.models import ids_of, tiny
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"]
 CHATML = (
@@ -133,19 +135,17 @@ def model(kind: str, **more: Any) -> Any:
     """A tiny Llama for it, that ends an answer as nobody but its own configuration says."""
     made = tokenizer(kind)
     torch.manual_seed(0)
-    config = {
-        "vocab_size": len(made),
+    settings = {
+        **ids_of(made),
         "hidden_size": 48,
         "intermediate_size": 96,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
+        "num_key_value_heads": 4,
         "max_position_embeddings": 256,
-        "bos_token_id": made.bos_token_id,
-        "eos_token_id": made.eos_token_id,
-        "pad_token_id": made.pad_token_id,
         **more,
     }
-    built = LlamaForCausalLM(LlamaConfig(**config))
+    built = tiny("llama", **settings)
     built.generation_config = GenerationConfig(
         eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id
     )

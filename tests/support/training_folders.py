@@ -6,30 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from deltalens.demo.model import build_tokenizer
 from deltalens.demo.recipe import DEFAULT_RECIPE
+from tests.support.models import demo_llama, save
 
 
 def write_model(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(DEFAULT_RECIPE)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save(demo_llama(dtype), folder, tokens=build_tokenizer(DEFAULT_RECIPE))
 
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]] | None = None) -> Path:

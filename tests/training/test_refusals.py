@@ -11,15 +11,40 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from deltalens.cli.main import app
+from deltalens.demo.model import build_tokenizer
+from deltalens.demo.recipe import DEFAULT_RECIPE
 from deltalens.errors import DeltaLensError, errors_from
 from deltalens.studies.efficiency import efficiency
 from deltalens.training.lora import adapted
 from deltalens.training.run import TrainingWatch, train
 from deltalens.training.spec import TrainingSpec
+from tests.support.models import ids_of, save, tiny
 from tests.support.training_folders import write_model
-from tests.support.training_models import TOKENIZER, make
 
 pytestmark = pytest.mark.bad_input
+
+TOKENIZER = build_tokenizer(DEFAULT_RECIPE)
+_WIDE: dict[str, Any] = {"hidden_size": 32}
+_DEEP: dict[str, Any] = {
+    **_WIDE,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_positions": 64},
+    "mamba": {**_WIDE, "intermediate_size": 64, "time_step_rank": 4},
+    "falcon-h1": _DEEP,
+    "mixtral": {**_DEEP, "num_local_experts": 4},
+    "qwen3-moe": _DEEP,
+    "bert": {
+        **_WIDE,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+    },
+}
 
 FITTING = {
     "gpt2": {"c_attn", "c_proj", "c_fc"},
@@ -45,10 +70,14 @@ def spec(**more: Any) -> TrainingSpec:
     return TrainingSpec(**given)
 
 
+def make(architecture: str) -> Any:
+    """A model, the same at every call."""
+    torch.manual_seed(0)
+    return tiny(architecture, **ids_of(TOKENIZER), **SETTINGS[architecture])
+
+
 def folder(path: Path, model: Any) -> Path:
-    model.save_pretrained(path)
-    TOKENIZER.save_pretrained(path)
-    return path
+    return save(model, path, tokens=TOKENIZER)
 
 
 @pytest.mark.parametrize("name", FITTING)

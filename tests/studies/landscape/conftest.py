@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.families import FAMILIES, Kind, fine_tune, initialized, save
+from tests.support.checkpoint_pairs import Kind, fine_tune
+from tests.support.models import FAMILIES, initialized, save
 from tests.support.quadratics import ROWS
 from tests.support.runs import write_rows
 

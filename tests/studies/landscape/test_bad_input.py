@@ -15,7 +15,8 @@ from deltalens.errors import DeltaLensError, PairingError
 from deltalens.studies.landscape import models as module
 from deltalens.studies.landscape.grid import parse_grid, parse_range
 from tests.studies.landscape.conftest import Three, write_three
-from tests.support.families import Kind, llama, save
+from tests.support.checkpoint_pairs import Kind
+from tests.support.models import llama, save
 from tests.support.quadratics import quadratics, scan
 from tests.support.runs import command
 

@@ -18,7 +18,8 @@ from deltalens.scoring.rows import read_rows
 from deltalens.studies.landscape import models as module
 from deltalens.studies.moving import Plane
 from tests.studies.landscape.conftest import Three, write_three
-from tests.support.families import Kind, differing, plain, state_of, tokenizer
+from tests.support.checkpoint_pairs import Kind, differing, plain, state_of
+from tests.support.models import tokenizer
 from tests.support.quadratics import Quadratic, Raising, quadratics, scan
 
 

@@ -1,6 +1,6 @@
 """Run by torchrun in two processes: a probe under DDP or FSDP2, beside one on the whole gradients.
 
-Usage: sharded_probe.py {ddp,fsdp2} OUT
+Usage: -m tests.support.distributed.sharded_probe {ddp,fsdp2} OUT
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Run by torchrun in two processes: transformers' Trainer under DDP, without a probe and with one.
 
-Usage: trainer_probe.py OUT
+Usage: -m tests.support.distributed.trainer_probe OUT
 """
 
 import os
@@ -11,17 +11,17 @@ import torch
 from datasets import Dataset
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from deltalens.integrations.transformers import GradientProbeCallback
+from tests.support.models import small_llama
 
 STEPS, CLIP = 6, 0.05
 
 
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=11, num_attention_heads=2, **sizes))
+    return small_llama()  # type: ignore[no-any-return]
 
 
 def train(out: Path, callbacks: list[TrainerCallback]) -> LlamaForCausalLM:

@@ -97,30 +97,25 @@ def steady_clock() -> Iterator[None]:
 def write_models() -> None:
     """`base` in one file, `ft` in shards, `other` as a third point; a tokenizer beside each."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from deltalens.demo.model import build_tokenizer
     from deltalens.demo.recipe import Recipe
+    from tests.support.models import ids_of, save, tiny
 
     tokenizer = build_tokenizer(Recipe(positions=64))
     tokenizer.chat_template = TEMPLATE
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
+        model = tiny(
+            "llama",
+            **ids_of(tokenizer),
+            hidden_size=8,
+            intermediate_size=8,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+        )
         for name, shard in (("base", "1GB"), ("ft", "4KB"), ("other", "1GB")):
-            model.save_pretrained(name, max_shard_size=shard)
-            tokenizer.save_pretrained(name)
+            save(model, Path(name), shard, tokenizer)
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape))
 
