@@ -1,4 +1,4 @@
-"""The errors deltalens raises for bad input: one clear message, with the case in it."""
+"""The errors that deltalens raises for unusable input, and helpers that build their messages."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ FAULTS_SHOWN = 20
 _LONGEST = 500
 _LONGEST_REASON = 4_000
 _COMPARED, _BEGINNING = 50, 200
-"""Names, and characters of each, that difflib compares: it is quadratic in both."""
+"""Limits on what difflib compares, which is quadratic in both: the number of names, and the number
+of characters of each."""
 
 
 class Lines(str):
-    """A message of several lines: only in one made as this do line ends count. One in a part came
-    with a name, and is written as an escape, lest the name writes a line of its own.
+    """A message of several lines.
+
+    Only the line breaks between the parts count. A line break inside a part comes from a file or
+    tensor name, and is escaped, so that a hostile name cannot forge a line of the message.
 
     Args:
-        parts: a line each, or more where they are `Lines` themselves.
+        parts: one line each; a part that is itself a `Lines` keeps its line breaks.
     """
 
     __slots__ = ()
@@ -52,15 +55,15 @@ class Lines(str):
 
 
 class DeltaLensError(Exception):
-    """Something the caller gave cannot be used; the message says what, where and what to do."""
+    """Input that cannot be used; the message says what is wrong, where, and what to do."""
 
 
 class CheckpointError(DeltaLensError):
-    """A checkpoint cannot be read, or cannot be written."""
+    """A checkpoint cannot be read or written."""
 
 
 class PairingError(DeltaLensError):
-    """Two checkpoints do not fit each other."""
+    """Two checkpoints do not match each other."""
 
 
 class DataError(DeltaLensError):
@@ -68,12 +71,22 @@ class DataError(DeltaLensError):
 
 
 class RecordError(DeltaLensError):
-    """A study or run folder cannot be used."""
+    """A study folder or run folder cannot be used."""
 
 
 def fault_list(headline: str, faults: Sequence[str]) -> Lines:
-    """One message for all faults of a check: the first 20, the rest counted. A hostile name can be
-    as long as its file: a fault is cut where it would fill the terminal."""
+    """Combine all faults that a check found into one message.
+
+    The first 20 are listed and the rest counted. A fault is cut at 500 characters, because a
+    hostile name can be as long as the file it comes from.
+
+    Args:
+        headline: first line of the message.
+        faults: one line each.
+
+    Returns:
+        The headline, and one indented bullet per fault.
+    """
     short = (fault if len(fault) < _LONGEST else f"{fault[:_LONGEST]}..." for fault in faults)
     lines = [headline, *(f"  - {fault}" for fault in itertools.islice(short, FAULTS_SHOWN))]
     if len(faults) > FAULTS_SHOWN:
@@ -82,60 +95,82 @@ def fault_list(headline: str, faults: Sequence[str]) -> Lines:
 
 
 def similar_names(name: str, names: Iterable[str], count: int, cutoff: float) -> list[str]:
-    """Those names that look most like one that is not there, for a message; the likeliest first.
+    """Find the names most similar to one that does not exist, for an error message.
 
     difflib would take minutes over the tensors of a mixture of experts, and as long over two names
-    that a hostile file made long: it sees the beginnings of those that share most parts (what dots
-    separate) with it.
+    that a hostile file made long. It therefore compares only the beginnings of the 50 names that
+    share most dot-separated parts with `name`.
 
     Args:
-        name: what was looked for.
-        names: what there is.
-        count: how many at most.
-        cutoff: how much alike they have to be, from 0 to 1, as `difflib` counts.
+        name: the name that was looked up.
+        names: the names that exist.
+        count: how many to return at most.
+        cutoff: the least similarity, from 0 to 1, as `difflib` defines it.
+
+    Returns:
+        The similar names, the most similar first.
     """
     import difflib
 
     parts = set(name.split("."))
     likely = heapq.nlargest(
-        _COMPARED, names, key=lambda one: len(parts.intersection(one.split(".")))
+        _COMPARED, names, key=lambda candidate: len(parts.intersection(candidate.split(".")))
     )
-    beginnings = [one[:_BEGINNING] for one in likely]
+    beginnings = [candidate[:_BEGINNING] for candidate in likely]
     return difflib.get_close_matches(name[:_BEGINNING], beginnings, n=count, cutoff=cutoff)
 
 
 def describe_error(error: BaseException) -> str:
-    """A foreign exception as text on one line, with its kind in front. Some quote the whole file
-    that they choke on: what is longer than would be read is cut."""
-    said = f"{type(error).__name__}: {' '.join(str(error)[:_LONGEST_REASON].split())}"
-    short = said if len(said) < _LONGEST_REASON else f"{said[:_LONGEST_REASON]}..."
+    """Describe an exception on one line, as "Type: message".
+
+    Some libraries quote the whole file that they fail on, so the text is cut at 4,000 characters.
+
+    Args:
+        error: any exception.
+
+    Returns:
+        The description; the type alone if the exception has no message.
+    """
+    text = f"{type(error).__name__}: {' '.join(str(error)[:_LONGEST_REASON].split())}"
+    short = text if len(text) < _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
     return short.removesuffix(": ")
 
 
 def is_library_error(error: BaseException | None) -> bool:
-    """Whether an exception is one that a library raises for what it cannot use. A panic of one
-    that is written in Rust (tokenizers, safetensors) is one, though Python's `except Exception`
-    lets it pass; Ctrl-C and the end of the program are not."""
+    """Tell whether an exception is a library's way of refusing its input.
+
+    This includes panics of libraries written in Rust (tokenizers, safetensors), which do not derive
+    from `Exception`. It excludes Ctrl-C and the end of the program.
+
+    Args:
+        error: an exception; None is no error.
+
+    Returns:
+        True if the exception may be turned into a `DeltaLensError`.
+    """
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 class errors_from:
-    """Around a call of another library's: what it raises becomes one `DeltaLensError`.
+    """Context manager that turns what another library raises into one `DeltaLensError`.
 
-    An exception that passed through a module of ours on its way (a hook, a callback) may be our own
-    bug, and stays as it is; only running out of memory never is one.
+    An exception that passed through a deltalens module on its way (a hook, a callback) may be a bug
+    of ours, and is left as it is, unless the machine ran out of memory.
 
     Args:
-        library: whose call it is.
-        failed: what did not work, with the case in it.
-        hint: what to do, if there is something to say.
-        kind: which error it becomes.
+        library: name of the library that is called.
+        failed: what failed, naming the file or model concerned.
+        hint: what to do about it; may be empty.
+        kind: the error class to raise.
+
+    Raises:
+        DeltaLensError: the call raised something; of class `kind`.
 
     Example:
-        >>> with said_by("peft", "LlamaForCausalLM takes no LoRA"):
+        >>> with errors_from("peft", "this model takes no LoRA"):
         ...     raise ValueError("no targets")
         Traceback (most recent call last):
-        deltalens.errors.DeltaLensError: LlamaForCausalLM takes no LoRA: peft says: ValueError: ...
+        deltalens.errors.DeltaLensError: this model takes no LoRA: peft says: ValueError: no targets
     """
 
     def __init__(
@@ -176,13 +211,13 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _passed_through_ours(trace: TracebackType | None) -> bool:
-    """Whether a module of ours was called by the other library, or it was never called at all."""
+    """Whether the library called a deltalens module, or was never reached at all."""
     ours = []
     while trace is not None:
         name = str(trace.tb_frame.f_globals.get("__name__", ""))
         ours.append(name.split(".")[0] == "deltalens")
         trace = trace.tb_next
     if all(ours):
-        # A single frame is the call itself, of code that has no frames of Python's.
+        # A single frame is the call itself: compiled code has no Python frames.
         return len(ours) > 1
     return any(ours[ours.index(False) :])

@@ -106,7 +106,7 @@ WEIGHTS: dict[str, Case] = {
         ["ft", "base"],
         "there is no delta to study",
     ),
-    "pattern": Case(nothing, ["ft", "base", "--include", "("], "is no regular expression"),
+    "pattern": Case(nothing, ["ft", "base", "--include", "("], "is not a valid regular expression"),
     "no adapter": Case(nothing, ["ft", "base", "--merge-adapter"], "ft: no adapter_config.json"),
 }
 

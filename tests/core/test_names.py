@@ -97,7 +97,7 @@ def test_groups(blocks: range, size: int, groups: list[str]) -> None:
 
 @pytest.mark.parametrize("size", [0, 5, -1])
 def test_groups_that_cannot_be(size: int) -> None:
-    with pytest.raises(DeltaLensError, match=f"groups of {size}: from 1 to 4, .* blocks of m$"):
+    with pytest.raises(DeltaLensError, match=f"groups of {size}: must be from 1 to 4, .* in m$"):
         group_blocks(range(4), size, "m")
 
 
@@ -175,19 +175,19 @@ def test_a_choice_takes_what_is_included_and_not_excluded() -> None:
 def test_a_choice_that_leaves_nothing_shows_the_nearest_names() -> None:
     names = ["layers.0.weight", "norm.weight"]
     assert NameFilter("layer.0.weigth").explain_no_match(names, "tensor") == (
-        "include 'layer.0.weigth' leaves no tensor; its names look like layers.0.weight, "
+        "include 'layer.0.weigth' matches no tensor; there are names such as layers.0.weight, "
         "norm.weight"
     )
     assert (
         NameFilter("x", "y")
         .explain_no_match(names, "tensor")
-        .startswith("include 'x' and exclude 'y' leave no tensor; its names look like ")
+        .startswith("include 'x' and exclude 'y' leave no tensor; there are names such as ")
     )
 
 
 @pytest.mark.parametrize("option", ["include", "exclude"])
 def test_a_choice_by_what_is_no_regular_expression(option: str) -> None:
-    with pytest.raises(DeltaLensError, match=rf"{option}: '\(' is no regular expression"):
+    with pytest.raises(DeltaLensError, match=rf"{option}: '\(' is not a valid regular expression"):
         NameFilter(**{option: "("})
 
 

@@ -212,13 +212,13 @@ def test_a_rate_with_a_monstrous_exponent_is_refused_at_once(rate: str) -> None:
 @pytest.mark.parametrize("option", ["include", "exclude"])
 def test_a_pattern_that_is_none_is_refused(tmp_path: Path, option: str) -> None:
     ft, base = pair_of(tmp_path, tuned(weights()), weights())
-    with pytest.raises(DeltaLensError, match=rf"{option}: '\(' is no regular expression"):
+    with pytest.raises(DeltaLensError, match=rf"{option}: '\(' is not a valid regular expression"):
         deltalens.inspect(ft, base, **{option: "("})
 
 
 def test_patterns_that_leave_nothing_show_what_names_look_like(tmp_path: Path) -> None:
     ft, base = pair_of(tmp_path, tuned(weights()), weights())
-    with pytest.raises(DeltaLensError, match=r"leaves no tensor of .*look like model\."):
+    with pytest.raises(DeltaLensError, match=r"matches no tensor of .*names such as model\."):
         deltalens.inspect(ft, base, include="decoder")
 
 

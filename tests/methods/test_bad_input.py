@@ -81,7 +81,7 @@ def test_nothing_to_mask_shows_the_nearest_names(method: Callable[..., StepMask]
         method(awkward(), include="layer.0.weigth")
     with pytest.raises(DeltaLensError, match=r"exclude '\.' leaves no parameter"):
         method(awkward(), exclude=".")
-    with pytest.raises(DeltaLensError, match="no regular expression"):
+    with pytest.raises(DeltaLensError, match="not a valid regular expression"):
         method(awkward(), include="(")
 
 

@@ -88,8 +88,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "rank_by": ({"rank_by": "size"}, "rank_by='size': choose one of magnitude, value"),
     "init_std 0": ({"init_std": 0.0}, "init_std=0.0: must be above 0"),
     "init_std NaN": ({"init_std": math.nan}, "init_std=nan"),
-    "include": ({"include": "("}, "no regular expression"),
-    "include nothing": ({"include": "query_proj"}, r"leaves no linear layer(.|\n)*_proj"),
+    "include": ({"include": "("}, "not a valid regular expression"),
+    "include nothing": ({"include": "query_proj"}, r"matches no linear layer(.|\n)*_proj"),
     "include and blocks": ({"include": "mlp", "blocks": "1"}, "instead of blocks and modules"),
     "tied head": ({"include": "lm_head"}, "lm_head: its weight is tied"),
 }

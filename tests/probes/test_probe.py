@@ -239,7 +239,7 @@ def test_a_closure_is_told_of(tmp_path: Path) -> None:
 
 
 def test_nothing_included_shows_the_nearest_names(tmp_path: Path) -> None:
-    with pytest.raises(DeltaLensError, match=r"leaves no parameter(.|\n)*layers\.0\.weight"):
+    with pytest.raises(DeltaLensError, match=r"matches no parameter(.|\n)*layers\.0\.weight"):
         GradientProbe(net(), tmp_path / "r", include="layer.0.weigth")
 
 

@@ -473,9 +473,9 @@ def test_model_and_its_blocks_are_back_after_an_exception_amid_a_replay(
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"groups": (0,)}, r"groups of 0: from 1 to 5"),
-        ({"groups": (-3,)}, r"groups of -3: from 1 to 5"),
-        ({"groups": (1, 6)}, r"groups of 6: from 1 to 5, the number of blocks of .*ft"),
+        ({"groups": (0,)}, r"groups of 0: must be from 1 to 5"),
+        ({"groups": (-3,)}, r"groups of -3: must be from 1 to 5"),
+        ({"groups": (1, 6)}, r"groups of 6: must be from 1 to 5, the number of blocks in .*ft"),
         ({"groups": ()}, r"no group: give the number"),
         ({"include": "embed_tokens"}, r"no block takes part[\s\S]*embed_tokens"),
         ({"cache_gb": -1.0}, r"cache_gb -1\.0: 0 or more"),
@@ -565,7 +565,7 @@ def test_command_as_typed(deep_pair: Callable[..., Pair], rows: Path, tmp_path: 
     assert table(out) == before
     refused = command(*typed[:5], "--group", 9, "-o", tmp_path / "other")
     assert refused.exit_code == 2
-    assert "groups of 9: from 1 to 5" in refused.output
+    assert "groups of 9: must be from 1 to 5" in refused.output
 
 
 def test_command_prints_the_tables_and_the_answer(

@@ -78,7 +78,7 @@ BAD: dict[str, tuple[Change, str]] = {
         "holds no checkpoint-10",
     ),
     "a folder of nothing": (lambda t: {"others": [t.b, t.b / "x"]}, "no such file or folder"),
-    "no regular expression": (lambda t: {"include": "("}, "include: '(' is no regular expression"),
+    "no regular expression": (lambda t: {"include": "("}, "include: '(' is not a valid regular"),
     "a model in memory among folders": (
         lambda t: {"others": [t.b, nn.Linear(2, 2)]},
         "models in folders and models in memory do not mix",
