@@ -41,7 +41,7 @@ def demo_landscape(
     """
     with console.command(debug, interrupted(out)):
         from deltalens.demo.landscape import ROWS, build_landscape
-        from deltalens.figures import mft_fig6, mft_fig10
+        from deltalens.figures import draw_figure
         from deltalens.numerics.workers import one_thread
 
         paths = made(
@@ -65,10 +65,10 @@ def demo_landscape(
                 debug=debug,
             )
         if domain == "code":
-            pictures = mft_fig10.draw([study], out)
+            pictures = draw_figure("mft-fig10", study, out)
         else:
             studies = [out / f"landscape-{name}" for name in ("maths", "instructions")]
-            pictures = mft_fig6.draw([s for s in studies if _is_drawn(s)], out)
+            pictures = draw_figure("mft-fig6", [s for s in studies if _is_drawn(s)], out)
         for picture in pictures:
             say(quiet, f"picture: {picture}")
 

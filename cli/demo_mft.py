@@ -122,10 +122,12 @@ def _finetune(name: str, base: Path, data: Path, out: Path, quiet: bool) -> None
 def _tables(studies: list[Path], mixed: list[Path], quiet: bool) -> None:
     """Tables 1 and 5 and Figure 2 take all domains; they lie in the first one's study. What starts
     from the mixture is Table 1's lower half."""
-    from deltalens.figures import mft_fig2, mft_tab1, mft_tab5
+    from deltalens.figures import draw_figure
 
-    pictures = [*mft_tab1.draw(*studies, mixed=mixed), *mft_tab5.draw(*studies)]
-    for picture in [*pictures, *mft_fig2.draw(*studies)]:
+    pictures = draw_figure("mft-tab1", studies, mixed=mixed)
+    for name in ("mft-tab5", "mft-fig2"):
+        pictures += draw_figure(name, studies)
+    for picture in pictures:
         if picture.suffix in (".png", ".md"):
             say(quiet, f"picture: {picture}")
 

@@ -188,9 +188,9 @@ class _Sketches:
         if self._due and self._done >= self._due[0]:
             self._due = [end for end in self._due if end > self._done]
             if self._due:
-                from deltalens.figures import landscape
+                from deltalens.figures import draw_named, save_all
 
-                landscape.draw(folder, first_only=True)
+                save_all(draw_named("landscape", folder, first_only=True), folder)
 
 
 def _levels_end(record: StudyRecord) -> list[int]:

@@ -57,9 +57,9 @@ def monitor(
             console.console().print(_shown(folder, summary))
         pictures: list[Path] = []
         if summary.steps and not no_pictures:
-            from deltalens.figures.gradient_run import draw
+            from deltalens.figures import draw_figure
 
-            pictures = draw(folder)
+            pictures = draw_figure("gradients", folder)
         if as_json:
             console.print_json({**summary.as_json(), "pictures": [str(p) for p in pictures]})
         elif not quiet:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deltalens.errors import RecordError
-from deltalens.figures.drawn import load_drawn
-from deltalens.figures.style import WIDTH, save, styled
+from deltalens.figures.drawing import Drawing
+from deltalens.figures.loading import load_finite
+from deltalens.figures.registry import FigureEntry
+from deltalens.figures.style import new_figure, styled
 from deltalens.names import is_block
 
 __all__ = ["draw"]
@@ -16,22 +19,22 @@ __all__ = ["draw"]
 Bins = list[list[int]]
 
 
-def draw(folder: str | Path) -> list[Path]:
+def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     """Draw an inspection: left the density of log2|delta| per layer, right how much of the
     delta's squared norm its largest entries hold.
 
     Args:
-        folder: of the records; also where `anatomy.png` and `.svg` are written.
+        folders: of the inspection.
+        entry: the figure.
+
+    Returns:
+        The figure.
 
     Raises:
-        RecordError: no inspection there.
+        RecordError: no inspection is there.
     """
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
-    record = load_drawn(folder)
+    (folder,) = folders
+    record = load_finite(folder)
     histograms: dict[str, Bins] = record.facts.get("histograms", {})
     if record.kind != "inspect" or not histograms:
         raise RecordError(f"{record.path}: no inspection of a delta")
@@ -44,7 +47,8 @@ def draw(folder: str | Path) -> list[Path]:
             f"{record.path}: its journal lacks the layer {lacking[0]!r}: inspect again"
         )
     with styled():
-        figure, (density, energy) = plt.subplots(1, 2, figsize=(WIDTH, 3.1), layout="constrained")
+        figure = new_figure(3.1, layout="constrained")
+        density, energy = figure.subplots(1, 2)
         for (name, bins), color in zip(drawn.items(), _colors(list(drawn)), strict=True):
             _curves(density, energy, bins, record.facts["per_octave"], int(entries[name]), color)
         density.set(
@@ -60,7 +64,7 @@ def draw(folder: str | Path) -> list[Path]:
             ylim=(0, 1.02),
         )
         _legend(figure, list(drawn))
-        return save(figure, record.path, "anatomy")
+        return [Drawing(entry.file_name, figure)]
 
 
 def _range(drawn: dict[str, Bins], per_octave: int) -> tuple[float, float]:

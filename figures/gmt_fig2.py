@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalens.catalog.methods import METHODS, Look, has_ratio
 from deltalens.catalog.metrics import axis_label, is_shown, scale_of
 from deltalens.errors import RecordError
-from deltalens.figures.drawn import load_drawn
-from deltalens.figures.style import WIDTH, save, styled
+from deltalens.figures.drawing import Drawing
+from deltalens.figures.loading import load_finite
+from deltalens.figures.registry import FigureEntry
+from deltalens.figures.style import new_figure, styled
 from deltalens.io.tables import over_seeds
 
 if TYPE_CHECKING:
@@ -18,23 +21,24 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 
-def draw(folder: str | Path) -> list[Path]:
+def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     """Draw a mask-ratio sweep: a panel for each data set, a line for each method with a band over
     seeds, the level of plain fine-tuning; a second axis where two metrics differ in scale.
 
     Args:
-        folder: of the study; also where `gmt_fig2.png` and `.svg` are written.
+        folders: of the study.
+        entry: the figure.
+
+    Returns:
+        The figure.
 
     Raises:
-        RecordError: no such sweep there, or no finished cell in it.
+        RecordError: no mask-ratio sweep is there, or no cell of it is finished.
     """
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
 
-    record = load_drawn(folder)
+    (folder,) = folders
+    record = load_finite(folder)
     if record.kind != "mask-ratio-sweep" or record.cells.empty:
         raise RecordError(f"{record.path}: no mask-ratio sweep with finished cells")
     frame = record.cells
@@ -44,13 +48,8 @@ def draw(folder: str | Path) -> list[Path]:
     for metric in dict.fromkeys(frame["metric"]):
         sets.setdefault(metric.rpartition("/")[0], []).append(metric)
     with styled():
-        figure, axes = plt.subplots(
-            len(sets),
-            1,
-            figsize=(WIDTH, 3.0 * len(sets) + 0.4),
-            squeeze=False,
-            layout="constrained",
-        )
+        figure = new_figure(3.0 * len(sets) + 0.4, layout="constrained")
+        axes = figure.subplots(len(sets), 1, squeeze=False)
         for axis, (name, metrics) in zip(axes.flat, sets.items(), strict=True):
             _panel(axis, frame, metrics)
             axis.set_title(name, fontsize=9)
@@ -70,7 +69,7 @@ def draw(folder: str | Path) -> list[Path]:
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles))
         )
-        return save(figure, record.path, "gmt_fig2")
+        return [Drawing(entry.file_name, figure)]
 
 
 def _panel(axis: Any, frame: pd.DataFrame, metrics: list[str]) -> None:

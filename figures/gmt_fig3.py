@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalens.catalog.metrics import axis_label, better_of, is_lower_better, scale_of
 from deltalens.errors import RecordError
-from deltalens.figures.drawn import load_drawn
-from deltalens.figures.style import STRATEGY, WIDTH, save, styled
+from deltalens.figures.drawing import Drawing
+from deltalens.figures.loading import load_finite
+from deltalens.figures.registry import FigureEntry
+from deltalens.figures.style import STRATEGY, new_figure, styled
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import is_finite, over_seeds
 
@@ -19,39 +22,40 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 
-def draw(folder: str | Path) -> list[Path]:
-    """Draw a drop study: one panel per metric, the level of the base's own model and of the
-    fine-tune, and a shade over the share of unchanged entries. Bands: from the lowest random order
-    to the highest; none of a single one; of what is not random the measurement's standard error.
+def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
+    """Draw a drop study: a panel for each metric with a line for each strategy, the levels of the
+    base and the fine-tune, and a shade over the share of unchanged entries.
+
+    The band around `random` reaches from the lowest random order to the highest, and is left out
+    with a single order; around the other strategies it is the measurement's standard error.
 
     Args:
-        folder: of the study; also where `gmt_fig3.png` and `.svg` are written.
+        folders: of the study.
+        entry: the figure.
+
+    Returns:
+        The figure.
 
     Raises:
-        RecordError: no drop study there, or no finished cell in it.
+        RecordError: no drop study is there, or no cell of it is finished.
     """
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
-    record = load_drawn(folder)
+    (folder,) = folders
+    record = load_finite(folder)
     if record.kind != "drop-study" or record.cells.empty:
         raise RecordError(f"{record.path}: no drop study with finished cells")
     metrics = list(dict.fromkeys(record.cells["metric"]))
     columns = min(len(metrics), 2 if len(metrics) != 3 else 3)
     lines = -(-len(metrics) // columns)
     with styled():
-        figure, axes = plt.subplots(
-            lines, columns, figsize=(WIDTH, 2.7 * lines + 0.5), squeeze=False, layout="constrained"
-        )
+        figure = new_figure(2.7 * lines + 0.5, layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False)
         for place, metric in enumerate(metrics):
             _panel(axes.flat[place], record, metric)
         for spare in axes.flat[len(metrics) :]:
             spare.set_visible(False)
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
-        return save(figure, record.path, "gmt_fig3")
+        return [Drawing(entry.file_name, figure)]
 
 
 def _panel(axis: Any, record: StudyRecord, metric: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from deltalens.figures.drawing import Drawing
+from deltalens.figures.registry import FigureEntry
 from deltalens.figures.sweep_tables import in_words, load_sweep, measure
-from deltalens.figures.tables import TableFigure, printed, write
+from deltalens.figures.tables import TableFigure, draw_table, printed
 from deltalens.io.papers import paper_table
 
 __all__ = ["draw"]
@@ -16,19 +19,26 @@ _BLOCKS = {
 }
 
 
-def draw(folder: str | Path, ratio: float | None = None) -> list[Path]:
-    """Write a mask-ratio sweep as a table: for each of its data sets the methods with all metrics,
-    and the paper's rows below.
+def draw(folders: Sequence[Path], entry: FigureEntry, ratio: float | None = None) -> list[Drawing]:
+    """Draw a mask-ratio sweep as a table: for each of its data sets the methods with all metrics;
+    the paper's rows below.
 
     Args:
-        folder: of the study; `gmt_tab1.csv`, `.md`, `.png` and `.svg` are written there.
-        ratio: the mask ratio at which every method is shown. Without one it is, per data set and
-            method, that of the best mean of the set's first metric: a choice on the data shown.
+        folders: of the study.
+        entry: the table.
+        ratio: the mask ratio at which every method is shown. By default each method is shown, on
+            each data set, at the ratio with the best mean of the set's first metric: chosen on the
+            data shown.
+
+    Returns:
+        The table.
 
     Raises:
-        RecordError: no such sweep there, no finished cell in it, or no such ratio.
+        RecordError: no mask-ratio sweep is there, no cell of it is finished, or it has no such
+            ratio.
     """
-    sweep, paper = load_sweep(folder), paper_table("gmt_tab1")
+    (folder,) = folders
+    sweep, paper = load_sweep(folder), paper_table(entry.file_name)
     blocks = [
         sweep.block(
             f"This study: {name}",
@@ -55,5 +65,4 @@ def draw(folder: str | Path, ratio: float | None = None) -> list[Path]:
         f"The paper: {paper.source}; bold: the best of a model's fine-tuned rows.",
         *paper.notes,
     )
-    table = TableFigure("gmt_tab1", "GMT, Table 1: methods on one task", tuple(blocks), notes)
-    return write(table, sweep.record.path)
+    return [draw_table(TableFigure(entry.file_name, entry.title, tuple(blocks), notes))]

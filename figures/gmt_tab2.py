@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltalens.errors import RecordError
+from deltalens.figures.drawing import Drawing
+from deltalens.figures.registry import FigureEntry
 from deltalens.figures.sweep_tables import Sweep, in_words, load_sweep, measure
-from deltalens.figures.tables import TableFigure, printed, write
+from deltalens.figures.tables import TableFigure, draw_table, printed
 from deltalens.io.papers import paper_table
 
 if TYPE_CHECKING:
@@ -18,20 +21,25 @@ __all__ = ["draw", "shared_metrics"]
 _AVERAGE = "average over the data sets"
 
 
-def draw(folder: str | Path, ratio: float | None = None) -> list[Path]:
-    """Write a mask-ratio sweep on several data sets as a table: for each metric that all of them
+def draw(folders: Sequence[Path], entry: FigureEntry, ratio: float | None = None) -> list[Drawing]:
+    """Draw a mask-ratio sweep on several data sets as a table: for each metric that all of them
     have, the methods' values on each set and the average over the sets; the paper's rows below.
 
     Args:
-        folder: of the study; `gmt_tab2.csv`, `.md`, `.png` and `.svg` are written there.
-        ratio: the mask ratio at which every method is shown. Without one it is, per method, that
-            of the best mean average of the first metric: a choice on the data shown.
+        folders: of the study.
+        entry: the table.
+        ratio: the mask ratio at which every method is shown. By default each method is shown at
+            the ratio with the best mean average of the first metric: chosen on the data shown.
+
+    Returns:
+        The table.
 
     Raises:
-        RecordError: no such sweep there, no finished cell in it, no metric that several data sets
-            share, or no such ratio.
+        RecordError: no mask-ratio sweep is there, no cell of it is finished, several data sets
+            share no metric, or it has no such ratio.
     """
-    sweep, paper = load_sweep(folder), paper_table("gmt_tab2")
+    (folder,) = folders
+    sweep, paper = load_sweep(folder), paper_table(entry.file_name)
     shared = shared_metrics(sweep)
     if not shared:
         raise RecordError(f"{sweep.record.path}: no metric that several data sets share")
@@ -60,12 +68,18 @@ def draw(folder: str | Path, ratio: float | None = None) -> list[Path]:
         f"The paper: {paper.source}; bold: the best of a model's fine-tuned rows.",
         *paper.notes,
     )
-    table = TableFigure("gmt_tab2", "GMT, Table 2: methods on several tasks", tuple(blocks), notes)
-    return write(table, sweep.record.path)
+    return [draw_table(TableFigure(entry.file_name, entry.title, tuple(blocks), notes))]
 
 
 def shared_metrics(sweep: Sweep) -> list[str]:
-    """The metrics that all of several data sets have."""
+    """Find the metrics that can be averaged over data sets.
+
+    Args:
+        sweep: with one data set or several.
+
+    Returns:
+        The metrics that all data sets have; none if there is a single one.
+    """
     first, *others = [
         [metric.rpartition("/")[2] for metric in metrics] for metrics in sweep.sets.values()
     ]

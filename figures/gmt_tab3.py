@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltalens.catalog.methods import row_in_table3
 from deltalens.catalog.metrics import HIGHER
 from deltalens.errors import RecordError
-from deltalens.figures.drawn import load_drawn
-from deltalens.figures.tables import Block, Entry, TableFigure, mark_best, printed, write
-from deltalens.io.papers import as_number, paper_table
+from deltalens.figures.drawing import Drawing
+from deltalens.figures.loading import load_finite
+from deltalens.figures.registry import FigureEntry
+from deltalens.figures.tables import Block, Entry, TableFigure, draw_table, mark_best, printed
+from deltalens.io.papers import PaperTable, as_number, paper_table
 from deltalens.io.records import StudyRecord
 
 if TYPE_CHECKING:
@@ -29,19 +32,24 @@ _HEADS = (
 )
 
 
-def draw(folder: str | Path) -> list[Path]:
-    """Write an efficiency study as a table: medians over its repeats, and the paper's rows below.
+def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
+    """Draw an efficiency study as a table: medians over its repeats, and the paper's rows below.
 
     Args:
-        folder: of the study; `gmt_tab3.csv`, `.md`, `.png` and `.svg` are written there.
+        folders: of the study.
+        entry: the table.
+
+    Returns:
+        The table.
 
     Raises:
-        RecordError: no efficiency study there, or no finished cell in it.
+        RecordError: no efficiency study is there, or no cell of it is finished.
     """
-    record = load_drawn(folder)
+    (folder,) = folders
+    record = load_finite(folder)
     if record.kind != "efficiency" or record.cells.empty:
         raise RecordError(f"{record.path}: no efficiency study with finished cells")
-    paper = paper_table("gmt_tab3")
+    paper = paper_table(entry.file_name)
     notes = [
         "Medians over blocks of steps in which the methods take turns; relative: the median of the "
         "ratios to plain fine-tuning's block of the same repeat, with their 10th and 90th "
@@ -51,10 +59,8 @@ def draw(folder: str | Path) -> list[Path]:
         f"The paper: {paper.source}. Relative to SFT is computed from the speeds it prints.",
         *paper.notes,
     ]
-    blocks = (_study(record), _paper())
-    return write(
-        TableFigure("gmt_tab3", "GMT, Table 3: training speed", blocks, tuple(notes)), record.path
-    )
+    blocks = (_study(record), _paper(paper))
+    return [draw_table(TableFigure(entry.file_name, entry.title, blocks, tuple(notes)))]
 
 
 def _study(record: StudyRecord) -> Block:
@@ -110,9 +116,8 @@ def _relative(ratio: pd.Series[float]) -> Entry:
     return Entry(f"{middle:.3f} [{low:.3f}–{high:.3f}]", middle)
 
 
-def _paper() -> Block:
+def _paper(table: PaperTable) -> Block:
     """As printed, and one column more: the speed relative to plain fine-tuning's."""
-    table = paper_table("gmt_tab3")
     speed = table.measures[0]
     labels = ["model", "domain", "method"]
     block = printed("The paper", table, labels, table.measures, grouped=2, best=False)

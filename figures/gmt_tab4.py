@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from deltalens.catalog.methods import has_ratio
+from deltalens.figures.drawing import Drawing
+from deltalens.figures.registry import FigureEntry
 from deltalens.figures.sweep_tables import Sweep, best_ratio, load_sweep, measure
-from deltalens.figures.tables import Block, Entry, TableFigure, over_seeds, printed, write
+from deltalens.figures.tables import Block, Entry, TableFigure, draw_table, over_seeds, printed
 from deltalens.io.papers import paper_table
 
 __all__ = ["draw"]
@@ -23,18 +26,23 @@ _HEADS = (
 )
 
 
-def draw(folder: str | Path) -> list[Path]:
-    """Write the best mask ratios of a sweep as a table: for each data set, metric and method the
-    ratio of the best mean, its value, and the ratios within one standard error of it; the paper's
+def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
+    """Draw the best mask ratios of a sweep as a table: for each data set, metric and method the
+    ratio with the best mean, that mean, and the ratios within one standard error of it; the paper's
     ratios below.
 
     Args:
-        folder: of the study; `gmt_tab4.csv`, `.md`, `.png` and `.svg` are written there.
+        folders: of the study.
+        entry: the table.
+
+    Returns:
+        The table.
 
     Raises:
-        RecordError: no such sweep there, or no finished cell in it.
+        RecordError: no mask-ratio sweep is there, or no cell of it is finished.
     """
-    sweep, paper = load_sweep(folder), paper_table("gmt_tab4")
+    (folder,) = folders
+    sweep, paper = load_sweep(folder), paper_table(entry.file_name)
     rows = tuple(
         _row(sweep, name, metric, method)
         for name, metrics in sweep.sets.items()
@@ -55,9 +63,7 @@ def draw(folder: str | Path) -> list[Path]:
         f"The paper: {paper.source}.",
         *paper.notes,
     )
-    return write(
-        TableFigure("gmt_tab4", "GMT, Table 4: best mask ratios", blocks, notes), sweep.record.path
-    )
+    return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes))]
 
 
 def _row(sweep: Sweep, name: str, metric: str, method: str) -> tuple[Entry, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltalens.errors import Lines, RecordError
+from deltalens.figures.drawing import Drawing
 from deltalens.figures.learned_masks import learned_masks
-from deltalens.figures.style import WIDTH, save, styled
+from deltalens.figures.registry import FigureEntry
+from deltalens.figures.style import new_figure, styled
 from deltalens.io.records import RunRecord, load_run
 from deltalens.names import Kind, block_of, is_block, kind_of
 
@@ -44,20 +47,21 @@ def group_of(name: str) -> str:
     return _LABELS[kind_of(name)]
 
 
-def draw(folder: str | Path) -> list[Path]:
-    """Draw a run: `gradient_histograms`, `mask_overlap`, `overlap_by_layer`, `coverage`, `updates`
-    and `learned_masks`, each where it was logged.
+def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
+    """Draw a run of a probe.
 
     Args:
-        folder: of the run; also where each picture's `.png` and `.svg` are written.
+        folders: of the run.
+        entry: the figure.
+
+    Returns:
+        `gradient_histograms`, `mask_overlap`, `overlap_by_layer`, `coverage`, `updates` and
+        `learned_masks`, as far as they were logged.
 
     Raises:
-        RecordError: no run there, or no step logged yet.
+        RecordError: no run is there, or no step is logged yet.
     """
-    import matplotlib as mpl
-
-    mpl.use("agg")
-
+    (folder,) = folders
     run = load_run(folder)
     if run.tensors.empty:
         raise RecordError(f"{run.path}: no step logged yet; nothing to draw")
@@ -65,20 +69,20 @@ def draw(folder: str | Path) -> list[Path]:
     run = replace(run, histograms=_known(run.histograms, run), masks=_known(run.masks, run))
     time = _Time.of(run.tensors["step"])
     masks = run.masks.assign(column=time.column(run.masks["step"]))
-    pictures: list[Path] = []
+    drawings: list[Drawing] = []
     with styled():
         if not run.histograms.empty:
-            pictures += save(_histograms(run, time), run.path, "gradient_histograms")
+            drawings.append(Drawing("gradient_histograms", _histograms(run, time)))
         if masks["jaccard_previous"].notna().any():
-            pictures += save(_overlap(masks, time), run.path, "mask_overlap")
-            pictures += save(_by_layer(masks, time), run.path, "overlap_by_layer")
+            drawings.append(Drawing("mask_overlap", _overlap(masks, time)))
+            drawings.append(Drawing("overlap_by_layer", _by_layer(masks, time)))
         if masks["coverage"].notna().any():
-            pictures += save(_coverage(masks, time), run.path, "coverage")
+            drawings.append(Drawing("coverage", _coverage(masks, time)))
         if run.tensors["bits_changed"].notna().any():
-            pictures += save(_updates(run.tensors, time), run.path, "updates")
+            drawings.append(Drawing("updates", _updates(run.tensors, time)))
         if run.learned["step"].nunique() > 1:
-            pictures += save(learned_masks(run.learned), run.path, "learned_masks")
-    return pictures
+            drawings.append(Drawing("learned_masks", learned_masks(run.learned)))
+    return drawings
 
 
 def _known(frame: pd.DataFrame, run: RunRecord) -> pd.DataFrame:
@@ -119,18 +123,10 @@ class _Time:
 
 def _grid(panels: int, across: int, height: float, **options: Any) -> tuple[Any, list[Any]]:
     """A figure of so many panels in rows of `across`, and their axes."""
-    import matplotlib.pyplot as plt
-
     across = min(across, panels)
     down = -(-panels // across)
-    figure, axes = plt.subplots(
-        down,
-        across,
-        figsize=(WIDTH, height * down + 0.5),
-        squeeze=False,
-        layout="constrained",
-        **options,
-    )
+    figure = new_figure(height * down + 0.5, layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False, **options)
     for spare in axes.flat[panels:]:
         spare.set_visible(False)
     for axis in axes.flat[max(0, panels - across) : panels]:

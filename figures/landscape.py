@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from deltalens.errors import Lines
+from deltalens.figures.drawing import Drawing
 from deltalens.figures.landscape_panels import (
     MARKERS,
     Panel,
@@ -23,7 +24,8 @@ from deltalens.figures.landscape_panels import (
     spans,
 )
 from deltalens.figures.landscape_surface import draw_lines, draw_surfaces
-from deltalens.figures.style import WIDTH, save, styled
+from deltalens.figures.registry import FigureEntry
+from deltalens.figures.style import WIDTH, new_figure, styled
 
 __all__ = ["draw", "draw_contours"]
 
@@ -31,54 +33,54 @@ _WIDE = 1.7
 """Panels wider than this, over their height, are stacked rather than set side by side."""
 
 
-def draw(folder: str | Path, *, first_only: bool = False) -> list[Path]:
-    """Draw a landscape, also one that is not finished: `landscape.png` and `.svg` for the loss (or
-    what else was measured first), `landscape_3d` likewise, and `landscape_<metric>` for every other
-    metric (perplexity aside, which is the loss again).
+def draw(folders: Sequence[Path], entry: FigureEntry, *, first_only: bool = False) -> list[Drawing]:
+    """Draw a landscape, finished or not.
 
     Args:
-        folder: of the study; the pictures go there too.
+        folders: of the study.
+        entry: the figure.
         first_only: draw the first picture only.
 
-    Raises:
-        RecordError: no landscape there, or no finished point in it.
-    """
-    import matplotlib as mpl
+    Returns:
+        `landscape`, the loss (or what else was measured first); on a plane `landscape_3d`, the same
+        as a surface; and `landscape_<metric>` for every other metric except perplexity, which is
+        the loss again.
 
-    mpl.use("agg")
+    Raises:
+        RecordError: no landscape is there, or none of its points is finished.
+    """
+    (folder,) = folders
     record = load_landscape(folder)
     metrics = list(dict.fromkeys(record.cells["metric"]))
     leading = "loss" if "loss" in metrics else metrics[0]
     rest = [m for m in metrics if m != leading and not (m == "perplexity" and "loss" in metrics)]
-    written = []
+    drawings: list[Drawing] = []
     for metric in (leading, *(() if first_only else rest)):
-        name = "landscape" if metric == leading else f"landscape_{metric}"
+        name = entry.file_name if metric == leading else f"{entry.file_name}_{metric}"
         shown = panels(record, metric)
         if len(shown[0].labels) == 1:
-            written += draw_lines(shown, record.path, name)
+            drawings.append(draw_lines(shown, name))
         else:
-            written += draw_contours([shown], record.path, name)
+            drawings.append(draw_contours([shown], name))
             if metric == leading and not first_only:
-                written += draw_surfaces(shown, record.path, f"{name}_3d")
-    return written
+                drawings.append(draw_surfaces(shown, f"{name}_3d"))
+    return drawings
 
 
 def draw_contours(
-    rows: Sequence[Sequence[Panel]],
-    folder: Path,
-    name: str,
-    names: Mapping[str, str] | None = None,
-) -> list[Path]:
-    """Filled contours with labeled levels: a row of panels for each landscape, on one scale.
+    rows: Sequence[Sequence[Panel]], name: str, names: Mapping[str, str] | None = None
+) -> Drawing:
+    """Draw filled contours with labeled levels: a row of panels for each landscape, on one scale.
 
     Args:
-        rows: the landscapes; of each its panels.
-        folder: where the pictures go.
-        name: their file name.
-        names: what the legend calls the origin, b and c, by their role; else the folders' names.
-    """
-    import matplotlib.pyplot as plt
+        rows: the panels of each landscape.
+        name: of the files.
+        names: what the legend calls the origin, b and c, by their role; by default the names of
+            their folders.
 
+    Returns:
+        The figure.
+    """
     with styled():
         stacked = len(rows) == 1 and _shape(rows[0][0]) > _WIDE
         lines = [[panel] for panel in rows[0]] if stacked else [list(row) for row in rows]
@@ -86,13 +88,8 @@ def draw_contours(
         # What is left beside the color scale, its labels, and the labels of the axes.
         width = (WIDTH - 1.0 - 0.55 - 0.3 * across) / across
         height = sum(width / min(max(_shape(line[0]), 0.6), 3.2) + 0.75 for line in lines)
-        figure, axes = plt.subplots(
-            len(lines),
-            across,
-            figsize=(WIDTH, height + 0.35),
-            squeeze=False,
-            layout="constrained",
-        )
+        figure = new_figure(height + 0.35, layout="constrained")
+        axes = figure.subplots(len(lines), across, squeeze=False)
         for place, row in enumerate(rows):
             own = axes[:, 0] if stacked else axes[place]
             scale = Scale.of(row)
@@ -110,7 +107,7 @@ def draw_contours(
                 labels = [f"{level:g}" for level in scale.levels]
                 bar.set_ticks(scale.height(scale.levels), labels=labels)
         draw_legend(figure, rows, names)
-        return save(figure, folder, name)
+        return Drawing(name, figure)
 
 
 def _contours(axis: Any, panel: Panel, scale: Scale) -> Any:

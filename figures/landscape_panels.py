@@ -12,7 +12,7 @@ import numpy as np
 
 from deltalens.catalog.metrics import axis_label, scale_of
 from deltalens.errors import RecordError
-from deltalens.figures.drawn import load_drawn
+from deltalens.figures.loading import load_finite
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import is_finite
 
@@ -73,7 +73,7 @@ def load_landscape(folder: str | Path) -> StudyRecord:
     Raises:
         RecordError: another study, or no finished point of the grid.
     """
-    record = load_drawn(folder)
+    record = load_finite(folder)
     if record.kind != "landscape" or (record.cells["mark"] == "grid").sum() == 0:
         raise RecordError(f"{record.path}: no landscape with finished points")
     return record

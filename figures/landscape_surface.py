@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deltalens.figures.drawing import Drawing
 from deltalens.figures.landscape_panels import (
     MARKERS,
     Panel,
@@ -19,7 +19,7 @@ from deltalens.figures.landscape_panels import (
     label_of,
     spans,
 )
-from deltalens.figures.style import WIDTH, save, styled
+from deltalens.figures.style import new_figure, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,21 +29,27 @@ __all__ = ["draw_lines", "draw_surfaces"]
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-def draw_surfaces(row: Sequence[Panel], folder: Path, name: str) -> list[Path]:
-    """The same as surfaces, seen from the side, on one scale."""
-    import matplotlib.pyplot as plt
+def draw_surfaces(row: Sequence[Panel], name: str) -> Drawing:
+    """Draw a landscape as surfaces, seen from the side, on one scale.
 
+    Args:
+        row: the panels, one for each data set.
+        name: of the files.
+
+    Returns:
+        The figure.
+    """
     scale = Scale.of(row)
     with styled():
         across = min(2, len(row))
         down = -(-len(row) // across)
-        figure = plt.figure(figsize=(WIDTH, (4.6 if across == 1 else 3.4) * down + 0.4))
+        figure = new_figure((4.6 if across == 1 else 3.4) * down + 0.4)
         for place, panel in enumerate(row, 1):
             axis = figure.add_subplot(down, across, place, projection="3d", computed_zorder=False)
             _surface(axis, panel, scale)
         figure.subplots_adjust(left=0.01, right=0.93, bottom=0.12, top=0.96, wspace=0.14)
         draw_legend(figure, [row])
-        return save(figure, folder, name)
+        return Drawing(name, figure)
 
 
 def _surface(axis: Any, panel: Panel, scale: Scale) -> None:
@@ -116,12 +122,19 @@ def _along(panel: Panel) -> pd.DataFrame:
     return whole.drop_duplicates("a").sort_values("a")
 
 
-def draw_lines(row: Sequence[Panel], folder: Path, name: str) -> list[Path]:
-    """One line per data set, through the models that are marked on it."""
-    import matplotlib.pyplot as plt
+def draw_lines(row: Sequence[Panel], name: str) -> Drawing:
+    """Draw a landscape along a line: a curve for each data set, through the models marked on it.
 
+    Args:
+        row: the panels, one for each data set.
+        name: of the files.
+
+    Returns:
+        The figure.
+    """
     with styled():
-        figure, axis = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
+        figure = new_figure(3.6, layout="constrained")
+        axis = figure.subplots()
         scale = Scale.of(row)
         for place, panel in enumerate(row):
             color = _COLORS[place % len(_COLORS)]
@@ -147,4 +160,4 @@ def draw_lines(row: Sequence[Panel], folder: Path, name: str) -> list[Path]:
         if any(panel.title for panel in row):
             axis.legend(loc="best")
         draw_legend(figure, [row])
-        return save(figure, folder, name)
+        return Drawing(name, figure)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from deltalens.errors import Lines
-from deltalens.figures.style import WIDTH
+from deltalens.figures.style import new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,14 +21,12 @@ def learned_masks(learned: pd.DataFrame) -> Any:
     Args:
         learned: the run's table `learned`.
     """
-    import matplotlib.pyplot as plt
-
     shares = learned.assign(share=100 * (1 - learned["kept"] / learned["entries"]))
     # With a ratio each layer keeps the same number of weights throughout.
     varies = bool((shares.groupby("layer")["kept"].nunique() > 1).any())
-    figure, axes = plt.subplots(2 + varies, 1, figsize=(WIDTH, 4.6 + 1.8 * varies), sharex=True)
+    figure = new_figure(4.6 + 1.8 * varies, layout="constrained")
+    axes = figure.subplots(2 + varies, 1, sharex=True)
     above, below = axes[:2]
-    figure.set_layout_engine("constrained")
     for against, color in (("previous", "#0072B2"), ("first", "#D55E00")):
         name = "the step before" if against == "previous" else "the first step"
         removed = learned.assign(

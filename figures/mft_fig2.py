@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalens.catalog.methods import METHODS, Look
 from deltalens.catalog.metrics import scale_of
 from deltalens.errors import RecordError
+from deltalens.figures.drawing import Drawing
 from deltalens.figures.mft_panels import Panel, curve, draw_panels, level
 from deltalens.figures.mft_studies import LOOKS, MftStudy, in_order, load_all
+from deltalens.figures.registry import FigureEntry
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,22 +23,26 @@ _NOT_LEARNED = [name for name, one in METHODS.items() if one.masks and not one.t
 _LEVELS = ("ft", *sorted(_NOT_LEARNED, key=lambda name: METHODS[name].as_trained != ""))
 
 
-def draw(folder: str | Path, *more: str | Path) -> list[Path]:
+def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     """Draw comparisons over the steps of their trainings, each on the data of its own domain: lines
     for methods that train, levels for the fine-tune (with a star where training starts) and for
     masks that are not learned.
 
-    The x-axis counts the steps of each training from its own start (the fine-tune; of LoRA the
-    base), where the paper counts from the base.
+    The x-axis counts the steps of each training from its own start: the fine-tune, or for LoRA the
+    base. The paper counts from the base.
 
     Args:
-        folder: of a comparison; `mft_fig2.png` and `.svg` are written there.
-        more: further ones, of other domains.
+        folders: of the studies, such as one for each domain.
+        entry: the figure.
+
+    Returns:
+        The figure.
 
     Raises:
-        RecordError: no comparison there, no finished cell, or nothing measured on the way in one.
+        RecordError: no comparison is there, no cell of it is finished, or nothing was measured
+            during training.
     """
-    studies = load_all([folder, *more], "comparison")
+    studies = load_all(folders, "comparison")
     for study in studies:
         if study.frame["step"].isna().all():
             raise RecordError(
@@ -46,12 +53,12 @@ def draw(folder: str | Path, *more: str | Path) -> list[Path]:
         for study in studies
         for data, metrics in study.own_sets.items()
     ]
-    says = "Star: the fine-tune, where training starts."
+    note = "Star: the fine-tune, where training starts."
     if any("lora" in study.methods for study in studies):
-        says += " LoRA's step 0 is the base."
+        note += " LoRA's step 0 is the base."
     if any("lora-continued" in study.methods for study in studies):
-        says += " Continued LoRA goes on from LoRA's end."
-    return draw_panels(rows, _panel, studies[0].path, "mft_fig2", xlabel="training step", says=says)
+        note += " Continued LoRA goes on from LoRA's end."
+    return [draw_panels(rows, _panel, entry.file_name, xlabel="training step", note=note)]
 
 
 def _panel(axis: Any, panel: Panel) -> None:

@@ -1,25 +1,35 @@
-"""MFT, Figure 4: performance over the mask ratio, coding and instructions (2503.22764)."""
+"""MFT, Figures 4 and 8: performance over the mask ratio (2503.22764)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from deltalens.figures.mft_ratios import draw_mask_ratios
+from deltalens.figures.drawing import Drawing
+from deltalens.figures.mft_ratios import draw_ratios
+from deltalens.figures.registry import FigureEntry
 
 __all__ = ["draw"]
 
 
-def draw(folder: str | Path, *more: str | Path) -> list[Path]:
-    """Draw mask-ratio sweeps, each data set a panel for each metric.
-
-    Figure 8 (maths) is drawn alike: which domain stands in which figure is for the
-    caller to say.
+def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
+    """Draw mask-ratio sweeps of methods that remove weights: for each data set a panel for each
+    metric. The paper's Figure 4 is on coding and instructions, its Figure 8 on maths.
 
     Args:
-        folder: of a study; `mft_fig4.png` and `.svg` are written there.
-        more: further ones, of other domains.
+        folders: of the studies, such as one for each domain.
+        entry: Figure 4 or 8.
+
+    Returns:
+        The figure.
 
     Raises:
-        RecordError: no such study, or no finished cell in it.
+        RecordError: no mask-ratio sweep is there, or no cell of it is finished.
     """
-    return draw_mask_ratios([folder, *more], "mft_fig4")
+    return draw_ratios(
+        folders,
+        "mask-ratio-sweep",
+        entry.file_name,
+        xlabel="mask ratio (fraction of weights removed)",
+        note="Ratio 0 is the fine-tune itself.",
+    )

@@ -1,25 +1,29 @@
-"""MFT, Figure 5: performance over the share of the data, maths and instructions (2503.22764)."""
+"""MFT, Figures 5 and 9: performance over the share of the data (2503.22764)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from deltalens.figures.mft_ratios import draw_data_ratios
+from deltalens.figures.drawing import Drawing
+from deltalens.figures.mft_ratios import DATA_RATIO_LABEL, draw_ratios
+from deltalens.figures.registry import FigureEntry
 
 __all__ = ["draw"]
 
 
-def draw(folder: str | Path, *more: str | Path) -> list[Path]:
-    """Draw data-ratio sweeps, each data set a panel for each metric.
-
-    Figure 9 (coding) is drawn alike: which domain stands in which figure is for the
-    caller to say.
+def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
+    """Draw data-ratio sweeps: for each data set a panel for each metric. The paper's Figure 5 is on
+    maths and instructions, its Figure 9 on coding.
 
     Args:
-        folder: of a study; `mft_fig5.png` and `.svg` are written there.
-        more: further ones, of other domains.
+        folders: of the studies, such as one for each domain.
+        entry: Figure 5 or 9.
+
+    Returns:
+        The figure.
 
     Raises:
-        RecordError: no such study, or no finished cell in it.
+        RecordError: no data-ratio sweep is there, or no cell of it is finished.
     """
-    return draw_data_ratios([folder, *more], "mft_fig5")
+    return draw_ratios(folders, "data-ratio-sweep", entry.file_name, xlabel=DATA_RATIO_LABEL)

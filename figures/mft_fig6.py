@@ -1,5 +1,5 @@
-"""MFT, Figure 6: the loss surface around a fine-tune, its continued fine-tune and its masked child,
-on training and test data, a domain a row: maths and instructions (2503.22764)."""
+"""MFT, Figures 6 and 10: the loss around a fine-tune, its continued fine-tune and its masked child,
+on training and test data, a row for each domain (2503.22764)."""
 
 from __future__ import annotations
 
@@ -7,42 +7,47 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from deltalens.errors import RecordError
+from deltalens.figures.drawing import Drawing
 from deltalens.figures.landscape import draw_contours
 from deltalens.figures.landscape_panels import load_landscape, panels
+from deltalens.figures.registry import FigureEntry
 
-__all__ = ["NAMES", "draw", "draw_domains"]
+__all__ = ["NAMES", "draw"]
 
 NAMES = {"origin": "FFT", "b": "continued FFT", "c": "MFT"}
-"""What the paper calls the three."""
+"""The paper's names of the three models, by their role in the plane."""
 
 
-def draw(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
-    """Draw the landscapes of one or several domains.
+def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
+    """Draw the landscapes of one or several domains under the paper's names and markers. The
+    paper's Figure 6 is on maths and instructions, its Figure 10 on coding.
 
     Args:
-        folders: of the studies, a domain each: scanned with --plane checkpoints from the fine-tune,
-            its continued fine-tune and the masked model, on training and test data in this order.
-        out: the folder where `mft_fig6.png` and `.svg` are written.
+        folders: of the studies, one for each domain: the plane through the fine-tune, its continued
+            fine-tune and the masked model, on training and test data, in this order.
+        entry: Figure 6 or 10.
+
+    Returns:
+        The figure.
 
     Raises:
-        RecordError: no landscape in one of them, or no finished point in it.
+        RecordError: no landscape is there, none of its points is finished, or it is one along a
+            line.
     """
-    return draw_domains(folders, out, "mft_fig6")
-
-
-def draw_domains(folders: Sequence[str | Path], out: str | Path, name: str) -> list[Path]:
-    """A row of panels for each domain, under the paper's names and markers."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
     rows = []
     for folder in folders:
-        record = load_landscape(folder)
+        shown = panels(load_landscape(folder), "loss")
+        if not shown or len(shown[0].labels) != 2:
+            raise RecordError(
+                f"{folder}: not the loss on a plane; {entry.name} needs a landscape through three "
+                "models"
+            )
         kinds = ("training data", "test data")
         rows.append(
             [
-                replace(panel, title=f"{kinds[min(place, 1)]} ({panel.title})")
-                for place, panel in enumerate(panels(record, "loss"))
+                replace(panel, title=f"{kinds[min(column, 1)]} ({panel.title})")
+                for column, panel in enumerate(shown)
             ]
         )
-    return draw_contours(rows, Path(out), name, NAMES)
+    return [draw_contours(rows, entry.file_name, NAMES)]

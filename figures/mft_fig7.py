@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from deltalens.figures.drawing import Drawing
 from deltalens.figures.mft_layers import draw_layers, group_sizes
+from deltalens.figures.registry import FigureEntry
 
 __all__ = ["draw"]
 
 
-def draw(folder: str | Path, *more: str | Path) -> list[Path]:
-    """Draw sweeps over groups of half of the blocks or more (the paper: 16 of 32), else as
-    Figure 3.
+def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
+    """Draw layer sweeps over groups of half of the blocks or more (the paper: 16 of 32): for each
+    data set a panel for each metric.
 
     Args:
-        folder: of a study with or without training; `mft_fig7.png` and `.svg` are written there.
-        more: further ones, of other domains.
+        folders: of the studies, with or without training, such as one for each domain.
+        entry: the figure.
+
+    Returns:
+        The figure.
 
     Raises:
-        RecordError: no such study, no finished cell, or no such groups in it.
+        RecordError: no layer sweep is there, no cell of it is finished, or it has no such groups.
     """
-    return draw_layers([folder, *more], group_sizes(folder, *more)[1], "mft_fig7")
+    _, large = group_sizes(folders)
+    return draw_layers(folders, large, entry.file_name)

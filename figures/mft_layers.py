@@ -12,6 +12,7 @@ import numpy as np
 from deltalens.catalog.methods import REFERENCES
 from deltalens.catalog.metrics import scale_of
 from deltalens.errors import RecordError
+from deltalens.figures.drawing import Drawing
 from deltalens.figures.mft_panels import Panel, draw_panels, level, spread
 from deltalens.figures.mft_studies import LOOKS, MftStudy, load_all
 
@@ -24,45 +25,55 @@ __all__ = ["draw_layers", "group_sizes"]
 _COLORS = ("#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#8C510A")
 _SWEPT = {"mft": ("-", "^"), "drop": ("-", "v"), "keep": ((0, (3, 1)), "o")}
 _VERBS = {"mft": "MFT,", "drop": "dropped:", "keep": "kept:"}
-_SAYS = {
+_NOTES = {
     "mft": "A step spans the blocks whose weights were masked, together.",
     "drop": "A step spans the blocks whose delta was put back to the base (dropped), or was all "
     "that was kept.",
 }
 
 
-def group_sizes(folder: str | Path, *more: str | Path) -> tuple[list[int], list[int]]:
-    """The sizes of a sweep's groups of blocks: those of Figure 3, and those of Figure 7, which are
-    half of the model or more (the paper: 16 of 32 blocks).
+def group_sizes(folders: Sequence[Path]) -> tuple[list[int], list[int]]:
+    """Read how large the groups of blocks in layer sweeps are.
+
+    Args:
+        folders: of the studies.
+
+    Returns:
+        The sizes that Figure 3 shows, and those that Figure 7 shows, which are half of the model or
+        more (the paper: 16 of 32 blocks).
 
     Raises:
-        RecordError: a folder without a sweep over layers, or without a finished cell.
+        RecordError: a folder has no layer sweep, or no cell of it is finished.
     """
-    studies = load_all([folder, *more], "layer-sweep")
+    studies = load_all(folders, "layer-sweep")
     large = {size for study in studies for size in _sizes(study) if 2 * size >= _blocks(study)}
     every = {size for study in studies for size in _sizes(study)}
     return sorted(every - large), sorted(large)
 
 
-def draw_layers(folders: Sequence[str | Path], sizes: Sequence[int], name: str) -> list[Path]:
+def draw_layers(folders: Sequence[Path], sizes: Sequence[int], name: str) -> list[Drawing]:
     """Draw sweeps over groups of consecutive blocks: a step over the blocks of each group, with a
     band over seeds, and the levels of the fine-tune, continued fine-tuning and the base.
 
     Args:
-        folders: of the studies; the picture is written to the first.
-        sizes: which groups, by their numbers of blocks.
+        folders: of the studies.
+        sizes: which groups to show, by how many blocks they have.
         name: of the files.
 
+    Returns:
+        The figure.
+
     Raises:
-        RecordError: a folder without such a sweep or without a finished cell; no such groups.
+        RecordError: a folder has no layer sweep, no cell of it is finished, or no group has one of
+            the sizes.
     """
     studies = load_all(folders, "layer-sweep")
-    there = sorted({size for study in studies for size in _sizes(study)})
-    if not {*sizes} & {*there}:
-        held = ", ".join(map(str, there)) or "none yet"
+    measured = sorted({size for study in studies for size in _sizes(study)})
+    if not {*sizes} & {*measured}:
+        held = ", ".join(map(str, measured)) or "none yet"
         wanted = ", ".join(map(str, sizes)) or "the sizes of this figure"
         raise RecordError(f"{studies[0].path}: no groups of {wanted} blocks; there are: {held}")
-    colors = {size: _COLORS[place % len(_COLORS)] for place, size in enumerate(there)}
+    colors = {size: _COLORS[index % len(_COLORS)] for index, size in enumerate(measured)}
     rows = [
         [Panel(study, data, metric) for metric in metrics]
         for study in studies
@@ -73,7 +84,7 @@ def draw_layers(folders: Sequence[str | Path], sizes: Sequence[int], name: str) 
         frame, scale = panel.study.of(panel.data, panel.name), scale_of(panel.name)
         for method in REFERENCES:
             level(axis, frame[frame["method"] == method], LOOKS[method], scale)
-        for size in [size for size in there if size in sizes]:
+        for size in [size for size in measured if size in sizes]:
             for method in _SWEPT:
                 own = frame[(frame["method"] == method) & (frame["size"] == size)]
                 if not own.empty:
@@ -83,8 +94,8 @@ def draw_layers(folders: Sequence[str | Path], sizes: Sequence[int], name: str) 
         axis.set_xticks(range(0, blocks, -(-blocks // 12)))
 
     swept = {str(method) for study in studies for method in study.frame["method"]}
-    says = " ".join(text for method, text in _SAYS.items() if method in swept)
-    return draw_panels(rows, draw, studies[0].path, name, xlabel="block", says=says)
+    note = " ".join(text for method, text in _NOTES.items() if method in swept)
+    return [draw_panels(rows, draw, name, xlabel="block", note=note)]
 
 
 def _sizes(study: MftStudy) -> set[int]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltalens.catalog.methods import Look
 from deltalens.catalog.metrics import axis_label
 from deltalens.errors import Lines
+from deltalens.figures.drawing import Drawing
 from deltalens.figures.mft_studies import LOOKS, MftStudy
-from deltalens.figures.style import WIDTH, save, styled
+from deltalens.figures.style import new_figure, styled
 from deltalens.io.tables import over_seeds
 
 if TYPE_CHECKING:
@@ -73,40 +73,32 @@ def level(axis: Any, frame: pd.DataFrame, look: Look, scale: float) -> None:
 def draw_panels(
     rows: Sequence[Sequence[Panel]],
     draw: Callable[[Any, Panel], None],
-    folder: Path,
     name: str,
     *,
     xlabel: str,
-    says: str = "",
-) -> list[Path]:
-    """Write a figure: a row for each data set, its metrics two abreast.
+    note: str = "",
+) -> Drawing:
+    """Draw a row of panels for each data set, at most two side by side.
 
     Args:
-        rows: the panels; one to a row, they are set two abreast.
-        draw: draws one on its axis.
-        folder, name: where.
+        rows: the panels. If every row has a single one, they are set two to a row.
+        draw: draws a panel on its axes.
+        name: of the files.
         xlabel: of all panels.
-        says: a sentence under the figure, after that on the bands.
+        note: a sentence under the figure, after the one about the bands.
+
+    Returns:
+        The figure.
     """
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
     several = len({panel.study.path for row in rows for panel in row}) > 1
     if all(len(row) == 1 for row in rows):
         alone = [panel for row in rows for panel in row]
         rows = [alone]
-    rows = [row[place : place + 2] for row in rows for place in range(0, len(row), 2)]
+    rows = [row[start : start + 2] for row in rows for start in range(0, len(row), 2)]
     columns = max(map(len, rows))
     with styled():
-        figure, axes = plt.subplots(
-            len(rows),
-            columns,
-            figsize=(WIDTH, 2.5 * len(rows) + 0.9),
-            squeeze=False,
-            layout="constrained",
-        )
+        figure = new_figure(2.5 * len(rows) + 0.9, layout="constrained")
+        axes = figure.subplots(len(rows), columns, squeeze=False)
         layout: Any = figure.get_layout_engine()
         layout.set(w_pad=0.08, h_pad=0.06)
         for axis in axes.flat:
@@ -118,8 +110,8 @@ def draw_panels(
                 axis.set(xlabel=xlabel, ylabel=axis_label(panel.name))
                 axis.set_title(_title(panel, several), fontsize=9)
         _legend(figure)
-        figure.supxlabel(_wrapped(f"{_BANDS} {says}"), fontsize=7, color="0.35")
-        return save(figure, folder, name)
+        figure.supxlabel(_wrapped(f"{_BANDS} {note}"), fontsize=7, color="0.35")
+        return Drawing(name, figure)
 
 
 def _title(panel: Panel, several: bool) -> str:

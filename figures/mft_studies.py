@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deltalens.catalog.methods import METHODS
 from deltalens.catalog.metrics import is_shown
 from deltalens.errors import RecordError
-from deltalens.figures.drawn import load_drawn
+from deltalens.figures.loading import load_finite
 from deltalens.io.records import StudyRecord
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def load(folder: str | Path, kind: str) -> MftStudy:
     Raises:
         RecordError: none of that kind there, or nothing measured in it.
     """
-    record = load_drawn(folder)
+    record = load_finite(folder)
     if record.kind != kind or record.cells.empty:
         raise RecordError(f"{record.path}: no {kind} with finished cells")
     keys = [name for name in record.cells.columns if name not in ("metric", "value", "stderr", "n")]

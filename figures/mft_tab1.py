@@ -1,26 +1,75 @@
-"""MFT, Table 1: methods within their domain, beside LLaMA2-7B (2503.22764)."""
+"""MFT, Tables 1 and 2: methods on the data of the domain they were trained on (2503.22764)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from deltalens.figures.mft_within import draw_within
+from deltalens.figures.drawing import Drawing
+from deltalens.figures.mft_studies import MftStudy, label, load_all
+from deltalens.figures.mft_tables import (
+    Line,
+    block,
+    one_a_domain,
+    own_columns,
+    spec_methods,
+    study_notes,
+)
+from deltalens.figures.registry import FigureEntry
+from deltalens.figures.tables import SPREAD, Block, TableFigure, draw_table, printed
+from deltalens.io.papers import paper_table
 
 __all__ = ["draw"]
 
 
-def draw(folder: str | Path, *more: str | Path, mixed: Sequence[str | Path] = ()) -> list[Path]:
-    """Write comparisons as a table, each domain's methods on the data of that domain, and the
-    paper's rows below.
+def draw(folders: Sequence[Path], entry: FigureEntry, mixed: Sequence[Path] = ()) -> list[Drawing]:
+    """Draw comparisons as a table: a row for each method, a column for each data set of the study's
+    own domain; the paper's rows below. The paper's Table 1 is on LLaMA2-7B, its Table 2 on
+    LLaMA3.1-8B.
 
     Args:
-        folder: of a comparison; `mft_tab1.csv`, `.md`, `.png` and `.svg` are written there.
-        more: further ones, of other domains.
+        folders: of comparisons that start from a fine-tune on a single domain, one for each domain.
+        entry: Table 1 or 2.
         mixed: those that start from a fine-tune on a mixture: the lower half of the paper's table.
 
+    Returns:
+        The table.
+
     Raises:
-        RecordError: no comparison there, no finished cell, or two of one domain.
+        RecordError: a folder has no comparison, no cell of it is finished, or two studies are of
+            one domain.
     """
-    title = "MFT, Table 1: methods on the data of their domain"
-    return draw_within([folder, *more], mixed, "mft_tab1", title)
+    studies = load_all([*folders, *mixed], "comparison")
+    halves = [
+        ("domain-specific FFT", studies[: len(folders)]),
+        ("mixed-domain FFT", studies[len(folders) :]),
+    ]
+    paper = paper_table(entry.file_name)
+    blocks = [_block(f"This study: {kind}", own) for kind, own in halves if own]
+    blocks.append(
+        printed(
+            "The paper (%; in brackets: the distance to FFT)",
+            paper,
+            ["setting", "method"],
+            paper.measures,
+            grouped=1,
+            unranked=("Pre-Trained Model (Lower Bound)",),
+        )
+    )
+    notes = (
+        SPREAD,
+        *(
+            (f"{kind}: " if mixed else "") + note
+            for kind, own in halves
+            for note in study_notes(own)
+        ),
+        f"The paper: {paper.source}; bold: the best of a setting.",
+        *paper.notes,
+    )
+    return [draw_table(TableFigure(entry.file_name, entry.title, tuple(blocks), notes))]
+
+
+def _block(title: str, studies: list[MftStudy]) -> Block:
+    one_a_domain(studies)
+    lines = [Line((label(one),), one, studies) for one in spec_methods(studies)]
+    return block(title, own_columns(studies), lines, ["method"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from deltalens.catalog.methods import REFERENCES
 from deltalens.errors import RecordError
+from deltalens.figures.drawing import Drawing
 from deltalens.figures.mft_studies import MftStudy, label, load_all
 from deltalens.figures.mft_tables import (
     Line,
@@ -16,25 +18,29 @@ from deltalens.figures.mft_tables import (
     spec_methods,
     study_notes,
 )
-from deltalens.figures.tables import SPREAD, TableFigure, printed, write
+from deltalens.figures.registry import FigureEntry
+from deltalens.figures.tables import SPREAD, TableFigure, draw_table, printed
 from deltalens.io.papers import paper_table
 
 __all__ = ["draw"]
 
 
-def draw(folder: str | Path, *more: str | Path) -> list[Path]:
-    """Write comparisons with a global threshold as a table, beside those with a local ratio, each
-    domain on its own data; the paper's rows below. Which are which is read from the studies.
+def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
+    """Draw comparisons with a global threshold as a table, beside those with a local ratio, each
+    domain on its own data; the paper's rows below. The studies themselves say which they are.
 
     Args:
-        folder: of a comparison; `mft_tab3.csv`, `.md`, `.png` and `.svg` are written there.
-        more: further ones; of each domain at most one with a threshold and one with a ratio.
+        folders: of the studies; for each domain at most one with a threshold and one with a ratio.
+        entry: the table.
+
+    Returns:
+        The table.
 
     Raises:
-        RecordError: no comparison there, no finished cell, none with a threshold, or two of one
-            domain and kind.
+        RecordError: no comparison is there, no cell of it is finished, none has a threshold, or two
+            are of one domain and kind.
     """
-    studies, paper = load_all([folder, *more], "comparison"), paper_table("mft_tab3")
+    studies, paper = load_all(folders, "comparison"), paper_table(entry.file_name)
     glob = [study for study in studies if study.record.setting("threshold", "mft") is not None]
     local = [study for study in studies if study not in glob]
     if not glob:
@@ -67,8 +73,7 @@ def draw(folder: str | Path, *more: str | Path) -> list[Path]:
         f"The paper: {paper.source}; bold: the best of a model.",
         *paper.notes,
     )
-    title = "MFT, Table 3: a global threshold and a local ratio"
-    return write(TableFigure("mft_tab3", title, blocks, notes), studies[0].path)
+    return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes))]
 
 
 def _named(kind: str, studies: list[MftStudy]) -> str:

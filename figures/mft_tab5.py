@@ -1,24 +1,85 @@
-"""MFT, Table 5: methods across domains, beside LLaMA2-7B (2503.22764)."""
+"""MFT, Tables 5 and 6: every domain's models on every data set (2503.22764)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from deltalens.figures.mft_across import draw_across
+from deltalens.figures.drawing import Drawing
+from deltalens.figures.mft_studies import MftStudy, label, load_all
+from deltalens.figures.mft_tables import (
+    Column,
+    Line,
+    block,
+    one_a_domain,
+    spec_methods,
+    study_notes,
+)
+from deltalens.figures.registry import FigureEntry
+from deltalens.figures.sweep_tables import measure
+from deltalens.figures.tables import SPREAD, TableFigure, draw_table, printed
+from deltalens.io.papers import paper_table
 
 __all__ = ["draw"]
 
 
-def draw(folder: str | Path, *more: str | Path) -> list[Path]:
-    """Write every domain's models on every data set as a table, and the paper's rows below.
+def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
+    """Draw comparisons of several domains as a table: a block for each metric, in it a row for each
+    domain's models and a column for each data set; the paper's rows below. The paper's Table 5 is
+    on LLaMA2-7B, its Table 6 on LLaMA3.1-8B.
 
     Args:
-        folder: of a comparison; `mft_tab5.csv`, `.md`, `.png` and `.svg` are written there.
-        more: further ones, of other domains.
+        folders: of comparisons, one for each domain. All share a base, whose numbers are those of
+            the first study that measured it.
+        entry: Table 5 or 6.
+
+    Returns:
+        The table.
 
     Raises:
-        RecordError: no comparison there, no finished cell, two of one domain, or other rows under
-            the same name.
+        RecordError: a folder has no comparison, no cell of it is finished, two studies are of one
+            domain, or were measured on different data of the same name.
     """
-    title = "MFT, Table 5: every domain's models on every data set"
-    return draw_across([folder, *more], "mft_tab5", title)
+    studies, paper = load_all(folders, "comparison"), paper_table(entry.file_name)
+    one_a_domain(studies)
+    columns = dict.fromkeys(
+        Column(data, metric)
+        for study in studies
+        for data, metrics in study.sets.items()
+        for metric in metrics
+    )
+    lines = _lines(studies)
+    blocks = [
+        block(
+            f"This study: {measure(name).head}",
+            [column for column in columns if column.name == name],
+            lines,
+            ["trained on", "method"],
+            grouped=1,
+        )
+        for name in dict.fromkeys(column.name for column in columns)
+    ]
+    unranked = ("[Lower Bound] Base Model",)
+    blocks.append(printed("The paper (%)", paper, ["method"], paper.measures, unranked=unranked))
+    notes = (
+        SPREAD,
+        "This study's rows are grouped by the domain that a model was trained on (the paper's by "
+        "method), and the best of a group is marked.",
+        *study_notes(studies),
+        f"The paper: {paper.source}; bold: the best of a column.",
+        *paper.notes,
+    )
+    return [draw_table(TableFigure(entry.file_name, entry.title, tuple(blocks), notes))]
+
+
+def _lines(studies: list[MftStudy]) -> list[Line]:
+    """The base, then each domain's models."""
+    lines = [
+        Line((study.domain, label(method)), method, [study])
+        for study in studies
+        for method in study.methods
+        if method != "base"
+    ]
+    if "base" not in spec_methods(studies):
+        return lines
+    return [Line(("–", label("base")), "base", studies), *lines]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deltalens.errors import RecordError
-from deltalens.figures.style import WIDTH, save, styled
+from deltalens.figures.drawing import Drawing
+from deltalens.figures.registry import FigureEntry
+from deltalens.figures.style import new_figure, styled
 from deltalens.io.records import load_training
 from deltalens.names import split_block
 
@@ -16,24 +19,28 @@ _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8
 _MARKERS = "os^vDPX*"
 
 
-def draw(folder: str | Path) -> list[Path]:
-    """Draw the removed share over the blocks, a line for each projection, and the share of all.
+def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
+    """Draw the removed share over the blocks: a line for each projection, and the share of all
+    masked layers together.
 
     Args:
-        folder: what `deltalens train mft` wrote, or a baseline of it.
+        folders: of a training that removed weights: MFT or one of its baselines.
+        entry: the figure.
+
+    Returns:
+        The figure.
 
     Raises:
-        RecordError: no training there, or one that removed no weights.
+        RecordError: no training is there, or one that removed no weights.
     """
-    path = Path(folder)
+    (path,) = folders
     facts = load_training(path).facts
     removed = facts.get("removed")
     if not removed:
         raise RecordError(f"{path}: nothing is drawn of a training that removes no weights")
-    import matplotlib.pyplot as plt
-
     with styled():
-        figure, axis = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
+        figure = new_figure(3.2, layout="constrained")
+        axis = figure.subplots()
         for place, (name, points) in enumerate(_lines(removed).items()):
             axis.plot(
                 *zip(*sorted(points), strict=True),
@@ -48,7 +55,7 @@ def draw(folder: str | Path) -> list[Path]:
             label = f"of all masked layers: {100 * total:.2f} %"
             axis.axhline(100 * total, color="0.4", linestyle=":", label=label)
         _set_axes(axis)
-        return save(figure, path, "removed_shares")
+        return [Drawing(entry.file_name, figure)]
 
 
 def _lines(removed: dict[str, float]) -> dict[str, list[tuple[float, float]]]:

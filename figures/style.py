@@ -1,33 +1,38 @@
-"""How every figure looks, and how it is saved."""
+"""How every figure looks: its size, its colors, and matplotlib's settings."""
 
 from __future__ import annotations
 
-import functools
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from deltalens.io.escaping import plain_label
-from deltalens.io.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["STRATEGY", "WIDTH", "save", "styled"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "ORANGE",
+    "PALETTE",
+    "SETTINGS",
+    "STRATEGY",
+    "VERMILION",
+    "WIDTH",
+    "new_figure",
+    "styled",
+]
 
 WIDTH = 6.8
-"""Inches: the text width of a page."""
+"""Width of a figure in inches: the text width of a page."""
 
-# Okabe and Ito's palette, told apart by color-blind readers; markers differ as well.
-STRATEGY = {
-    "trivial": ("#0072B2", "o"),
-    "random": ("#E69F00", "s"),
-    "salient": ("#D55E00", "^"),
-}
+# Okabe and Ito's palette, which color-blind readers can tell apart; markers differ as well.
+BLUE, ORANGE, VERMILION, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
+PALETTE = (BLUE, VERMILION, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#000000")
+"""Colors of lines, in the order in which they are used."""
+STRATEGY = {"trivial": (BLUE, "o"), "random": (ORANGE, "s"), "salient": (VERMILION, "^")}
+"""Color and marker of each drop strategy."""
 
-_RC: dict[Any, Any] = {
+SETTINGS: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -41,52 +46,33 @@ _RC: dict[Any, Any] = {
     "svg.hashsalt": "deltalens",
     "svg.fonttype": "none",
 }
+"""What `styled` sets."""
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw in the house style, off screen; the caller's settings come back afterwards."""
+    """Apply deltalens' matplotlib settings for the duration of a `with` block."""
     import matplotlib as mpl
 
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(SETTINGS):
         yield
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG and SVG, each whole or not at all; the same figure, the same bytes."""
-    import matplotlib.pyplot as plt
+def new_figure(height: float, *, width: float = WIDTH, **settings: Any) -> Figure:
+    """Make an empty figure without pyplot, so that the caller's backend and open figures stay as
+    they are.
 
-    _make_plain(figure)
-    written = []
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-        content = io.BytesIO()
-        figure.savefig(content, format=kind, metadata=metadata, bbox_inches="tight")
-        written.append(folder / f"{name}.{kind}")
-        write_whole(written[-1], content.getvalue())
-    plt.close(figure)
-    return written
+    Args:
+        height: in inches.
+        width: in inches.
+        settings: further arguments of `matplotlib.figure.Figure`, such as `layout`.
 
+    Returns:
+        The figure; it is rendered off screen.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-def _make_plain(figure: Figure) -> None:
-    """Every text but the numbers at the axes, which matplotlib writes itself."""
-    from matplotlib.text import Text
-    from matplotlib.ticker import FixedFormatter, FuncFormatter
-
-    ticks = set()
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
-                ticks |= {id(tick.label1), id(tick.label2)}
-            formatter = axis.get_major_formatter()
-            if isinstance(formatter, FixedFormatter):
-                formatter.seq = [plain_label(label) for label in formatter.seq]
-            elif isinstance(formatter, FuncFormatter):
-                formatter.func = functools.partial(_plain_tick, formatter.func)
-    for text in figure.findobj(Text):
-        if isinstance(text, Text) and id(text) not in ticks:
-            label = plain_label(text.get_text())
-            text.set_text(label if text.get_parse_math() else label.replace(r"\$", "$"))
-
-
-def _plain_tick(label: Callable[[float, int | None], str], value: float, place: int | None) -> str:
-    return plain_label(label(value, place))
+    figure = Figure(figsize=(width, height), **settings)
+    FigureCanvasAgg(figure)
+    return figure

@@ -19,7 +19,7 @@ from deltalens.catalog.metrics import (
     short_name,
 )
 from deltalens.errors import RecordError
-from deltalens.figures.drawn import load_drawn
+from deltalens.figures.loading import load_finite
 from deltalens.figures.tables import SPREAD, Block, Measure, measured
 from deltalens.io.records import StudyRecord
 
@@ -150,7 +150,7 @@ def load_sweep(folder: str | Path) -> Sweep:
     Raises:
         RecordError: no mask-ratio sweep there, or nothing measured in it.
     """
-    record = load_drawn(folder)
+    record = load_finite(folder)
     if record.kind != "mask-ratio-sweep" or record.cells.empty:
         raise RecordError(f"{record.path}: no mask-ratio sweep with finished cells")
     # The journal has the cells as they finished; means are to repeat byte for byte.

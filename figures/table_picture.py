@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalens.errors import Lines
-from deltalens.figures.style import WIDTH, save, styled
+from deltalens.figures.style import WIDTH, new_figure, styled
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from deltalens.figures.tables import Block, Entry, TableFigure
 
 __all__ = ["draw_blocks"]
@@ -25,13 +26,15 @@ _HINTED = 0.97
 """Small text comes out wider than its outlines, which are what is measured."""
 
 
-def draw_blocks(table: TableFigure, folder: Path) -> list[Path]:
-    """Draw a table at the width of a page, or as wide as its words need; returns PNG and SVG."""
-    import matplotlib as mpl
+def draw_blocks(table: TableFigure) -> Figure:
+    """Draw a table at the width of a page, or as wide as its words need.
 
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
+    Args:
+        table: with all its blocks.
 
+    Returns:
+        The figure.
+    """
     natural = [_widths(block) for block in table.blocks]
     needed = [sum(widths) + _BETWEEN * (len(widths) - 1) + 2 * _INSET for widths in natural]
     width = max(72 * WIDTH, *needed)
@@ -44,12 +47,12 @@ def draw_blocks(table: TableFigure, folder: Path) -> list[Path]:
         for note in table.notes:
             pen.down += 2.5
             pen.paragraph(note, _SMALL, _SMALL_LINE, color="0.3")
-        figure = plt.figure(figsize=(width / 72, pen.down / 72))
+        figure = new_figure(pen.down / 72, width=width / 72)
         axis = figure.add_axes((0, 0, 1, 1))
         axis.set(xlim=(0, width), ylim=(pen.down, 0))
         axis.axis("off")
         pen.draw(axis)
-        return save(figure, folder, table.name)
+        return figure
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """A paper's table with the user's numbers: above what a study measured, below what was printed.
 
 A figure makes blocks, `measured` from a tidy frame with a row for each seed and `printed` from a
-paper's table, and `write` puts them into the study's folder as CSV, Markdown, PNG and SVG.
+paper's table, and `draw_table` makes a picture, CSV and Markdown of them.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from deltalens.catalog.metrics import HIGHER, Better, is_lower_better
 from deltalens.errors import Lines
+from deltalens.figures.drawing import Drawing
 from deltalens.figures.table_picture import draw_blocks
 from deltalens.io.escaping import plain_cell, plain_markdown
-from deltalens.io.files import write_whole
 from deltalens.io.papers import PaperTable, as_number
 
 if TYPE_CHECKING:
@@ -33,11 +32,11 @@ __all__ = [
     "Entry",
     "Measure",
     "TableFigure",
+    "draw_table",
     "mark_best",
     "measured",
     "over_seeds",
     "printed",
-    "write",
 ]
 
 NOTHING = "–"
@@ -238,13 +237,17 @@ def _airy(cell: str) -> str:
     return "" if cell == "-" else cell.replace("(", " (")
 
 
-def write(table: TableFigure, folder: Path) -> list[Path]:
-    """Write a table as CSV, Markdown, PNG and SVG; returns the files."""
-    written = []
-    for kind, text in (("csv", _as_csv(table)), ("md", _as_markdown(table))):
-        written.append(folder / f"{table.name}.{kind}")
-        write_whole(written[-1], text.encode())
-    return [*written, *draw_blocks(table, folder)]
+def draw_table(table: TableFigure) -> Drawing:
+    """Draw a table as a picture, and write it as CSV and Markdown.
+
+    Args:
+        table: with all its blocks.
+
+    Returns:
+        The picture; its `texts` are `csv` and `md`.
+    """
+    texts = {"csv": _as_csv(table), "md": _as_markdown(table)}
+    return Drawing(table.name, draw_blocks(table), texts)
 
 
 _CSV = ("column", "value", "deviation", "seeds", "best", "text")

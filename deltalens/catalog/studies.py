@@ -19,7 +19,7 @@ class Study:
     columns: tuple[str, ...]
     """Of a cell's setting, in the table's order."""
     figure: str = ""
-    """`module:function` that draws a folder, and returns the files."""
+    """`module:function` that draws a folder, and returns a list of `deltalens.figures.Drawing`."""
     summary: str = ""
     """`module:function` from a record to what it found, as `deltalens.reports.Summary`."""
     axis: str | None = None
@@ -38,13 +38,15 @@ _SUMMARIZE_TRAININGS = "deltalens.reports.trainings:summarize_sweep"
 STUDIES: Mapping[str, Study] = {
     "drop-study": Study(
         columns=("strategy", "scope", "rate", "seed"),
-        figure="deltalens.figures.gmt_fig3:draw",
+        figure="deltalens.figures.defaults:draw_drop_study",
         summary="deltalens.reports.drop:summarize",
     ),
-    "inspect": Study(columns=("level", "name"), figure="deltalens.figures.anatomy:draw"),
+    "inspect": Study(
+        columns=("level", "name"), figure="deltalens.figures.defaults:draw_inspection"
+    ),
     "mask-ratio-sweep": Study(
         columns=("method", "mask_ratio", "seed"),
-        figure="deltalens.figures.trainings:draw_mask_ratio_sweep",
+        figure="deltalens.figures.defaults:draw_mask_ratio_sweep",
         summary=_SUMMARIZE_TRAININGS,
         axis="mask_ratio",
         methods=(
@@ -54,26 +56,26 @@ STUDIES: Mapping[str, Study] = {
     ),
     "data-ratio-sweep": Study(
         columns=("method", "data_ratio", "seed"),
-        figure="deltalens.figures.trainings:draw_data_ratio_sweep",
+        figure="deltalens.figures.defaults:draw_data_ratio_sweep",
         summary=_SUMMARIZE_TRAININGS,
         axis="data_ratio",
         methods=("sft", "gmt", "random-mask", "hft", "lora", "mft"),
     ),
     "layer-sweep": Study(
         columns=("method", "size", "group", "seed"),
-        figure="deltalens.figures.trainings:draw_layer_sweep",
+        figure="deltalens.figures.defaults:draw_layer_sweep",
         summary=_SUMMARIZE_TRAININGS,
         axis="group",
         methods=("sft", "mft", "random-mask-weights", "l1-mask"),
     ),
     "layer-sweep-drop": Study(
         columns=("method", "size", "group", "seed"),
-        figure="deltalens.figures.trainings:draw_layer_sweep",
+        figure="deltalens.figures.defaults:draw_layer_sweep",
         summary="deltalens.reports.layers:summarize_layers",
     ),
     "comparison": Study(
         columns=("method", "seed"),
-        figure="deltalens.figures.trainings:draw_comparison",
+        figure="deltalens.figures.defaults:draw_comparison",
         summary=_SUMMARIZE_TRAININGS,
         axis="",
         methods=(
@@ -84,14 +86,14 @@ STUDIES: Mapping[str, Study] = {
     ),
     "efficiency": Study(
         columns=("method", "repeat"),
-        figure="deltalens.figures.gmt_tab3:draw",
+        figure="deltalens.figures.defaults:draw_efficiency",
         summary="deltalens.reports.efficiency:summarize_efficiency",
         methods=("sft", "gmt", "random-mask", "hft"),
         default=("sft", "random-mask", "gmt"),
     ),
     "landscape": Study(
         columns=("a", "b", "mark", "data"),
-        figure="deltalens.figures.landscape:draw",
+        figure="deltalens.figures.defaults:draw_landscape",
         summary="deltalens.reports.landscape:summarize_landscape",
     ),
 }

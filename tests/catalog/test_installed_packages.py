@@ -59,9 +59,10 @@ class Found:
         return {}
 
 def draw(folder):
-    picture = Path(folder) / "coins.png"
-    picture.write_bytes(b"a picture")
-    return [picture]
+    from deltalens.figures import Drawing
+    from matplotlib.figure import Figure
+
+    return [Drawing("coins", Figure())]
 '''
 
 
@@ -100,7 +101,7 @@ def test_a_kind_of_study_is_made_told_and_drawn(tmp_path: Path) -> None:
     record = load_study(out)
     assert [*record.cells["side"]] == [0, 1, 2, 3]
     assert study_of(record.spec) is None
-    with pytest.raises(DeltaLensError, match="nothing is drawn of a study of kind 'coins'"):
+    with pytest.raises(DeltaLensError, match="no figure exists for a study of kind 'coins'"):
         draw(out)
     with pytest.raises(DeltaLensError, match="nothing is said of a study of kind 'coins'"):
         summarize(record)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from deltalens import load_study
 from deltalens.cli import main
 from deltalens.cli.main import app
-from deltalens.figures import style
+from deltalens.figures import Drawing, style
 from tests.architecture.import_graph import ROOT
 from tests.support.checkpoint_files import SINGLE, save
 
@@ -110,20 +110,16 @@ def test_a_drop_shows_names_and_obeys_none(tmp_path: Path) -> None:
 
 
 def test_a_picture_shows_names_and_computes_none(tmp_path: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
     with style.styled():
-        figure, axes = plt.subplots()
+        figure = style.new_figure(4.8, width=6.4)
+        axes = figure.subplots()
         for name in NASTY:
             axes.plot([1, 2], [1, 2], label=name)
             axes.annotate(name, (1, 1))
         axes.set(title=NASTY[4], xlabel=NASTY[0], xscale="log")
         axes.set_yticks(range(len(NASTY)), NASTY)
         axes.legend()
-        _, picture = style.save(figure, tmp_path, "nasty")
+        _, picture = Drawing("nasty", figure).save(tmp_path)
     svg = picture.read_bytes()
     is_clean(svg)
     shown = [text for text in ElementTree.parse(picture).getroot().itertext()]

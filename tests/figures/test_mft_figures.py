@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from deltalens.errors import RecordError
-from deltalens.figures import (
-    draw,
-    mft_fig2,
-    mft_fig3,
-    mft_fig4,
-    mft_fig5,
-    mft_fig7,
-    mft_fig8,
-    mft_fig9,
-    mft_layers,
-    mft_panels,
-)
+from deltalens.figures import draw, draw_figure, draw_named, mft_layers
 from tests.support.edits import edit
 from tests.support.mft_studies import (
     COMPARED,
@@ -35,14 +23,10 @@ from tests.support.mft_studies import (
     write_study,
 )
 
-Caught = list[Figure]
 
-
-@pytest.fixture
-def caught(monkeypatch: pytest.MonkeyPatch) -> Caught:
-    figures: Caught = []
-    monkeypatch.setattr(mft_panels, "save", lambda figure, *_: figures.append(figure) or [])
-    return figures
+def drawn(name: str, folders: Path | list[Path]) -> Figure:
+    (drawing,) = draw_named(name, folders)
+    return drawing.figure
 
 
 def lines(axis: Any) -> dict[str, tuple[list[float], list[float]]]:
@@ -56,50 +40,44 @@ def titles(figure: Figure) -> list[str]:
     return [axis.get_title() for axis in figure.axes if axis.get_visible()]
 
 
-def test_steps_are_lines_over_means_with_the_fine_tune_as_their_start(
-    tmp_path: Path, caught: Caught
-) -> None:
+def test_steps_are_lines_over_means_with_the_fine_tune_as_their_start(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "s", "comparison", COMPARED, measured_at=(50, 100))
-    mft_fig2.draw(folder)
-    exact, loss = caught[0].axes
-    drawn = lines(exact)
+    exact, loss = drawn("mft-fig2", folder).axes
+    shown = lines(exact)
     # Each measurement lies 5 points below the next; the end is 74.
-    assert drawn["MFT"][0] == [50, 100]
-    assert drawn["MFT"][1] == pytest.approx([64, 69])
-    assert drawn["LoRA"][1] == pytest.approx([42, 47])
-    assert drawn["FFT"][1] == pytest.approx([70, 70])
-    assert drawn["random mask"][1] == pytest.approx([62, 62])
+    assert shown["MFT"][0] == [50, 100]
+    assert shown["MFT"][1] == pytest.approx([64, 69])
+    assert shown["LoRA"][1] == pytest.approx([42, 47])
+    assert shown["FFT"][1] == pytest.approx([70, 70])
+    assert shown["random mask"][1] == pytest.approx([62, 62])
     assert lines(loss)["MFT"][1] == pytest.approx([0.36, 0.31])
     star = [line for line in exact.get_lines() if line.get_marker() == "*"]
     assert [list(one.get_xydata()[0]) for one in star] == [pytest.approx([0, 70])]
 
 
-def test_a_training_of_known_length_ends_with_what_was_measured_at_its_end(
-    tmp_path: Path, caught: Caught
-) -> None:
+def test_a_training_of_known_length_ends_with_what_was_measured_at_its_end(tmp_path: Path) -> None:
+    figures = []
     for steps in (100, 130):
         folder = tmp_path / str(steps)
         write_study(folder, "comparison", COMPARED, measured_at=(50, 100), steps=steps)
-        mft_fig2.draw(folder)
-    short, long = (lines(figure.axes[0])["MFT"] for figure in caught)
+        figures.append(drawn("mft-fig2", folder))
+    short, long = (lines(figure.axes[0])["MFT"] for figure in figures)
     assert short[0] == [50, 100]
     assert long == ([50, 100, 130], pytest.approx([64, 69, 74]))
 
 
-def test_a_band_goes_from_the_lowest_seed_to_the_highest(tmp_path: Path, caught: Caught) -> None:
+def test_a_band_goes_from_the_lowest_seed_to_the_highest(tmp_path: Path) -> None:
     values = {s: v for s, v in RATIOS.items() if s[0] == "mft"} | {("mft", 0.1, 1): 0.5}
-    mft_fig4.draw(write_study(tmp_path / "s", "mask-ratio-sweep", values))
-    axis = caught[0].axes[0]
+    folder = write_study(tmp_path / "s", "mask-ratio-sweep", values)
+    axis = drawn("mft-fig4", folder).axes[0]
     assert lines(axis)["MFT"][1][1] == pytest.approx(63)
     assert band_at(axis, 0.1) == pytest.approx([50, 76])
 
 
-def test_of_one_seed_the_band_is_the_measurements_standard_error(
-    tmp_path: Path, caught: Caught
-) -> None:
+def test_of_one_seed_the_band_is_the_measurements_standard_error(tmp_path: Path) -> None:
     values = {s: v for s, v in RATIOS.items() if s[0] == "mft" and s[-1] == 0}
-    mft_fig4.draw(write_study(tmp_path / "s", "mask-ratio-sweep", values))
-    assert band_at(caught[0].axes[0], 0.1) == pytest.approx([74, 78])
+    folder = write_study(tmp_path / "s", "mask-ratio-sweep", values)
+    assert band_at(drawn("mft-fig4", folder).axes[0], 0.1) == pytest.approx([74, 78])
 
 
 def band_at(axis: Any, x: float) -> list[float]:
@@ -110,30 +88,27 @@ def band_at(axis: Any, x: float) -> list[float]:
     return [ys.min(), ys.max()]
 
 
-def test_ratios_are_held_against_the_fine_tune_and_continued_training(
-    tmp_path: Path, caught: Caught
-) -> None:
-    mft_fig8.draw(write_study(tmp_path / "a", "mask-ratio-sweep", RATIOS))
-    masks = lines(caught[0].axes[0])
+def test_ratios_are_held_against_the_fine_tune_and_continued_training(tmp_path: Path) -> None:
+    ratios = write_study(tmp_path / "a", "mask-ratio-sweep", RATIOS)
+    masks = lines(drawn("mft-fig8", ratios).axes[0])
     assert masks["MFT"][0] == [0.02, 0.1, 0.2, 0.4]
     assert masks["MFT"][1] == pytest.approx([71, 75, 70, 59])
     assert masks["FFT"][1] == pytest.approx([70, 70])
     assert masks["continued FFT"][1] == pytest.approx([70, 70])
-    mft_fig9.draw(write_study(tmp_path / "b", "data-ratio-sweep", DATA_RATIOS))
-    data = lines(caught[1].axes[0])
+    shares = write_study(tmp_path / "b", "data-ratio-sweep", DATA_RATIOS)
+    data = lines(drawn("mft-fig9", shares).axes[0])
     assert data["MFT"] == ([0.1, 0.5, 1.0], pytest.approx([70, 73, 76]))
     assert data["continued FFT"][1] == pytest.approx([65, 69, 71])
     assert data["FFT"][1] == pytest.approx([70, 70])
 
 
-def test_a_group_is_a_step_over_its_blocks(tmp_path: Path, caught: Caught) -> None:
+def test_a_group_is_a_step_over_its_blocks(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "s", "layer-sweep", layers())
-    mft_fig3.draw(folder)
-    mft_fig7.draw(folder)
-    small, large = (lines(figure.axes[0]) for figure in caught)
+    figures = [drawn(name, folder) for name in ("mft-fig3", "mft-fig7")]
+    small, large = (lines(figure.axes[0]) for figure in figures)
     assert {name for name in small if name.startswith("MFT")} == {"MFT, 1 block", "MFT, 2 blocks"}
     assert {name for name in large if name.startswith("MFT")} == {"MFT, 4 blocks"}
-    steps = [line for line in caught[1].axes[0].get_lines() if len(line.get_xdata()) == 4]
+    steps = [line for line in figures[1].axes[0].get_lines() if len(line.get_xdata()) == 4]
     (path,) = [line for line in steps if line.get_linestyle() == "-"]
     assert list(path.get_xdata()) == [-0.5, 3.5, 3.5, 7.5]
     # 0.76 - 0.08 + 0.01 for blocks 0-3, and 0.06 less from block 4 on.
@@ -142,25 +117,24 @@ def test_a_group_is_a_step_over_its_blocks(tmp_path: Path, caught: Caught) -> No
     assert large["continued FFT"][1] == pytest.approx([69, 69])
 
 
-def test_a_group_that_is_not_finished_leaves_a_gap(tmp_path: Path, caught: Caught) -> None:
+def test_a_group_that_is_not_finished_leaves_a_gap(tmp_path: Path) -> None:
     values = {s: v for s, v in layers(8, (2,)).items() if s[2] != "2-3"}
-    mft_fig3.draw(write_study(tmp_path / "s", "layer-sweep", values))
-    (path,) = [line for line in caught[0].axes[0].get_lines() if len(line.get_xdata()) > 4]
+    folder = write_study(tmp_path / "s", "layer-sweep", values)
+    figure = drawn("mft-fig3", folder)
+    (path,) = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) > 4]
     assert [x for x in path.get_xdata() if np.isnan(x)] != []
     assert 2.0 not in path.get_xdata()
     assert list(path.get_xdata()[-4:]) == [3.5, 5.5, 5.5, 7.5]
 
 
-def test_deltas_that_were_dropped_or_kept_are_drawn_alike(tmp_path: Path, caught: Caught) -> None:
-    mft_fig3.draw(write_study(tmp_path / "s", "layer-sweep", dropped()))
-    names = lines(caught[0].axes[0])
+def test_deltas_that_were_dropped_or_kept_are_drawn_alike(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "s", "layer-sweep", dropped())
+    names = lines(drawn("mft-fig3", folder).axes[0])
     assert {"base", "FFT", "dropped: 1 block", "kept: 2 blocks"} <= {*names}
     assert names["base"][1] == pytest.approx([10, 10])
 
 
-def test_several_domains_share_a_figure_and_each_panel_says_which(
-    tmp_path: Path, caught: Caught
-) -> None:
+def test_several_domains_share_a_figure_and_each_panel_says_which(tmp_path: Path) -> None:
     folders = [
         write_study(
             tmp_path / domain,
@@ -171,15 +145,14 @@ def test_several_domains_share_a_figure_and_each_panel_says_which(
         )
         for domain in ("maths", "code")
     ]
-    mft_fig5.draw(*folders)
-    assert titles(caught[0]) == [
+    assert titles(drawn("mft-fig5", folders)) == [
         *["maths_train → maths_test"] * 2,
         *["code_train → code_test"] * 2,
     ]
 
 
 @pytest.mark.parametrize("long", [False, True])
-def test_no_word_is_cut_off(tmp_path: Path, caught: Caught, long: bool) -> None:
+def test_no_word_is_cut_off(tmp_path: Path, long: bool) -> None:
     name = "a_data_set_with_a_name_that_nobody_would_type" if long else "maths"
     folders = [
         write_study(
@@ -191,8 +164,7 @@ def test_no_word_is_cut_off(tmp_path: Path, caught: Caught, long: bool) -> None:
         )
         for place in range(2)
     ]
-    mft_fig3.draw(*folders)
-    (figure,) = caught
+    figure = drawn("mft-fig3", folders)
     figure.canvas.draw()
     page = figure.bbox
     texts = [*figure.texts, *figure.legends[0].get_texts(), figure._supxlabel]  # type: ignore[attr-defined]
@@ -213,11 +185,11 @@ def test_plot_picks_the_figures_of_a_study(tmp_path: Path) -> None:
     share = write_study(tmp_path / "data", "data-ratio-sweep", DATA_RATIOS)
     assert {path.stem for path in draw(share)} == {"mft_fig5"}
     both = write_study(tmp_path / "layers", "layer-sweep", layers())
-    drawn = draw(both)
-    assert {path.stem for path in drawn} == {"mft_fig3", "mft_fig7"}
-    before = [path.read_bytes() for path in drawn]
+    files = draw(both)
+    assert {path.stem for path in files} == {"mft_fig3", "mft_fig7"}
+    before = [path.read_bytes() for path in files]
     draw(both)
-    assert [path.read_bytes() for path in drawn] == before
+    assert [path.read_bytes() for path in files] == before
     small = write_study(tmp_path / "small", "layer-sweep", layers(8, (1,)))
     assert {path.stem for path in draw(small)} == {"mft_fig3"}
     large = write_study(tmp_path / "large", "layer-sweep", layers(8, (4,)))
@@ -226,24 +198,24 @@ def test_plot_picks_the_figures_of_a_study(tmp_path: Path) -> None:
 
 def test_wrong_empty_or_unfit_studies_are_refused(tmp_path: Path) -> None:
     other = write_study(tmp_path / "other", "comparison", COMPARED)
-    cases: list[tuple[Callable[..., list[Path]], str]] = [
-        (mft_fig3.draw, "layer-sweep"),
-        (mft_fig7.draw, "layer-sweep"),
-        (mft_fig4.draw, "mask-ratio-sweep"),
-        (mft_fig8.draw, "mask-ratio-sweep"),
-        (mft_fig5.draw, "data-ratio-sweep"),
-        (mft_fig9.draw, "data-ratio-sweep"),
+    cases = [
+        ("mft-fig3", "layer-sweep"),
+        ("mft-fig7", "layer-sweep"),
+        ("mft-fig4", "mask-ratio-sweep"),
+        ("mft-fig8", "mask-ratio-sweep"),
+        ("mft-fig5", "data-ratio-sweep"),
+        ("mft-fig9", "data-ratio-sweep"),
     ]
-    for drawn, kind in cases:
-        empty = write_study(tmp_path / drawn.__module__ / kind, kind, {})
+    for name, kind in cases:
+        empty = write_study(tmp_path / name / kind, kind, {})
         for folder in (other, empty):
             with pytest.raises(RecordError, match=f"no {kind} with finished cells"):
-                drawn(folder)
+                draw_figure(name, folder)
     with pytest.raises(RecordError, match="nothing was measured on the way"):
-        mft_fig2.draw(other)
+        draw_figure("mft-fig2", other)
     small = write_study(tmp_path / "small", "layer-sweep", layers(8, (1,)))
     with pytest.raises(RecordError, match=r"no groups of .* blocks; there are: 1"):
-        mft_fig7.draw(small)
+        draw_figure("mft-fig7", small)
 
 
 def test_figures_of_masks_need_no_torch(tmp_path: Path) -> None:
@@ -262,24 +234,21 @@ print(len(draw({str(folder)!r})))
 def test_half_of_the_model_is_what_the_study_says_or_what_its_groups_reach(tmp_path: Path) -> None:
     first = {s: v for s, v in layers(8, (2,)).items() if s[2] in ("", "0-1")}
     folder = write_study(tmp_path / "s", "layer-sweep", first)
-    assert mft_layers.group_sizes(folder) == ([], [2])
+    assert mft_layers.group_sizes([folder]) == ([], [2])
     edit(folder / "study.json", lambda study: study["facts"].update(blocks=8))
-    assert mft_layers.group_sizes(folder) == ([2], [])
+    assert mft_layers.group_sizes([folder]) == ([2], [])
     spec = {"method": "drop", "groups": [2], "data": []}
     edit(folder / "study.json", lambda study: study["asked"].update(spec))
     part = {"entries": 1, "squares": 1.0}
     facts = {"blocks": {"0": part, "7": part}, "outside": part}
     edit(folder / "study.json", lambda study: study.update(facts=facts))
-    assert mft_layers.group_sizes(folder) == ([2], [])
+    assert mft_layers.group_sizes([folder]) == ([2], [])
 
 
-def test_a_study_without_training_names_what_it_is_measured_on(
-    tmp_path: Path, caught: Caught
-) -> None:
+def test_a_study_without_training_names_what_it_is_measured_on(tmp_path: Path) -> None:
     held = [["maths_test", 300, "digest"]]
     spec = {"method": "drop", "groups": [1, 2], "data": held, "eval_data": None}
     part = {"entries": 1, "squares": 1.0}
     facts = {"blocks": {str(block): part for block in range(8)}, "outside": part}
     folder = write_study(tmp_path / "s", "layer-sweep", dropped(), facts=facts, **spec)
-    mft_fig3.draw(folder)
-    assert titles(caught[0]) == ["maths_test"] * 2
+    assert titles(drawn("mft-fig3", folder)) == ["maths_test"] * 2

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from deltalens.errors import RecordError
-from deltalens.figures import draw, mft_tab1, mft_tab2, mft_tab3, mft_tab5, mft_tab6
+from deltalens.figures import draw, draw_figure
 from deltalens.figures.mft_studies import load
 from tests.support.mft_studies import COMPARED, RATIOS, Values, write_study
 
 Row = dict[str, str]
+TABLES = ("mft-tab1", "mft-tab2", "mft-tab3", "mft-tab5", "mft-tab6")
 THREE = ("maths_test", "code_test", "instructions_test")
 
 
@@ -39,7 +40,7 @@ def less(by: float) -> Values:
 
 def test_a_place_is_mean_and_deviation_over_seeds_of_the_cells(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "s", blocks="4-7", mask_ratio="0.1")
-    mft_tab1.draw(folder)
+    draw_figure("mft-tab1", folder)
     rows = rows_of(folder, "mft_tab1")
     frame = load(folder, "comparison").record.cells
     own = frame[(frame["method"] == "mft") & (frame["metric"] == "exact_match")]["value"]
@@ -61,7 +62,7 @@ def test_lora_beside_the_papers_is_the_one_from_the_base(tmp_path: Path) -> None
     values = {**COMPARED, ("lora-continued", 0): 0.4, ("lora-on-ft", 0): 0.6}
     now, before = comparison(tmp_path / "now", values), comparison(tmp_path / "before", settings={})
     for folder in (now, before):
-        mft_tab1.draw(folder)
+        draw_figure("mft-tab1", folder)
     rows = rows_of(now, "mft_tab1")
     order = list(dict.fromkeys(row["method"] for row in rows))
     assert order[:6] == ["base", "LoRA", "continued LoRA", "FFT", "continued FFT", "LoRA on FFT"]
@@ -73,7 +74,7 @@ def test_lora_beside_the_papers_is_the_one_from_the_base(tmp_path: Path) -> None
 
 def test_plain_training_by_preferences_is_dpo(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "s", objective="dpo")
-    mft_tab1.draw(folder)
+    draw_figure("mft-tab1", folder)
     methods = {row["method"] for row in rows_of(folder, "mft_tab1")}
     assert "DPO" in methods
     assert "continued FFT" not in methods
@@ -81,7 +82,7 @@ def test_plain_training_by_preferences_is_dpo(tmp_path: Path) -> None:
 
 def test_numbers_on_the_way_are_not_those_at_the_end(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "s", measured_at=(50, 100))
-    mft_tab1.draw(folder)
+    draw_figure("mft-tab1", folder)
     found = entry(rows_of(folder, "mft_tab1"), "maths_test, exact", method="MFT")
     assert (found["text"], found["seeds"]) == ("74.0 ± 4.2", "2")
 
@@ -89,7 +90,7 @@ def test_numbers_on_the_way_are_not_those_at_the_end(tmp_path: Path) -> None:
 def test_each_domain_stands_on_its_own_data(tmp_path: Path) -> None:
     maths = comparison(tmp_path / "maths", sets=THREE)
     code = comparison(tmp_path / "code", less(0.2), sets=THREE, trained_on="code_train")
-    mft_tab2.draw(maths, code)
+    draw_figure("mft-tab2", [maths, code])
     rows = rows_of(maths, "mft_tab2")
     assert entry(rows, "maths_test, exact", method="MFT")["text"] == "74.0 ± 4.2"
     # The second data set lies 10 points below the first, and this study 20 below the other.
@@ -100,14 +101,14 @@ def test_each_domain_stands_on_its_own_data(tmp_path: Path) -> None:
 
 def test_data_whose_names_tell_no_domain_are_all_shown(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "s", trained_on="train", sets=("gsm8k", "mbpp"))
-    mft_tab1.draw(folder)
+    draw_figure("mft-tab1", folder)
     columns = {row["column"].partition(",")[0] for row in rows_of(folder, "mft_tab1")}
     assert columns == {"train → gsm8k", "train → mbpp", "seeds"}
 
 
 def test_fine_tunes_on_a_mixture_are_the_lower_half(tmp_path: Path) -> None:
     upper, lower = comparison(tmp_path / "a"), comparison(tmp_path / "b", less(0.1))
-    mft_tab1.draw(upper, mixed=[lower])
+    draw_figure("mft-tab1", upper, mixed=[lower])
     rows = rows_of(upper, "mft_tab1")
     exact = {
         row["block"]: row["text"]
@@ -123,7 +124,7 @@ def test_fine_tunes_on_a_mixture_are_the_lower_half(tmp_path: Path) -> None:
 def test_every_model_stands_on_every_data_set(tmp_path: Path) -> None:
     maths = comparison(tmp_path / "maths", sets=THREE)
     code = comparison(tmp_path / "code", less(0.2), sets=THREE, trained_on="code_train")
-    mft_tab5.draw(maths, code)
+    draw_figure("mft-tab5", [maths, code])
     rows = [row for row in rows_of(maths, "mft_tab5") if "exact" in row["block"]]
     for domain, below in (("maths", 0), ("code", 20)):
         for place, name in enumerate(THREE):
@@ -142,7 +143,7 @@ def test_a_threshold_stands_beside_a_ratio(tmp_path: Path) -> None:
     local = comparison(tmp_path / "local", less(0.01), mask_ratio="0.1")
     globally = comparison(tmp_path / "global", threshold=-0.035, mask_ratio="0.1")
     for order in ((local, globally), (globally, local)):
-        mft_tab3.draw(*order)
+        draw_figure("mft-tab3", order)
         rows = rows_of(order[0], "mft_tab3")
         texts = {row["method"]: row["text"] for row in rows if "exact" in row["column"]}
         assert texts == {
@@ -153,13 +154,13 @@ def test_a_threshold_stands_beside_a_ratio(tmp_path: Path) -> None:
             "global MFT (threshold -0.035)": "74.0 ± 4.2",
         }
     with pytest.raises(RecordError, match="no comparison with a threshold"):
-        mft_tab3.draw(local)
+        draw_figure("mft-tab3", local)
 
 
 def test_the_papers_rows_stand_as_printed(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "s", threshold=-0.035)
-    for one in (mft_tab1, mft_tab2, mft_tab3, mft_tab5, mft_tab6):
-        one.draw(folder)
+    for name in TABLES:
+        draw_figure(name, folder)
     first = rows_of(folder, "mft_tab1", "paper")
     mixed = {"setting": "Mixed Domain", "method": "Continued FFT"}
     assert entry(first, "HumanEval+", **mixed)["text"] == "18.3 (-8.6)"
@@ -177,7 +178,7 @@ def test_the_papers_rows_stand_as_printed(tmp_path: Path) -> None:
 def test_with_one_seed_there_is_no_deviation(tmp_path: Path) -> None:
     values = {setting: value for setting, value in COMPARED.items() if setting[-1] == 0}
     folder = comparison(tmp_path / "s", values, seeds=1)
-    mft_tab1.draw(folder)
+    draw_figure("mft-tab1", folder)
     found = entry(rows_of(folder, "mft_tab1"), "maths_test, exact", method="MFT")
     assert (found["text"], found["deviation"], found["seeds"]) == ("71.0", "", "1")
     assert "not finished" not in (folder / "mft_tab1.md").read_text()
@@ -186,7 +187,7 @@ def test_with_one_seed_there_is_no_deviation(tmp_path: Path) -> None:
 def test_a_study_that_is_not_finished_leaves_gaps_and_says_so(tmp_path: Path) -> None:
     values = dict(list(COMPARED.items())[:3])
     folder = comparison(tmp_path / "s", values, methods=["base", "ft", "sft", "mft"])
-    mft_tab1.draw(folder)
+    draw_figure("mft-tab1", folder)
     assert entry(rows_of(folder, "mft_tab1"), "maths_test, exact", method="MFT")["text"] == "–"
     said = "maths is not finished: 1 of 2 seeds of continued FFT, nothing of MFT yet."
     assert said in (folder / "mft_tab1.md").read_text()
@@ -194,22 +195,22 @@ def test_a_study_that_is_not_finished_leaves_gaps_and_says_so(tmp_path: Path) ->
 
 def test_what_cannot_stand_together_is_refused(tmp_path: Path) -> None:
     one, same = comparison(tmp_path / "a"), comparison(tmp_path / "b")
-    for drawn in (mft_tab1.draw, mft_tab5.draw):
+    for name in ("mft-tab1", "mft-tab5"):
         with pytest.raises(RecordError, match="a second comparison of the domain 'maths'"):
-            drawn(one, same)
+            draw_figure(name, [one, same])
     other = [["maths_test", 200, "other"]]
     code = comparison(tmp_path / "c", trained_on="code_train", eval_data=other)
     with pytest.raises(RecordError, match="'maths_test' is not that of"):
-        mft_tab6.draw(one, code)
+        draw_figure("mft-tab6", [one, code])
 
 
 def test_an_empty_study_or_one_of_another_kind_is_refused(tmp_path: Path) -> None:
     empty = comparison(tmp_path / "empty", {})
     sweep = write_study(tmp_path / "sweep", "mask-ratio-sweep", RATIOS)
-    for one in (mft_tab1, mft_tab2, mft_tab3, mft_tab5, mft_tab6):
+    for name in TABLES:
         for folder in (empty, sweep):
             with pytest.raises(RecordError, match="no comparison with finished cells"):
-                one.draw(folder)
+                draw_figure(name, folder)
     assert not [*empty.glob("mft_*"), *sweep.glob("mft_*")]
 
 

@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from deltalens.errors import DeltaLensError
-from deltalens.figures import gmt_fig3, landscape, landscape_surface, mft_tab1, mft_tab2, mft_tab3
+from deltalens.figures import draw_figure, draw_named
 from deltalens.figures.landscape_panels import Scale, load_landscape, panels
 from deltalens.io.papers import as_number
 from deltalens.io.records import Cell, Measurement, StudyFolder
@@ -52,42 +52,29 @@ def mark(name: str, role: str, a: float, b: float = 0.0) -> dict[str, Any]:
     return {"name": name, "role": role, "a": a, "b": b, "distance": 0.0}
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+def drawn(name: str, folder: Path) -> list[Figure]:
     """The figures that would be written."""
-    kept: list[Figure] = []
-
-    def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-        kept.append(figure)
-        return []
-
-    for module in (landscape, landscape_surface, gmt_fig3):
-        monkeypatch.setattr(module, "save", save)
-    return kept
+    return [drawing.figure for drawing in draw_named(name, folder)]
 
 
-def test_curve_over_a_line_passes_through_every_marked_model(
-    tmp_path: Path, drawn: list[Figure]
-) -> None:
+def test_curve_over_a_line_passes_through_every_marked_model(tmp_path: Path) -> None:
     marks = [mark("ft", "origin", 0.3), mark("other", "b", 1.5), mark("base", "base", 2.0)]
     grid = {(a, 0.0, "grid"): 2.0 for a in (-1.0, 0.0, 1.0, 2.0, 3.0)}
     at = {(0.3, 0.0, "ft"): 0.5, (1.5, 0.0, "other"): 0.25, (2.0, 0.0, "base"): 2.0}
-    landscape.draw(write_landscape(tmp_path, "line", marks, {**at, **grid}))
-    (axis,) = drawn[0].axes
+    write_landscape(tmp_path, "line", marks, {**at, **grid})
+    (axis,) = drawn("landscape", tmp_path)[0].axes
     curve = axis.lines[0]
     points = dict(zip(curve.get_xdata(), curve.get_ydata(), strict=True))
     assert points == {**{a: v for (a, _, _), v in grid.items()}, 0.3: 0.5, 1.5: 0.25}
     assert [*points] == sorted(points)
 
 
-def test_model_without_a_finite_value_is_a_gap_in_the_curve(
-    tmp_path: Path, drawn: list[Figure]
-) -> None:
+def test_model_without_a_finite_value_is_a_gap_in_the_curve(tmp_path: Path) -> None:
     marks = [mark("ft", "origin", 0.3), mark("other", "b", 1.5)]
     grid = {(a, 0.0, "grid"): 2.0 for a in (-1.0, 0.0, 1.0, 2.0, 3.0)}
     at = {(0.3, 0.0, "ft"): 0.5, (1.5, 0.0, "other"): math.nan}
-    landscape.draw(write_landscape(tmp_path, "line", marks, {**at, **grid}))
-    curve = drawn[0].axes[0].lines[0]
+    write_landscape(tmp_path, "line", marks, {**at, **grid})
+    curve = drawn("landscape", tmp_path)[0].axes[0].lines[0]
     assert np.isnan(curve.get_ydata()[list(curve.get_xdata()).index(1.5)])
 
 
@@ -103,21 +90,19 @@ def rounded(colors: Any) -> list[tuple[float, ...]]:
     return sorted(tuple(float(f"{part:.4f}") for part in color) for color in colors)
 
 
-def surface(folder: Path, drawn: list[Figure], values: Values) -> Any:
-    landscape.draw(write_landscape(folder, "checkpoints", [mark("ft", "origin", 0.3)], values))
-    (axis,) = drawn[-1].axes
+def surface(folder: Path, values: Values) -> Any:
+    write_landscape(folder, "checkpoints", [mark("ft", "origin", 0.3)], values)
+    (axis,) = drawn("landscape", folder)[-1].axes
     faces = axis.collections[0]
     faces.update_scalarmappable()
     return faces
 
 
-def test_a_face_has_the_color_of_the_mean_of_its_corners(
-    tmp_path: Path, drawn: list[Figure]
-) -> None:
+def test_a_face_has_the_color_of_the_mean_of_its_corners(tmp_path: Path) -> None:
     tall = heights()
     values = {(a - 1.0, b - 1.0, "grid"): tall[b, a] for b in range(5) for a in range(5)}
     values[0.3, 0.0, "ft"] = 1.0
-    faces = surface(tmp_path, drawn, values)
+    faces = surface(tmp_path, values)
     # The scale is logarithmic: the mean is that of the heights that are drawn.
     drawn_heights = np.log10(tall)
     corners = [drawn_heights[b : b + 2, a : a + 2] for b in range(4) for a in range(4)]
@@ -130,22 +115,17 @@ def test_a_face_has_the_color_of_the_mean_of_its_corners(
     assert rounded(faces.get_facecolor()) == rounded(colors)
 
 
-def test_unfinished_surface_has_the_colors_of_the_same_scale(
-    tmp_path: Path, drawn: list[Figure]
-) -> None:
+def test_unfinished_surface_has_the_colors_of_the_same_scale(tmp_path: Path) -> None:
     values = {(0.0, 0.0, "grid"): 1.0, (1.0, 0.0, "grid"): 2.0, (0.0, 1.0, "grid"): 3.0}
-    faces = surface(tmp_path, drawn, {**values, (0.3, 0.0, "ft"): 1.0})
+    faces = surface(tmp_path, {**values, (0.3, 0.0, "ft"): 1.0})
     scale = Scale.of(panels(load_landscape(tmp_path), "loss"))
     assert (faces.norm.vmin, faces.norm.vmax) == (scale.levels[0], scale.levels[-1])
     np.testing.assert_allclose(faces.get_array(), [2.0])
 
 
-def test_unchanged_entries_are_a_shade_and_no_line_that_could_be_an_axis(
-    tmp_path: Path, drawn: list[Figure]
-) -> None:
+def test_unchanged_entries_are_a_shade_and_no_line_that_could_be_an_axis(tmp_path: Path) -> None:
     drops.write(tmp_path, drops.MATHS, drops.RATES, {})
-    gmt_fig3.draw(tmp_path)
-    for axis in drawn[0].axes:
+    for axis in drawn("gmt-fig3", tmp_path)[0].axes:
         upright = [line for line in axis.lines if len({*line.get_xdata()}) == 1]
         assert upright == []
         (shade,) = [one for one in axis.patches if one.get_label() == "exactly unchanged"]
@@ -154,25 +134,22 @@ def test_unchanged_entries_are_a_shade_and_no_line_that_could_be_an_axis(
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "more"),
-    [
-        (mft_tab1, "mft_tab1", {}),
-        (mft_tab2, "mft_tab2", {}),
-        (mft_tab3, "mft_tab3", {"threshold": -0.035}),
-    ],
+    ("name", "more"),
+    [("mft-tab1", {}), ("mft-tab2", {}), ("mft-tab3", {"threshold": -0.035})],
 )
 def test_second_numbers_of_the_paper_are_called_distances_and_are_no_deviations(
-    tmp_path: Path, module: Any, name: str, more: dict[str, Any]
+    tmp_path: Path, name: str, more: dict[str, Any]
 ) -> None:
-    module.draw(write_study(tmp_path, "comparison", COMPARED, **more))
-    text = (tmp_path / f"{name}.md").read_text()
+    draw_figure(name, write_study(tmp_path, "comparison", COMPARED, **more))
+    file = name.replace("-", "_")
+    text = (tmp_path / f"{file}.md").read_text()
     ours, paper = text.split("**The paper", 1)
     assert "±" in ours
     heading, *rows = paper.split("\n- ", 1)[0].splitlines()
     assert "in brackets: the distance to FFT" in heading
     assert "±" not in "".join(rows)
     assert "(+" in "".join(rows)
-    for line in (tmp_path / f"{name}.csv").read_text().splitlines()[1:]:
+    for line in (tmp_path / f"{file}.csv").read_text().splitlines()[1:]:
         if line.startswith("paper,"):
             *_, deviation, seeds, _, _ = line.split(",")
             assert (deviation, seeds) == ("", "")

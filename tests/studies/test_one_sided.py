@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 import transformers
@@ -258,20 +257,15 @@ def test_base_of_another_kind_is_said_and_left_out_of_every_claim(tmp_path: Path
     assert (tmp_path / "s" / "cells.csv").read_bytes() == before
 
 
-def test_figure_draws_the_base_itself_and_says_whose_rate_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from deltalens.figures import gmt_fig3
+def test_figure_draws_the_base_itself_and_says_whose_rate_it_is(tmp_path: Path) -> None:
+    from deltalens.figures import drawings
 
     both = mtp_pair(tmp_path)
     deltalens.drop_study(
         both.ft, both.base, tmp_path / "s", rates=["0.5"], strategies=["trivial"], fidelity=FEW
     )
-    figures: list[Any] = []
-    monkeypatch.setattr(gmt_fig3, "save", lambda figure, *where: figures.append(figure) or [])
-    monkeypatch.setattr(plt, "close", lambda *which: None)
-    gmt_fig3.draw(tmp_path / "s")
-    axis = figures[0].axes[0]
+    (drawing,) = drawings(tmp_path / "s")
+    axis = drawing.figure.axes[0]
     labels = [line.get_label() for line in axis.lines]
     assert [labels.count(name) for name in ("trivial", "base", "fine-tuned")] == [1, 1, 1]
     assert axis.get_xlabel() == "drop rate (of the tensors that both have)"

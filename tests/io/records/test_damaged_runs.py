@@ -14,7 +14,7 @@ import pytest
 
 import deltalens
 from deltalens.errors import RecordError
-from deltalens.figures.gradient_run import draw
+from deltalens.figures import draw_named
 from deltalens.io.checksum import CHECKSUM
 from deltalens.io.records.parquet import write_parquet
 from deltalens.io.records.run import RunWriter
@@ -148,7 +148,7 @@ def test_rows_of_a_step_that_a_kill_cut_short_are_not_drawn(run: Path) -> None:
     for table in ("histograms", "masks"):
         names = ["a.norm.weight", *NAMES[1:]] * 4
         replace(part(run, table), step=[-1, 0, 1, 1, 2, 2, 9, 10], tensor=names)
-    assert draw(run)
+    assert draw_named("gradients", run)
 
 
 @pytest.mark.parametrize("facts", [None, [], {"tensors": []}, {"tensors": {"a": -1}}])

@@ -9,20 +9,17 @@ import json
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 import deltalens
 from deltalens import DeltaLensError
-from deltalens.figures import draw
+from deltalens.figures import drawings
 from deltalens.figures.mft_studies import load
 from deltalens.figures.mft_tables import masked
 from tests.support.edits import edit
@@ -38,10 +35,6 @@ ODD: list[Any] = [
     [], {}, [[]], [0, 1], [[0, 1]], [["f", 1, "d"]], {"a": "b"}, {"a": {"b": [1]}},
     json.loads("[" * 60 + "]" * 60), list(range(1_000)),
 ]  # fmt: skip
-DRAWING = (
-    *("anatomy", "gmt_fig2", "gmt_fig3", "landscape", "landscape_surface", "mft_panels"),
-    "table_picture",
-)
 GONE = object()
 Place = tuple[str | int, ...]
 
@@ -73,35 +66,20 @@ def rename(value: Any, place: Place, name: str) -> None:
         value[name] = value.pop(place[-1])
 
 
-@contextmanager
-def quickly() -> Iterator[None]:
-    """Pictures are rendered, coarsely, and kept nowhere."""
-
-    def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-        with suppress(DeltaLensError):
-            figure.savefig(io.BytesIO(), format="png", dpi=15)
-        plt.close(figure)
-        return []
-
-    with warnings.catch_warnings(), ExitStack() as stack:
-        warnings.simplefilter("ignore")
-        for module in DRAWING:
-            stack.enter_context(mock.patch(f"deltalens.figures.{module}.save", save))
-        yield
-
-
 def use(folder: Path, kind: str) -> str:
-    """Load, summarize and draw: what it is refused with, or nothing."""
+    """Load, summarize and draw: what it is refused with, or nothing. Pictures are rendered
+    coarsely, and kept nowhere."""
     try:
         record = deltalens.load_study(folder)
         repr(record.cells)
         with suppress(DeltaLensError):
             "".join(said_of(record, kind)).encode()
-        draw(folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for drawing in drawings(folder):
+                drawing.figure.savefig(io.BytesIO(), format="png", dpi=15)
     except DeltaLensError as error:
         return str(error)
-    finally:
-        plt.close("all")
     return ""
 
 
@@ -133,8 +111,7 @@ def test_a_field_of_any_value_is_refused_in_one_line_or_used(
     else:
         odd = data.draw(st.sampled_from([GONE, *ODD]), "odd")
         edit(file, lambda value: put(value, place, odd), line)
-    with quickly():
-        assert "\n" not in use(folder, kind)
+    assert "\n" not in use(folder, kind)
 
 
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -158,8 +135,7 @@ def test_values_that_no_axis_shows_are_drawn_as_gaps(
                 measured[0] = values[(line + place) % len(values)]
 
         edit(folder / "cells.jsonl", change, line)
-    with quickly():
-        assert use(folder, kind) == ""
+    assert use(folder, kind) == ""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -167,12 +143,11 @@ def test_a_study_of_no_cell_or_a_single_one_is_drawn_or_refused(tmp_path: Path, 
     folder = make_study(tmp_path / "study", kind)
     (folder / "cells.csv").unlink()
     lines = (folder / "cells.jsonl").read_bytes().splitlines(keepends=True)
-    with quickly():
-        (folder / "cells.jsonl").write_bytes(b"")
-        assert ("lacks the layer" if kind == "inspect" else "with finished") in use(folder, kind)
-        for kept in lines[:2]:
-            (folder / "cells.jsonl").write_bytes(kept)
-            assert "\n" not in use(folder, kind)
+    (folder / "cells.jsonl").write_bytes(b"")
+    assert ("lacks the layer" if kind == "inspect" else "with finished") in use(folder, kind)
+    for kept in lines[:2]:
+        (folder / "cells.jsonl").write_bytes(kept)
+        assert "\n" not in use(folder, kind)
 
 
 def test_a_name_that_looks_like_a_step_and_is_none_is_a_name(tmp_path: Path) -> None:
@@ -181,8 +156,7 @@ def test_a_name_that_looks_like_a_step_and_is_none_is_a_name(tmp_path: Path) -> 
     own = {"f1@ten": [1, 0, 1]}
     for line in range(lines_of(folder)):
         edit(folder / "cells.jsonl", lambda cell: cell["metrics"].update(own), line)
-    with quickly():
-        assert use(folder, "comparison") == ""
+    assert use(folder, "comparison") == ""
 
 
 def test_ratios_by_projection_are_told_in_a_table(tmp_path: Path) -> None:

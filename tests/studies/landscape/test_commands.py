@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import deltalens
-from deltalens.figures import mft_fig6, mft_fig10
+from deltalens.figures import Drawing, draw_figure
 from deltalens.figures.landscape_panels import load_landscape
 from deltalens.reports.landscape import summarize_landscape
 from deltalens.studies.engine import StudyWatch
@@ -261,10 +261,10 @@ def test_first_picture_is_there_before_the_last_point(
     drawn: list[int] = []
     draw = landscape.draw
 
-    def counting(folder: Path, **more: bool) -> list[Path]:
-        cells = load_landscape(folder).cells
+    def counting(folders: list[Path], *entry: object, **more: bool) -> list[Drawing]:
+        cells = load_landscape(folders[0]).cells
         drawn.append(len(cells[cells["mark"] == "grid"]))
-        return draw(folder, **more)
+        return draw(folders, *entry, **more)
 
     monkeypatch.setattr(landscape, "draw", counting)
     succeeds(
@@ -275,8 +275,8 @@ def test_first_picture_is_there_before_the_last_point(
 
 
 def test_figures_of_the_paper_draw_a_row_a_domain(study: tuple[Path, str], tmp_path: Path) -> None:
-    six = mft_fig6.draw([study[0], study[0]], tmp_path)
-    ten = mft_fig10.draw([study[0]], tmp_path)
+    six = draw_figure("mft-fig6", [study[0], study[0]], tmp_path)
+    ten = draw_figure("mft-fig10", study[0], tmp_path)
     assert [file.name for file in (*six, *ten)] == [
         *("mft_fig6.png", "mft_fig6.svg", "mft_fig10.png", "mft_fig10.svg")
     ]

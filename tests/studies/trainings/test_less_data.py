@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deltalens import load_study
-from deltalens.figures import draw, gmt_data
+from deltalens.figures import draw, draw_figure
 from deltalens.io.records import Cell, Measurement, StudyFolder
 from deltalens.reports.trainings import summarize_sweep
 from tests.support.mft_studies import DATA_RATIOS, write_study
@@ -59,7 +59,7 @@ def test_a_study_of_one_cell_is_drawn(tmp_path: Path) -> None:
     setting = {"method": "gmt", "data_ratio": 0.5, "seed": 0}
     study.append(Cell(setting, {"loss": Measurement(0.5)}, 1.0))
     study.close()
-    assert gmt_data.draw(tmp_path)
+    assert draw_figure("gmt-data", tmp_path)
 
 
 @pytest.mark.slow

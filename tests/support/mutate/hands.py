@@ -227,7 +227,7 @@ def _settle(folder: Path) -> None:
     quieten()
     # A crash of the machine is no part of this, and a picture's size changes no record.
     os.fsync = lambda descriptor: None
-    style._RC["savefig.dpi"] = 20
+    style.SETTINGS["savefig.dpi"] = 20
     tempfile.tempdir = "."
     size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (size + _MEMORY, size + _MEMORY))

@@ -227,9 +227,9 @@ def watched(file: Path) -> Seen:
 
 def watched_and_drawn(file: Path) -> Seen:
     """Its pictures."""
-    from deltalens.figures.gradient_run import draw
+    from deltalens.figures import draw_figure
 
-    draw("run")
+    draw_figure("gradients", "run")
     return Seen(None, {})
 
 

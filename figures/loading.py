@@ -1,4 +1,4 @@
-"""A study as pictures take it: what no axis can show is as what is not finite, a gap."""
+"""Studies as figures take them: what no axis can show becomes infinite or missing, a gap."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from pathlib import Path
 
 from deltalens.io.records import StudyRecord, load_study
 
-__all__ = ["load_drawn"]
+__all__ = ["load_finite"]
 
 _LARGEST = 1e100
-"""Beyond it (the perplexity of a model that fell apart) the arithmetic of axes overflows."""
+"""Beyond it matplotlib's arithmetic overflows: the perplexity of a broken model can be so large."""
 
 
-def load_drawn(folder: str | Path) -> StudyRecord:
-    """Read a study for a picture.
+def load_finite(folder: str | Path) -> StudyRecord:
+    """Read a study for a figure.
+
+    Args:
+        folder: of the study.
+
+    Returns:
+        The study; values beyond 1e100 are infinite, and such standard errors NaN.
 
     Raises:
-        RecordError: no study there, or a damaged one.
+        RecordError: no study is there, or a damaged one.
     """
     record = load_study(folder)
     value, stderr = (record.cells[name].astype(float) for name in ("value", "stderr"))

@@ -1,0 +1,146 @@
+"""Which figures and tables a study's kind calls for, when none is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deltalens.catalog.methods import METHODS
+from deltalens.figures.drawing import Drawing
+from deltalens.figures.gmt_tab2 import shared_metrics
+from deltalens.figures.mft_layers import group_sizes
+from deltalens.figures.mft_studies import load
+from deltalens.figures.registry import draw_named
+from deltalens.figures.sweep_tables import load_sweep
+from deltalens.io.records import StudyRecord, load_study
+
+__all__ = [
+    "draw_comparison",
+    "draw_data_ratio_sweep",
+    "draw_drop_study",
+    "draw_efficiency",
+    "draw_inspection",
+    "draw_landscape",
+    "draw_layer_sweep",
+    "draw_mask_ratio_sweep",
+]
+
+
+def draw_drop_study(folder: Path) -> list[Drawing]:
+    """Draw GMT's Figure 3.
+
+    Args:
+        folder: of a drop study.
+
+    Returns:
+        The figure.
+    """
+    return draw_named("gmt-fig3", folder)
+
+
+def draw_inspection(folder: Path) -> list[Drawing]:
+    """Draw the anatomy of a delta.
+
+    Args:
+        folder: of an inspection.
+
+    Returns:
+        The figure.
+    """
+    return draw_named("anatomy", folder)
+
+
+def draw_efficiency(folder: Path) -> list[Drawing]:
+    """Draw GMT's Table 3.
+
+    Args:
+        folder: of an efficiency study.
+
+    Returns:
+        The table.
+    """
+    return draw_named("gmt-tab3", folder)
+
+
+def draw_landscape(folder: Path) -> list[Drawing]:
+    """Draw a loss landscape.
+
+    Args:
+        folder: of a landscape.
+
+    Returns:
+        Contours and a surface, or lines.
+    """
+    return draw_named("landscape", folder)
+
+
+def draw_mask_ratio_sweep(folder: Path) -> list[Drawing]:
+    """Draw MFT's Figure 4 if the sweep has MFT; else GMT's Figure 2 and its Tables 1 and 4, and
+    Table 2 if several data sets share a metric.
+
+    Args:
+        folder: of a mask-ratio sweep.
+
+    Returns:
+        The figures and tables.
+    """
+    if "mft" in _methods(load_study(folder)):
+        return draw_named("mft-fig4", folder)
+    several = ["gmt-tab2"] if shared_metrics(load_sweep(folder)) else []
+    return _draw_all(["gmt-fig2", "gmt-tab1", *several, "gmt-tab4"], folder)
+
+
+def draw_data_ratio_sweep(folder: Path) -> list[Drawing]:
+    """Draw MFT's Figure 5; if gradients are masked, the comparison that GMT leaves open.
+
+    Args:
+        folder: of a data-ratio sweep.
+
+    Returns:
+        The figure.
+    """
+    spec = load_study(folder).spec.get("methods", ())
+    masked = any(METHODS[name].masks == "gradients" for name in spec if name in METHODS)
+    return draw_named("gmt-data" if masked else "mft-fig5", folder)
+
+
+def draw_layer_sweep(folder: Path) -> list[Drawing]:
+    """Draw MFT's Figure 3 if the sweep has small groups of blocks, and Figure 7 if it has large
+    ones.
+
+    Args:
+        folder: of a layer sweep, with or without training.
+
+    Returns:
+        The figures.
+    """
+    small, large = group_sizes([folder])
+    names = ["mft-fig3"] * bool(small or not large) + ["mft-fig7"] * bool(large)
+    return _draw_all(names, folder)
+
+
+def draw_comparison(folder: Path) -> list[Drawing]:
+    """Draw MFT's Table 1; Figure 2 if the methods were measured during training, Table 3 if MFT has
+    a threshold, and Table 5 if there are several data sets.
+
+    Args:
+        folder: of a comparison.
+
+    Returns:
+        The figures and tables.
+    """
+    study = load(folder, "comparison")
+    suits = {
+        "mft-tab1": True,
+        "mft-fig2": study.frame["step"].notna().any(),
+        "mft-tab3": study.record.setting("threshold", "mft") is not None,
+        "mft-tab5": len(study.sets) > 1,
+    }
+    return _draw_all([name for name, suited in suits.items() if suited], folder)
+
+
+def _draw_all(names: list[str], folder: Path) -> list[Drawing]:
+    return [drawing for name in names for drawing in draw_named(name, folder)]
+
+
+def _methods(record: StudyRecord) -> set[str]:
+    return {*record.spec.get("methods", ()), *record.cells["method"]}
