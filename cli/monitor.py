@@ -18,7 +18,7 @@ from deltalens.io.escaping import plain
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from deltalens.cli.run_summary import RunSummary
+    from deltalens.reports.run import RunSummary
 
 _SECONDS = 2.0
 """Between two looks at a run that is followed."""
@@ -26,7 +26,7 @@ _SECONDS = 2.0
 
 def monitor(
     folder: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run's folder: a GradientProbe's log_dir.")
+        Path, typer.Argument(metavar="RUN", help="Folder of a run, or of a training with a probe.")
     ],
     follow: Annotated[
         bool, typer.Option("--follow", help="Look again every 2 seconds, until Ctrl-C.")
@@ -47,12 +47,13 @@ def monitor(
     deltalens monitor runs/sft/ --follow
     """
     with console.command(debug, "stopped"):
-        from deltalens.cli.run_summary import summarize
-        from deltalens.io.records import load_run
+        from deltalens.io.records import find_run, load_run
+        from deltalens.reports.run import summarize_run
 
         if follow and (as_json or quiet):
             raise DeltaLensError("--follow shows a summary: leave out --json and --quiet")
-        summary = _followed(folder) if follow else summarize(load_run(folder))
+        folder = find_run(folder)
+        summary = _followed(folder) if follow else summarize_run(load_run(folder))
         if not (follow or as_json or quiet):
             console.console().print(_shown(folder, summary))
         pictures: list[Path] = []
@@ -71,7 +72,7 @@ def _shown(folder: Path, summary: RunSummary) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    lines = (Text(plain(line), overflow="fold") for line in summary.lines())
+    lines = (Text(plain(line), overflow="fold") for line in summary.sentences())
     return Group(
         Text(plain(folder), style="bold", overflow="fold"),
         *lines,
@@ -83,11 +84,11 @@ def _followed(folder: Path) -> RunSummary:
     """Show a run until Ctrl-C; the last summary."""
     from rich.live import Live
 
-    from deltalens.cli.run_summary import summarize
     from deltalens.io.records import load_run
+    from deltalens.reports.run import summarize_run
 
     state = _state(folder)
-    summary = summarize(load_run(folder))
+    summary = summarize_run(load_run(folder))
     with Live(_shown(folder, summary), console=console.console(), auto_refresh=False) as live:
         failed = False
         try:
@@ -97,7 +98,7 @@ def _followed(folder: Path) -> RunSummary:
                 if now == state and not failed:
                     continue
                 try:
-                    summary = summarize(load_run(folder))
+                    summary = summarize_run(load_run(folder))
                 except RecordError:
                     # Once it may be that a table's parts are just being joined.
                     if failed:

@@ -9,30 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deltalens.catalog.layers import LAYER_GROUPS, layer_group
 from deltalens.errors import Lines, RecordError
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.learned_masks import learned_masks
 from deltalens.figures.registry import FigureEntry
 from deltalens.figures.style import new_figure, styled
 from deltalens.io.records import RunRecord, load_run
-from deltalens.names import Kind, block_of, is_block, kind_of
+from deltalens.names import block_of, is_block
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["GROUPS", "draw", "group_of"]
-
-_LABELS: dict[Kind, str] = {
-    "embedding": "embeddings",
-    "attention": "attention",
-    "mlp": "MLP",
-    "expert": "MLP",
-    "norm": "norms",
-    "head": "output head",
-    "other": "other",
-}
-GROUPS = tuple(dict.fromkeys(_LABELS.values()))
-"""The layer groups, in the order in which they are shown."""
+__all__ = ["draw"]
 
 _COLUMNS = 400
 """Steps are averaged together beyond so many."""
@@ -40,11 +29,6 @@ _FAINTEST = 1e-4
 # Okabe and Ito's palette, as in `style`.
 _BLUE, _ORANGE, _RED = "#0072B2", "#E69F00", "#D55E00"
 _PALETTE = (_BLUE, _RED, _ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#000000")
-
-
-def group_of(name: str) -> str:
-    """The layer group of a tensor, by its name."""
-    return _LABELS[kind_of(name)]
 
 
 def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
@@ -149,15 +133,15 @@ def _per(frame: pd.DataFrame, keys: list[str], column: str) -> pd.Series[float]:
 def _groups(frame: pd.DataFrame, shown: list[str]) -> np.ndarray:
     """The place of each row's layer group among those shown."""
     tensors = frame["tensor"].astype("category").cat
-    places = np.array([shown.index(group_of(str(name))) for name in tensors.categories])
+    places = np.array([shown.index(layer_group(str(name))) for name in tensors.categories])
     return places[tensors.codes.to_numpy()]
 
 
 def _histograms(run: RunRecord, time: _Time) -> Any:
     from matplotlib.colors import LogNorm
 
-    present = {group_of(str(name)) for name in run.tensors["tensor"].unique()}
-    shown = [group for group in GROUPS if group in present]
+    present = {layer_group(str(name)) for name in run.tensors["tensor"].unique()}
+    shown = [group for group in LAYER_GROUPS if group in present]
     counts, first = _counts(run.histograms, time, shown)
     entries = np.zeros((len(shown), len(time.centers)))
     places = (_groups(run.tensors, shown), time.column(run.tensors["step"]))
@@ -304,7 +288,7 @@ def _by_layer(masks: pd.DataFrame, time: _Time) -> Any:
 def _place(block: str) -> tuple[int, list[tuple[int, str]]]:
     """Embeddings, then blocks by number, then the rest, then the output head."""
     ranks = {"embeddings": 0, "output head": 3}
-    rank = 1 if is_block(block) else ranks.get(group_of(block), 2)
+    rank = 1 if is_block(block) else ranks.get(layer_group(block), 2)
     return rank, [
         # What int takes: neither a superscript nor thousands of digits.
         (int(part), "") if part.isdecimal() and len(part) < 10 else (-1, part)

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from deltalens import GradientProbe, load_run
+from deltalens.catalog.layers import layer_group
 from deltalens.cli import monitor
 from deltalens.cli.main import app
-from deltalens.figures.gradient_run import group_of
+from deltalens.io.records import find_run
 from deltalens.io.records.run import RUN
+from deltalens.io.records.training import TRAINING
 
 STEPS = 12
 PICTURES = ("gradient_histograms", "mask_overlap", "overlap_by_layer", "coverage", "updates")
@@ -112,7 +114,7 @@ def test_json_gives_the_numbers_that_the_tables_give(run):
     assert shown["entries"] == sum(record.facts["tensors"].values())
     for name in ("attention", "MLP", "norms", "embeddings", "output head"):
         found = group(shown, name)
-        rows = last[[group_of(tensor) == name for tensor in last["tensor"]]]
+        rows = last[[layer_group(tensor) == name for tensor in last["tensor"]]]
         names = set(rows["tensor"])
         assert found["tensors"] == len(names)
         norms = [math.sqrt((one["norm"] ** 2).sum()) for _, one in rows.groupby("step")]
@@ -153,7 +155,22 @@ def test_pictures_are_drawn_as_png_and_svg(run):
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path):
-    assert "run.json" in typed(tmp_path, code=2)
+    said = typed(tmp_path, code=2)
+    assert "no run here (no run.json), and no training that could hold one" in said
+
+
+def test_the_last_run_of_a_training_is_found_in_its_folder(run, tmp_path):
+    TRAINING.write(tmp_path, {"asked": {}, "facts": {}})
+    refused = typed(tmp_path, code=2)
+    assert "a training without a run: train with probe to log one" in " ".join(refused.split())
+    for name in ("run-from-9", "run-from-10", "run-from-x", "run", "run.lost-1"):
+        shutil.copytree(run, tmp_path / name)
+    (tmp_path / "run-from-11").mkdir()
+    assert f"{tmp_path / 'run-from-10'}\n" in typed(tmp_path, "--no-pictures")
+    shutil.rmtree(tmp_path / "run-from-10")
+    shutil.rmtree(tmp_path / "run-from-9")
+    assert f"{tmp_path / 'run'}\n" in typed(tmp_path, "--no-pictures")
+    assert find_run(tmp_path / "run") == tmp_path / "run"
 
 
 @pytest.mark.usefixtures("rendered_nowhere")
@@ -256,4 +273,4 @@ def test_quiet_prints_nothing_and_follow_refuses_it(run):
     ],
 )
 def test_group_follows_from_the_name(name, expected):
-    assert group_of(name) == expected
+    assert layer_group(name) == expected

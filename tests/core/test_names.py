@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from deltalens import DeltaLensError
-from deltalens.figures.gradient_run import group_of
+from deltalens.catalog.layers import layer_group
 from deltalens.methods.baselines import frozen_half
 from deltalens.methods.mask_layers import choose_layers
 from deltalens.names import (
@@ -146,7 +146,7 @@ def test_masks_half_freeze_and_figures_agree_on_the_attention_of_t5() -> None:
     attention = {name for name in linear if "Attention" in name}
     assert len(attention) == 12  # q, k, v, o: of the encoder's block, and twice of the decoder's
     assert {layer.name for layer in choose_layers(model, "all", ["attention"])} == attention
-    assert {name for name in linear if group_of(f"{name}.weight") == "attention"} == attention
+    assert {name for name in linear if layer_group(f"{name}.weight") == "attention"} == attention
     dims = {name: one.dim() for name, one in model.named_parameters()}
     frozen = frozen_half(list(dims), dims, seed=0)
     halves = [stack for stack in ("encoder", "decoder") for _ in frozen_of(frozen, stack)]

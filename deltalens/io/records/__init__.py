@@ -14,6 +14,7 @@ from deltalens.io.records.training import (
     MASKS,
     TrainingFolder,
     TrainingRecord,
+    find_run,
     is_training,
     load_training,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "TrainingRecord",
     "Union",
     "check_study_folder",
+    "find_run",
     "has_texts",
     "is_training",
     "load_run",

@@ -30,9 +30,17 @@ from deltalens.io.records.checkpoints import (
 )
 from deltalens.io.records.folder import Manifest, RecordFolder
 from deltalens.io.records.metrics import METRICS, Metrics
+from deltalens.io.records.run import RUN as RUN_MANIFEST
 from deltalens.io.records.schema import Fields, Named, Real, Text
 
-__all__ = ["MASKS", "TrainingFolder", "TrainingRecord", "is_training", "load_training"]
+__all__ = [
+    "MASKS",
+    "TrainingFolder",
+    "TrainingRecord",
+    "find_run",
+    "is_training",
+    "load_training",
+]
 
 TRAINING = Manifest(
     "training",
@@ -71,6 +79,39 @@ def load_training(folder: str | Path) -> TrainingRecord:
     """
     manifest = TRAINING.read(Path(folder))
     return TrainingRecord(Path(folder), manifest["asked"], manifest["facts"])
+
+
+def find_run(folder: str | Path) -> Path:
+    """Find the folder of a probe's run.
+
+    Args:
+        folder: of a run, or of a training that was watched by a probe.
+
+    Returns:
+        The folder itself if it is a run's; in a training's folder the run of its last start. (A
+        training that is resumed logs another run.)
+
+    Raises:
+        RecordError: the folder holds neither, or the training was not watched by a probe.
+    """
+    path = Path(folder)
+    if (path / RUN_MANIFEST.name).is_file():
+        return path
+    if not is_training(path):
+        raise RecordError(
+            f"{path}: no run here (no {RUN_MANIFEST.name}), and no training that could hold one "
+            f"(no {TRAINING.name})"
+        )
+    starts = {path / RUN: "0"}
+    starts |= {run: run.name.removeprefix(f"{RUN}-from-") for run in path.glob(f"{RUN}-from-*")}
+    runs = {
+        run: int(step)
+        for run, step in starts.items()
+        if step.isdecimal() and (run / RUN_MANIFEST.name).is_file()
+    }
+    if not runs:
+        raise RecordError(f"{path}: a training without a run: train with probe to log one")
+    return max(runs, key=runs.__getitem__)
 
 
 class TrainingFolder(RecordFolder):

@@ -213,11 +213,11 @@ def watched(file: Path) -> Seen:
     from pandas.util import hash_pandas_object
 
     from deltalens import load_run
-    from deltalens.cli.run_summary import summarize
+    from deltalens.reports.run import summarize_run
 
     record = load_run("run")
-    summary = summarize(record)
-    list(summary.lines()), list(summary.tables()), json.dumps(summary.as_json())
+    summary = summarize_run(record)
+    list(summary.sentences()), list(summary.tables()), json.dumps(summary.as_json())
     numbers: dict[str, Any] = {"asked": record.spec, "facts": record.facts}
     for name in ("histograms", "tensors", "masks", "learned"):
         frame = getattr(record, name)
