@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 
 import torch
 
 from benchmarks.measure import interleaved, report
-from deltalens.numerics.selection import find_boundaries, keep_highest, parts_of, prefix_size
+from deltalens.numerics.selection import Chunk, Source, find_boundaries, keep_highest, prefix_size
+from deltalens.numerics.sizes import SIZES
 from deltalens.numerics.workers import workers
 
 SIZE = 1 << 24
@@ -41,7 +44,7 @@ def _one_threshold(values: torch.Tensor) -> None:
 
 
 def _all_rates(values: torch.Tensor) -> None:
-    source, magnitudes = parts_of({"x": values}), values.abs()
+    source, magnitudes = _source_of(values), values.abs()
     rates = [Fraction(tenths, 10) for tenths in range(11)]
     sizes = [prefix_size(way, rate, SIZE) for way in ("trivial", "salient") for rate in rates]
 
@@ -51,3 +54,11 @@ def _all_rates(values: torch.Tensor) -> None:
 
     seconds = interleaved({"ours": ours, "sort": lambda: magnitudes.sort()}, 3)
     report("thresholds-11-rates-2-strategies", seconds["ours"], seconds["sort"], peer_is="one sort")
+
+
+def _source_of(values: torch.Tensor) -> Source:
+    def part(first: int) -> Iterator[Chunk]:
+        for start in range(first, min(first + SIZES.part, SIZE), SIZES.chunk):
+            yield Chunk("x", start, values[start : start + SIZES.chunk])
+
+    return [partial(part, first) for first in range(0, SIZE, SIZES.part)]

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "CHUNK",
-    "PART",
     "PREFIXES",
     "TASK",
     "array_view",
@@ -30,11 +28,6 @@ __all__ = [
 PREFIXES = 1 << 15
 """How many prefixes there are: a histogram over all of them is 256 KiB of int64."""
 
-CHUNK = 1 << 18
-"""Entries visited at a time: few enough to stay in cache, enough to hide the cost of a call."""
-
-PART = 1 << 22
-"""Entries given to one worker at a time."""
 TASK = 1 << 19
 """Entries given to one worker at a time where a pass is one compiled loop; a multiple of 64."""
 

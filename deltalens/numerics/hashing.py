@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from deltalens.numerics.scratch import Scratch
+from deltalens.numerics.sizes import SIZES
 
-__all__ = ["HASHED", "hashed_range", "index_hash", "name_key"]
-
-HASHED = 1 << 17
-"""Indices hashed at a time on a CPU: enough that two threads seldom wait for each other's lock."""
+__all__ = ["hashed_range", "index_hash", "name_key"]
 
 _MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (32, 29)
@@ -41,9 +39,10 @@ def index_hash(indices: Tensor, key: int) -> Tensor:
     if indices.device.type != "cpu":
         return _mix_on_device(indices, key)
     whole = indices.numpy().view(np.uint64)
-    scratch = np.empty(min(HASHED, whole.size), dtype=np.uint64)
-    for start in range(0, whole.size, HASHED):
-        piece = whole[start : start + HASHED]
+    step = SIZES.hashed
+    scratch = np.empty(min(step, whole.size), dtype=np.uint64)
+    for start in range(0, whole.size, step):
+        piece = whole[start : start + step]
         _mix(piece, key, scratch[: piece.size])
     return indices
 
@@ -62,9 +61,9 @@ def hashed_range(
     if device.type != "cpu":
         yield _mix_on_device(torch.arange(start, stop, device=device), key)
         return
-    scratch = scratch or Scratch()
-    for begin in range(start, stop, HASHED):
-        size = min(HASHED, stop - begin)
+    scratch, step = scratch or Scratch(), SIZES.hashed
+    for begin in range(start, stop, step):
+        size = min(step, stop - begin)
         hashes = scratch.get("hashes", torch.int64, size)
         torch.arange(begin, begin + size, out=hashes)
         room = scratch.get("mixed hashes", torch.int64, size)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["COMPARED_COUNTS", "PackedMask", "compare", "containment", "expected_jaccard", "jaccard"]
+from deltalens.numerics.constants import bit_weights, ones_in_byte
+
+__all__ = [
+    "COMPARED_COUNTS",
+    "PackedMask",
+    "compare",
+    "compare_on_device",
+    "containment",
+    "expected_jaccard",
+    "jaccard",
+]
 
 COMPARED_COUNTS = 6
 """How many numbers `compare` gives."""
@@ -55,17 +64,17 @@ class PackedMask:
     def write(self, start: int, mask: Tensor) -> None:
         """Set the entries from `start` (a multiple of 8) on to a bool mask, 1-D."""
         if self.bytes.device.type != "cpu":
-            self._write_there(start, mask)
+            self.write_on_device(start, mask)
             return
         packed = np.packbits(mask.cpu().numpy(), bitorder="little")
         self.bytes[start // 8 : start // 8 + len(packed)] = torch.from_numpy(packed)
 
-    def _write_there(self, start: int, mask: Tensor) -> None:
+    def write_on_device(self, start: int, mask: Tensor) -> None:
         """`write`, in torch, where the mask is."""
         length = -(-mask.numel() // 8)
         padded = mask.new_zeros(length * 8)
         padded[: mask.numel()] = mask
-        packed = (padded.view(-1, 8) * _weights(self.bytes.device)).sum(1, dtype=torch.uint8)
+        packed = (padded.view(-1, 8) * bit_weights(self.bytes.device)).sum(1, dtype=torch.uint8)
         self.bytes[start // 8 : start // 8 + length] = packed
 
     def fill(self) -> None:
@@ -94,16 +103,6 @@ def _length(size: int) -> int:
     return max(1, -(-size // 64)) * 8
 
 
-@functools.cache
-def _weights(device: torch.device) -> Tensor:
-    return torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
-
-
-@functools.cache
-def _ones_in_byte(device: torch.device) -> Tensor:
-    return torch.tensor([byte.bit_count() for byte in range(256)], device=device)
-
-
 def compare(mask: PackedMask, others: Sequence[PackedMask | None], ever: PackedMask) -> Tensor:
     """Include a mask in `ever`, and count what it has in common with others.
 
@@ -124,10 +123,10 @@ def compare(mask: PackedMask, others: Sequence[PackedMask | None], ever: PackedM
         counts = torch.empty(COMPARED_COUNTS, dtype=torch.int64)
         compiled_masks.compare(mask.words, previous, first, last, ever.words, counts.numpy())
         return counts
-    return _compare_on_device(mask, others, ever)
+    return compare_on_device(mask, others, ever)
 
 
-def _compare_on_device(
+def compare_on_device(
     mask: PackedMask, others: Sequence[PackedMask | None], ever: PackedMask
 ) -> Tensor:
     """`compare`, in torch, where the masks are."""
@@ -139,7 +138,7 @@ def _compare_on_device(
         ever.bytes,
         None if last is None else last.bytes,
     ]
-    ones = _ones_in_byte(mask.bytes.device)
+    ones = ones_in_byte(mask.bytes.device)
     none_there = ones.new_zeros(())
     return torch.stack([none_there if one is None else ones[one.long()].sum() for one in spec])
 

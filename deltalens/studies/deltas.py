@@ -12,14 +12,10 @@ from deltalens.io.pairing import TensorPair
 from deltalens.io.reader import torch_dtype
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection import Sample
-from deltalens.studies.weights import CHUNK, StoredReader, runs
+from deltalens.numerics.sizes import SIZES
+from deltalens.studies.weights import StoredReader, runs
 
 __all__ = ["DeltaChunk", "DeltaStream", "Span"]
-
-_CPU_CHUNK = CHUNK
-_DEVICE_CHUNK = 1 << 24
-_PART = 1 << 19
-"""Entries given to one worker at a time: most tensors are worth several."""
 
 
 class Span(NamedTuple):
@@ -75,12 +71,14 @@ class DeltaStream:
 
     def __init__(self, device: torch.device | str = "cpu", chunk: int | None = None) -> None:
         self.device = torch.device(device)
-        self.chunk = chunk or (_CPU_CHUNK if self.device.type == "cpu" else _DEVICE_CHUNK)
+        self.chunk = chunk or (
+            SIZES.file_chunk if self.device.type == "cpu" else SIZES.device_chunk
+        )
         self._ft, self._base, self._scratch = StoredReader(), StoredReader(), Scratch()
 
     def parts(self, pairs: Iterable[TensorPair]) -> list[Span]:
         """These pairs, cut into spans of a few chunks that different threads may visit."""
-        step = self.chunk * (_PART // self.chunk or 1)
+        step = self.chunk * (SIZES.part // self.chunk or 1)
         return [
             Span(pair, start, stop) for pair in pairs for start, stop in runs(0, pair.entries, step)
         ]

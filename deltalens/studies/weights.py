@@ -17,7 +17,6 @@ from deltalens.io.reader import TensorReader, torch_dtype
 from deltalens.numerics.scratch import Scratch
 
 __all__ = [
-    "CHUNK",
     "HeldWeights",
     "StoredReader",
     "StoredWeights",
@@ -27,12 +26,12 @@ __all__ = [
     "runs",
 ]
 
-CHUNK = 1 << 19
+_CHUNK = 1 << 19
 """Entries at a time: a few megabytes, which stay in cache, and so many that threads seldom wait for
 each other between two operations."""
 
 
-def runs(start: int, stop: int, step: int = CHUNK) -> Iterator[tuple[int, int]]:
+def runs(start: int, stop: int, step: int = _CHUNK) -> Iterator[tuple[int, int]]:
     """The entries from `start` to `stop`, cut into runs of `step`."""
     return ((at, min(at + step, stop)) for at in range(start, stop, step))
 

@@ -15,18 +15,18 @@ from torch._subclasses import FakeTensorMode
 from deltalens.gradients import Gradient, GradientStep, ranked
 from deltalens.gradients.ranked import Survey, fetch_surveys
 from deltalens.names import Scope
-from deltalens.numerics import masks as overlap
+from deltalens.numerics import constants
 from deltalens.numerics.masks import (
     PackedMask,
     compare,
+    compare_on_device,
     containment,
     expected_jaccard,
     jaccard,
 )
-from deltalens.numerics.masks import _compare_on_device as on_there
 from deltalens.numerics.scratch import Scratch
-from deltalens.numerics.selection import cpu, device
 from deltalens.probes.columns import QUANTILES
+from tests.support.cuts import resized
 from tests.support.oracles import gradients as oracle
 from tests.support.oracles.pairs import KINDS, make
 from tests.support.profile import repeatable
@@ -75,9 +75,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @contextmanager
 def pieces_of(size: int) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((cpu, "CHUNK"), (device, "_CHUNK")):
-            patch.setattr(module, name, size)
+    with resized(chunk=size, device_chunk=size):
         yield
 
 
@@ -218,7 +216,7 @@ def test_on_a_device_nothing_is_waited_for(
 ) -> None:
     """Tensors without contents have no value to wait for, nor shapes that depend on one."""
     monkeypatch.setattr(ranked, "is_whole_on_cpu", lambda gradient: False)
-    monkeypatch.setattr(PackedMask, "write", PackedMask._write_there)
+    monkeypatch.setattr(PackedMask, "write", PackedMask.write_on_device)
     forget()
     with FakeTensorMode():
         scale = torch.ones(())
@@ -226,17 +224,17 @@ def test_on_a_device_nothing_is_waited_for(
         found = survey(given, scope, [0.2, 0.9])
         tops = [top for one in found for top in one.tops.values()]
         ever = PackedMask(300)
-        rows = [on_there(top.mask, [tops[0].mask, None, tops[1].mask], ever) for top in tops]
+        rows = [
+            compare_on_device(top.mask, [tops[0].mask, None, tops[1].mask], ever) for top in tops
+        ]
         assert len(rows) == 2 * len(NAMES)
     forget()
 
 
 def forget() -> None:
     """What is made once per device, so that nothing without contents stays."""
-    device._constant.cache_clear()
-    device._constant_fractions.cache_clear()
-    overlap._weights.cache_clear()
-    overlap._ones_in_byte.cache_clear()
+    for name in constants.__all__:
+        getattr(constants, name).cache_clear()
 
 
 def test_that_waiting_would_be_seen() -> None:
@@ -247,7 +245,7 @@ def test_that_waiting_would_be_seen() -> None:
 masks = st.lists(st.booleans(), min_size=1, max_size=200)
 
 
-@pytest.mark.parametrize("counted", [compare, on_there], ids=["here", "there"])
+@pytest.mark.parametrize("counted", [compare, compare_on_device], ids=["here", "there"])
 @given(one=masks, data=st.data())
 def test_packed_masks_count_as_sets_do(
     counted: Callable[..., Tensor], one: list[bool], data: st.DataObject

@@ -16,10 +16,12 @@ import torch
 {before}
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    from deltalens.numerics.selection import Entries, count_tensor
+    from deltalens.numerics.selection import Entries, OnCpu
     from deltalens.numerics.scratch import Scratch
+    from deltalens.numerics.workers import serial_map
     gradient = torch.tensor([0.0, 1.0, -2.0, 3.0])
-    print(count_tensor(Entries('w', gradient), Scratch()).zeros)
+    ((counts,),) = OnCpu(serial_map, Scratch()).count([[Entries('w', gradient)]])
+    print(counts.zeros)
     print(len([one for one in said if issubclass(one.category, RuntimeWarning)]))
     print(next((str(one.message) for one in said), ""))
 """

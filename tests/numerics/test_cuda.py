@@ -12,8 +12,8 @@ from deltalens.numerics.selection import (
     find_boundaries,
     find_random_boundaries,
     keep_highest,
-    parts_of,
 )
+from tests.support.sources import parts_of
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,6 +1,7 @@
 """Which entries stay: as a stable sort of the full keys says, whatever the numbers are."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from deltalens.errors import DeltaLensError
 from deltalens.numerics.bits import TASK
 from deltalens.numerics.hashing import name_key
 from deltalens.numerics.selection import keep, keep_above, keep_highest, windows
+from tests.support.cuts import resized
 from tests.support.oracles import mft
 from tests.support.oracles.order import count_for
 from tests.support.oracles.pairs import KINDS, make
@@ -34,7 +36,7 @@ def kept(values: torch.Tensor, ratio: str, rank_by: str, seed: int = 0) -> torch
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the work is done: on an accelerator it is done in torch."""
     if request.param == "in torch":
-        monkeypatch.setattr(keep.KeepVisit, "_here", keep.KeepVisit._there)
+        monkeypatch.setattr(keep.KeepVisit, "mark_compiled", keep.KeepVisit.mark_in_torch)
     return str(request.param)
 
 
@@ -57,9 +59,10 @@ def test_the_lowest_go_as_a_stable_sort_says(
 
 
 @pytest.fixture
-def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+def trusting() -> Iterator[None]:
     """Where the boundary was is looked at first, however much lies there."""
-    monkeypatch.setattr(windows, "_CROWDED", math.inf)
+    with resized(crowded=math.inf):
+        yield
 
 
 @pytest.mark.usefixtures("place", "trusting")
@@ -88,8 +91,8 @@ def test_values_that_hardly_change_are_sampled_once(
     by_value: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = []
-    guess = windows._guess
-    monkeypatch.setattr(windows, "_guess", lambda *args: samples.append(args) or guess(*args))
+    guess = windows.guess_window
+    monkeypatch.setattr(windows, "guess_window", lambda *args: samples.append(args) or guess(*args))
     values, near = make("normal", 1 << 16, torch.float32, 0), None
     for _ in range(20):
         _, _, near = keep_highest(values, 6000, 5, by_value=by_value, near=near)

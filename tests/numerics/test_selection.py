@@ -44,7 +44,6 @@ from deltalens.numerics.selection import (
     find_boundary,
     find_random_boundaries,
     keep_highest,
-    parts_of,
     prefix,
     prefix_size,
     rank_units,
@@ -53,11 +52,12 @@ from deltalens.numerics.selection import (
     windows,
 )
 from deltalens.numerics.workers import Mapper, serial_map, workers
-from tests.support.cuts import Sizes, cut, torch_threads
+from tests.support.cuts import Cut, cut, resized, torch_threads
 from tests.support.oracles import order as oracle
 from tests.support.oracles.order import FORMATS, STRATEGIES, Entry, Strategy
 from tests.support.oracles.pairs import KINDS, as_bits, make, same_bits, tensors
 from tests.support.profile import repeatable
+from tests.support.sources import parts_of
 
 pytestmark = [pytest.mark.property, pytest.mark.oracle]
 
@@ -71,7 +71,7 @@ rates = st.lists(
 
 
 cuts = st.builds(
-    Sizes,
+    Cut,
     chunk=st.integers(3, 13),
     part=st.integers(13, 60),
     sigmas=st.sampled_from([0.001, 0.3, 8.0]),
@@ -202,7 +202,7 @@ def check(
     typed: list[str],
     seed: int,
     changed_only: bool,
-    sizes: Sizes,
+    sizes: Cut,
     mapper: Mapper = serial_map,
     bracketed: bool = False,
 ) -> None:
@@ -240,7 +240,7 @@ def test_selection_is_the_oracles(
     typed: list[str],
     seed: int,
     changed: bool,
-    sizes: Sizes,
+    sizes: Cut,
 ) -> None:
     check(data.draw(tensors(dtype, count=3)), typed, seed, changed, sizes)
 
@@ -254,7 +254,7 @@ def test_a_bracket_finds_the_same(
     typed: list[str],
     seed: int,
     changed: bool,
-    sizes: Sizes,
+    sizes: Cut,
 ) -> None:
     check(data.draw(tensors(dtype, count=3)), typed, seed, changed, sizes, bracketed=True)
 
@@ -264,7 +264,7 @@ def test_a_bracket_that_ends_among_ties(seed: int) -> None:
     """At every rank, from a poor sample: at some, the bracket ends with the key looked for."""
     unit = {"w": make("equal", 60, torch.float32, 0)}
     ranked = oracle.ordered({"w": oracle.magnitudes(unit["w"])}, "trivial", seed)
-    with cut(Sizes(sample=12, sigmas=0.01)):
+    with cut(Cut(sample=12, sigmas=0.01)):
         for size, boundary in enumerate(by_bracket(unit, range(61), seed, serial_map)):
             assert entries(Selection("trivial", boundary, seed), unit) == set(ranked[:size])
 
@@ -279,7 +279,7 @@ def test_selection_is_the_oracles_for_many_more_units(
     typed: list[str],
     seed: int,
     changed: bool,
-    sizes: Sizes,
+    sizes: Cut,
 ) -> None:
     check(data.draw(tensors(dtype, most=200, count=5)), typed, seed, changed, sizes)
 
@@ -289,7 +289,7 @@ def test_selection_is_the_oracles_for_many_more_units(
 def test_each_kind_of_tensor(dtype: torch.dtype, kind: str) -> None:
     unit = {name: make(kind, 120, dtype, at) for at, name in enumerate(("b", "a"))}
     for sigmas in (0.01, 8.0):
-        sizes = Sizes(chunk=32, part=64, sigmas=sigmas, hashed=10, question=40)
+        sizes = Cut(chunk=32, part=64, sigmas=sigmas, hashed=10, question=40)
         for bracketed in (False, True):
             check(unit, ["0.01", "0.5", "0.77"], 1, False, sizes, bracketed=bracketed)
 
@@ -325,7 +325,7 @@ def test_plus_and_minus_zero_tie() -> None:
 @repeatable(10)
 @given(data=st.data(), typed=rates, sizes=cuts)
 def test_where_hashes_collide_the_name_decides(
-    dtype: torch.dtype, data: st.DataObject, typed: list[str], sizes: Sizes
+    dtype: torch.dtype, data: st.DataObject, typed: list[str], sizes: Cut
 ) -> None:
     """Hashes of two tensors never meet in practice: here all tensors hash alike."""
     unit = data.draw(tensors(dtype, most=30))
@@ -397,7 +397,7 @@ def test_units_of_several_parts_and_more_ties_than_are_gathered(
 @repeatable(4)
 @given(data=st.data(), sizes=cuts)
 def test_growing_rates_are_nested(
-    dtype: torch.dtype, changed_only: bool, data: st.DataObject, sizes: Sizes
+    dtype: torch.dtype, changed_only: bool, data: st.DataObject, sizes: Cut
 ) -> None:
     unit = data.draw(tensors(dtype))
     typed = [str(Decimal(step) / 8) for step in range(9)]
@@ -422,7 +422,7 @@ def test_growing_rates_are_nested(
     changed=st.booleans(),
 )
 def test_cuts_and_visiting_order_change_nothing(
-    dtype: torch.dtype, data: st.DataObject, sizes: Sizes, shuffle: object, changed: bool
+    dtype: torch.dtype, data: st.DataObject, sizes: Cut, shuffle: object, changed: bool
 ) -> None:
     unit = data.draw(tensors(dtype))
     typed = ["0.2", "0.5", "0.85"]
@@ -446,7 +446,7 @@ def test_cuts_and_visiting_order_change_nothing(
 @repeatable(6)
 @given(data=st.data(), typed=rates, changed=st.booleans(), sizes=cuts)
 def test_threads_change_nothing(
-    dtype: torch.dtype, data: st.DataObject, typed: list[str], changed: bool, sizes: Sizes
+    dtype: torch.dtype, data: st.DataObject, typed: list[str], changed: bool, sizes: Cut
 ) -> None:
     unit = data.draw(tensors(dtype))
     with threads(3) as mapper:
@@ -536,18 +536,16 @@ def threshold_of(values: Tensor, rank: int) -> int:
 @repeatable(15)
 @given(data=st.data(), sizes=cuts, sample=st.integers(1, 30), sigmas=st.sampled_from([0.1, 5.0]))
 def test_thresholds_are_those_of_a_sort(
-    dtype: torch.dtype, data: st.DataObject, sizes: Sizes, sample: int, sigmas: float
+    dtype: torch.dtype, data: st.DataObject, sizes: Cut, sample: int, sigmas: float
 ) -> None:
     unit = data.draw(tensors(dtype))
     ranked = sorted(size for tensor in unit.values() for size in oracle.magnitudes(tensor))
     if not ranked:
         return
     ranks = data.draw(st.lists(st.integers(0, len(ranked) - 1), min_size=1, max_size=5))
-    with cut(sizes), pytest.MonkeyPatch.context() as patch:
+    with cut(sizes), resized(tensor_sample=sample, sample_sigmas=sigmas):
         for backend in BACKENDS:
             assert thresholds(backend, unit, ranks) == [ranked[rank] for rank in ranks]
-        patch.setattr(windows, "_FEW", sample)
-        patch.setattr(windows, "_SAMPLED_SIGMAS", sigmas)
         whole = torch.cat(list(unit.values()))
         for rank in ranks:
             assert threshold_of(whole, rank) == ranked[rank]
@@ -585,7 +583,7 @@ def test_the_hash_is_the_oracles(seed: int, name: str) -> None:
     indices = torch.cat([torch.arange(start, start + 599) for start in starts])
     wanted = [oracle.h64(seed, name, int(index)) for index in indices]
     assert index_hash(indices.clone(), name_key(seed, name)).tolist() == wanted
-    with cut(Sizes(hashed=100)):
+    with cut(Cut(hashed=100)):
         assert index_hash(indices.clone(), name_key(seed, name)).tolist() == wanted
     assert oracle.hashes(seed, name, 599).tolist() == wanted[:599]
 
@@ -661,7 +659,7 @@ def test_other_names_and_seeds_give_other_orders(strategy: Strategy) -> None:
 @dtypes
 @repeatable(15)
 @given(data=st.data(), sizes=cuts)
-def test_a_histogram_counts_and_adds(dtype: torch.dtype, data: st.DataObject, sizes: Sizes) -> None:
+def test_a_histogram_counts_and_adds(dtype: torch.dtype, data: st.DataObject, sizes: Cut) -> None:
     unit = data.draw(tensors(dtype))
     whole = torch.cat(list(unit.values()))
     shift = FORMATS[dtype].bits - 16

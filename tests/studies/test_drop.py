@@ -20,7 +20,7 @@ from torch import Tensor
 
 import deltalens
 from deltalens.errors import DeltaLensError
-from tests.support.cuts import Sizes, cut, torch_threads
+from tests.support.cuts import Cut, cut, torch_threads
 from tests.support.oracles import order as oracle
 from tests.support.oracles.order import FORMATS, SCOPES, STRATEGIES, Entry, Scope, Strategy
 from tests.support.oracles.pairs import (
@@ -51,7 +51,7 @@ def folder() -> Iterator[Path]:
 @contextmanager
 def small(chunk: int, threads: int = 1) -> Iterator[None]:
     """Chunks, parts and pieces of a few entries."""
-    sizes = Sizes(chunk=chunk, part=3 * chunk, hashed=5, sigmas=0.1)
+    sizes = Cut(chunk=chunk, part=3 * chunk, hashed=5, sigmas=0.1)
     with cut(sizes), torch_threads(threads):
         yield
 

@@ -21,7 +21,7 @@ import deltalens
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import load_study
 from deltalens.studies.inspect import Group, Inspection
-from tests.support.cuts import Sizes, cut, torch_threads
+from tests.support.cuts import Cut, cut, torch_threads
 from tests.support.oracles.anatomy import Anatomy, anatomy
 from tests.support.oracles.order import block
 from tests.support.oracles.pairs import make, write_checkpoint
@@ -40,7 +40,7 @@ KURTOSIS = (1 + 1 / 256) ** 8 - 1
 def inspected(
     ft: dict[str, Tensor], base: dict[str, Tensor], out: Path | None = None, chunk: int = 1 << 18
 ) -> Inspection:
-    with TemporaryDirectory() as name, cut(Sizes(chunk=chunk, part=2 * chunk)):
+    with TemporaryDirectory() as name, cut(Cut(chunk=chunk, part=2 * chunk)):
         half = len(ft) // 2
         shards = [list(ft)[:half], list(ft)[half:]] if half else None
         one = write_checkpoint(Path(name) / "ft", ft, shards)

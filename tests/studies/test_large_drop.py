@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import deltalens
 from benchmarks.drop import make_pair
-from deltalens.studies import deltas
+from tests.support.cuts import resized
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -99,9 +99,7 @@ def test_the_ends_reproduce_the_inputs_byte_for_byte(models, tmp_path, strategy)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_result_depends_neither_on_sharding_nor_on_chunks(
-    models, tmp_path, monkeypatch, strategy
-):
+def test_the_result_depends_neither_on_sharding_nor_on_chunks(models, tmp_path, strategy):
     deltalens.drop(*models, tmp_path / "a", strategy=strategy, rate=0.7, scope="global")
     other = tmp_path / "one-file"
     other.mkdir()
@@ -109,7 +107,9 @@ def test_the_result_depends_neither_on_sharding_nor_on_chunks(
     save_file(dict(reversed(whole.items())), other / "model.safetensors", {"format": "pt"})
     config = json.loads((models[0] / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(deltas, "_CPU_CHUNK", 77_777)
-    deltalens.drop(other, models[1], tmp_path / "b", strategy=strategy, rate=0.7, scope="global")
+    with resized(file_chunk=77_777):
+        deltalens.drop(
+            other, models[1], tmp_path / "b", strategy=strategy, rate=0.7, scope="global"
+        )
     one, two = bits(tmp_path / "a"), bits(tmp_path / "b")
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -1,6 +1,7 @@
 """Cut the work small: chunks, parts, hashed pieces and searched windows of a few entries.
 
-None of these constants may change a result; made small, a few entries cross all of them.
+No field of `deltalens.numerics.sizes.Sizes` may change a result; made small, a few entries cross
+all of them.
 """
 
 from collections.abc import Iterator
@@ -10,40 +11,46 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from deltalens.numerics import hashing
-from deltalens.numerics.selection import counts, keys, streamed, windows
-from deltalens.studies import deltas
+from deltalens.numerics.sizes import SIZES
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Everything that may be cut differently without changing any result."""
+class Cut:
+    """How small."""
 
-    chunk: int = 1 << 18
-    part: int = 1 << 22
-    hashed: int = 1 << 15
-    sigmas: float = 8.0
+    chunk: int = SIZES.chunk
+    """Entries visited at a time, in memory and of files."""
+    part: int = SIZES.part
+    hashed: int = SIZES.hashed
+    sigmas: float = SIZES.hash_sigmas
     """How far around a rank's share its hash is looked for first; small ones miss and go on."""
-    sample: int = 1 << 14
+    sample: int = SIZES.unit_sample
     """Entries from which a bracket is guessed."""
-    question: int = 1 << 18
+    question: int = SIZES.chunk
     """Entries per question to a selection."""
 
 
 @contextmanager
-def cut(sizes: Sizes) -> Iterator[None]:
-    """Use these sizes everywhere."""
+def resized(**sizes: float) -> Iterator[None]:
+    """Use these sizes everywhere: fields of `Sizes`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keys, "CHUNK", sizes.chunk)
-        patch.setattr(keys, "PART", sizes.part)
-        patch.setattr(counts, "CHUNK", sizes.chunk)
-        patch.setattr(keys, "_SAMPLE", sizes.sample)
-        patch.setattr(windows, "_SAMPLED_SIGMAS", sizes.sigmas / 3)
-        patch.setattr(deltas, "_CPU_CHUNK", sizes.chunk)
-        patch.setattr(deltas, "_PART", sizes.part)
-        patch.setattr(hashing, "HASHED", sizes.hashed)
-        patch.setattr(windows, "SIGMAS", sizes.sigmas)
-        patch.setattr(streamed, "_PART", sizes.part)
+        for name, size in sizes.items():
+            patch.setattr(SIZES, name, size)
+        yield
+
+
+@contextmanager
+def cut(how: Cut) -> Iterator[None]:
+    """Cut the work this small everywhere."""
+    with resized(
+        chunk=how.chunk,
+        file_chunk=how.chunk,
+        part=how.part,
+        hashed=how.hashed,
+        unit_sample=how.sample,
+        hash_sigmas=how.sigmas,
+        sample_sigmas=how.sigmas / 3,
+    ):
         yield
 
 

@@ -6,7 +6,6 @@ Everybody imports it from here, and from nowhere inside.
 from deltalens.numerics.selection.backend import Backend, Units
 from deltalens.numerics.selection.counts import Counts, TensorStats
 from deltalens.numerics.selection.cpu import OnCpu, compile_loops
-from deltalens.numerics.selection.cpu import count as count_tensor
 from deltalens.numerics.selection.device import OnDevice, Reduce, stats_from_row, stats_row
 from deltalens.numerics.selection.find import (
     KeptEntries,
@@ -28,7 +27,6 @@ from deltalens.numerics.selection.keys import (
     Part,
     Sample,
     Source,
-    parts_of,
     sample_stride,
 )
 from deltalens.numerics.selection.prefix import (
@@ -71,7 +69,6 @@ __all__ = [
     "compile_keep_loops",
     "compile_loops",
     "count",
-    "count_tensor",
     "draw",
     "drop_count",
     "find_boundaries",
@@ -79,7 +76,6 @@ __all__ = [
     "find_random_boundaries",
     "keep_above",
     "keep_highest",
-    "parts_of",
     "prefix_size",
     "rank_units",
     "sample_stride",

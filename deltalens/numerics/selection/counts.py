@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from deltalens.numerics.bits import (
-    CHUNK,
     PREFIXES,
     infinity_bits,
     integer_of,
@@ -22,6 +21,7 @@ from deltalens.numerics.bits import (
 from deltalens.numerics.kernels import count_true, equal
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection.keys import prefix_shift
+from deltalens.numerics.sizes import SIZES
 
 __all__ = ["Counts", "OctaveBins", "TensorStats", "locate", "octave_bins", "prefix_floors"]
 
@@ -90,10 +90,10 @@ class Counts:
         """Count the entries of `values` (contiguous, any shape, of this dtype, on this device)."""
         if values.dtype != self.dtype:
             raise TypeError(f"counts of {self.dtype} cannot take {values.dtype}")
-        flat, scratch = values.view(-1), scratch or Scratch()
+        flat, scratch, chunk = values.view(-1), scratch or Scratch(), SIZES.chunk
         self._made.clear()
-        for start in range(0, flat.numel(), CHUNK):
-            self._count(flat[start : start + CHUNK], scratch)
+        for start in range(0, flat.numel(), chunk):
+            self._count(flat[start : start + chunk], scratch)
 
     def _count(self, piece: Tensor, scratch: Scratch) -> None:
         size, device, shift = piece.numel(), piece.device, prefix_shift(self.dtype)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deltalens.errors import DeltaLensError, errors_from
-from deltalens.numerics.bits import CHUNK, PREFIXES, infinity_bits, integer_of
+from deltalens.numerics.bits import PREFIXES, infinity_bits, integer_of
 from deltalens.numerics.masks import PackedMask, compare
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection.backend import Units
@@ -29,6 +29,7 @@ from deltalens.numerics.selection.windows import (
     Window,
     searches_from_counts,
 )
+from deltalens.numerics.sizes import SIZES
 from deltalens.numerics.workers import Mapper, map_balanced, serial_map
 
 __all__ = ["OnCpu", "compile_loops", "count"]
@@ -46,7 +47,7 @@ def _integers(values: Tensor) -> np.ndarray:
 def _pieces(tensor: Entries, scratch: Scratch) -> Iterator[tuple[int, Tensor]]:
     """(start, entries): all at once, or divided piece by piece in reused memory."""
     whole = max(1, tensor.values.numel())
-    return tensor.pieces(whole if tensor.scale is None else CHUNK, scratch)
+    return tensor.pieces(whole if tensor.scale is None else SIZES.chunk, scratch)
 
 
 def count(tensor: Entries, scratch: Scratch) -> Counts:

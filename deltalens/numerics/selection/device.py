@@ -8,13 +8,13 @@ they part is marked, or made zero, in one more visit.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from deltalens.numerics.bits import PREFIXES, magnitude_bits
+from deltalens.numerics.constants import fraction_row, rank_table
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.selection.backend import Units
 from deltalens.numerics.selection.counts import (
@@ -26,13 +26,13 @@ from deltalens.numerics.selection.counts import (
 )
 from deltalens.numerics.selection.keys import Entries, prefix_shift
 from deltalens.numerics.selection.windows import DigitWindow, RadixSearch
+from deltalens.numerics.sizes import SIZES
 
 __all__ = ["OnDevice", "Reduce", "stats_from_row", "stats_row"]
 
 Reduce = Callable[[Tensor], None]
 """Adds a tensor up over the ranks that hold parts of the same tensors, in place."""
 
-_CHUNK = 1 << 24
 _DIGIT = 8
 """Bits of a threshold that are found at a time below its prefix."""
 
@@ -77,7 +77,7 @@ class OnDevice:
 def _count(tensor: Entries, counts: Tensor, sums: Tensor) -> None:
     """Add a tensor to (prefixes, zeros, NaNs, infinities) and (sizes, squares)."""
     shift = prefix_shift(tensor.values.dtype)
-    for _, piece in tensor.pieces(_CHUNK):
+    for _, piece in tensor.pieces(SIZES.device_chunk):
         prefixes = (magnitude_bits(piece) >> shift).long()
         counts.scatter_add_(0, prefixes, prefixes.new_ones(()).expand_as(prefixes))
         counts[PREFIXES] += piece.numel() - piece.count_nonzero()
@@ -102,7 +102,7 @@ class _Visit:
         together = [Counts.together(unit) for unit in counts]
         self._valid = [one.nans == 0 for one in together]
         prefixes = torch.stack([one.counts for one in together])
-        spec = _constant(tuple(map(tuple, ranks)), prefixes.device)
+        spec = rank_table(tuple(map(tuple, ranks)), prefixes.device)
         self._radix = RadixSearch(counts[0][0].dtype, prefixes, spec, _DIGIT)
         self.masks: list[list[list[PackedMask]]] = []
 
@@ -136,7 +136,7 @@ class _Visit:
 def _count_digits(tensor: Entries, window: DigitWindow, leading: Tensor, counts: Tensor) -> None:
     """Of the entries with the leading bits of each rank, how many have each next digit."""
     bins = 1 << window.digit
-    for _, piece in tensor.pieces(_CHUNK):
+    for _, piece in tensor.pieces(SIZES.device_chunk):
         bits = magnitude_bits(piece) >> (window.lower - window.digit)
         for one, count in zip(leading, counts, strict=True):
             relative = bits - (one << window.digit)
@@ -147,7 +147,7 @@ def _count_digits(tensor: Entries, window: DigitWindow, leading: Tensor, counts:
 def _masks_of(tensor: Entries, least: Tensor, valid: Tensor) -> list[PackedMask]:
     device = tensor.values.device
     masks = [PackedMask(tensor.values.numel(), device) for _ in least]
-    for start, piece in tensor.pieces(_CHUNK):
+    for start, piece in tensor.pieces(SIZES.device_chunk):
         bits = magnitude_bits(piece)
         for mask, one in zip(masks, least, strict=True):
             mask.write(start, (bits >= one) & valid)
@@ -156,7 +156,7 @@ def _masks_of(tensor: Entries, least: Tensor, valid: Tensor) -> list[PackedMask]
 
 def _shrink(tensor: Entries, least: Tensor, kept: PackedMask) -> None:
     """What is below the threshold becomes zero, in place; all else is made true in a mask."""
-    for start, piece in tensor.pieces(_CHUNK):
+    for start, piece in tensor.pieces(SIZES.device_chunk):
         stays = magnitude_bits(piece) >= least
         tensor.values[start : start + piece.numel()].masked_fill_(~stays, 0)
         mask = PackedMask(piece.numel(), piece.device)
@@ -172,7 +172,7 @@ def stats_row(found: Counts, fractions: Sequence[float]) -> Tensor:
     first, last = int(octaves.starts[0]), int(octaves.starts[-1])
     bins = counts[first:last].view(len(octaves.starts) - 1, -1).sum(1)
     finite = counts[:last].sum()
-    spec = _constant_fractions(tuple(fractions), device)
+    spec = fraction_row(tuple(fractions), device)
     quantiles, _, _ = locate(counts, (spec * (finite - 1)).round().long())
     few = [found.zeros, counts[:first].sum() - found.zeros, found.infinities, found.nans]
     sums = torch.stack([found.sizes, found.squares])
@@ -191,14 +191,3 @@ def stats_from_row(row: Tensor, dtype: torch.dtype) -> TensorStats:
     return TensorStats(
         dtype, octaves, zeros, subnormals, infinities, nans, total, squares, quantiles
     )
-
-
-@functools.lru_cache(maxsize=4096)
-def _constant(ranks: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """Sent to the device once, not at every step."""
-    return torch.tensor(ranks, dtype=torch.int64, device=device)
-
-
-@functools.lru_cache
-def _constant_fractions(fractions: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(fractions, dtype=torch.float64, device=device)

@@ -50,16 +50,23 @@ class KeepVisit:
             DeltaLensError: there is a NaN.
         """
         (self.window,) = windows
-        here = self._values.device.type == "cpu"
-        self.seen = (self._here if here else self._there)(self.window)
+        on_cpu = self._values.device.type == "cpu"
+        self.seen = (self.mark_compiled if on_cpu else self.mark_in_torch)(self.window)
         return [self.seen]
 
     def _seen_of(self, marked: int, places: np.ndarray, keys: np.ndarray) -> Observed:
         inside = Candidates(self._name, keys, places, None, self._hash_key)
         return Observed(self._values.numel() - marked - keys.size, [inside])
 
-    def _there(self, window: Window) -> Observed:
-        """In torch, where the values are."""
+    def mark_in_torch(self, window: Window) -> Observed:
+        """Mark what lies above a window, in torch, on the device of the values.
+
+        Returns:
+            What lies below and inside.
+
+        Raises:
+            DeltaLensError: there is a NaN.
+        """
         values = self._values
         if bool(values.isnan().any()):
             raise self._broken()
@@ -71,7 +78,15 @@ class KeepVisit:
         marked = int(above.count_nonzero())
         return self._seen_of(marked, places.cpu().numpy(), keys[places].cpu().numpy())
 
-    def _here(self, window: Window) -> Observed:
+    def mark_compiled(self, window: Window) -> Observed:
+        """`mark_in_torch` in compiled loops, for values on the CPU.
+
+        Returns:
+            What lies below and inside; nothing where far more lies inside than was thought.
+
+        Raises:
+            DeltaLensError: there is a NaN.
+        """
         from deltalens.numerics.selection import loops
 
         bits = array_view(self._values.view(integer_of(self._values.dtype)))

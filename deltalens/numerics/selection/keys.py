@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from deltalens.numerics.bits import CHUNK, PART, digit_count, magnitude_bits
+from deltalens.numerics.bits import digit_count, magnitude_bits
 from deltalens.numerics.scratch import Scratch
+from deltalens.numerics.sizes import SIZES
 
 __all__ = [
     "Chunk",
@@ -19,13 +19,9 @@ __all__ = [
     "Sample",
     "Source",
     "keys_of",
-    "parts_of",
     "prefix_shift",
     "sample_stride",
 ]
-
-_SAMPLE = 1 << 14
-"""Entries sampled: few, for in a file every one of them touches a page."""
 
 
 class Chunk(NamedTuple):
@@ -96,19 +92,4 @@ def keys_of(values: Tensor, by_value: bool = False) -> Tensor:
 
 def sample_stride(total: int) -> int:
     """How far apart the sampled entries of a unit lie."""
-    return max(1, total // _SAMPLE)
-
-
-def parts_of(tensors: Mapping[str, Tensor]) -> Source:
-    """Tensors in memory, in parts of a few chunks."""
-
-    def part(name: str, flat: Tensor, first: int, stop: int) -> Iterator[Chunk]:
-        for start in range(first, stop, CHUNK):
-            yield Chunk(name, start, flat[start : min(start + CHUNK, stop)])
-
-    flats = {name: tensor.detach().contiguous().view(-1) for name, tensor in tensors.items()}
-    return [
-        functools.partial(part, name, flat, start, min(start + PART, flat.numel()))
-        for name, flat in flats.items()
-        for start in range(0, flat.numel(), PART)
-    ]
+    return max(1, total // SIZES.unit_sample)

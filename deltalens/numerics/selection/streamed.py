@@ -28,11 +28,10 @@ from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection.counts import Counts
 from deltalens.numerics.selection.keys import Chunk, Part, Source
 from deltalens.numerics.selection.windows import Candidates, DigitWindow, Observed, Window
+from deltalens.numerics.sizes import SIZES
 from deltalens.numerics.workers import Mapper
 
 __all__ = ["Stream", "hashes_of"]
-
-_PART = 1 << 19
 
 
 class Stream:
@@ -209,8 +208,9 @@ def hashes_of(sizes: Mapping[str, int], seed: int, device: torch.device) -> Sour
             yield Chunk(name, at, hashes)
             at += hashes.numel()
 
+    step = SIZES.part
     return [
-        functools.partial(part, name, at, min(at + _PART, size))
+        functools.partial(part, name, at, min(at + step, size))
         for name, size in sizes.items()
-        for at in range(0, size, _PART)
+        for at in range(0, size, step)
     ]

@@ -20,6 +20,7 @@ from deltalens.numerics.hashing import index_hash, name_key
 from deltalens.numerics.selection.counts import Counts, locate
 from deltalens.numerics.selection.keys import Sample, keys_of, prefix_shift
 from deltalens.numerics.selection.prefix import Boundary, Tie
+from deltalens.numerics.sizes import SIZES
 
 __all__ = [
     "Candidates",
@@ -29,6 +30,7 @@ __all__ = [
     "RadixSearch",
     "RankSearch",
     "Window",
+    "guess_window",
     "next_window",
     "searches_from_counts",
     "window_from_sample",
@@ -36,12 +38,7 @@ __all__ = [
     "windows_from_tensor",
 ]
 
-SIGMAS = 8.0
-"""Standard errors to both sides of a rank's share within which its hash is looked for first."""
-_SAMPLED_SIGMAS = 3.0
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1
-_FEW = 1 << 14
-"""Entries of a tensor in memory that are sampled."""
 
 
 class Window(NamedTuple):
@@ -231,7 +228,7 @@ def searches_from_counts(counts: Counts, ranks: Sequence[int], of: int) -> list[
 def windows_by_share(rank: int, among: int, key: int = 0) -> Iterator[Window]:
     """Hashes are uniform, so that of a rank among entries that tie lies close to its share of all
     64-bit numbers; further and further out, should it not."""
-    share, sigmas = (rank + 0.5) / among, SIGMAS
+    share, sigmas = (rank + 0.5) / among, SIZES.hash_sigmas
     while True:
         reach = (sigmas * math.sqrt(among * share * (1 - share)) + sigmas) / among
         low, high = (round((place - 0.5) * 2.0**64) for place in (share - reach, share + reach))
@@ -239,11 +236,22 @@ def windows_by_share(rank: int, among: int, key: int = 0) -> Iterator[Window]:
         sigmas *= 16
 
 
-def _guess(keys: np.ndarray, rank: int, total: int, hashes: np.ndarray | None = None) -> Window:
-    """Around a rank of the whole, as evenly spaced entries of it have it: three standard errors to
-    both sides of its share."""
+def guess_window(
+    keys: np.ndarray, rank: int, total: int, hashes: np.ndarray | None = None
+) -> Window:
+    """The keys around a rank of a whole, guessed from evenly spaced entries of it.
+
+    Args:
+        keys: of the evenly spaced entries.
+        rank: within the whole.
+        total: entries of the whole.
+        hashes: of the same entries, where the window is to end at hashes.
+
+    Returns:
+        `Sizes.sample_sigmas` standard errors to both sides of the rank's share.
+    """
     share, ends = rank / total, np.iinfo(keys.dtype)
-    reach = _SAMPLED_SIGMAS * math.sqrt(keys.size * share * (1 - share)) + 2
+    reach = SIZES.sample_sigmas * math.sqrt(keys.size * share * (1 - share)) + 2
     first, last = math.floor(share * keys.size - reach), math.ceil(share * keys.size + reach)
     ranked = np.partition(keys, [at for at in (first, last) if 0 <= at < keys.size] or [0])
     low = int(ranked[first]) if first >= 0 else int(ends.min)
@@ -272,11 +280,7 @@ def window_from_sample(sample: Iterable[Sample], rank: int, total: int, seed: in
         for name, indices, values in sample
     ]
     keys, hashes = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return _guess(keys, rank, total, hashes)
-
-
-_CROWDED = 1 / 64
-"""Share of the entries from which on a window is worse than a sample's."""
+    return guess_window(keys, rank, total, hashes)
 
 
 def windows_from_tensor(
@@ -284,10 +288,10 @@ def windows_from_tensor(
 ) -> Iterator[Window]:
     """Where the entry at a rank of a tensor in memory may be: where it was; from a sample; and
     exactly, which takes 8 bytes an entry."""
-    if near is not None and near.share < _CROWDED:
+    if near is not None and near.share < SIZES.crowded:
         yield near
-    sample = values[:: max(1, values.numel() // _FEW)].contiguous()
-    yield _guess(keys_of(sample, by_value).cpu().numpy(), rank, values.numel())
+    sample = values[:: max(1, values.numel() // SIZES.tensor_sample)].contiguous()
+    yield guess_window(keys_of(sample, by_value).cpu().numpy(), rank, values.numel())
     keys = keys_of(values, by_value).cpu().numpy().copy()
     keys.partition(rank)
     found = int(keys[rank])
