@@ -40,6 +40,7 @@ def inspect(
     """
     with console.command(debug):
         from deltalens.io.locate import located
+        from deltalens.reports.inspect import LEVELS, Anatomy, InspectionSummary
         from deltalens.studies.inspect import inspect as run
 
         with (
@@ -56,20 +57,31 @@ def inspect(
                 strict=strict,
                 progress=meter.at,
             )
+        summary = InspectionSummary(
+            str(found.pairing.ft.path),
+            str(found.pairing.base.path),
+            tuple(
+                Anatomy(group.level, group.name, group.entries, group.metrics())
+                for group in found.groups
+            ),
+            found.pairing.notes,
+            found.pairing.kept,
+        )
         pictures: list[Path] = []
         if out is not None:
             from deltalens.figures import draw
 
             pictures = draw(out)
         if as_json:
-            console.print_json({**found.as_json(), "pictures": [str(p) for p in pictures]})
+            console.print_json({**summary.as_json(), "pictures": [str(p) for p in pictures]})
             return
         if quiet:
             return
         terminal = console.console()
-        levels = ("overall", "kind", "layer", *(("tensor",) if tensors else ()))
-        for table in found.tables(levels):
+        for table in summary.tables((*LEVELS, *(("tensor",) if tensors else ()))):
             terminal.print(FittingTable(table))
+        for sentence in summary.sentences():
+            console.say(sentence)
         for note in console.notes(found.pairing):
             console.say(f"note: {note}")
         if out is not None:

@@ -42,7 +42,9 @@ STUDIES: Mapping[str, Study] = {
         summary="deltalens.reports.drop:summarize",
     ),
     "inspect": Study(
-        columns=("level", "name"), figure="deltalens.figures.defaults:draw_inspection"
+        columns=("level", "name"),
+        figure="deltalens.figures.defaults:draw_inspection",
+        summary="deltalens.reports.inspect:summarize_inspection",
     ),
     "mask-ratio-sweep": Study(
         columns=("method", "mask_ratio", "seed"),

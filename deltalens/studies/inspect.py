@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from deltalens.io.matching import pair
 from deltalens.io.pairing import Pairing, TensorPair
 from deltalens.io.reader import torch_dtype
 from deltalens.io.records import Cell, Measurement, StudyFolder, check_study_folder
-from deltalens.io.tables import Table
 from deltalens.names import block_of, projection_of
 from deltalens.numerics.anatomy import anatomy_of, octave_counts
 from deltalens.numerics.kernels import count_true
@@ -58,7 +56,11 @@ class Group:
     bf16."""
 
     def metrics(self) -> dict[str, float]:
-        """All figures by name, as in the table of the records."""
+        """Name the numbers as the records do.
+
+        Returns:
+            Metric -> value.
+        """
         return {
             "entries": float(self.entries),
             "unchanged": self.unchanged,
@@ -72,52 +74,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found."""
+    """The anatomy of a delta."""
 
     pairing: Pairing
     groups: tuple[Group, ...]
+    """By level: the whole model, kinds of projection, layers, tensors."""
     histograms: dict[str, dict[int, int]]
     """Layer -> floor(4 log2|delta|) -> entries."""
-
-    def tables(self, levels: Iterable[str] = ("overall", "kind", "layer")) -> list[Table]:
-        """A table per level, for the terminal."""
-        heads = ("entries", "unchanged", "‖δ‖/‖w‖", "99 % |δ|", "tail", "top 1 %", "top 10 %")
-        return [
-            Table(
-                "" if level == "overall" else f"by {level}",
-                (level, *heads, "lost in bf16"),
-                tuple(_row(group) for group in self.groups if group.level == level),
-            )
-            for level in levels
-        ]
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything, for scripts."""
-        return {
-            "ft": str(self.pairing.ft.path),
-            "base": str(self.pairing.base.path),
-            "groups": [{"level": g.level, "name": g.name, **g.metrics()} for g in self.groups],
-            "notes": list(self.pairing.notes),
-            "kept": self.pairing.kept,
-        }
-
-
-def _row(group: Group) -> tuple[str, ...]:
-    return (
-        group.name,
-        f"{group.entries:,}",
-        _share(group.unchanged),
-        f"{group.relative_norm:.1e}",
-        f"{group.quantiles[0.99]:.1e}",
-        f"{group.tail:.1f}",
-        _share(group.energy[0.01]),
-        _share(group.energy[0.1]),
-        _share(group.vanishing),
-    )
-
-
-def _share(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
 @dataclass
@@ -140,8 +103,8 @@ class _Tally:
         self.casts += other.casts
 
     def group(self, level: str, name: str) -> Group:
-        """The figures."""
-        found = anatomy_of(self.counts)
+        """Describe the group."""
+        anatomy = anatomy_of(self.counts)
         total = self.counts.total
         norm = math.sqrt(self.squares / self.base_squares) if self.base_squares else math.nan
         return Group(
@@ -150,9 +113,9 @@ class _Tally:
             total,
             self.counts.zeros / total if total else math.nan,
             norm,
-            found.quantiles,
-            found.tail,
-            found.energy,
+            anatomy.quantiles,
+            anatomy.tail,
+            anatomy.energy,
             self.vanished / self.casts if self.casts else math.nan,
         )
 

@@ -48,8 +48,6 @@ def _make_inspection(folder: Path) -> Path:
 
 def said_of(record: StudyRecord, kind: str) -> list[str]:
     """All that a summary says."""
-    if kind == "inspect":
-        return []
     found = summarize(record)
     return [*_words(found)]
 
