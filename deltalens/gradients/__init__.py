@@ -1,4 +1,4 @@
-"""The gradients of every optimizer step, for all that read or mask them."""
+"""The gradients of every optimizer step, for everything that reads or masks them."""
 
 from deltalens.gradients.parameters import (
     FLOATS,
@@ -8,7 +8,8 @@ from deltalens.gradients.parameters import (
     to_strided,
 )
 from deltalens.gradients.steps import Gradient, GradientStep, UnrankableGradients
-from deltalens.gradients.watching import GradientPass, Subscriber
+from deltalens.gradients.subscriber import Subscriber
+from deltalens.gradients.watching import GradientPass
 
 __all__ = [
     "FLOATS",

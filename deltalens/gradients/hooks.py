@@ -1,9 +1,9 @@
-"""Every optimizer step of this process, told to whoever watches: one pair of hooks for all.
+"""Report every optimizer step of this process to its watchers, through a single pair of hooks.
 
 torch's global hooks are the only ones that see optimizers which a trainer makes late. They live in
-a dictionary that every step iterates over: while one thread steps, another may change it only where
-a single hook is registered. So there is never more than one pair of ours, and what is known of a
-step belongs to that call of that optimizer on that thread.
+a dictionary that every step iterates over: while one thread steps, another may change it only if a
+single hook is registered. So there is never more than one pair of ours, and the state of a step
+belongs to one call of one optimizer on one thread.
 """
 
 from __future__ import annotations
@@ -32,188 +32,199 @@ class StepCall:
     """One call of one optimizer's `step`, from its beginning to its end."""
 
     optimizer: Optimizer
-    around: tuple[StepCall, ...]
-    """The calls that it runs inside of, on this thread; the outermost first."""
+    enclosing: tuple[StepCall, ...]
+    """The calls on this thread that this call runs inside of, outermost first."""
     watchers: tuple[StepWatcher, ...]
     has_closure: bool
     """Whether gradients are computed inside the step."""
     evaluations: int = 0
-    """How often it has called its closure."""
+    """How many times the step has evaluated its closure."""
     evaluating: bool = False
-    """Whether it is calling it now."""
-    held: dict[int, Any] = field(default_factory=dict)
-    """What each watcher keeps of this call, by its id."""
+    """Whether the step is evaluating its closure now."""
+    state: dict[int, Any] = field(default_factory=dict)
+    """What each watcher stores for this call, by the watcher's id."""
 
 
 class StepWatcher(Protocol):
-    """Is told of every step of every optimizer."""
+    """An object that is notified of every step of every optimizer."""
 
-    late: ClassVar[bool]
-    """Whether it looks at what the others have left after the step."""
+    runs_last: ClassVar[bool]
+    """Whether the watcher looks at what the other watchers leave after a step."""
 
-    def begins(self, running: StepCall) -> None:
-        """Nothing has moved; with a closure the gradients are yet to come."""
+    def on_begin(self, call: StepCall) -> None:
+        """A step begins: no parameter has moved, and with a closure the gradients do not exist
+        yet."""
 
-    def computed(self, running: StepCall) -> None:
+    def on_gradients(self, call: StepCall) -> None:
         """The gradients are final: at once, or after each evaluation of the closure."""
 
-    def ended(self, running: StepCall) -> None:
+    def on_end(self, call: StepCall) -> None:
         """The optimizer has stepped."""
 
 
 _lock = threading.RLock()
 _watchers: tuple[StepWatcher, ...] = ()
-"""Replaced, never changed: a step that has begun goes on with those that it began with."""
+"""Replaced, never changed in place: a step that has begun keeps the watchers it began with."""
 _handles: list[RemovableHandle] = []
 _unfinished: weakref.WeakSet[StepCall] = weakref.WeakSet()
-"""On all threads."""
+"""The calls in progress on all threads."""
 
 
-class _Stack(threading.local):
+class _ThreadCalls(threading.local):
     def __init__(self) -> None:
-        self.running: list[StepCall] = []
+        self.calls: list[StepCall] = []
 
 
-_here = _Stack()
+_local = _ThreadCalls()
 
 
 def watch(watcher: StepWatcher) -> None:
-    """Tell a watcher of every step that begins from now on."""
+    """Notify a watcher of every step that begins from now on.
+
+    Args:
+        watcher: the object to notify.
+    """
     global _watchers
     with _lock:
-        _watchers = tuple(sorted((*_watchers, watcher), key=lambda one: one.late))
+        _watchers = tuple(sorted((*_watchers, watcher), key=lambda item: item.runs_last))
         if not _handles:
             _handles.append(register_optimizer_step_pre_hook(_before))
             _handles.append(register_optimizer_step_post_hook(_after))
 
 
 def unwatch(watcher: StepWatcher) -> None:
-    """Tell it no more, but of the end of steps that have begun; the last takes the hooks along."""
+    """Stop notifying a watcher, except of the end of steps that have begun.
+
+    The hooks are removed with the last watcher.
+
+    Args:
+        watcher: an object passed to `watch` before.
+    """
     global _watchers
     with _lock:
-        _watchers = tuple(one for one in _watchers if one is not watcher)
-    _forget_broken(inside=0)
+        _watchers = tuple(other for other in _watchers if other is not watcher)
+    _drop_interrupted(not_listed=0)
     _remove_hooks()
 
 
 def _remove_hooks() -> None:
-    """If nobody needs them, and no other thread can be iterating past them."""
+    """Remove the hooks if they are unused and no other thread can be iterating over them."""
     with _lock:
-        alone = max(
+        most_hooks = max(
             len(torch_optimizer._global_optimizer_pre_hooks),
             len(torch_optimizer._global_optimizer_post_hooks),
         )
-        if _handles and not _watchers and not _unfinished and alone == 1:
+        if _handles and not _watchers and not _unfinished and most_hooks == 1:
             for handle in _handles:
                 handle.remove()
             _handles.clear()
 
 
 def _before(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-    around = tuple(_forget_broken(inside=1))
-    place = _closure_in(args, kwargs)
+    enclosing = tuple(_drop_interrupted(not_listed=1))
+    closure_at = _find_closure(args, kwargs)
     with _lock:
         if not _watchers:
             return None
-        running = StepCall(optimizer, around, _watchers, place is not None)
-        _unfinished.add(running)
-    _here.running.append(running)
+        call = StepCall(optimizer, enclosing, _watchers, closure_at is not None)
+        _unfinished.add(call)
+    _local.calls.append(call)
     try:
-        for one in running.watchers:
-            one.begins(running)
-        if place is None:
-            _tell_computed(running)
+        for watcher in call.watchers:
+            watcher.on_begin(call)
+        if closure_at is None:
+            _notify_gradients(call)
             return None
     except BaseException:
-        _end(running)
+        _forget(call)
         raise
-    return _with_closure(running, place, args, kwargs)
+    return _wrap_closure(call, closure_at, args, kwargs)
 
 
 def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for running in reversed(_here.running):
-        if running.optimizer is optimizer:
+    for call in reversed(_local.calls):
+        if call.optimizer is optimizer:
             break
     else:
         return
-    _end(running)
-    for one in running.watchers:
-        one.ended(running)
+    _forget(call)
+    for watcher in call.watchers:
+        watcher.on_end(call)
     if not _watchers:
         _remove_hooks()
 
 
-def _end(running: StepCall) -> None:
-    """With it go those inside it that an exception has left unfinished."""
-    stack = _here.running
-    for one in stack[stack.index(running) :]:
-        _unfinished.discard(one)
-    del stack[stack.index(running) :]
+def _forget(call: StepCall) -> None:
+    """Drop a call, and the calls inside it that an exception has left unfinished."""
+    stack = _local.calls
+    for inner in stack[stack.index(call) :]:
+        _unfinished.discard(inner)
+    del stack[stack.index(call) :]
 
 
-def _tell_computed(running: StepCall) -> None:
+def _notify_gradients(call: StepCall) -> None:
     with torch.no_grad():
-        for one in running.watchers:
-            one.computed(running)
+        for watcher in call.watchers:
+            watcher.on_gradients(call)
 
 
-def _closure_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str | None:
-    """Where a step's arguments have a closure: a place, or a name."""
+def _find_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str | None:
+    """The position or name of the closure among a step's arguments; None if there is none."""
     if callable(kwargs.get("closure")):
         return "closure"
-    return next((place for place, given in enumerate(args) if place and callable(given)), None)
+    return next((index for index, value in enumerate(args) if index and callable(value)), None)
 
 
-def _with_closure(
-    running: StepCall, place: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]
+def _wrap_closure(
+    call: StepCall, closure_at: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The step's arguments with a closure that tells when the gradients are final."""
-    closure: Callable[[], Any] = args[place] if isinstance(place, int) else kwargs[place]
+    """The step's arguments, with a closure that reports when the gradients are final."""
+    closure: Callable[[], Any] = (
+        args[closure_at] if isinstance(closure_at, int) else kwargs[closure_at]
+    )
 
     def evaluated() -> Any:
-        running.evaluating = True
+        call.evaluating = True
         try:
             loss = closure()
         finally:
-            running.evaluating = False
-        running.evaluations += 1
-        _tell_computed(running)
+            call.evaluating = False
+        call.evaluations += 1
+        _notify_gradients(call)
         return loss
 
-    if isinstance(place, int):
-        return (*args[:place], evaluated, *args[place + 1 :]), kwargs
-    return args, {**kwargs, place: evaluated}
+    if isinstance(closure_at, int):
+        return (*args[:closure_at], evaluated, *args[closure_at + 1 :]), kwargs
+    return args, {**kwargs, closure_at: evaluated}
 
 
 _STEP_WRAPPER = Optimizer.profile_hook_step(lambda self: None).__code__
-"""What torch puts around every optimizer's `step`, and calls the hooks from."""
+"""The code that torch wraps around every optimizer's `step`, and that calls the hooks."""
 
 
-def _forget_broken(inside: int) -> list[StepCall]:
-    """Drop the calls that an exception has ended. They are read off the stack, which no exception
-    leaves stale.
+def _drop_interrupted(not_listed: int) -> list[StepCall]:
+    """Drop the calls that an exception has ended, and return those in progress, outermost first.
+
+    They are read off the interpreter's stack, which an exception never leaves stale.
 
     Args:
-        inside: 1 where a call is just beginning, and not among them yet.
-
-    Returns:
-        Those that go on; the outermost first.
+        not_listed: 1 while a call is beginning that is on the stack but not recorded yet; else 0.
     """
-    stack = _here.running
+    stack = _local.calls
     if not stack:
         return stack
     frame = inspect.currentframe()
-    calling: list[Optimizer] = []
+    stepping: list[Optimizer] = []
     while frame is not None:
         if frame.f_code is _STEP_WRAPPER:
-            calling.append(frame.f_locals["args"][0])
+            stepping.append(frame.f_locals["args"][0])
         frame = frame.f_back
-    outermost_first = reversed(calling[inside:])
-    going_on = [
-        one for one in stack if any(optimizer is one.optimizer for optimizer in outermost_first)
+    outermost_first = reversed(stepping[not_listed:])
+    ongoing = [
+        call for call in stack if any(optimizer is call.optimizer for optimizer in outermost_first)
     ]
-    for one in stack:
-        if one not in going_on:
-            _unfinished.discard(one)
-    stack[:] = going_on
+    for call in stack:
+        if call not in ongoing:
+            _unfinished.discard(call)
+    stack[:] = ongoing
     return stack

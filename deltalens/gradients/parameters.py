@@ -1,4 +1,4 @@
-"""A model's parameters: how they are called, which are meant, and what of them is here."""
+"""A model's parameters: their names, which are selected, and this process's part of them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,18 @@ __all__ = [
 ]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""The numbers that can be ranked by their bits."""
+"""The dtypes that can be ranked by their bits."""
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """A model's parameters, frozen or not, tied ones once, named as without any wrapper."""
+    """Iterate over a model's parameters under the names they have without wrappers.
+
+    Args:
+        model: the model; may be wrapped by DDP, FSDP or torch.compile.
+
+    Returns:
+        Pairs of name and parameter, frozen parameters included; a tied parameter comes once.
+    """
     prefix = "module." if isinstance(model, nn.parallel.DistributedDataParallel) else ""
     for name, parameter in model.named_parameters():
         yield unwrap_name(name.removeprefix(prefix)), parameter
@@ -35,34 +42,46 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def choose_parameters(
     model: nn.Module, include: str | None, exclude: str | None, who: str
 ) -> NameFilter:
-    """The parameters that two patterns leave; those that come later, too.
+    """Select parameters by two patterns, including parameters that are added later.
 
     Args:
-        model: whose parameters are meant.
-        include, exclude: regular expressions.
-        who: chooses them, for messages.
+        model: the model.
+        include: a regular expression that names must match; None selects all.
+        exclude: a regular expression that names must not match; None excludes none.
+        who: the object that selects, for messages.
+
+    Returns:
+        The filter over parameter names.
 
     Raises:
-        DeltaLensError: a pattern that is none, or no parameter is left (the nearest names are
-            shown).
+        DeltaLensError: a pattern is invalid or no parameter is selected; the message shows similar
+            names.
     """
-    chosen, there = NameFilter(include, exclude), list(named_parameters(model))
-    left = [(name, one) for name, one in there if name in chosen]
-    if not left:
-        raise DeltaLensError(chosen.explain_no_match([name for name, _ in there], "parameter"))
-    if not any(one.requires_grad for _, one in left):
+    names, parameters = NameFilter(include, exclude), list(named_parameters(model))
+    selected = [(name, parameter) for name, parameter in parameters if name in names]
+    if not selected:
+        raise DeltaLensError(names.explain_no_match([name for name, _ in parameters], "parameter"))
+    if not any(parameter.requires_grad for _, parameter in selected):
         warnings.warn(
             fault_list(
-                f"{who}: what it is to watch is frozen, and will be taken in once it is trained:",
-                [name for name, _ in left],
+                f"{who}: all selected parameters are frozen; they are watched from when they are "
+                "unfrozen:",
+                [name for name, _ in selected],
             ),
             stacklevel=4,
         )
-    return chosen
+    return names
 
 
 def inner_model(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile's and DDP's wrappers."""
+    """Return the model inside the wrappers of torch.compile and DDP.
+
+    Args:
+        model: the model; wrapped or not.
+
+    Returns:
+        The innermost model.
+    """
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
@@ -73,11 +92,25 @@ def inner_model(model: nn.Module) -> nn.Module:
 
 
 def to_strided(tensor: Tensor) -> Tensor:
-    """A tensor of any layout as a strided one; itself, if it is one."""
+    """Convert a tensor of any layout to a strided one.
+
+    Args:
+        tensor: a strided or sparse tensor.
+
+    Returns:
+        The tensor itself if it is strided already; otherwise a dense copy.
+    """
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """This process's part of a parameter or gradient, detached."""
+    """Return this process's part of a parameter or gradient, detached.
+
+    Args:
+        tensor: a tensor; sharded or not.
+
+    Returns:
+        The local shard, or the whole tensor if it is not sharded; shares memory with `tensor`.
+    """
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

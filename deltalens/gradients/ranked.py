@@ -1,8 +1,9 @@
-"""The gradients of one step, ranked: counts, thresholds, top masks, or what is below made zero.
+"""Rank the gradients of one step: counts, thresholds, masks of the top entries, or zeroing the
+rest.
 
 Whether a gradient is whole and on the CPU, on an accelerator, or sharded (DTensor) is decided here,
-and nowhere above. Of a sharded gradient every number is that of the whole tensor; masks stay local,
-each rank holds those of its own entries.
+and nowhere above. Every number describes the whole tensor; masks stay local, each rank holding
+those of its own entries.
 """
 
 from __future__ import annotations
@@ -44,25 +45,27 @@ __all__ = ["RankedStep", "Survey", "TopEntries", "fetch_surveys", "rank_gradient
 
 @dataclass
 class TopEntries:
-    """The top entries of one tensor at one mask ratio."""
+    """The largest entries of one tensor at one mask ratio."""
 
     mask: PackedMask
-    """Of this rank's entries."""
+    """Mask over this rank's entries."""
     threshold: float
-    """Magnitude that the unit's top entries reach."""
+    """The smallest magnitude among the largest entries of the tensor's unit."""
 
 
 @dataclass
 class Survey:
-    """What was measured of one tensor."""
+    """What was measured of one tensor's gradient."""
 
     gradient: Gradient
-    numbers: TensorStats
-    """Of the whole tensor, on every rank. Undefined until `fetch_surveys`, as all that follows."""
+    stats: TensorStats
+    """Statistics of the whole tensor, on every rank; undefined until `fetch_surveys`, like all
+    fields below."""
     tops: dict[float, TopEntries] = field(default_factory=dict)
-    """Mask ratio -> its top entries; none where the unit has a NaN."""
+    """Mask ratio -> the largest entries; empty if the unit has a NaN."""
     row: Tensor | None = None
-    """What is still on the device: the numbers, the unit's NaNs, and the bits of the thresholds."""
+    """What has not been fetched from the device yet: the statistics, the unit's NaN count, and the
+    bits of the thresholds."""
 
 
 @contextmanager
@@ -73,21 +76,24 @@ def rank_gradients(
     scratch: Scratch,
     fractions: Sequence[float] = (),
 ) -> Iterator[RankedStep]:
-    """Rank some gradients of a step: they are counted, once for all that read them.
+    """Context manager that counts the gradients of a step, once for all that read them.
 
     Args:
-        step: the step.
-        gradients: those of it that are meant, fp16, bf16, fp32 or fp64.
-        scope: what is ranked together. Entries of different dtypes, devices or sharding never are.
-        scratch: reused memory.
-        fractions: of the quantiles, if they are to be surveyed.
+        step: the optimizer step.
+        gradients: those of its gradients to rank: fp16, bf16, fp32 or fp64.
+        scope: what is ranked together. Entries of different dtypes, devices or shardings never are.
+        scratch: memory that is reused.
+        fractions: the quantiles to compute, if the gradients are to be surveyed.
+
+    Yields:
+        The ranked gradients.
     """
     with workers() as mapper:
         yield RankedStep(step, _units_of(gradients, scope), mapper, scratch, fractions)
 
 
 class RankedStep:
-    """See `rank_gradients`."""
+    """The gradients of a step, counted; made by `rank_gradients`."""
 
     def __init__(
         self,
@@ -97,131 +103,158 @@ class RankedStep:
         scratch: Scratch,
         fractions: Sequence[float],
     ) -> None:
-        self._fractions, here = fractions, OnCpu(mapper, scratch, fractions)
+        self._fractions, cpu = fractions, OnCpu(mapper, scratch, fractions)
         self._batches = [
-            _Batch(some, here if some[0].here else OnDevice(reducer_for(some[0].first)))
-            for some in _batches_of(units)
+            _Batch(
+                batch_units,
+                cpu if batch_units[0].whole_on_cpu else OnDevice(reducer_for(batch_units[0].first)),
+            )
+            for batch_units in _batches_of(units)
         ]
         for batch in self._batches:
             batch.count(step.counts)
 
     def nonfinite(self) -> list[str]:
-        """Tensors that hold a NaN or an infinity; waits for an accelerator."""
-        found: list[str] = []
+        """List the tensors that hold a NaN or an infinity. Waits for an accelerator.
+
+        Returns:
+            Their parameter names, sorted.
+        """
+        names: list[str] = []
         for batch in self._batches:
-            counts = [one for unit in batch.units for one in unit.counts]
-            broken = [one.nans + one.infinities for one in counts]
-            if not batch.here:
-                broken = torch.stack(broken).tolist()
-            names = [one.name for unit in batch.units for one in unit.gradients]
-            found += [name for name, some in zip(names, broken, strict=True) if some]
-        return sorted(found)
+            counts = [counted for unit in batch.units for counted in unit.counts]
+            nonfinite = [counted.nans + counted.infinities for counted in counts]
+            if not batch.whole_on_cpu:
+                nonfinite = torch.stack(nonfinite).tolist()
+            batch_names = [name for unit in batch.units for name in unit.names]
+            names += [name for name, count in zip(batch_names, nonfinite, strict=True) if count]
+        return sorted(names)
 
     def survey(self, ratios: Sequence[float]) -> list[Survey]:
-        """Measure the gradients; call `fetch_surveys` before anything but the masks is read.
+        """Measure the gradients. Only the masks may be read before `fetch_surveys`.
 
         Args:
-            ratios: mask ratios, fractions masked out, from 0 to below 1.
+            ratios: mask ratios (fractions masked out), in [0, 1).
+
+        Returns:
+            One survey per gradient.
         """
         return [
-            one
+            survey
             for batch in self._batches
-            for one in (_survey_on_cpu if batch.here else _survey_on_device)(
+            for survey in (_survey_on_cpu if batch.whole_on_cpu else _survey_on_device)(
                 batch, ratios, self._fractions
             )
         ]
 
     def shrink(
-        self, ratio: Fraction, kept: Mapping[str, PackedMask], leaving: Collection[str]
+        self, ratio: Fraction, kept: Mapping[str, PackedMask], unchanged: Collection[str]
     ) -> dict[str, int | Tensor]:
-        """Make zero, in place in `local`, what is below each unit's threshold at a mask ratio; all
-        else is made true in a mask (GMT, Eq. 3: ties stay).
+        """Set what lies below each unit's threshold to zero (GMT, Eq. 3: ties stay).
+
+        Changes `Gradient.local` in place.
 
         Args:
-            ratio: the fraction masked out, above 0 and below 1.
-            kept: tensor -> its mask.
-            leaving: tensors whose units are left as they are, and kept as a whole.
+            ratio: the fraction masked out, in (0, 1).
+            kept: parameter name -> mask in which the entries that stay are marked.
+            unchanged: parameter names; units that contain one of them are left unchanged and marked
+                as a whole.
 
         Returns:
-            Tensor -> the magnitude bits of its unit's threshold, for those that were thinned. Of
-            an accelerator they are tensors, which nobody has waited for.
+            Parameter name -> magnitude bits of its unit's threshold, for the units that were
+            masked; on an accelerator a tensor, which has not been waited for.
         """
         thresholds: dict[str, int | Tensor] = {}
         for batch in self._batches:
-            whole = []
+            masked_units = []
             for unit in batch.units:
-                if any(one.name in leaving for one in unit.gradients):
-                    for one in unit.gradients:
-                        kept[one.name].fill()
+                if any(name in unchanged for name in unit.names):
+                    for name in unit.names:
+                        kept[name].fill()
                 else:
-                    whole.append(unit)
-            masks = [[kept[one.name] for one in unit.gradients] for unit in whole]
-            for unit, bits, _ in batch.rank(whole, [ratio], masks):
-                thresholds |= dict.fromkeys((one.name for one in unit.gradients), bits[0])
+                    masked_units.append(unit)
+            masks = [[kept[name] for name in unit.names] for unit in masked_units]
+            for unit, bits, _ in batch.rank(masked_units, [ratio], masks):
+                thresholds |= dict.fromkeys(unit.names, bits[0])
         return thresholds
 
 
 @dataclass
 class _Unit:
-    """Gradients that are ranked together: of one dtype, device and sharding."""
+    """Gradients that are ranked together; they share dtype, device and sharding."""
 
     gradients: list[Gradient]
     counts: list[Counts] = field(default_factory=list)
 
     @property
+    def names(self) -> list[str]:
+        """Parameter names of the gradients."""
+        return [gradient.name for gradient in self.gradients]
+
+    @property
     def first(self) -> Gradient:
-        """Any of them, for what they share."""
+        """Any of the gradients, for what they share."""
         return self.gradients[0]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the gradients."""
+        """Dtype of the gradients."""
         return self.first.local.dtype
 
     @property
-    def here(self) -> bool:
-        """Whether they are whole, and on the CPU."""
+    def whole_on_cpu(self) -> bool:
+        """Whether the gradients are whole and on the CPU."""
         return is_whole_on_cpu(self.first)
 
     @property
     def size(self) -> int:
-        """Entries, on all processes."""
-        return sum(one.entries for one in self.gradients)
+        """Number of entries, over all processes."""
+        return sum(gradient.entries for gradient in self.gradients)
 
     @property
     def entries(self) -> list[Entries]:
-        """What this process has of them."""
-        return [Entries(one.name, one.local, one.scale) for one in self.gradients]
+        """This process's entries."""
+        return [
+            Entries(gradient.name, gradient.local, gradient.scale) for gradient in self.gradients
+        ]
 
     def pairs(self) -> Iterator[tuple[Gradient, Counts]]:
-        """Each gradient with its counts."""
+        """Pairs of gradient and counts."""
         return zip(self.gradients, self.counts, strict=True)
 
     def rank_at(self, ratio: Fraction) -> int:
-        """The rank of the threshold, 0-based and ascending: of the k-th largest magnitude with
-        k = n - round(mask ratio * n), at least 1 (GMT, Eq. 3)."""
+        """Rank of the threshold, 0-based and ascending.
+
+        The threshold is the k-th largest magnitude, with k = n - round(mask ratio * n), at least 1
+        (GMT, Eq. 3).
+        """
         return min(round(ratio * self.size), self.size - 1)
 
 
 def _units_of(gradients: Sequence[Gradient], scope: Scope) -> list[_Unit]:
     units: dict[Any, _Unit] = {}
-    for one in gradients:
-        key = (unit_of(one.name, scope), one.local.dtype, one.local.device, one.groups)
-        units.setdefault(key, _Unit([])).gradients.append(one)
+    for gradient in gradients:
+        key = (
+            unit_of(gradient.name, scope),
+            gradient.local.dtype,
+            gradient.local.device,
+            gradient.groups,
+        )
+        units.setdefault(key, _Unit([])).gradients.append(gradient)
     return list(units.values())
 
 
 def _batches_of(units: Sequence[_Unit]) -> list[list[_Unit]]:
-    """The units on the CPU; and all others, those together that share dtype, device and sharding,
+    """Group units by backend: those on the CPU, then those that share dtype, device and sharding,
     in an order that is the same on all ranks."""
     batches: dict[Any, list[_Unit]] = {}
     for unit in units:
-        one = unit.first
-        key = None if unit.here else (one.groups, one.local.dtype, one.local.device)
+        first = unit.first
+        key = None if unit.whole_on_cpu else (first.groups, first.local.dtype, first.local.device)
         batches.setdefault(key, []).append(unit)
-    here = batches.pop(None, [])
-    there = [sorted(some, key=lambda unit: unit.first.name) for some in batches.values()]
-    return [here, *there] if here else there
+    on_cpu = batches.pop(None, [])
+    others = [sorted(batch, key=lambda unit: unit.first.name) for batch in batches.values()]
+    return [on_cpu, *others] if on_cpu else others
 
 
 @dataclass
@@ -232,19 +265,21 @@ class _Batch:
     backend: Backend
 
     @property
-    def here(self) -> bool:
-        """Whether they are on the CPU."""
-        return self.units[0].here
+    def whole_on_cpu(self) -> bool:
+        """Whether the units are whole and on the CPU."""
+        return self.units[0].whole_on_cpu
 
-    def count(self, known: dict[str, Counts]) -> None:
-        """Count what has not been counted in this step."""
-        new = [unit for unit in self.units if any(one.name not in known for one in unit.gradients)]
-        if new:
-            found = self.backend.count([unit.entries for unit in new])
-            for unit, counts in zip(new, found, strict=True):
-                known |= zip((one.name for one in unit.gradients), counts, strict=True)
+    def count(self, counts_by_name: dict[str, Counts]) -> None:
+        """Count what has not been counted yet in this step."""
+        uncounted = [
+            unit for unit in self.units if any(name not in counts_by_name for name in unit.names)
+        ]
+        if uncounted:
+            new_counts = self.backend.count([unit.entries for unit in uncounted])
+            for unit, counts in zip(uncounted, new_counts, strict=True):
+                counts_by_name |= zip(unit.names, counts, strict=True)
         for unit in self.units:
-            unit.counts = [known[one.name] for one in unit.gradients]
+            unit.counts = [counts_by_name[name] for name in unit.names]
 
     def rank(
         self,
@@ -252,90 +287,104 @@ class _Batch:
         ratios: Sequence[Fraction],
         kept: Sequence[Sequence[PackedMask]] | None = None,
     ) -> Iterator[tuple[_Unit, Sequence[int | Tensor], Sequence[Sequence[PackedMask]]]]:
-        """Units with the bits of their thresholds, and the masks of each tensor (`rank_units`)."""
+        """Iterate over units with the bits of their thresholds and the masks of each tensor
+        (`rank_units`)."""
         if not units or not ratios:
             return ((unit, [], [[] for _ in unit.gradients]) for unit in units)
         ranks = [[unit.rank_at(ratio) for ratio in ratios] for unit in units]
         counts = [unit.counts for unit in units]
-        found = rank_units(self.backend, [unit.entries for unit in units], counts, ranks, kept)
-        return zip(units, found.bits, found.masks or repeat([]), strict=False)
+        thresholds = rank_units(self.backend, [unit.entries for unit in units], counts, ranks, kept)
+        return zip(units, thresholds.bits, thresholds.masks or repeat([]), strict=False)
 
 
 def _survey_on_cpu(
     batch: _Batch, ratios: Sequence[float], fractions: Sequence[float]
 ) -> list[Survey]:
-    found = {
-        one.name: Survey(one, some.numbers(fractions))
+    surveys = {
+        gradient.name: Survey(gradient, counts.stats(fractions))
         for unit in batch.units
-        for one, some in unit.pairs()
+        for gradient, counts in unit.pairs()
     }
-    whole = [unit for unit in batch.units if unit.size and not any(c.nans for c in unit.counts)]
-    for unit, bits, masks in batch.rank(whole, list(map(exact_rate, ratios))):
-        thresholds = [magnitude_of_bits(int(one), unit.dtype) for one in bits]
-        for one, some in zip(unit.gradients, masks, strict=True):
-            found[one.name].tops = dict(zip(ratios, map(TopEntries, some, thresholds), strict=True))
-    return list(found.values())
+    rankable = [
+        unit for unit in batch.units if unit.size and not any(counts.nans for counts in unit.counts)
+    ]
+    for unit, bits, masks in batch.rank(rankable, list(map(exact_rate, ratios))):
+        thresholds = [magnitude_of_bits(int(threshold), unit.dtype) for threshold in bits]
+        for name, unit_masks in zip(unit.names, masks, strict=True):
+            tops = map(TopEntries, unit_masks, thresholds)
+            surveys[name].tops = dict(zip(ratios, tops, strict=True))
+    return list(surveys.values())
 
 
 def _survey_on_device(
     batch: _Batch, ratios: Sequence[float], fractions: Sequence[float]
 ) -> list[Survey]:
-    """Without waiting for the device."""
+    """Survey without waiting for the device."""
     surveys = []
     for unit, bits, masks in batch.rank(batch.units, list(map(exact_rate, ratios))):
-        nans = sum(one.nans for one in unit.counts)
-        for (gradient, counts), some in zip(unit.pairs(), masks, strict=True):
-            apart = torch.stack([torch.as_tensor(one) for one in (nans, *bits)])
-            row = torch.cat([stats_row(counts, fractions), apart])
-            tops = (TopEntries(mask, float("nan")) for mask in some)
-            found = dict(zip(ratios, tops, strict=True))
-            surveys.append(Survey(gradient, _NOT_YET, found, row))
+        nans = sum(counts.nans for counts in unit.counts)
+        for (gradient, counts), unit_masks in zip(unit.pairs(), masks, strict=True):
+            unit_numbers = torch.stack([torch.as_tensor(number) for number in (nans, *bits)])
+            row = torch.cat([stats_row(counts, fractions), unit_numbers])
+            tops = (TopEntries(mask, float("nan")) for mask in unit_masks)
+            by_ratio = dict(zip(ratios, tops, strict=True))
+            surveys.append(Survey(gradient, _PENDING, by_ratio, row))
     return surveys
 
 
-_NOT_YET = TensorStats(torch.float32, np.empty(0), 0, 0, 0, 0, 0.0, 0.0, [])
+_PENDING = TensorStats(torch.float32, np.empty(0), 0, 0, 0, 0, 0.0, 0.0, [])
 
 
 def fetch_surveys(surveys: Sequence[Survey], rows: Sequence[Tensor]) -> list[list[int]]:
-    """Bring to the host what is still on a device: the surveys' numbers, and rows of integers
-    beside them; one transfer for each device.
+    """Copy to the host what is still on a device, in one transfer per device.
+
+    Args:
+        surveys: their statistics and thresholds are filled in.
+        rows: further 1-D integer tensors to fetch along.
 
     Returns:
-        The rows.
+        The rows as lists.
     """
-    waiting = [one for one in surveys if one.row is not None]
-    tensors = [*(one.row for one in waiting if one.row is not None), *rows]
+    pending = [survey for survey in surveys if survey.row is not None]
+    tensors = [*(survey.row for survey in pending if survey.row is not None), *rows]
     fetched = [torch.empty(0)] * len(tensors)
     for device in {tensor.device for tensor in tensors}:
-        places = [i for i, tensor in enumerate(tensors) if tensor.device == device]
-        whole = torch.cat([tensors[place] for place in places]).cpu()
-        parts = whole.split([tensors[place].numel() for place in places])
-        for place, part in zip(places, parts, strict=True):
-            fetched[place] = part
-    for one, row in zip(waiting, fetched, strict=False):
-        _take(one, row)
-    return [row.tolist() for row in fetched[len(waiting) :]]
+        indices = [index for index, tensor in enumerate(tensors) if tensor.device == device]
+        transferred = torch.cat([tensors[index] for index in indices]).cpu()
+        parts = transferred.split([tensors[index].numel() for index in indices])
+        for index, part in zip(indices, parts, strict=True):
+            fetched[index] = part
+    for survey, row in zip(pending, fetched, strict=False):
+        _fill_in(survey, row)
+    return [row.tolist() for row in fetched[len(pending) :]]
 
 
-def _take(one: Survey, row: Tensor) -> None:
-    """Read a survey's row."""
-    dtype, count = one.gradient.local.dtype, len(one.tops)
+def _fill_in(survey: Survey, row: Tensor) -> None:
+    """Read a survey's fetched row."""
+    dtype, count = survey.gradient.local.dtype, len(survey.tops)
     numbers, rest = row[: row.numel() - count - 1], row[row.numel() - count - 1 :]
-    one.numbers, one.row = stats_from_row(numbers, dtype), None
+    survey.stats, survey.row = stats_from_row(numbers, dtype), None
     nans, *bits = rest.tolist()
-    for top, threshold in zip(one.tops.values(), bits, strict=True):
+    for top, threshold in zip(survey.tops.values(), bits, strict=True):
         top.threshold = magnitude_of_bits(threshold, dtype)
     if nans:
-        one.tops = {}
+        survey.tops = {}
 
 
 def is_whole_on_cpu(gradient: Gradient) -> bool:
-    """Whether it is whole, and on the CPU."""
+    """Whether a gradient is unsharded and on the CPU."""
     return not gradient.groups and gradient.local.device.type == "cpu"
 
 
 def reducer_for(gradient: Gradient) -> Reduce | None:
-    """Adds a tensor up over the ranks that hold parts of a gradient; None if it is whole."""
+    """Make the function that sums a tensor over the ranks that hold shards of a gradient.
+
+    Args:
+        gradient: the gradient.
+
+    Returns:
+        A function that sums a tensor in place over the ranks; None if the gradient is whole.
+    """
     if not gradient.groups:
         return None
 

@@ -1,4 +1,4 @@
-"""What a scope ranks together has to be there together."""
+"""Check that gradients which a scope ranks together are final at the same time."""
 
 from __future__ import annotations
 
@@ -12,43 +12,48 @@ __all__ = ["StepUnits"]
 
 
 class StepUnits:
-    """Sees to it that what a scope ranks together is there together: where several optimizers take
-    a step, one after the other, the gradients of later ones are not final when the first steps.
+    """Refuse scopes that rank together what several optimizers step one after the other.
+
+    The gradients of later optimizers are not final yet when the first one steps.
 
     Args:
         scope: what is ranked together.
-        names: of the parameters that are ranked.
+        names: selects the parameters that are ranked.
     """
 
     def __init__(self, scope: Scope, names: NameFilter) -> None:
         self._scope, self._names = scope, names
-        self._whole: object = self
-        self._part_of: dict[str, int] = {}
+        self._shared_step: object = self
+        self._part_by_unit: dict[str, int] = {}
 
     def check(self, step: GradientStep, gradients: Sequence[Gradient]) -> None:
-        """One optimizer's part of a step is about to be ranked.
+        """Check one optimizer's part of a step, before it is ranked.
+
+        Args:
+            step: the optimizer step.
+            gradients: those of its gradients that are ranked.
 
         Raises:
-            DeltaLensError: some of what the scope ranks together is another optimizer's.
+            DeltaLensError: another optimizer steps gradients of the same unit.
         """
         if self._scope == "tensor":
             return
-        if step.whole is not self._whole:
-            self._whole, self._part_of = step.whole, {}
-        for one in gradients:
-            unit = unit_of(one.name, self._scope)
-            if self._part_of.setdefault(unit, step.part) != step.part:
-                self._refuse(step, one.name)
-        for name in step.elsewhere:
-            if name in self._names and unit_of(name, self._scope) in self._part_of:
+        if step.shared_step is not self._shared_step:
+            self._shared_step, self._part_by_unit = step.shared_step, {}
+        for gradient in gradients:
+            unit = unit_of(gradient.name, self._scope)
+            if self._part_by_unit.setdefault(unit, step.part) != step.part:
+                self._refuse(step, gradient.name)
+        for name in step.left_to_others:
+            if name in self._names and unit_of(name, self._scope) in self._part_by_unit:
                 self._refuse(step, name)
 
     def _refuse(self, step: GradientStep, name: str) -> None:
-        together = "the gradients of a block" if self._scope == "layer" else "all gradients"
+        ranked = "the gradients of each block" if self._scope == "layer" else "all gradients"
         raise DeltaLensError(
-            f"scope={self._scope!r} ranks {together} of a step together, and several optimizers "
-            f"take this step one after the other, {type(step.optimizer).__name__} among them "
-            f"({name!r}): the first steps before the gradients of the others are final. Take "
-            "scope='tensor', or one optimizer with several parameter groups that steps after "
-            "backward()"
+            f"scope={self._scope!r} ranks {ranked} together, but several optimizers "
+            f"take this step one after the other ({type(step.optimizer).__name__} steps "
+            f"{name!r}), and the first one steps before the gradients of the others are final. "
+            "Use scope='tensor', or a single optimizer with several parameter groups that steps "
+            "after backward()"
         )

@@ -1,4 +1,4 @@
-"""One optimizer step: its gradients, and what of several optimizers is one step."""
+"""One optimizer step: its gradients, and what makes the calls of several optimizers one step."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Gradient:
     """The parameter's name, without the prefixes of wrappers."""
     parameter: nn.Parameter
     local: Tensor
-    """This process's part of the gradient, 1-D; may be empty. A view wherever that can be."""
+    """This process's part of the gradient, 1-D; may be empty. A view wherever possible."""
     entries: int
-    """Of the whole tensor, on all processes."""
+    """Number of entries of the whole tensor, over all processes."""
     scale: Tensor | None
-    """What the gradient still has to be divided by (a loss scale); None: nothing."""
+    """The loss scale by which the gradient still has to be divided, 0-D; None if there is none."""
     groups: tuple[Any, ...] = ()
     """Process groups over which the tensor is sharded."""
 
     def write_back(self) -> None:
-        """Bring what was changed in `local` into the parameter's gradient, where it is no view."""
+        """Copy changes in `local` to the parameter's gradient, if `local` is not a view of it."""
         grad = self.parameter.grad
         assert grad is not None
         target = local_part(grad)
@@ -50,19 +50,20 @@ class GradientStep:
 
     optimizer: Optimizer
     number: int
-    """Steps that were taken since the subscriber was attached; skipped ones do not count. All
-    optimizers that take a step together (`GradientPass`) have the same."""
+    """Number of steps taken since the subscriber was attached; skipped steps do not count. All
+    optimizers that take a step together (`GradientPass`) have the same number."""
     gradients: list[Gradient] = field(default_factory=list)
-    whole: Step | None = None
-    """The step that several optimizers may have their parts of: the same object for all of them."""
+    shared_step: Step | None = None
+    """The step that several optimizers may take part in; the same object for all of them."""
     part: int = 0
-    """How many optimizers have taken their part of it before this one."""
-    elsewhere: tuple[str, ...] = ()
-    """Inside a backward pass: the trained parameters that are left to other optimizers."""
-    opened: bool = False
-    """Whether the subscriber has been told of this step before its gradients were computed."""
+    """How many optimizers have taken their part of the step before this one."""
+    left_to_others: tuple[str, ...] = ()
+    """Inside a backward pass: names of the trained parameters that other optimizers step."""
+    announced: bool = False
+    """Whether `Subscriber.open_step` was called before the gradients were computed."""
     counts: dict[str, Counts] = field(default_factory=dict)
-    """Of the gradients that were ranked: shared by all subscribers, until one has written."""
+    """Counts of the gradients that were ranked, shared by all subscribers until one changes
+    gradients."""
 
 
 @dataclass(eq=False)
@@ -72,21 +73,30 @@ class Step:
     in_backward: bool
     """Whether an optimizer stepped inside the backward pass."""
     gradients: dict[int, weakref.ref[Tensor]]
-    """Those of other parameters that were there when it began, by parameter."""
+    """Gradients of other parameters that existed when the step began, by the parameter's id."""
     parts: int = 0
-    moved: set[int] = field(default_factory=set)
-    """Parameters that were stepped."""
+    """How many optimizers have taken part."""
+    stepped: set[int] = field(default_factory=set)
+    """Ids of the parameters that were stepped."""
 
-    def goes_on(self, parameters: Iterable[nn.Parameter], in_backward: bool) -> bool:
-        """Whether stepping these is part of it."""
-        if any(id(one) in self.moved for one in parameters):
+    def continues_with(self, parameters: Iterable[nn.Parameter], in_backward: bool) -> bool:
+        """Tell whether stepping these parameters is part of this step.
+
+        Args:
+            parameters: the parameters that an optimizer is about to step.
+            in_backward: whether it steps inside a backward pass.
+
+        Returns:
+            False if another step begins with them.
+        """
+        if any(id(parameter) in self.stepped for parameter in parameters):
             return False
-        # What steps inside a backward pass comes again in the next one, and was found above.
+        # Parameters stepped inside a backward pass reappear in the next one: caught above.
         if self.in_backward or in_backward:
             return self.in_backward
-        for one in parameters:
-            held = self.gradients.get(id(one))
-            if held is None or held() is not one.grad:
+        for parameter in parameters:
+            gradient_ref = self.gradients.get(id(parameter))
+            if gradient_ref is None or gradient_ref() is not parameter.grad:
                 return False
         return True
 
@@ -94,6 +104,15 @@ class Step:
 def gradients_of(
     parameters: Iterable[tuple[str, nn.Parameter]], optimizer: Optimizer
 ) -> list[Gradient]:
+    """Collect the gradients of parameters that have one.
+
+    Args:
+        parameters: pairs of name and parameter.
+        optimizer: the optimizer that steps them; it may carry a loss scale.
+
+    Returns:
+        One gradient per parameter that has one.
+    """
     scale = getattr(optimizer, "grad_scale", None)
     return [
         _gradient(name, parameter, parameter.grad, scale)
@@ -116,27 +135,34 @@ def _gradient(name: str, parameter: nn.Parameter, grad: Tensor, scale: Tensor | 
 
 
 class UnrankableGradients:
-    """Gradients that cannot be ranked: each is told of once, by name.
+    """Sort out gradients whose dtype cannot be ranked, and warn of each once, by name.
 
     Args:
-        what: happens to them.
+        headline: first line of the warning.
     """
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, headline: str) -> None:
+        self._headline = headline
         self.reasons: dict[str, str] = {}
-        """Name -> why."""
+        """Parameter name -> its dtype."""
 
-    def sort_out(self, gradients: Iterable[Gradient]) -> list[Gradient]:
-        """Those that can be ranked."""
-        fit, told = [], []
-        for one in gradients:
-            dtype = one.local.dtype
+    def rankable(self, gradients: Iterable[Gradient]) -> list[Gradient]:
+        """Select the gradients that can be ranked.
+
+        Args:
+            gradients: gradients of a step.
+
+        Returns:
+            Those of a floating-point dtype in `FLOATS`.
+        """
+        rankable, new = [], []
+        for gradient in gradients:
+            dtype = gradient.local.dtype
             if dtype in FLOATS:
-                fit.append(one)
-            elif one.name not in self.reasons:
-                self.reasons[one.name] = str(dtype).removeprefix("torch.")
-                told.append(f"{one.name} ({self.reasons[one.name]})")
-        if told:
-            warnings.warn(fault_list(f"{self._what}:", told), stacklevel=2)
-        return fit
+                rankable.append(gradient)
+            elif gradient.name not in self.reasons:
+                self.reasons[gradient.name] = str(dtype).removeprefix("torch.")
+                new.append(f"{gradient.name} ({self.reasons[gradient.name]})")
+        if new:
+            warnings.warn(fault_list(f"{self._headline}:", new), stacklevel=2)
+        return rankable

@@ -1,21 +1,19 @@
 """One pass over the gradients of every optimizer step, shared by all that read or mask them.
 
-The gradient is seen right before each step: then it is final, accumulated, clipped, and unscaled or
-about to be; where a step computes its gradients itself (a closure), right after that. Readers
-(probes) are told before writers (masks), and after the step the other way round, whatever the order
-in which they were attached.
+Gradients are seen right before each step, when they are final: accumulated, clipped, and unscaled
+or about to be. In a step that computes its gradients itself (with a closure) they are seen right
+after that. Readers (probes) run before writers (masks), and after the step the other way round, in
+whatever order they were attached.
 """
 
 from __future__ import annotations
 
-import abc
 import threading
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,113 +24,13 @@ from deltalens.gradients.hooks import StepCall, unwatch, watch
 from deltalens.gradients.parameters import inner_model, named_parameters
 from deltalens.gradients.steps import GradientStep, Step, gradients_of
 
-__all__ = ["GradientPass", "Subscriber"]
+if TYPE_CHECKING:
+    from deltalens.gradients.subscriber import Subscriber
 
-_lock = threading.RLock()
-"""Of attaching and detaching; never held while a subscriber works."""
+__all__ = ["ATTACHING", "GradientPass"]
 
-
-class Subscriber(abc.ABC):
-    """Something that is told of a model's optimizer steps while it is attached; a context manager.
-
-    Args:
-        model: whose steps.
-        optimizer: only steps of this one, or these.
-    """
-
-    writes: ClassVar[bool] = False
-    """Whether it changes gradients; then it comes after all that only read, and first after the
-    step, where it may change parameters."""
-
-    def __init__(
-        self, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = None
-    ) -> None:
-        self.model, self._optimizer = model, optimizer
-        self._attached = False
-        self.told = False
-        """Whether it has learned of any step since it was attached."""
-        self._counted: Step | None = None
-        self.steps = 0
-        """Steps taken into account."""
-        self.seconds = 0.0
-        """Time spent in the hooks."""
-
-    def open_step(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
-        """A step begins that computes its gradients itself (a closure): the parameters that it may
-        move, before it does."""
-        return
-
-    @abc.abstractmethod
-    def before_step(self, step: GradientStep) -> Any:
-        """The gradients are final; the parameters are what they were.
-
-        Returns:
-            What `after_step` is to be given.
-        """
-
-    @abc.abstractmethod
-    def after_step(self, step: GradientStep, held: Any) -> None:
-        """The optimizer has stepped."""
-
-    def attach(self) -> Self:
-        """Begin.
-
-        Raises:
-            DeltaLensError: attached already, a given optimizer does not hold any of the model's
-                parameters, or the model is DeepSpeed's.
-        """
-        _refuse_deepspeed(self.model)
-        with _lock:
-            if self._attached:
-                raise DeltaLensError(
-                    f"this {type(self).__name__} is attached already; detach() first"
-                )
-            GradientPass.of(self.model).attach(self, self._optimizer)
-            self._attached, self.told = True, False
-        return self
-
-    def tell(self, step: GradientStep) -> Any:
-        """A step's gradients are final."""
-        self.told = True
-        return self.before_step(step)
-
-    def count(self, step: GradientStep) -> None:
-        """Take a step into account: once, however many optimizers take part in it."""
-        if self._counted is None or self._counted is not step.whole:
-            self._counted = step.whole
-            self.steps += 1
-
-    def detach(self) -> None:
-        """Stop, and remove the hooks. A step that has begun is still brought to its end."""
-        with _lock:
-            if not self._attached:
-                return
-            self._attached = False
-        own = GradientPass.of(self.model)
-        own.detach(self)
-        if not self.told:
-            warnings.warn(
-                f"{type(self).__name__} saw no optimizer step of this model: is it the model that "
-                "was trained, and did its optimizer step inside the context?",
-                stacklevel=2,
-            )
-        with own.working:
-            self.close()
-
-    def close(self) -> None:
-        """It was attached, and is no more; none of its steps is at work."""
-        return
-
-    def __enter__(self) -> Self:
-        return self.attach()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.detach()
+ATTACHING = threading.RLock()
+"""Guards attaching and detaching; never held while a subscriber works."""
 
 
 @dataclass(eq=False)
@@ -142,12 +40,12 @@ class _Subscription:
     number: int = -1
     step: Step | None = None
 
-    def takes(self, optimizer: Optimizer) -> bool:
-        """Whether it wants to know of this optimizer's steps."""
-        return self.optimizers is None or any(optimizer is given for given in self.optimizers)
+    def wants(self, optimizer: Optimizer) -> bool:
+        """Whether the subscriber watches this optimizer."""
+        return self.optimizers is None or any(optimizer is chosen for chosen in self.optimizers)
 
     def number_in(self, step: Step) -> int:
-        """Its own number of the step; it counts on."""
+        """The subscriber's number of the step; increments when a new step begins."""
         if self.step is not step:
             self.step, self.number = step, self.number + 1
         return self.number
@@ -155,37 +53,43 @@ class _Subscription:
 
 @dataclass(eq=False)
 class _Call:
-    """What a model's pass keeps of one call of an optimizer's step."""
+    """What a model's pass stores for one call of an optimizer's step."""
 
-    every: list[tuple[str, nn.Parameter]]
+    all_parameters: list[tuple[str, nn.Parameter]]
     """All parameters that the model has now."""
     parameters: list[tuple[str, nn.Parameter]]
-    """Those that it may move."""
-    told: list[_Subscription]
+    """Those that the call may move."""
+    subscriptions: list[_Subscription]
+    """Those that are notified of the call."""
     outer: dict[_Subscription, set[int]] = field(default_factory=dict)
-    """Parameters that an optimizer around this one moves, of which the same was told."""
-    began: list[tuple[Subscriber, GradientStep, Any]] = field(default_factory=list)
-    """What each was told, and what it wants back."""
+    """Subscription -> ids of the parameters that an enclosing call moves and notifies it of."""
+    notified: list[tuple[Subscriber, GradientStep, Any]] = field(default_factory=list)
+    """Each notified subscriber, the step it saw, and what it returned."""
 
-    def own(self, told: _Subscription) -> list[tuple[str, nn.Parameter]]:
-        """What it may move and no call around it does."""
-        outer = self.outer.get(told, set())
-        return [(name, one) for name, one in self.parameters if id(one) not in outer]
+    def own_parameters(self, subscription: _Subscription) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that this call moves and no enclosing call does."""
+        outer = self.outer.get(subscription, set())
+        return [
+            (name, parameter) for name, parameter in self.parameters if id(parameter) not in outer
+        ]
 
 
 class GradientPass:
-    """All subscribers of one model: a watcher of every step (`hooks`).
+    """All subscribers of one model; a watcher of every optimizer step (`hooks`).
 
-    A *step* is what is done with the same gradients: optimizers that step one after the other, with
-    no backward pass in between (Muon and AdamW), take one step together, and so do all that step
-    inside one backward pass. Where each has a backward pass of its own (a generator and its
-    discriminator), or a parameter comes a second time, another step begins.
+    A *step* is what is done with the same gradients. Optimizers that step one after the other with
+    no backward pass in between (Muon and AdamW) take one step together, and so do all that step
+    inside one backward pass. If each has a backward pass of its own (a generator and its
+    discriminator), or a parameter is stepped a second time, a new step begins.
 
-    Steps are recognized by the parameters' identity, each time anew: trainers make their optimizers
-    late and wrap them, and unfreeze, add and replace parameters.
+    Steps are recognized by the identity of parameters, each time anew, because trainers make their
+    optimizers late, wrap them, and unfreeze, add and replace parameters.
+
+    Args:
+        model: the innermost model.
     """
 
-    late: ClassVar[bool] = False
+    runs_last: ClassVar[bool] = False
     _of: ClassVar[weakref.WeakKeyDictionary[nn.Module, GradientPass]] = weakref.WeakKeyDictionary()
 
     def __init__(self, model: nn.Module) -> None:
@@ -194,13 +98,20 @@ class GradientPass:
         self._step: Step | None = None
         self._warned: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.working = threading.RLock()
-        """One optimizer at a time: they may step the same model on several threads."""
+        """Lets one optimizer work at a time: several threads may step the same model."""
 
     @classmethod
     def of(cls, model: nn.Module) -> GradientPass:
-        """The model's pass, the same for all its wrappers; made when there is none."""
+        """Return the pass of a model, the same for all its wrappers; it is made on first use.
+
+        Args:
+            model: the model; wrapped or not.
+
+        Returns:
+            The model's pass.
+        """
         model = inner_model(model)
-        with _lock:
+        with ATTACHING:
             if model not in cls._of:
                 cls._of[model] = cls(model)
             return cls._of[model]
@@ -208,155 +119,183 @@ class GradientPass:
     def attach(
         self, subscriber: Subscriber, optimizer: Optimizer | Sequence[Optimizer] | None = None
     ) -> None:
-        """Tell a subscriber of every step from now on.
+        """Notify a subscriber of every step from now on.
 
         Args:
-            subscriber: who is told.
-            optimizer: only steps of this one, or these.
+            subscriber: the object to notify.
+            optimizer: notify only of the steps of this optimizer, or of these.
 
         Raises:
-            DeltaLensError: a given optimizer does not hold any of the model's parameters.
+            DeltaLensError: a given optimizer holds none of the model's parameters.
         """
-        given = None if optimizer is None else _unwrapped(optimizer)
+        chosen = None if optimizer is None else _unwrapped(optimizer)
         model = self._model()
-        if given is not None and model is not None:
+        if chosen is not None and model is not None:
             own = {id(parameter) for parameter in model.parameters()}
-            for one in given:
+            for one in chosen:
                 if not any(id(p) in own for p in _parameters_of(one)):
                     raise DeltaLensError(
-                        f"{type(one).__name__} steps no parameter of {type(model).__name__}: give "
-                        "the optimizer made for this model, or none to take all"
+                        f"{type(one).__name__} steps no parameter of {type(model).__name__}: pass "
+                        "the optimizer made for this model, or omit optimizer to watch all"
                     )
-        with _lock:
-            every = (*self._subscriptions, _Subscription(subscriber, given))
+        with ATTACHING:
+            subscriptions = (*self._subscriptions, _Subscription(subscriber, chosen))
             if not self._subscriptions:
                 watch(self)
-            self._subscriptions = tuple(sorted(every, key=lambda one: one.subscriber.writes))
+            self._subscriptions = tuple(
+                sorted(subscriptions, key=lambda one: one.subscriber.writes)
+            )
 
     def detach(self, subscriber: Subscriber) -> None:
-        """Tell it no more."""
-        with _lock:
-            left = tuple(s for s in self._subscriptions if s.subscriber is not subscriber)
-            if self._subscriptions and not left:
+        """Stop notifying a subscriber.
+
+        Args:
+            subscriber: an object passed to `attach` before.
+        """
+        with ATTACHING:
+            remaining = tuple(
+                one for one in self._subscriptions if one.subscriber is not subscriber
+            )
+            if self._subscriptions and not remaining:
                 self._step = None
                 unwatch(self)
-            self._subscriptions = left
+            self._subscriptions = remaining
 
-    def begins(self, running: StepCall) -> None:
+    def on_begin(self, step_call: StepCall) -> None:
         """See `hooks.StepWatcher`."""
-        model, optimizer = self._model(), running.optimizer
-        told = [one for one in self._subscriptions if one.takes(optimizer)]
-        if model is None or not told:
+        model, optimizer = self._model(), step_call.optimizer
+        subscriptions = [one for one in self._subscriptions if one.wants(optimizer)]
+        if model is None or not subscriptions:
             return
-        every = list(named_parameters(model))
-        names = {id(parameter): name for name, parameter in every}
-        held = [(names[id(p)], p) for p in _parameters_of(optimizer) if id(p) in names]
-        if not held:
+        all_parameters = list(named_parameters(model))
+        names = {id(parameter): name for name, parameter in all_parameters}
+        moved = [(names[id(p)], p) for p in _parameters_of(optimizer) if id(p) in names]
+        if not moved:
             return
-        call = running.held[id(self)] = _Call(every, held, told)
-        self._leave_to_outer(running, call)
-        if running.has_closure and call.told:
-            self._open(running, call)
+        call = step_call.state[id(self)] = _Call(all_parameters, moved, subscriptions)
+        self._assign_to_outer(step_call, call)
+        if step_call.has_closure and call.subscriptions:
+            self._open(step_call, call)
 
-    def _leave_to_outer(self, running: StepCall, call: _Call) -> None:
-        """A step inside a step, of a parent class or of an optimizer that another one wraps: what
-        the outer one moves is the outer one's. (Inside its closure it does not move anything.)"""
-        for one in running.around:
-            outer: _Call | None = one.held.get(id(self))
-            if outer is not None and not one.evaluating:
-                for told in outer.told:
-                    call.outer.setdefault(told, set()).update(id(p) for _, p in outer.parameters)
+    def _assign_to_outer(self, step_call: StepCall, call: _Call) -> None:
+        """Leave to an enclosing step what it moves itself.
+
+        A step inside a step belongs to a parent class, or to an optimizer that another one wraps.
+        While an enclosing step evaluates its closure it moves nothing.
+        """
+        for enclosing in step_call.enclosing:
+            outer: _Call | None = enclosing.state.get(id(self))
+            if outer is not None and not enclosing.evaluating:
+                moved = {id(parameter) for _, parameter in outer.parameters}
+                for subscription in outer.subscriptions:
+                    call.outer.setdefault(subscription, set()).update(moved)
         if call.outer:
-            call.told = [one for one in call.told if call.own(one)]
+            call.subscriptions = [one for one in call.subscriptions if call.own_parameters(one)]
 
-    def _open(self, running: StepCall, call: _Call) -> None:
-        if isinstance(running.optimizer, torch.optim.LBFGS):
-            self._refuse_closure(running, call)
+    def _open(self, step_call: StepCall, call: _Call) -> None:
+        if isinstance(step_call.optimizer, torch.optim.LBFGS):
+            self._refuse_closure(step_call, call)
         with torch.no_grad():
-            for one in call.told:
-                one.subscriber.open_step(call.own(one))
+            for subscription in call.subscriptions:
+                subscription.subscriber.open_step(call.own_parameters(subscription))
 
-    def _refuse_closure(self, running: StepCall, call: _Call) -> None:
-        """Several evaluations in a step: no gradient of them is the one that is applied."""
-        optimizer = running.optimizer
+    def _refuse_closure(self, step_call: StepCall, call: _Call) -> None:
+        """Refuse several evaluations in a step: none of their gradients is the one that is
+        applied."""
+        optimizer = step_call.optimizer
         name = type(optimizer).__name__
-        for one in call.told:
-            if one.subscriber.writes:
-                one.subscriber.told = True
+        for subscription in call.subscriptions:
+            subscriber = subscription.subscriber
+            if subscriber.writes:
+                subscriber.notified = True
                 raise DeltaLensError(
-                    f"{type(one.subscriber).__name__}: {name} evaluates its closure several times "
-                    "in a step, so that no single gradient is the one it applies: use an optimizer "
-                    "that evaluates it once"
+                    f"{type(subscriber).__name__}: {name} evaluates its closure several "
+                    "times in a step, so no single gradient is the one that it applies: use an "
+                    "optimizer that evaluates its closure once"
                 )
         if optimizer not in self._warned:
             self._warned.add(optimizer)
             warnings.warn(
-                f"{name} evaluates its closure several times in a step: what is logged is the "
-                "gradient of the first",
+                f"{name} evaluates its closure several times in a step: only the gradient of the "
+                "first evaluation is logged",
                 stacklevel=5,
             )
 
-    def computed(self, running: StepCall) -> None:
-        """See `hooks.StepWatcher`."""
-        call: _Call | None = running.held.get(id(self))
-        if call is None or not call.told:
+    def on_gradients(self, step_call: StepCall) -> None:
+        """See `hooks.StepWatcher`.
+
+        Raises:
+            DeltaLensError: a mask is attached, and the step evaluates its closure several times.
+        """
+        call: _Call | None = step_call.state.get(id(self))
+        if call is None or not call.subscriptions:
             return
-        if running.evaluations > 1:
-            self._refuse_closure(running, call)
+        if step_call.evaluations > 1:
+            self._refuse_closure(step_call, call)
             return
         with self.working:
-            self._tell(running, call)
+            self._notify(step_call, call)
 
-    def _tell(self, running: StepCall, call: _Call) -> None:
-        optimizer = running.optimizer
+    def _notify(self, step_call: StepCall, call: _Call) -> None:
+        optimizer = step_call.optimizer
         gradients = gradients_of(call.parameters, optimizer)
         if not gradients or _skipped(optimizer):
             return
         in_backward = torch._C._current_graph_task_id() != -1
-        own = [one.parameter for one in gradients]
+        parameters = [one.parameter for one in gradients]
         step = self._step
-        if step is None or not step.goes_on(own, in_backward):
-            others = (one for _, one in _beside(call.every, own))
-            there = {id(one): weakref.ref(one.grad) for one in others if one.grad is not None}
-            step = self._step = Step(in_backward, there)
-        elsewhere: tuple[str, ...] = ()
+        if step is None or not step.continues_with(parameters, in_backward):
+            others = (one for _, one in _other_parameters(call.all_parameters, parameters))
+            other_gradients = {
+                id(one): weakref.ref(one.grad) for one in others if one.grad is not None
+            }
+            step = self._step = Step(in_backward, other_gradients)
+        left_to_others: tuple[str, ...] = ()
         if in_backward:
-            left = _beside(call.every, (one for _, one in call.parameters))
-            elsewhere = tuple(name for name, one in left if one.requires_grad)
-        shown = GradientStep(
-            optimizer, 0, gradients, step, step.parts, elsewhere, running.has_closure
+            remaining = _other_parameters(call.all_parameters, (one for _, one in call.parameters))
+            left_to_others = tuple(name for name, one in remaining if one.requires_grad)
+        template = GradientStep(
+            optimizer, 0, gradients, step, step.parts, left_to_others, step_call.has_closure
         )
         step.parts += 1
-        step.moved.update(map(id, own))
-        for one in call.told:
-            mine = replace(shown, number=one.number_in(step))
-            if outer := call.outer.get(one):
-                mine.gradients = [g for g in gradients if id(g.parameter) not in outer]
-            call.began.append((one.subscriber, mine, one.subscriber.tell(mine)))
-            if one.subscriber.writes:
-                mine.counts.clear()
-        # Nobody ranks them again; on an accelerator they would hold a quarter of a MB a tensor.
-        shown.counts.clear()
+        step.stepped.update(map(id, parameters))
+        for subscription in call.subscriptions:
+            subscriber = subscription.subscriber
+            own_view = replace(template, number=subscription.number_in(step))
+            if outer := call.outer.get(subscription):
+                own_view.gradients = [g for g in gradients if id(g.parameter) not in outer]
+            call.notified.append((subscriber, own_view, subscriber.notify(own_view)))
+            if subscriber.writes:
+                own_view.counts.clear()
+        # They are not ranked again, and on an accelerator would hold 256 KiB per tensor.
+        template.counts.clear()
 
-    def ended(self, running: StepCall) -> None:
-        """See `hooks.StepWatcher`. Who puts weights back comes before who looks at them."""
-        call: _Call | None = running.held.pop(id(self), None)
+    def on_end(self, step_call: StepCall) -> None:
+        """See `hooks.StepWatcher`. Masks that restore weights run before probes that look at them.
+
+        Raises:
+            DeltaLensError: a mask is attached, and the step never evaluated its closure.
+        """
+        call: _Call | None = step_call.state.pop(id(self), None)
         if call is None:
             return
-        if running.has_closure and not running.evaluations:
-            self._refuse_unseen(running, call)
+        if step_call.has_closure and not step_call.evaluations:
+            self._refuse_unseen(step_call, call)
         with self.working:
-            for subscriber, step, held in sorted(call.began, key=lambda one: not one[0].writes):
-                subscriber.after_step(step, held)
+            for subscriber, step, state in sorted(call.notified, key=lambda one: not one[0].writes):
+                subscriber.after_step(step, state)
 
-    def _refuse_unseen(self, running: StepCall, call: _Call) -> None:
-        for one in call.told:
-            if one.subscriber.writes and any(p.grad is not None for _, p in call.parameters):
-                one.subscriber.told = True
+    def _refuse_unseen(self, step_call: StepCall, call: _Call) -> None:
+        if all(parameter.grad is None for _, parameter in call.parameters):
+            return
+        for subscription in call.subscriptions:
+            subscriber = subscription.subscriber
+            if subscriber.writes:
+                subscriber.notified = True
                 raise DeltaLensError(
-                    f"{type(running.optimizer).__name__} has stepped without evaluating the "
-                    f"closure that it was given, so {type(one.subscriber).__name__} saw no "
-                    "gradient: call backward() first, then step()"
+                    f"{type(step_call.optimizer).__name__} stepped without evaluating the closure "
+                    f"passed to it, so {type(subscriber).__name__} saw no gradient: "
+                    "call backward() first, then step() without a closure"
                 )
 
 
@@ -364,35 +303,25 @@ def _parameters_of(optimizer: Optimizer) -> Iterator[nn.Parameter]:
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
-def _beside(
-    every: Iterable[tuple[str, nn.Parameter]], some: Iterable[nn.Parameter]
+def _other_parameters(
+    all_parameters: Iterable[tuple[str, nn.Parameter]], excluded: Iterable[nn.Parameter]
 ) -> Iterator[tuple[str, nn.Parameter]]:
-    """All but some."""
-    ids = {id(parameter) for parameter in some}
-    return ((name, one) for name, one in every if id(one) not in ids)
-
-
-def _refuse_deepspeed(model: nn.Module) -> None:
-    """ZeRO keeps gradients in flat buffers of its own, where no parameter's can be seen."""
-    wrapped = type(model).__module__.partition(".")[0] == "deepspeed"
-    if wrapped or any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        raise DeltaLensError(
-            "DeepSpeed ZeRO hides the gradients of single parameters; shard with FSDP2 instead "
-            "(docs/scaling.md)"
-        )
+    """All parameters but the excluded ones."""
+    ids = {id(parameter) for parameter in excluded}
+    return ((name, parameter) for name, parameter in all_parameters if id(parameter) not in ids)
 
 
 def _unwrapped(optimizer: Any) -> tuple[Optimizer, ...]:
-    """accelerate's wrapper steps the optimizer inside it, which alone has hooks."""
-    found = []
+    """Look inside accelerate's wrappers: only the optimizer inside has hooks."""
+    unwrapped = []
     for one in [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer):
         while isinstance(inner := getattr(one, "optimizer", None), Optimizer):
             one = inner
-        found.append(one)
-    return tuple(found)
+        unwrapped.append(one)
+    return tuple(unwrapped)
 
 
 def _skipped(optimizer: Optimizer) -> bool:
-    """Whether a fused optimizer will find infinities and leave everything as it is."""
-    found = getattr(optimizer, "found_inf", None)
-    return isinstance(found, Tensor) and bool(found.item())
+    """Whether a fused optimizer will find infinities and skip the step."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return isinstance(found_inf, Tensor) and bool(found_inf.item())

@@ -1,1 +1,1 @@
-"""Trainers of other libraries, and what they need to carry a probe or a mask."""
+"""Callbacks that attach a probe or a mask to the trainers of other libraries."""

@@ -1,1 +1,1 @@
-"""Sparse training methods, as objects that know no trainer."""
+"""Sparse training methods as objects that work with any trainer."""

@@ -1,4 +1,4 @@
-"""What Gradient-Mask Tuning is measured against: random masks, and half of the layers frozen."""
+"""The baselines of Gradient-Mask Tuning: random masks, and half of the layers frozen."""
 
 from __future__ import annotations
 
@@ -20,30 +20,51 @@ from deltalens.names import block_of, in_block, kind_of
 from deltalens.numerics.edit import zero_outside
 from deltalens.numerics.hashing import hashed_range, name_key
 from deltalens.numerics.masks import PackedMask
+from deltalens.numerics.rates import show_rate
 from deltalens.numerics.selection import draw
 from deltalens.numerics.workers import map_balanced, serial_map, workers
 
 __all__ = ["HalfFreeze", "RandomMask"]
 
 Resample = Literal["step", "once"]
+"""When a random mask is drawn: anew in every `step`, or `once`."""
 Drawn = Literal["exact", "bernoulli"]
+"""How a random mask is drawn: an `exact` number of entries, or each entry on its own
+(`bernoulli`)."""
 
 
 class RandomMask(StepMask):
-    """Random entries of every tensor are updated in a step, whatever their gradients (GMT's Random
-    Mask).
+    """Update random entries of every tensor, whatever their gradients (GMT's Random Mask baseline).
 
-    The draw depends on (seed, step, tensor name) alone: not on the device, the sharding, or on
-    where a training was resumed.
+    The draw depends only on seed, step number and tensor name, not on the device, the sharding, or
+    the step at which a training was resumed.
 
     Args:
-        model, optimizer, include, exclude, apply_to: as in `StepMask`.
+        model: the model that is trained, as in `StepMask`.
         mask_ratio: the fraction of each tensor that is masked out, in [0, 1).
-        seed: whose randomness.
-        resample: a fresh mask each `step`, or drawn `once`.
-        draw: `exact`, round(mask_ratio * n) entries of n are masked out; or `bernoulli`, each with
-            that probability.
-        first_step: the number of the first step, where a training goes on.
+        optimizer: as in `StepMask`.
+        apply_to: as in `StepMask`.
+        include: as in `StepMask`.
+        exclude: as in `StepMask`.
+        seed: seed of the draw.
+        resample: draw a new mask every `step`, or one mask `once`.
+        draw: `exact` masks out round(mask_ratio * n) entries of n; `bernoulli` masks out each entry
+            with that probability.
+        first_step: number of the first step, if a training is resumed.
+
+    Raises:
+        DeltaLensError: an argument is invalid; raised before anything is hooked.
+
+    Example:
+        >>> import torch
+        >>> from deltalens import RandomMask
+        >>> model = torch.nn.Linear(10, 10, bias=False)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with RandomMask(model, mask_ratio=0.8) as mask:
+        ...     model(torch.ones(1, 10)).sum().backward()
+        ...     optimizer.step()
+        >>> int(model.weight.grad.count_nonzero())  # 20 of 100 entries were updated
+        20
     """
 
     def __init__(
@@ -63,87 +84,110 @@ class RandomMask(StepMask):
         super().__init__(
             model, optimizer=optimizer, apply_to=apply_to, include=include, exclude=exclude
         )
-        for what, given, known in (
+        for argument, value, choices in (
             ("resample", resample, get_args(Resample)),
             ("draw", draw, get_args(Drawn)),
         ):
-            if given not in known:
-                raise DeltaLensError(f"{what}={given!r}: choose one of {', '.join(known)}")
+            if value not in choices:
+                raise DeltaLensError(f"{argument}={value!r}: choose one of {', '.join(choices)}")
         self._ratio, self._seed = check_mask_ratio(mask_ratio), seed
         self._resample, self._exact, self._first_step = resample, draw == "exact", first_step
 
     def mask(
         self, step: GradientStep, gradients: Sequence[Gradient], kept: Mapping[str, PackedMask]
     ) -> None:
-        """Zero what was not drawn."""
+        """Set every entry that was not drawn to zero.
+
+        Args:
+            step: the optimizer step.
+            gradients: the gradients of the step that are masked.
+            kept: parameter name -> mask in which the drawn entries are marked.
+        """
         number = step.number + self._first_step if self._resample == "step" else 0
 
-        def thin(one: Gradient) -> None:
-            drawn = _local_part(one, self._drawn(one, f"{one.name}#{number}"))
-            mask = PackedMask(one.local.numel(), one.local.device)
+        def mask_one(gradient: Gradient) -> None:
+            drawn = _local_shard(gradient, self._draw(gradient, f"{gradient.name}#{number}"))
+            mask = PackedMask(gradient.local.numel(), gradient.local.device)
             mask.write(0, drawn)
-            zero_outside(one.local, mask)
-            kept[one.name].include(mask)
+            zero_outside(gradient.local, mask)
+            kept[gradient.name].include(mask)
 
         if not self._ratio:
-            for one in gradients:
-                kept[one.name].fill()
+            for gradient in gradients:
+                kept[gradient.name].fill()
             return
         with workers(gradients[0].local.device) as mapper:
-            map_balanced(mapper, thin, gradients, lambda one: one.local.numel())
+            map_balanced(mapper, mask_one, gradients, lambda gradient: gradient.local.numel())
 
-    def _drawn(self, one: Gradient, name: str) -> Tensor:
+    def _settings(self) -> dict[str, object]:
+        ratio = show_rate(self._ratio)
+        return {"mask_ratio": ratio, "seed": self._seed, "apply_to": self.apply_to}
+
+    def _draw(self, gradient: Gradient, name: str) -> Tensor:
         """The mask of the whole tensor: bool, 1-D."""
-        device = one.local.device
+        device = gradient.local.device
         if not self._exact:
-            return _bernoulli(one.entries, 1 - self._ratio, name_key(self._seed, name), device)
-        count = one.entries - round(self._ratio * one.entries)
-        if count in (0, one.entries):
-            return torch.full((one.entries,), bool(count), device=device)
-        _, masks = draw({name: one.entries}, count, self._seed, serial_map, device)
+            return _bernoulli(gradient.entries, 1 - self._ratio, name_key(self._seed, name), device)
+        count = gradient.entries - round(self._ratio * gradient.entries)
+        if count in (0, gradient.entries):
+            return torch.full((gradient.entries,), bool(count), device=device)
+        _, masks = draw({name: gradient.entries}, count, self._seed, serial_map, device)
         return masks[name]
 
 
 def _bernoulli(entries: int, share: Fraction, key: int, device: torch.device) -> Tensor:
     drawn = torch.empty(entries, dtype=torch.bool, device=device)
-    below, at = int(share * (1 << 64)) - (1 << 63), 0
+    bound, start = int(share * (1 << 64)) - (1 << 63), 0
     for hashes in hashed_range(0, entries, key, device):
-        torch.lt(hashes, min(below, (1 << 63) - 1), out=drawn[at : at + hashes.numel()])
-        at += hashes.numel()
+        torch.lt(hashes, min(bound, (1 << 63) - 1), out=drawn[start : start + hashes.numel()])
+        start += hashes.numel()
     return drawn
 
 
-def _local_part(one: Gradient, whole: Tensor) -> Tensor:
-    """What this process has of a mask of the whole tensor."""
-    grad = one.parameter.grad
+def _local_shard(gradient: Gradient, mask: Tensor) -> Tensor:
+    """This process's shard of a mask of the whole tensor."""
+    grad = gradient.parameter.grad
     if not isinstance(grad, DTensor):
-        return whole
-    # Every rank has drawn the same: nothing is sent.
+        return mask
+    # Every rank has drawn the same mask, so nothing is sent.
     sharded = distribute_tensor(
-        whole.view(grad.shape), grad.device_mesh, grad.placements, src_data_rank=None
+        mask.view(grad.shape), grad.device_mesh, grad.placements, src_data_rank=None
     )
     return sharded.to_local().reshape(-1)
 
 
 class HalfFreeze(StepMask):
-    """Half of every block's layers are frozen, drawn once (HFT at category level; GMT's Table 2).
+    """Freeze half of the layers of every block, drawn once (HFT at category level; GMT's Table 2).
 
-    Of each transformer block, half of the attention projections, half of the feed-forward matrices
-    (of three, one in one half of the blocks and two in the other) and half of the norms are frozen,
-    with their biases; embeddings, head and whatever lies outside the blocks are trained. Frozen
-    parameters keep their bits. Of what is not trained when it is made, half is drawn apart, and
-    frozen should it be unfrozen later.
+    In each transformer block, half of the attention projections, half of the feed-forward matrices
+    and half of the norms are frozen, with their biases. Of three feed-forward matrices, one is
+    frozen in one half of the blocks and two in the other half. Embeddings, the head and everything
+    else outside the blocks are trained. Frozen parameters stay bit-identical. Parameters that
+    require no gradient when the object is made get a draw of their own, which applies if they are
+    unfrozen later.
 
     Args:
-        model, optimizer, include, exclude: as in `StepMask`; what these leave out is trained.
-        seed: whose draw.
+        model: the model that is trained, as in `StepMask`.
+        optimizer: as in `StepMask`.
+        include: freeze only parameters whose name matches this regular expression.
+        exclude: never freeze parameters whose name matches this regular expression.
+        seed: seed of the draw.
 
     Raises:
-        DeltaLensError: bad arguments, before anything is hooked; in a step: a block has a parameter
-            that was not there when the half was drawn.
+        DeltaLensError: an argument is invalid, raised before anything is hooked; or, in a step, a
+            block has a parameter that did not exist when the half was drawn.
+
+    Example:
+        >>> import torch
+        >>> from deltalens import HalfFreeze
+        >>> block = {"q_proj": torch.nn.Linear(4, 4), "o_proj": torch.nn.Linear(4, 4)}
+        >>> model = torch.nn.Sequential(torch.nn.ModuleDict(block))
+        >>> freeze = HalfFreeze(model, seed=1)
+        >>> sorted(freeze.frozen)  # half of the attention projections of block 0
+        ['0.o_proj.bias', '0.o_proj.weight']
     """
 
-    thins: ClassVar[bool] = False
+    masks_entries: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -155,47 +199,66 @@ class HalfFreeze(StepMask):
         seed: int = 0,
     ) -> None:
         super().__init__(model, optimizer=optimizer, include=include, exclude=exclude)
-        there = [(name, one) for name, one in named_parameters(model) if name in self._names]
-        dims = {name: one.dim() for name, one in there}
-        self._drawn = dims.keys()
+        candidates = [
+            (name, parameter) for name, parameter in named_parameters(model) if name in self._names
+        ]
+        dims = {name: parameter.dim() for name, parameter in candidates}
+        self._considered = dims.keys()
         self.frozen: set[str] = set()
         """Names of the frozen parameters."""
         for trained in (True, False):
-            some = [name for name, one in there if one.requires_grad == trained]
-            if any(map(in_block, some)) or not any(map(in_block, dims)):
-                self.frozen |= frozen_half(some, dims, seed)
+            names = [name for name, parameter in candidates if parameter.requires_grad == trained]
+            if any(map(in_block, names)) or not any(map(in_block, dims)):
+                self.frozen |= frozen_half(names, dims, seed)
 
     def mask(
         self, step: GradientStep, gradients: Sequence[Gradient], kept: Mapping[str, PackedMask]
     ) -> None:
-        """Take the gradients of what is frozen away: optimizers pass over such parameters."""
-        if new := [
-            one.name for one in gradients if in_block(one.name) and one.name not in self._drawn
+        """Remove the gradients of frozen parameters, so that optimizers skip them.
+
+        Args:
+            step: the optimizer step.
+            gradients: the gradients of the step.
+            kept: parameter name -> mask; those of trained parameters are filled.
+
+        Raises:
+            DeltaLensError: a block has a parameter that did not exist when the half was drawn.
+        """
+        if unknown := [
+            gradient.name
+            for gradient in gradients
+            if in_block(gradient.name) and gradient.name not in self._considered
         ]:
             raise DeltaLensError(
                 fault_list(
-                    "these were not there when HalfFreeze drew its half: make it after the model "
-                    "has all its parameters, or leave them out with exclude=",
-                    new,
+                    "these parameters were added after HalfFreeze drew the half to freeze: make it "
+                    "once the model has all its parameters, or leave them out with exclude",
+                    unknown,
                 )
             )
-        for one in gradients:
-            if one.name in self.frozen:
-                one.parameter.grad = None
+        for gradient in gradients:
+            if gradient.name in self.frozen:
+                gradient.parameter.grad = None
             else:
-                kept[one.name].fill()
+                kept[gradient.name].fill()
+
+    def _settings(self) -> dict[str, object]:
+        return {"frozen": f"{len(self.frozen)} parameters"}
 
 
 def frozen_half(names: Sequence[str], dims: Mapping[str, int], seed: int) -> set[str]:
-    """Which parameters `HalfFreeze` freezes.
+    """Draw the parameters that `HalfFreeze` freezes.
 
     Args:
-        names: of those it may freeze.
-        dims: name -> number of dimensions.
-        seed: whose draw.
+        names: names of the parameters that may be frozen.
+        dims: parameter name -> number of dimensions.
+        seed: seed of the draw.
+
+    Returns:
+        Names of the parameters to freeze.
 
     Raises:
-        DeltaLensError: there are no blocks to draw from.
+        DeltaLensError: no parameter belongs to a block.
     """
     blocks: dict[str, dict[str, dict[str, list[str]]]] = {}
     for name in names:
@@ -203,17 +266,17 @@ def frozen_half(names: Sequence[str], dims: Mapping[str, int], seed: int) -> set
             block = block_of(name)
             layer = name.rpartition(".")[0]
             kinds = blocks.setdefault(block, {"attention": {}, "mlp": {}, "norm": {}})
-            same = kinds.get(kind_of(layer), kinds["mlp"])
-            same.setdefault(layer, []).append(name)
+            layers_of_kind = kinds.get(kind_of(layer), kinds["mlp"])
+            layers_of_kind.setdefault(layer, []).append(name)
     if not blocks:
-        raise DeltaLensError("HalfFreeze finds no transformer blocks among the parameters' names")
-    random_ = random.Random(seed)
-    more = set(random_.sample(sorted(blocks), len(blocks) // 2))
+        raise DeltaLensError("HalfFreeze found no transformer blocks in the parameter names")
+    rng = random.Random(seed)
+    blocks_rounded_up = set(rng.sample(sorted(blocks), len(blocks) // 2))
     frozen: set[str] = set()
     for block, kinds in sorted(blocks.items()):
         for kind, layers in kinds.items():
             half = len(layers) / 2
-            count = int(half + 0.5) if kind == "mlp" and block in more else int(half)
-            for layer in random_.sample(sorted(layers), count):
+            count = int(half + 0.5) if kind == "mlp" and block in blocks_rounded_up else int(half)
+            for layer in rng.sample(sorted(layers), count):
                 frozen.update(layers[layer])
     return frozen

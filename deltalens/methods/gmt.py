@@ -1,4 +1,4 @@
-"""Gradient-Mask Tuning: only the entries with the largest gradients are updated in a step."""
+"""Gradient-Mask Tuning: in each step only the entries with the largest gradients are updated."""
 
 from __future__ import annotations
 
@@ -18,40 +18,61 @@ from deltalens.methods.masking import StepMask
 from deltalens.names import check_scope
 from deltalens.numerics.bits import magnitude_of_bits
 from deltalens.numerics.masks import PackedMask
-from deltalens.numerics.rates import exact_rate
+from deltalens.numerics.rates import exact_rate, show_rate
 from deltalens.numerics.selection import compile_loops
 
 __all__ = ["GradientMask", "check_mask_ratio"]
 
 Ratio = float | str | Fraction
 OnNonfinite = Literal["raise", "skip", "pass"]
+"""What to do about a NaN or an infinity in a gradient."""
 
 
 class GradientMask(StepMask):
     """Gradient-Mask Tuning (arXiv 2406.15330, Algorithm 1) for any trainer.
 
-    Before every optimizer step the entries whose gradient is below the exact threshold T_k are made
-    zero; k = n - round(mask_ratio * n) of the n entries ranked together stay, and what ties with
-    the last of them (Eq. 3). The mask is taken once per step, from the gradient that the optimizer
-    sees: accumulated, unscaled, clipped, reduced over ranks.
+    Before every optimizer step, the gradient entries below the exact threshold T_k are set to zero.
+    Of n entries that are ranked together, the k = n - round(mask_ratio * n) largest stay, and all
+    that tie with the last of them (Eq. 3). The mask is computed once per step, from the gradient
+    that the optimizer sees: accumulated, unscaled, clipped, and reduced over ranks.
+
+    Memory: one bit per entry (for `coverage`), and up to 300 KB per ranked unit while it is being
+    ranked.
 
     Args:
-        model, optimizer, include, exclude, apply_to: as in `StepMask`.
-        mask_ratio: the fraction masked out, in [0, 1); at 0 nothing is touched.
-        scope: what is ranked together: `tensor`, `layer` (a transformer block) or `global`.
-        schedule: mask ratio as a function of the step's number (0-based), instead of `mask_ratio`.
-            Optimizers that step one after the other, without a backward pass in between, take one
-            step together.
-        first_step: the number of the first step, where a training goes on.
-        on_nonfinite: what a NaN or an infinity in a gradient leads to: `raise` an error that names
-            tensor and step, `skip` the optimizer's step, or `pass` the gradient on unmasked.
+        model: the model that is trained, as in `StepMask`.
+        mask_ratio: the fraction that is masked out, in [0, 1); at 0 nothing is changed.
+        optimizer: as in `StepMask`.
+        scope: what is ranked together: the entries of one `tensor`, of one `layer` (a transformer
+            block), or all (`global`).
+        apply_to: as in `StepMask`.
+        include: as in `StepMask`.
+        exclude: as in `StepMask`.
+        schedule: the mask ratio as a function of the step number (0-based), used instead of
+            `mask_ratio`. Optimizers that step one after the other without a backward pass in
+            between take one step together.
+        first_step: number of the first step, if a training is resumed.
+        on_nonfinite: what to do about a NaN or an infinity in a gradient: `raise` an error that
+            names the tensor and the step, `skip` the optimizer step, or `pass` the unit's gradient
+            on unmasked.
 
     Raises:
-        DeltaLensError: bad arguments, before anything is hooked. In a step: a sparse gradient; a
-            scope that ranks together what several optimizers step one after the other; an optimizer
-            that evaluates its closure several times (LBFGS).
+        DeltaLensError: an argument is invalid, raised before anything is hooked; or, in a step, a
+            gradient is sparse, the scope ranks together gradients that several optimizers step one
+            after the other, or the optimizer evaluates its closure several times (LBFGS).
 
-    Memory: one bit per entry (`coverage`), and up to 300 KB per ranked unit while it is worked on.
+    Example:
+        >>> import torch
+        >>> from deltalens import GradientMask
+        >>> model = torch.nn.Linear(10, 10, bias=False)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with GradientMask(model, mask_ratio=0.8) as mask:
+        ...     model(torch.randn(4, 10)).square().sum().backward()
+        ...     optimizer.step()
+        >>> int(model.weight.grad.count_nonzero())  # the 20 largest of 100 entries
+        20
+        >>> mask.coverage()
+        0.2
     """
 
     def __init__(
@@ -73,7 +94,7 @@ class GradientMask(StepMask):
         )
         self._ratio = ratio = check_mask_ratio(mask_ratio)
         self._ratio_at = (lambda number: ratio) if schedule is None else schedule
-        self._begun: object = self
+        self._current_step: object = self
         self.scope = check_scope(scope)
         self._units = StepUnits(self.scope, self._names)
         if on_nonfinite not in get_args(OnNonfinite):
@@ -82,48 +103,66 @@ class GradientMask(StepMask):
             )
         self._first_step, self._on_nonfinite = first_step, on_nonfinite
         self._thresholds: dict[str, tuple[int | Tensor, torch.dtype]] = {}
-        here = {p.dtype for _, p in named_parameters(model) if p.device.type == "cpu"}
-        for dtype in here.intersection(FLOATS):
+        cpu_dtypes = {p.dtype for _, p in named_parameters(model) if p.device.type == "cpu"}
+        for dtype in cpu_dtypes.intersection(FLOATS):
             compile_loops(dtype)
 
     def mask(
         self, step: GradientStep, gradients: Sequence[Gradient], kept: Mapping[str, PackedMask]
     ) -> None:
-        """Zero what is below the thresholds."""
+        """Set the gradient entries below the thresholds to zero.
+
+        Args:
+            step: the optimizer step.
+            gradients: the gradients of the step that are masked.
+            kept: parameter name -> mask in which the entries that stay are marked.
+
+        Raises:
+            DeltaLensError: a gradient is not finite and `on_nonfinite` is `raise`; or several
+                optimizers step gradients that are ranked together.
+        """
         number = step.number + self._first_step
         self._units.check(step, gradients)
-        if step.whole is not self._begun:
+        if step.shared_step is not self._current_step:
             self._ratio = check_mask_ratio(self._ratio_at(number))
-            self._begun, self._thresholds = step.whole, {}
+            self._current_step, self._thresholds = step.shared_step, {}
         ratio = self._ratio
-        self._thresholds |= {one.name: (0, one.local.dtype) for one in gradients}
+        self._thresholds |= {gradient.name: (0, gradient.local.dtype) for gradient in gradients}
         if not ratio:
-            for one in gradients:
-                kept[one.name].fill()
+            for gradient in gradients:
+                kept[gradient.name].fill()
             return
-        with rank_gradients(step, gradients, self.scope, self._scratch) as found:
-            broken = found.nonfinite()
-            if broken and not self._goes_on(number, broken, step):
+        with rank_gradients(step, gradients, self.scope, self._scratch) as ranking:
+            nonfinite = ranking.nonfinite()
+            if nonfinite and not self._handle_nonfinite(number, nonfinite, step):
                 return
-            bits = found.shrink(ratio, kept, broken)
-        dtypes = {one.name: one.local.dtype for one in gradients}
-        self._thresholds |= {name: (one, dtypes[name]) for name, one in bits.items()}
+            bits = ranking.shrink(ratio, kept, nonfinite)
+        dtypes = {gradient.name: gradient.local.dtype for gradient in gradients}
+        self._thresholds |= {name: (threshold, dtypes[name]) for name, threshold in bits.items()}
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """Tensor -> T_k of its unit in the last step; 0 where nothing was masked. On an accelerator
-        reading it waits for the device."""
+        """Parameter name -> threshold T_k of its unit in the last step, a magnitude; 0 where
+        nothing was masked. Reading it waits for an accelerator."""
         return {
             name: magnitude_of_bits(int(bits), dtype)
             for name, (bits, dtype) in self._thresholds.items()
         }
 
-    def _goes_on(self, number: int, broken: Sequence[str], step: GradientStep) -> bool:
-        """What to do about gradients that are not finite; whether the others are to be masked."""
+    def _settings(self) -> dict[str, object]:
+        ratio = show_rate(self._ratio)
+        return {"mask_ratio": ratio, "scope": self.scope, "apply_to": self.apply_to}
+
+    def _handle_nonfinite(self, number: int, nonfinite: Sequence[str], step: GradientStep) -> bool:
+        """Handle gradients that are not finite; returns whether the other units are to be
+        masked."""
         if self._on_nonfinite == "raise":
             raise DeltaLensError(
-                fault_list(f"step {number}: the gradient is not finite in", broken)
-                + "; on_nonfinite='skip' leaves such steps out"
+                fault_list(
+                    f"step {number}: the gradient is not finite (on_nonfinite='skip' skips such "
+                    "steps) in",
+                    nonfinite,
+                )
             )
         if self._on_nonfinite == "skip":
             for group in step.optimizer.param_groups:
@@ -134,12 +173,20 @@ class GradientMask(StepMask):
 
 
 def check_mask_ratio(ratio: Ratio) -> Fraction:
-    """A mask ratio as it was typed.
+    """Parse a mask ratio exactly, as it was written.
+
+    Args:
+        ratio: the fraction masked out, as a number or as text.
+
+    Returns:
+        The exact fraction.
 
     Raises:
-        DeltaLensError: it is outside [0, 1).
+        DeltaLensError: the ratio is not a number in [0, 1).
     """
-    exact = exact_rate(ratio)
+    exact = exact_rate(ratio, "mask_ratio")
     if exact >= 1:
-        raise DeltaLensError(f"mask ratio {ratio}: in [0, 1), the fraction masked out")
+        raise DeltaLensError(
+            f"mask_ratio {ratio}: must be in [0, 1); it is the fraction masked out"
+        )
     return exact

@@ -1,4 +1,4 @@
-"""Which linear layers of a model are masked: by block and kind, or by name."""
+"""Choose the linear layers whose weights are masked: by block and kind, or by name."""
 
 from __future__ import annotations
 
@@ -28,40 +28,50 @@ __all__ = [
 ]
 
 Kind = Literal["attention", "mlp"]
+"""The two kinds of linear layers in a block."""
 MODULES: tuple[Kind, ...] = get_args(Kind)
+"""Both kinds, in the order in which messages list them."""
 Blocks = str | Sequence[int]
+"""Block numbers, as a sequence or as text: `all`, `4-7,12`."""
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer that is masked."""
+    """A linear layer whose weight is masked."""
 
     name: str
-    """In the model."""
+    """Its name in the model."""
     module: nn.Module
-    """Has a `weight`, of two dimensions."""
+    """The module; it has a two-dimensional parameter `weight`."""
     kind: Kind
 
     @property
     def weight_name(self) -> str:
-        """The weight's name in the model."""
+        """The weight's parameter name in the model."""
         return f"{self.name}.weight" if self.name else "weight"
 
     @property
     def block(self) -> int | None:
-        """The number of the block that it is in, if it is in one."""
+        """The number of the layer's block; None outside the blocks."""
         return block_number(self.weight_name)
 
     @property
     def entries(self) -> int:
-        """How many the weight has."""
+        """The number of entries of the weight."""
         return self.module.get_parameter("weight").numel()
 
 
 def linear_layers(model: nn.Module) -> list[Layer]:
-    """All linear layers of a model, transformers' `Conv1D` included."""
+    """List all linear layers of a model, including transformers' `Conv1D`.
+
+    Args:
+        model: any model.
+
+    Returns:
+        The layers in the order of the model.
+    """
     pytorch_utils: Any = sys.modules.get("transformers.pytorch_utils")
     kinds = (nn.Linear,) if pytorch_utils is None else (nn.Linear, pytorch_utils.Conv1D)
     return [
@@ -77,18 +87,23 @@ def choose_layers(
     modules: Iterable[str] = MODULES,
     include: str | None = None,
 ) -> list[Layer]:
-    """The linear layers to be masked.
+    """Choose the linear layers to mask.
 
     Args:
-        model: not wrapped, not sharded, not quantized.
-        blocks: `all`, numbers and ranges as text (`4-7,12`), or numbers. A block is a name up to
-            its first number; where a model has several stacks, one of each.
-        modules: `attention`, `mlp`, or both. Attention is what its name inside the block says it
-            is (`kind_of`); every other linear layer of a block is mlp.
-        include: a regular expression searched in the layers' names, instead of the two above.
+        model: the model; not wrapped, not sharded, not quantized.
+        blocks: `all`, numbers and ranges as text (`4-7,12`), or a sequence of numbers. A block is a
+            name up to its first number; in a model with several stacks, a number means one block of
+            each.
+        modules: `attention`, `mlp`, or both. Attention is what its name inside the block says
+            (`kind_of`); every other linear layer of a block counts as mlp.
+        include: a regular expression that layer names must match; it replaces `blocks` and
+            `modules`.
+
+    Returns:
+        The chosen layers in the order of the model.
 
     Raises:
-        DeltaLensError: nothing that can be masked is chosen, or something that cannot.
+        DeltaLensError: the arguments choose no layer, or choose one that cannot be masked.
     """
     _refuse_wrapped(model)
     kinds = _checked_modules(modules)
@@ -96,7 +111,7 @@ def choose_layers(
     if include is not None:
         if blocks != "all" or kinds != set(MODULES):
             raise DeltaLensError(
-                f"include={include!r} is given instead of blocks and modules: leave those out"
+                f"include={include!r} replaces blocks and modules: leave those out"
             )
         chosen = _included(layers, include)
     else:
@@ -108,21 +123,21 @@ def choose_layers(
 def _refuse_wrapped(model: nn.Module) -> None:
     name = type(model).__name__
     if isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        raise DeltaLensError(f"{name}: mask the model before it is wrapped or compiled")
+        raise DeltaLensError(f"{name} is wrapped or compiled already: mask the model before that")
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        raise DeltaLensError(f"{name}: is sharded already; mask the model before fully_shard")
+        raise DeltaLensError(f"{name} is sharded already: mask the model before fully_shard")
     if hasattr(model, "peft_config"):
-        raise DeltaLensError(f"{name}: has a PEFT adapter; merge it into its base first")
+        raise DeltaLensError(f"{name} has a PEFT adapter: merge it into its base first")
     if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
-        raise DeltaLensError(f"{name}: is quantized; masks are for weights that are floats")
+        raise DeltaLensError(f"{name} is quantized: only floating-point weights can be masked")
 
 
 def _checked_modules(modules: Iterable[str]) -> set[str]:
     kinds = {modules} if isinstance(modules, str) else set(modules)
     if unknown := sorted(map(str, kinds - set(MODULES))):
-        raise DeltaLensError(f"modules: {', '.join(unknown)}: choose of {', '.join(MODULES)}")
+        raise DeltaLensError(f"modules: {', '.join(unknown)}: choose from {', '.join(MODULES)}")
     if not kinds:
-        raise DeltaLensError(f"modules: none given; choose of {', '.join(MODULES)}")
+        raise DeltaLensError(f"modules: none given; choose from {', '.join(MODULES)}")
     return kinds
 
 
@@ -139,30 +154,29 @@ def _in_blocks(
     model: nn.Module, layers: Sequence[Layer], blocks: Blocks, kinds: set[str]
 ) -> list[Layer]:
     numbers = {layer.name: layer.block for layer in layers}
-    there = sorted({number for number in numbers.values() if number is not None})
-    if not there:
+    existing = sorted({number for number in numbers.values() if number is not None})
+    if not existing:
         raise DeltaLensError(
             fault_list(
-                f"{type(model).__name__}: no blocks (names with a number) that have linear layers; "
-                "choose layers by a regular expression over their names instead, include=...; "
-                "there are:",
+                f"{type(model).__name__} has no linear layer in a block (a name with a number); "
+                "choose by a regular expression with include instead; the linear layers are:",
                 [layer.name for layer in layers] or ["none"],
             )
         )
-    spec = there if blocks == "all" else block_numbers(blocks)
-    if missing := sorted(set(spec) - set(there)):
+    wanted = existing if blocks == "all" else block_numbers(blocks)
+    if missing := sorted(set(wanted) - set(existing)):
         raise DeltaLensError(
-            f"blocks {', '.join(map(str, missing))}: {type(model).__name__} has none such; it has "
-            f"{_ranges(there)}"
+            f"blocks {', '.join(map(str, missing))}: {type(model).__name__} has only "
+            f"blocks {_ranges(existing)}"
         )
-    within = [layer for layer in layers if numbers[layer.name] in set(spec)]
-    _note_fused(model, set(spec))
+    within = [layer for layer in layers if numbers[layer.name] in set(wanted)]
+    _warn_of_fused(model, set(wanted))
     chosen = [layer for layer in within if layer.kind in kinds]
     if not chosen:
         raise DeltaLensError(
             fault_list(
-                f"modules={sorted(kinds)}: no such linear layer in blocks {_ranges(spec)}; "
-                "choose by name with include=...; there are:",
+                f"modules={sorted(kinds)}: no such linear layer in blocks {_ranges(wanted)}; "
+                "choose layers by name with include; the linear layers are:",
                 [layer.name for layer in within],
             )
         )
@@ -170,44 +184,51 @@ def _in_blocks(
 
 
 def block_numbers(blocks: Blocks) -> list[int]:
-    """Numbers and ranges of blocks, ascending.
+    """Parse block numbers.
+
+    Args:
+        blocks: numbers and ranges as text (`4-7,12`), or a sequence of numbers.
+
+    Returns:
+        The distinct numbers, ascending.
 
     Raises:
-        DeltaLensError: they are none.
+        DeltaLensError: the text or sequence is malformed.
     """
-    refused = DeltaLensError(
+    malformed = DeltaLensError(
         f"blocks={blocks!r}: give 'all', numbers and ranges such as '4-7,12', or a list of numbers"
     )
     if not isinstance(blocks, str):
         try:
-            found = list(blocks)
+            given = list(blocks)
         except TypeError:
-            raise refused from None
-        if not found or not all(type(number) is int and number >= 0 for number in found):
-            raise refused
-        return sorted(set(found))
+            raise malformed from None
+        if not given or not all(type(number) is int and number >= 0 for number in given):
+            raise malformed
+        return sorted(set(given))
     numbers: set[int] = set()
     for part in blocks.split(","):
         match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise refused
+            raise malformed
         numbers.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return sorted(numbers)
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as text, in the form that `blocks` takes."""
-    found: list[list[int]] = []
+    """Format ascending numbers as text, in the form that `blocks` takes."""
+    spans: list[list[int]] = []
     for number in numbers:
-        if found and found[-1][1] == number - 1:
-            found[-1][1] = number
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
         else:
-            found.append([number, number])
-    return ",".join(f"{a}-{b}" if b > a else str(a) for a, b in found)
+            spans.append([number, number])
+    return ",".join(f"{a}-{b}" if b > a else str(a) for a, b in spans)
 
 
-def _note_fused(model: nn.Module, blocks: set[int]) -> None:
-    """Experts fused into one tensor are no linear layers: they stay as they are."""
+def _warn_of_fused(model: nn.Module, blocks: set[int]) -> None:
+    """Warn of experts that are fused into one tensor: they are no linear layers and are not
+    masked."""
     fused = [
         name
         for name, parameter in model.named_parameters()
@@ -215,7 +236,7 @@ def _note_fused(model: nn.Module, blocks: set[int]) -> None:
     ]
     if fused:
         warnings.warn(
-            fault_list("not masked, as they are no linear layers (fused experts?):", fused),
+            fault_list("not masked, because they are not linear layers (fused experts?):", fused),
             stacklevel=2,
         )
 
@@ -230,12 +251,12 @@ def _refuse_unfit(model: nn.Module, layers: Sequence[Layer]) -> None:
     for layer in layers:
         module = layer.module
         if parametrize.is_parametrized(module):
-            faults.append(f"{layer.name}: is masked, or parametrized otherwise, already")
+            faults.append(f"{layer.name}: is masked already, or parametrized in another way")
             continue
         weight = module._parameters.get("weight")
         if weight is None or weight.dtype not in _FLOATS:
-            held = "no weight" if weight is None else str(weight.dtype).removeprefix("torch.")
-            faults.append(f"{layer.name}: {type(module).__name__} of {held}; quantized?")
+            content = "no weight" if weight is None else str(weight.dtype).removeprefix("torch.")
+            faults.append(f"{layer.name}: {type(module).__name__} of {content}; is it quantized?")
         elif weight.is_meta:
             faults.append(f"{layer.name}: is on the meta device; load its weights first")
         elif counts[id(weight)] > 1:

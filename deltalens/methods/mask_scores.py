@@ -1,8 +1,8 @@
 """The learned scores of one linear layer's weight, as a parametrization of that weight.
 
-Whoever asks the layer for its `weight` gets the masked one. The mask is selected anew only when
-the scores have changed. A state dict has the masked weight under its ordinary name, so that plain
-transformers loads a checkpoint of any moment as the masked model; the scores stand beside it.
+Reading the layer's `weight` gives the masked weight. The mask is selected again only after the
+scores have changed. A state dict holds the masked weight under its usual name, so that plain
+transformers loads any checkpoint as the masked model; the scores are stored beside it.
 """
 
 from __future__ import annotations
@@ -42,40 +42,59 @@ class Rule:
     """Which weights stay, given their scores."""
 
     name: str
-    """Of the weight."""
+    """The weight's parameter name."""
     removed: int | None
-    """How many go: those with the lowest scores; None: those at or below the threshold."""
+    """The number of weights to remove, those with the lowest scores; None removes those at or below
+    the threshold."""
     threshold: float
+    """Scores above this stay, if `removed` is None."""
     by_value: bool
-    """Whether signed scores are ranked, not magnitudes."""
+    """Whether signed scores are ranked, rather than their magnitudes."""
     key: int
-    """Of the hash that settles ties."""
+    """Key of the hash that breaks ties (`hashing.name_key`)."""
 
     @property
     def signed(self) -> bool:
-        """Whether the gradient carries the scores' sign."""
+        """Whether the scores' gradient carries their sign (MFT, Eq. 5)."""
         return self.removed is not None and not self.by_value
 
     def select(self, scores: Tensor, near: Window | None) -> tuple[PackedMask, Window | None]:
-        """The mask, and what to call with next time; scores are whole, of any shape."""
+        """Select the mask.
+
+        Args:
+            scores: the scores of the whole layer, of any shape.
+            near: what the previous call returned for this layer; it only saves time.
+
+        Returns:
+            The mask of the flat weight, and a window to pass to the next call.
+
+        Raises:
+            DeltaLensError: a score is NaN.
+        """
         flat, name = scores.detach().reshape(-1), f"scores of {self.name}"
         if self.removed is None:
             return keep_above(flat, self.threshold, name=name), None
-        found = keep_highest(
+        kept = keep_highest(
             flat, self.removed, self.key, by_value=self.by_value, name=name, near=near
         )
-        return found.mask, found.near
+        return kept.mask, kept.near
 
 
 class LayerScores(nn.Module):
     """Scores, mask and masked weight of one layer.
 
-    Memory: the masked weight, and one bit an entry. Under FSDP2 every process holds both for the
+    Memory: the masked weight, and one bit per entry. Under FSDP2 every process holds both for the
     whole layer.
 
+    Args:
+        layer: the layer to mask.
+        rule: which weights stay.
+        init_std: standard deviation of the initial scores, which are N(0, init_std).
+        seed: seed of the initial scores.
+
     Attributes:
-        scores: one a weight; ordinary parameters.
-        stale: make it true where the scores may have changed without a trace (an optimizer that
+        scores: one per weight, of the weight's shape; an ordinary parameter.
+        stale: set this to True if the scores may have changed without a trace (by an optimizer that
             writes through `.data`).
     """
 
@@ -96,7 +115,17 @@ class LayerScores(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, weight: Tensor) -> Tensor:
-        """The masked weight, connected to the scores."""
+        """Compute the masked weight, connected to the scores.
+
+        Args:
+            weight: the frozen weight.
+
+        Returns:
+            weight * mask, of the weight's shape and dtype. Its gradient goes to the scores.
+
+        Raises:
+            DeltaLensError: a score is NaN, or the scores were cast to another dtype.
+        """
         if isinstance(weight, DTensor):
             return self.masked_like(weight)
         masked = self._masked_weight(weight)
@@ -105,48 +134,61 @@ class LayerScores(nn.Module):
         )
 
     def kept(self) -> PackedMask:
-        """The mask of the whole flat weight, selected from the scores as they are now. Where they
-        are sharded all processes have to ask.
+        """Return the mask for the current scores. If they are sharded, all processes must call
+        this.
+
+        Returns:
+            The mask of the whole flat weight, true where it is kept.
 
         Raises:
-            DeltaLensError: there is a NaN among the scores, or something has rounded them.
+            DeltaLensError: a score is NaN, or the scores were cast to another dtype.
         """
         if self.scores.dtype != self._dtype:
             raise DeltaLensError(
-                f"scores of {self.rule.name} arrive as {self.scores.dtype}, and were made as "
-                f"{self._dtype}: masks would be selected from rounded scores. Cast the model "
-                "before MaskTuning, and let no mixed-precision policy narrow its parameters "
-                "(autocast is fine)"
+                f"scores of {self.rule.name} were made as {self._dtype} but are "
+                f"{self.scores.dtype} now: masks would be selected from rounded scores. Cast the "
+                "model before MaskTuning, and do not let a mixed-precision policy cast its "
+                "parameters (autocast is fine)"
             )
         state: tuple[Any, ...] | None = None
         if not isinstance(self.scores, DTensor):
             state = self.scores._version, self.scores.device
-        # A whole layer that was selected in shards is known by its staleness alone.
-        same = state is None or self._selected_from in (state, None)
-        if self._kept is None or self.stale or not same:
+        # Once the scores were sharded, only the flag `stale` tells whether they changed.
+        unchanged = state is None or self._selected_from in (state, None)
+        if self._kept is None or self.stale or not unchanged:
             with torch.inference_mode(False):
                 self._kept, self._near = self.rule.select(gathered(self.scores), self._near)
         self.stale, self._selected_from = False, state
         return self._kept
 
     def _masked_weight(self, weight: Tensor) -> Tensor:
-        kept, held = self.kept(), self._masked
-        if held is None or (held.dtype, held.device) != (weight.dtype, weight.device):
+        kept, masked = self.kept(), self._masked
+        if masked is None or (masked.dtype, masked.device) != (weight.dtype, weight.device):
             with torch.inference_mode(False):
-                held = torch.empty_like(
+                masked = torch.empty_like(
                     weight, memory_format=torch.contiguous_format, requires_grad=False
                 )
             self._masked_with = None
         if self._masked_with is not kept:
             source = weight.detach().contiguous()
-            straight_through.mask_into(source, kept, held, self._masked_with)
-            # Whoever still has a graph over the masked weight before is told by autograd.
-            torch.autograd.graph.increment_version(held)
-            self._masked, self._masked_with = held, kept
-        return held
+            straight_through.mask_into(source, kept, masked, self._masked_with)
+            # Lets autograd refuse a graph that still uses the previous masked weight.
+            torch.autograd.graph.increment_version(masked)
+            self._masked, self._masked_with = masked, kept
+        return masked
 
     def masked_like(self, weight: Tensor) -> Tensor:
-        """The masked weight without a graph: whole or sharded, as the weight is."""
+        """Return the masked weight without a graph.
+
+        Args:
+            weight: the frozen weight; whole or sharded.
+
+        Returns:
+            weight * mask, sharded as the weight is.
+
+        Raises:
+            DeltaLensError: a score is NaN, or the scores were cast to another dtype.
+        """
         if not isinstance(weight, DTensor):
             return self._masked_weight(weight)
         kept = shard_like(self.kept().unpacked().view(weight.shape), weight)
@@ -162,19 +204,27 @@ class LayerScores(nn.Module):
 
 
 def select_together(layers: Sequence[LayerScores]) -> None:
-    """Select the masks of layers whose scores have changed, side by side; sharded ones, and those
-    on an accelerator, wait until they are used."""
-    here = [
+    """Select the masks of several layers whose scores have changed, in parallel.
+
+    Sharded layers and those on an accelerator are left for their next use.
+
+    Args:
+        layers: the layers' scores.
+
+    Raises:
+        DeltaLensError: a score is NaN, or the scores were cast to another dtype.
+    """
+    on_cpu = [
         layer
         for layer in layers
         if not isinstance(layer.scores, DTensor) and layer.scores.device.type == "cpu"
     ]
     with workers() as mapper:
-        map_balanced(mapper, LayerScores.kept, here, lambda layer: layer.scores.numel())
+        map_balanced(mapper, LayerScores.kept, on_cpu, lambda layer: layer.scores.numel())
 
 
 def _initial(weight: Tensor, name: str, std: float, seed: int) -> Tensor:
-    """N(0, std), of (seed, name) alone."""
+    """Draw N(0, std) scores that depend only on seed and name."""
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     generator = torch.Generator().manual_seed(name_key(seed, f"{name}#scores") % (1 << 63))
     drawn = torch.empty(weight.shape, dtype=dtype).normal_(0.0, std, generator=generator)
@@ -182,9 +232,17 @@ def _initial(weight: Tensor, name: str, std: float, seed: int) -> Tensor:
 
 
 def attach_scores(layer: Layer, scores: LayerScores) -> Callable[[], None]:
-    """Give a layer a masked weight; what comes back gives it its own weight back."""
+    """Replace a layer's weight by its masked weight.
+
+    Args:
+        layer: the layer.
+        scores: its scores.
+
+    Returns:
+        A function that gives the layer its original weight back.
+    """
     module, order = layer.module, list(layer.module._parameters)
-    # Unsafe: without a trial run, which would select a mask.
+    # unsafe: skips a trial run, which would select a mask.
     parametrize.register_parametrization(module, "weight", scores, unsafe=True)
     hooks = [
         module.register_state_dict_post_hook(_write_plain),
@@ -209,22 +267,28 @@ _ORIGINAL = "parametrizations.weight.original"
 
 
 def original_weight(layer: Layer) -> Tensor:
-    """The weight that a masked layer has underneath, detached."""
+    """Return the unmasked weight of a masked layer.
+
+    Args:
+        layer: a layer that `attach_scores` has changed.
+
+    Returns:
+        The weight, detached; not a copy.
+    """
     return layer.module.get_parameter(_ORIGINAL).detach()
 
 
 def _write_plain(
     module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
 ) -> None:
-    """In a state dict, put the masked weight where plain transformers looks for the weight."""
+    """Put the masked weight into a state dict under the name that plain transformers looks for."""
     weight = state.pop(prefix + _ORIGINAL, None)
     if weight is not None:
         state[f"{prefix}weight"] = _scores_of(module).masked_like(weight)
 
 
 def _read_plain(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Take the scores from a state dict; of the weight, which is frozen, make sure that it is the
-    same model's."""
+    """Read scores from a state dict, after checking that the frozen weight is the same model's."""
     scores = _scores_of(module)
     scores.stale = True
     weight = state.pop(f"{prefix}weight", None)
@@ -232,26 +296,33 @@ def _read_plain(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
         return
     own = module.get_parameter(_ORIGINAL)
     if isinstance(own, DTensor) and isinstance(weight, DTensor):
-        there, here = local_part(weight), local_part(own)
+        stored, current = local_part(weight), local_part(own)
     else:
-        there, here = gathered(weight), gathered(own)
-    there = there.to(here)
-    if there.shape != here.shape or not bool(((there == here) | (there == 0)).all()):
+        stored, current = gathered(weight), gathered(own)
+    stored = stored.to(current)
+    if stored.shape != current.shape or not bool(((stored == current) | (stored == 0)).all()):
         raise DeltaLensError(
-            f"{scores.rule.name}: the checkpoint's weights are not this model's, masked or not. "
-            "Masks are learned on frozen weights: start from the model that they were begun on"
+            f"{scores.rule.name}: the checkpoint's weights are not this model's, masked or "
+            "unmasked. Masks are learned on frozen weights: load the model that the masks were "
+            "started from"
         )
     state[prefix + _ORIGINAL] = own.detach()
 
 
 def check_init_std(init_std: float) -> float:
-    """The scores' standard deviation at the start, checked.
+    """Check the standard deviation of the initial scores.
+
+    Args:
+        init_std: the standard deviation.
+
+    Returns:
+        The standard deviation as a float.
 
     Raises:
-        DeltaLensError: it is not a positive number.
+        DeltaLensError: the argument is not a positive, finite number.
     """
     if isinstance(init_std, bool) or not isinstance(init_std, int | float):
-        raise DeltaLensError(f"init_std={init_std!r} is no number")
+        raise DeltaLensError(f"init_std={init_std!r} is not a number")
     if not (math.isfinite(init_std) and init_std > 0):
-        raise DeltaLensError(f"init_std={init_std}: must be above 0, and finite")
+        raise DeltaLensError(f"init_std={init_std}: must be above 0 and finite")
     return float(init_std)

@@ -1,7 +1,7 @@
-"""What all methods that mask gradients have in common: one mask per optimizer step.
+"""The common part of all methods that mask gradients: one mask per optimizer step.
 
-A method decides which entries stay; here is its life with the model, the coverage, and what it
-takes to leave masked entries alone altogether (`apply_to="update"`).
+A method decides which entries stay. This module attaches it to a model, measures the coverage, and
+leaves masked weights untouched where that is requested (`apply_to="update"`).
 """
 
 from __future__ import annotations
@@ -31,29 +31,37 @@ from deltalens.numerics.scratch import Scratch
 __all__ = ["APPLY_TO", "ApplyTo", "StepMask"]
 
 ApplyTo = Literal["gradient", "update"]
+"""What a mask applies to: the `gradient` that the optimizer reads, or the whole `update` of a
+weight."""
 APPLY_TO: tuple[ApplyTo, ...] = get_args(ApplyTo)
 
 
 class StepMask(Subscriber):
-    """Masks the gradient of every optimizer step: once per step, after accumulation and clipping.
+    """Mask the gradient of every optimizer step, once per step, after accumulation and clipping.
+
+    Use it as a context manager around the training, or call `attach` and `detach`.
 
     Args:
-        model: what is trained; wrapped later or not.
-        optimizer: only steps of this one, or these; by default every optimizer that steps
-            parameters of the model.
-        apply_to: `gradient`: masked entries of the gradient are zero, and the optimizer does with
-            them what it does (momentum and weight decay may still move a weight). `update`:
-            masked weights keep their bits in this step as well; takes a copy of the masked
-            parameters and one bit per entry.
-        include, exclude: regular expressions over parameter names; others train densely.
+        model: the model that is trained; it may be wrapped (DDP, FSDP2, torch.compile) before or
+            after.
+        optimizer: mask only the steps of this optimizer, or of these; by default those of every
+            optimizer that steps parameters of the model.
+        apply_to: `gradient` sets masked entries of the gradient to zero, and the optimizer proceeds
+            as usual: momentum and weight decay may still move a masked weight. `update` also leaves
+            every masked weight bit-identical in the step; it needs a copy of the masked parameters
+            and one bit per entry.
+        include: mask only parameters whose name matches this regular expression; the others are
+            trained densely.
+        exclude: do not mask parameters whose name matches this regular expression.
 
     Raises:
-        DeltaLensError: bad arguments, before anything is hooked.
+        DeltaLensError: an argument is invalid; raised before anything is hooked.
     """
 
     writes: ClassVar[bool] = True
-    thins: ClassVar[bool] = True
-    """Whether single entries are masked; else whole tensors."""
+    """Masks change gradients, so they run after all readers."""
+    masks_entries: ClassVar[bool] = True
+    """Whether single entries are masked; otherwise whole tensors are."""
 
     def __init__(
         self,
@@ -69,119 +77,146 @@ class StepMask(Subscriber):
             raise DeltaLensError(f"apply_to={apply_to!r}: choose one of {', '.join(APPLY_TO)}")
         self.apply_to = apply_to
         self._names = choose_parameters(model, include, exclude, type(self).__name__)
-        self._passed_over = UnrankableGradients(
-            f"{type(self).__name__} cannot mask these, and they train densely"
+        self._unrankable = UnrankableGradients(
+            f"{type(self).__name__} cannot mask these parameters, which are trained densely"
         )
         self._scratch = Scratch()
-        self._ever: dict[str, PackedMask] = {}
-        self._before: dict[str, Tensor] = {}
+        self._ever_kept: dict[str, PackedMask] = {}
+        self._originals: dict[str, Tensor] = {}
 
     @abc.abstractmethod
     def mask(
         self, step: GradientStep, gradients: Sequence[Gradient], kept: Mapping[str, PackedMask]
     ) -> None:
-        """Make the masked entries of the gradients zero, in place, in `local`.
+        """Set the masked entries of the gradients to zero, in place in `Gradient.local`.
 
         Args:
-            step: the step.
-            gradients: those of it that are masked.
-            kept: tensor -> a mask in which the entries that stay are to be made true; what is true
-                in it already is left so.
+            step: the optimizer step.
+            gradients: the gradients of the step that are masked.
+            kept: parameter name -> mask in which the method marks the entries that stay. Entries
+                that are already true are left so.
         """
 
     def open_step(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
-        """Keep the weights, if they are to be put back."""
+        """Copy the weights before a step that computes its gradients itself, if masked ones are
+        restored after it.
+
+        Args:
+            parameters: name and parameter of all that the step may move.
+        """
         if self.apply_to == "update":
-            self._keep_parameters([(name, p) for name, p in parameters if name in self._names])
+            self._copy_parameters([(name, p) for name, p in parameters if name in self._names])
 
     def before_step(self, step: GradientStep) -> Mapping[str, PackedMask]:
-        """Mask the gradients.
+        """Mask the gradients of a step.
+
+        Args:
+            step: the optimizer step; its gradients are final.
 
         Returns:
-            For `update` what each tensor's mask keeps.
+            Parameter name -> mask of the entries that may move, for `after_step`; empty if only
+            gradients are masked.
         """
-        chosen = [
-            one
-            for one in step.gradients
-            if one.name in self._names and one.entries and one.parameter.grad is not None
+        candidates = [
+            gradient
+            for gradient in step.gradients
+            if gradient.name in self._names
+            and gradient.entries
+            and gradient.parameter.grad is not None
         ]
-        gradients = self._passed_over.sort_out(chosen) if self.thins else chosen
+        gradients = self._unrankable.rankable(candidates) if self.masks_entries else candidates
         if not gradients:
             return {}
-        begun = time.perf_counter()
-        for one in gradients:
-            if self.thins:
-                _refuse_sparse(one)
-            ever = self._ever.get(one.name)
-            if ever is None or not _fits(ever, one):
-                self._ever[one.name] = _mask_of(one)
-        ever_kept = {one.name: self._ever[one.name] for one in gradients}
+        started = time.perf_counter()
+        for gradient in gradients:
+            if self.masks_entries:
+                _refuse_sparse(gradient)
+            mask = self._ever_kept.get(gradient.name)
+            if mask is None or not _fits(mask, gradient):
+                self._ever_kept[gradient.name] = _empty_mask(gradient)
+        ever_kept = {gradient.name: self._ever_kept[gradient.name] for gradient in gradients}
         kept = ever_kept
         if self.apply_to == "update":
-            kept = {one.name: _mask_of(one) for one in gradients}
-            if not step.opened:
-                self._keep_parameters([(one.name, one.parameter) for one in gradients])
+            kept = {gradient.name: _empty_mask(gradient) for gradient in gradients}
+            if not step.announced:
+                self._copy_parameters(
+                    [(gradient.name, gradient.parameter) for gradient in gradients]
+                )
         self.mask(step, gradients, kept)
-        for one in gradients:
-            if self.thins and one.parameter.grad is not None:
-                one.write_back()
-        self.count(step)
+        for gradient in gradients:
+            if self.masks_entries and gradient.parameter.grad is not None:
+                gradient.write_back()
+        self.count_step(step)
         if kept is not ever_kept:
             for name, mask in kept.items():
                 ever_kept[name].include(mask)
-        self.seconds += time.perf_counter() - begun
+        self.seconds += time.perf_counter() - started
         return kept if kept is not ever_kept else {}
 
-    def after_step(self, step: GradientStep, held: Mapping[str, PackedMask]) -> None:
-        """Put back the weights that the mask leaves out, if that was asked for."""
-        begun = time.perf_counter()
-        for one in step.gradients:
-            if one.name in held:
-                _restore(local_part(one.parameter), self._before[one.name], held[one.name])
-        self.seconds += time.perf_counter() - begun
+    def after_step(self, step: GradientStep, state: Mapping[str, PackedMask]) -> None:
+        """Restore the masked weights, if the mask applies to the whole update.
+
+        Args:
+            step: the optimizer step, which has been taken.
+            state: what `before_step` returned.
+        """
+        started = time.perf_counter()
+        for gradient in step.gradients:
+            if gradient.name in state:
+                _restore_weights(
+                    local_part(gradient.parameter),
+                    self._originals[gradient.name],
+                    state[gradient.name],
+                )
+        self.seconds += time.perf_counter() - started
 
     def coverage(self) -> float:
-        """The share of entries that any step's mask has kept so far; on this process's shards."""
-        counts = [int(mask.count()) for mask in self._ever.values()]
-        total = sum(mask.size for mask in self._ever.values())
+        """Return the share of entries that at least one step's mask has kept so far.
+
+        Returns:
+            A fraction from 0 to 1 of the masked parameters' entries, on this process's shards; 0
+            before the first step.
+        """
+        counts = [int(mask.count()) for mask in self._ever_kept.values()]
+        total = sum(mask.size for mask in self._ever_kept.values())
         return sum(counts) / total if total else 0.0
 
-    def _keep_parameters(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+    def _copy_parameters(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
         for name, parameter in parameters:
-            now = local_part(parameter)
-            before = self._before.get(name)
-            if before is None or not _alike(before, now):
-                before = self._before[name] = torch.empty_like(
-                    now, memory_format=torch.contiguous_format
+            weight = local_part(parameter)
+            original = self._originals.get(name)
+            if original is None or not _same_layout(original, weight):
+                original = self._originals[name] = torch.empty_like(
+                    weight, memory_format=torch.contiguous_format
                 )
-            before.copy_(now)
+            original.copy_(weight)
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    """Of one shape, dtype and device: a parameter may have been replaced, or moved."""
-    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+def _same_layout(a: Tensor, b: Tensor) -> bool:
+    """Whether shapes, dtypes and devices agree: a parameter may have been replaced, or moved."""
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
-def _mask_of(one: Gradient) -> PackedMask:
-    return PackedMask(one.local.numel(), one.local.device)
+def _empty_mask(gradient: Gradient) -> PackedMask:
+    return PackedMask(gradient.local.numel(), gradient.local.device)
 
 
-def _fits(mask: PackedMask, one: Gradient) -> bool:
-    return mask.size == one.local.numel() and mask.bytes.device == one.local.device
+def _fits(mask: PackedMask, gradient: Gradient) -> bool:
+    return mask.size == gradient.local.numel() and mask.bytes.device == gradient.local.device
 
 
-def _refuse_sparse(one: Gradient) -> None:
-    grad = one.parameter.grad
+def _refuse_sparse(gradient: Gradient) -> None:
+    grad = gradient.parameter.grad
     if grad is not None and grad.layout != torch.strided:
         raise DeltaLensError(
-            f"{one.name!r} has a sparse gradient, which no mask can thin: make its embedding with "
-            "sparse=False, or leave it out with exclude="
+            f"{gradient.name!r} has a sparse gradient, which cannot be masked: make its embedding "
+            "with sparse=False, or leave it out with exclude"
         )
 
 
-def _restore(now: Tensor, before: Tensor, kept: PackedMask) -> None:
-    flat = now.reshape(-1)
-    old = before.view(-1)
+def _restore_weights(weight: Tensor, original: Tensor, kept: PackedMask) -> None:
+    flat = weight.reshape(-1)
+    old = original.view(-1)
     restore_outside(flat, old, kept)
-    if flat.data_ptr() != now.data_ptr():
-        now.copy_(flat.view(now.shape))
+    if flat.data_ptr() != weight.data_ptr():
+        weight.copy_(flat.view(weight.shape))

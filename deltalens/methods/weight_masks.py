@@ -1,6 +1,6 @@
-"""Masks of weights: learned ones, and the random and L1 masks they are measured against.
+"""Masks of weights: learned ones, and the random and L1 baselines.
 
-A weight that a mask removes is exactly zero in the model that the masks are applied to.
+A weight that a mask removes is exactly zero in the model to which the mask is applied.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ __all__ = [
 ]
 
 _WHOLE, _RUNS, _RUN = 1 << 15, 64, 512
+"""Weights up to 32,768 entries are hashed whole; of larger ones, 64 evenly spaced runs of 512
+are."""
 
 
 @dataclass(frozen=True)
@@ -52,89 +54,122 @@ class WeightMask:
     """The mask of one layer's weight."""
 
     layer: Layer
+    """The layer."""
     weight: Tensor
-    """As it is without the mask; sharded or not."""
+    """The unmasked weight; sharded or not."""
     kept: PackedMask
-    """Of the whole flat weight: true where it is kept."""
+    """Mask of the whole flat weight, true where it is kept."""
 
     @property
     def ratio(self) -> float:
-        """The share that is removed."""
+        """The fraction of the weight that is removed."""
         removed = self.kept.size - int(self.kept.count())
         return removed / self.kept.size if removed else 0.0
 
 
 @dataclass(frozen=True)
 class WeightMasks:
-    """Masks of a model's linear layers, not applied yet."""
+    """Masks of a model's linear layers that have not been applied yet."""
 
     layers: tuple[WeightMask, ...]
+    """One mask per layer."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """How they came about; kept in the file."""
+    """How the masks were made; stored in the file."""
+
+    def __repr__(self) -> str:
+        method = f", method {self.about['method']!r}" if "method" in self.about else ""
+        return f"<WeightMasks of {len(self.layers)} layers{method}>"
 
     def masks(self) -> dict[str, Tensor]:
-        """Layer -> mask: bool, of the weight's shape, true where it is kept."""
-        return {one.layer.name: one.kept.unpacked().view(one.weight.shape) for one in self.layers}
+        """Return the masks as bool tensors.
+
+        Returns:
+            Layer name -> mask of the weight's shape, true where it is kept.
+        """
+        return {
+            mask.layer.name: mask.kept.unpacked().view(mask.weight.shape) for mask in self.layers
+        }
 
     @property
     def mask_ratio(self) -> float:
-        """The share of all these layers' weights that is removed."""
-        removed = sum(one.kept.size - int(one.kept.count()) for one in self.layers)
-        return removed / max(1, sum(one.kept.size for one in self.layers))
+        """The fraction of all these layers' weights that is removed."""
+        removed = sum(mask.kept.size - int(mask.kept.count()) for mask in self.layers)
+        return removed / max(1, sum(mask.kept.size for mask in self.layers))
 
     def mask_ratio_by_layer(self) -> dict[str, float]:
-        """Layer -> share of its weights that is removed."""
-        return {one.layer.name: one.ratio for one in self.layers}
+        """Return the fraction removed from each layer.
+
+        Returns:
+            Layer name -> fraction of its weights that is removed.
+        """
+        return {mask.layer.name: mask.ratio for mask in self.layers}
 
     def save(self, path: str | Path) -> None:
-        """Write the masks to a safetensors file, one bit a weight (`io.mask_file`), with a
-        fingerprint of the weights as they are before anything is removed. Of several processes the
-        first writes.
+        """Write the masks to a safetensors file, one bit per weight (`io.mask_file`).
+
+        The file also holds a fingerprint of the unmasked weights. In a distributed run the first
+        process writes; under FSDP2 all processes must call this.
+
+        Args:
+            path: the file to write.
 
         Raises:
-            DeltaLensError: it cannot be written.
+            DeltaLensError: the file cannot be written.
         """
         stored = [
             StoredMask(
-                one.layer.name,
-                tuple(one.weight.shape),
-                _digest(one.weight),
-                one.kept.bytes[: -(-one.kept.size // 8)].cpu().numpy(),
+                mask.layer.name,
+                tuple(mask.weight.shape),
+                _digest(mask.weight),
+                mask.kept.bytes[: -(-mask.kept.size // 8)].cpu().numpy(),
             )
-            for one in self.layers
+            for mask in self.layers
         ]
         if not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
             write_masks(path, stored, self.about)
 
     def merge(self) -> None:
-        """Make the removed weights exact zeros, in place."""
-        for one in self.layers:
-            _clear(one.weight.detach(), one.kept)
+        """Set the removed weights to exact zeros, in place."""
+        for mask in self.layers:
+            _zero_removed(mask.weight.detach(), mask.kept)
 
 
 def apply_masks(model: nn.Module, path: str | Path) -> nn.Module:
-    """Apply saved masks: the removed weights become exact zeros, in place.
+    """Apply saved masks to a model: the removed weights become exact zeros, in place.
 
     Args:
-        model: the one that the masks were made for, as it was then; in any dtype that holds its
-            weights exactly.
-        path: of the file that `save` wrote.
+        model: the model that the masks were made for, with the weights it had then, in any dtype
+            that holds them exactly.
+        path: a file that `MaskTuning.save` or `WeightMasks.save` wrote.
 
     Returns:
-        The model.
+        The same model, for chaining.
 
     Raises:
-        CheckpointError: no file of masks.
-        DeltaLensError: the masks are another model's; nothing was changed.
+        CheckpointError: the file is not a mask file.
+        DeltaLensError: the masks belong to another model; nothing was changed.
+
+    Example:
+        >>> import torch
+        >>> from deltalens import MaskTuning, apply_masks
+        >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+        <torch._C.Generator object at ...>
+        >>> model = torch.nn.Sequential(torch.nn.Linear(10, 10, bias=False))
+        >>> tuning = MaskTuning(model, mask_ratio=0.3)
+        >>> tuning.save("masks.safetensors")
+        >>> tuning.detach()  # the model has its own weights again
+        >>> model = apply_masks(model, "masks.safetensors")
+        >>> int((model[0].weight == 0).sum())  # 30 of 100 weights were removed
+        30
     """
     file = read_masks(path)
     layers = {layer.name: layer for layer in linear_layers(model)}
     _check_fit(path, file, model, layers)
-    for one in file.masks:
-        weight = layers[one.name].module.get_parameter("weight").detach()
-        held = PackedMask(weight.numel())
-        held.bytes[: one.bits.size] = torch.from_numpy(one.bits)
-        _clear(weight, PackedMask(weight.numel(), held=held.bytes.to(weight.device)))
+    for mask in file.masks:
+        weight = layers[mask.name].module.get_parameter("weight").detach()
+        packed = PackedMask(weight.numel())
+        packed.bytes[: mask.bits.size] = torch.from_numpy(mask.bits)
+        _zero_removed(weight, PackedMask(weight.numel(), held=packed.bytes.to(weight.device)))
     return model
 
 
@@ -143,25 +178,27 @@ def _check_fit(
 ) -> None:
     name = type(model).__name__
     faults = []
-    for one in file.masks:
-        layer = layers.get(one.name)
+    for mask in file.masks:
+        layer = layers.get(mask.name)
         if layer is None:
-            faults.append(f"{one.name}: no linear layer of {name} is called so")
+            faults.append(f"{mask.name}: {name} has no linear layer of this name")
         elif parametrize.is_parametrized(layer.module):
-            faults.append(f"{one.name}: is masked already; merge or detach first")
-        elif (shape := tuple(layer.module.get_parameter("weight").shape)) != one.shape:
-            faults.append(f"{one.name}: is {list(shape)} in {name}, {list(one.shape)} in the masks")
+            faults.append(f"{mask.name}: is masked already; call merge() or detach() first")
+        elif (shape := tuple(layer.module.get_parameter("weight").shape)) != mask.shape:
+            faults.append(
+                f"{mask.name}: has shape {list(shape)} in {name} but {list(mask.shape)} in the file"
+            )
     if faults:
         raise DeltaLensError(fault_list(f"{path}: these masks do not fit {name}:", faults))
     digests = {
-        one.name: _digest(layers[one.name].module.get_parameter("weight").detach())
-        for one in file.masks
+        mask.name: _digest(layers[mask.name].module.get_parameter("weight").detach())
+        for mask in file.masks
     }
     if differing := file.differing(digests):
         raise DeltaLensError(
             fault_list(
-                f"{path}: these masks were made for other weights than {name} has (another model, "
-                "or dtype, or already masked) in",
+                f"{path}: the masks were made for other weights than this {name} has (another "
+                "model, another dtype, or already masked weights) in",
                 differing,
             )
         )
@@ -176,24 +213,31 @@ def random_weight_mask(
     mask_ratio: Ratios = Fraction(1, 10),
     seed: int = 0,
 ) -> WeightMasks:
-    """Masks that remove round(mask_ratio * n) random weights of each layer (MFT's Random Mask).
+    """Draw masks that remove round(mask_ratio * n) random weights of each layer (MFT's Random
+    Mask).
 
     Args:
-        model, blocks, modules, include: as in `choose_layers`.
-        mask_ratio: as in `ratios_of`.
-        seed: whose randomness; of (seed, layer name) alone.
+        model: the model, as in `choose_layers`.
+        blocks: as in `choose_layers`.
+        modules: as in `choose_layers`.
+        include: as in `choose_layers`.
+        mask_ratio: the fraction removed, as in `ratios_of`.
+        seed: seed of the draw, which depends only on seed and layer name.
+
+    Returns:
+        The masks, not applied yet.
 
     Raises:
-        DeltaLensError: bad arguments.
+        DeltaLensError: an argument is invalid.
     """
 
     def kept_of(layer: Layer, weight: Tensor, removed: int) -> PackedMask:
-        kept, stay = PackedMask(weight.numel(), weight.device), weight.numel() - removed
+        kept, kept_count = PackedMask(weight.numel(), weight.device), weight.numel() - removed
         if not removed:
             kept.fill()
-        elif stay:
+        elif kept_count:
             name = layer.weight_name
-            _, drawn = draw({name: weight.numel()}, stay, seed, serial_map, weight.device)
+            _, drawn = draw({name: weight.numel()}, kept_count, seed, serial_map, weight.device)
             kept.write(0, drawn[name])
         return kept
 
@@ -209,14 +253,21 @@ def l1_weight_mask(
     include: str | None = None,
     mask_ratio: Ratios = Fraction(1, 10),
 ) -> WeightMasks:
-    """Masks that remove the round(mask_ratio * n) smallest |weights| of each layer (MFT's L1 Mask).
+    """Make masks that remove the round(mask_ratio * n) smallest |weights| of each layer (MFT's L1
+    Mask).
 
     Args:
-        model, blocks, modules, include: as in `choose_layers`.
-        mask_ratio: as in `ratios_of`.
+        model: the model, as in `choose_layers`.
+        blocks: as in `choose_layers`.
+        modules: as in `choose_layers`.
+        include: as in `choose_layers`.
+        mask_ratio: the fraction removed, as in `ratios_of`.
+
+    Returns:
+        The masks, not applied yet.
 
     Raises:
-        DeltaLensError: bad arguments, or a NaN among the weights.
+        DeltaLensError: an argument is invalid, or a weight is NaN.
     """
 
     def kept_of(layer: Layer, weight: Tensor, removed: int) -> PackedMask:
@@ -234,16 +285,16 @@ def _untrained(
     about: dict[str, Any],
 ) -> WeightMasks:
     ratios = ratios_of(mask_ratio, layers)
-    made = []
+    masks = []
     for layer in layers:
         weight = layer.module.get_parameter("weight").detach()
         removed = round(ratios[layer.name] * layer.entries)
-        made.append(WeightMask(layer, weight, kept_of(layer, weight, removed)))
+        masks.append(WeightMask(layer, weight, kept_of(layer, weight, removed)))
     about["mask_ratio"] = describe_ratios(mask_ratio, layers)
-    return WeightMasks(tuple(made), about)
+    return WeightMasks(tuple(masks), about)
 
 
-def _clear(weight: Tensor, kept: PackedMask) -> None:
+def _zero_removed(weight: Tensor, kept: PackedMask) -> None:
     """Make zero, in place, what is not kept."""
     if isinstance(weight, DTensor):
         mask = shard_like(kept.unpacked().view(weight.shape), weight)
@@ -255,24 +306,38 @@ def _clear(weight: Tensor, kept: PackedMask) -> None:
 
 
 def shard_like(tensor: Tensor, like: DTensor) -> Tensor:
-    """What this process has of a tensor that all have whole, sharded as another one."""
-    # Every rank has the same: nothing is sent.
+    """Return this process's shard of a tensor that every process holds whole.
+
+    Args:
+        tensor: the whole tensor, the same on all processes.
+        like: a sharded tensor of the same shape.
+
+    Returns:
+        The local shard of `tensor`, placed as that of `like`.
+    """
+    # Every rank holds the same tensor, so nothing is sent.
     sharded = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
     return sharded.to_local()
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """A tensor, detached and gathered from all processes if it is sharded."""
+    """Detach a tensor, and gather it from all processes if it is sharded.
+
+    Args:
+        tensor: any tensor; if it is sharded, all processes must call this.
+
+    Returns:
+        The whole tensor.
+    """
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _digest(weight: Tensor) -> str:
-    """A hash of a weight's shape and numbers, whatever its dtype: of all up to 32,768, beyond that
-    of 64 evenly spaced runs of 512."""
+    """Hash a weight's shape and numbers, independent of its dtype."""
     flat = gathered(weight).reshape(-1)
     if flat.numel() > _WHOLE:
         step = (flat.numel() - _RUN) // (_RUNS - 1)
-        flat = torch.cat([flat[place * step :][:_RUN] for place in range(_RUNS)])
+        flat = torch.cat([flat[run * step :][:_RUN] for run in range(_RUNS)])
     content = flat.double().cpu().contiguous().numpy().tobytes()
     return hashlib.sha256(f"{list(weight.shape)}".encode() + content).hexdigest()

@@ -16,7 +16,7 @@ _MOST = 10_000
 _MOST_DECIMALS = 1_000
 
 
-def exact_rate(rate: Rate) -> Fraction:
+def exact_rate(rate: Rate, argument: str = "rate") -> Fraction:
     """A rate as an exact fraction: "0.7" and 0.7 are both 7/10.
 
     Raises:
@@ -26,14 +26,14 @@ def exact_rate(rate: Rate) -> Fraction:
         number = rate if isinstance(rate, Fraction) else Decimal(str(rate).strip())
         inside = 0 <= number <= 1
     except (InvalidOperation, ValueError) as error:
-        raise DeltaLensError(f"rate {str(rate)!r} is not a number between 0 and 1") from error
+        raise DeltaLensError(f"{argument} {str(rate)!r} is not a number between 0 and 1") from error
     if isinstance(number, Decimal) and number.is_infinite():
-        raise DeltaLensError(f"rate {str(rate)!r} is not a number between 0 and 1")
+        raise DeltaLensError(f"{argument} {str(rate)!r} is not a number between 0 and 1")
     if not inside:
-        raise DeltaLensError(f"rate {rate} is outside [0, 1]")
+        raise DeltaLensError(f"{argument} {rate} is outside [0, 1]")
     # As a fraction, 1e-999999999 would have as many digits.
     if isinstance(number, Decimal) and number and number.adjusted() < -_MOST_DECIMALS:
-        raise DeltaLensError(f"rate {rate}: more than {_MOST_DECIMALS:,} decimals")
+        raise DeltaLensError(f"{argument} {rate}: has more than {_MOST_DECIMALS:,} decimals")
     return Fraction(number)
 
 

@@ -1,1 +1,1 @@
-"""What to log while a model trains."""
+"""Probes measure a training while it runs."""

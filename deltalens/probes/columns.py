@@ -1,4 +1,4 @@
-"""What a probe has measured, as the tables of a run have it (docs/records.md)."""
+"""A probe's measurements as the tables of a run (docs/records.md)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from deltalens.gradients.ranked import Survey
 __all__ = ["QUANTILES", "columns_of", "histograms_of", "mask_rows", "tensor_row"]
 
 QUANTILES = {"q50": 0.5, "q90": 0.9, "q99": 0.99, "q999": 0.999}
-"""Column -> fraction of the finite entries."""
+"""Column -> the fraction of the finite entries at which the magnitude is taken."""
 
 
 def histograms_of(number: int, surveys: Sequence[Survey]) -> dict[str, Any]:
-    """The table `histograms` of one step, column by column."""
-    bins = [one.numbers.bins for one in surveys]
+    """Build the table `histograms` of one step.
+
+    Args:
+        number: the step's number.
+        surveys: the fetched surveys of the step.
+
+    Returns:
+        Column name -> values, one per occupied bin; the tensor names as (codes, categories).
+    """
+    bins = [survey.stats.bins for survey in surveys]
     low, high, counts = (np.concatenate(column) for column in zip(*bins, strict=True))
-    names = [one.gradient.name for one in surveys]
+    names = [survey.gradient.name for survey in surveys]
     codes = np.repeat(np.arange(len(names), dtype=np.int32), [len(low) for low, _, _ in bins])
     return {
         "step": np.full(len(low), number),
@@ -32,22 +40,31 @@ def histograms_of(number: int, surveys: Sequence[Survey]) -> dict[str, Any]:
 
 
 def tensor_row(
-    number: int, one: Survey, changes: Mapping[str, Mapping[str, float]]
+    number: int, survey: Survey, changes: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
-    """A row of the table `tensors`."""
-    found, entries = one.numbers, one.gradient.entries
+    """Build one row of the table `tensors`.
+
+    Args:
+        number: the step's number.
+        survey: the fetched survey of one tensor.
+        changes: parameter name -> shares of entries that the step changed; may be empty.
+
+    Returns:
+        Column name -> value.
+    """
+    stats, entries = survey.stats, survey.gradient.entries
     return {
         "step": number,
-        "tensor": one.gradient.name,
+        "tensor": survey.gradient.name,
         "entries": entries,
-        "norm": math.sqrt(found.squares),
-        "mean": found.total / entries if entries else math.nan,
-        **dict(zip(QUANTILES, found.quantiles, strict=True)),
-        "zeros": found.zeros,
-        "subnormals": found.subnormals,
-        "infinities": found.infinities,
-        "nans": found.nans,
-        **changes.get(one.gradient.name, {}),
+        "norm": math.sqrt(stats.square_sum),
+        "mean": stats.magnitude_sum / entries if entries else math.nan,
+        **dict(zip(QUANTILES, stats.quantiles, strict=True)),
+        "zeros": stats.zeros,
+        "subnormals": stats.subnormals,
+        "infinities": stats.infinities,
+        "nans": stats.nans,
+        **changes.get(survey.gradient.name, {}),
     }
 
 
@@ -57,29 +74,39 @@ def mask_rows(
     ratios: Sequence[float],
     compared: Mapping[tuple[str, float], Mapping[str, float]],
 ) -> list[dict[str, Any]]:
-    """Rows of the table `masks`, one for each tensor and ratio.
+    """Build the rows of the table `masks`, one for each tensor and ratio.
 
     Args:
-        number: of the step.
-        surveys: its tensors.
+        number: the step's number.
+        surveys: the fetched surveys of the step.
         ratios: the mask ratios.
-        compared: what a mask has in common with others, by tensor and ratio.
+        compared: (parameter name, ratio) -> overlap of the mask with earlier masks.
+
+    Returns:
+        One row per tensor and ratio, as column name -> value.
     """
     return [
         {
             "step": number,
-            "tensor": one.gradient.name,
+            "tensor": survey.gradient.name,
             "mask_ratio": ratio,
-            "threshold": one.tops[ratio].threshold if ratio in one.tops else math.nan,
-            "entries": one.gradient.entries,
-            **compared.get((one.gradient.name, ratio), {}),
+            "threshold": survey.tops[ratio].threshold if ratio in survey.tops else math.nan,
+            "entries": survey.gradient.entries,
+            **compared.get((survey.gradient.name, ratio), {}),
         }
-        for one in surveys
+        for survey in surveys
         for ratio in ratios
     ]
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Rows, column by column; what a row does not have is None."""
+    """Transpose rows into columns.
+
+    Args:
+        rows: rows as column name -> value; they may lack columns.
+
+    Returns:
+        Column name -> values; None where a row lacks the column.
+    """
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}

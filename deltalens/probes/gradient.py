@@ -1,4 +1,4 @@
-"""GradientProbe: what the gradients of a training look like, and which entries stay on top."""
+"""GradientProbe: log what the gradients of a training look like, and which entries stay on top."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from deltalens.numerics.masks import PackedMask, compare
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection import compile_loops
 from deltalens.probes.columns import QUANTILES, columns_of, histograms_of, mask_rows, tensor_row
-from deltalens.probes.history import History, LearnedMasks
+from deltalens.probes.history import History, LearnedMasks, packed_reference
 from deltalens.probes.sinks import Sink, make_sink
 from deltalens.probes.updates import Updates
 
 __all__ = ["GradientProbe"]
 
 _Key = tuple[str, float]
-"""A tensor's name and a mask ratio."""
+"""A parameter's name and a mask ratio."""
 T = TypeVar("T")
 
 
@@ -57,40 +57,63 @@ class _Measured:
     number: int
     surveys: list[Survey]
     learned: list[dict[str, float | str]]
-    """Rows of learned masks."""
+    """Rows of the table `learned`."""
 
 
 class GradientProbe(Subscriber):
     """Log gradient-magnitude histograms, thresholds and mask overlap while a model trains.
 
-    Hooks the optimizer's step, where the gradient is final: accumulated, clipped, unscaled. Nothing
-    of the training changes: parameters are bit-identical with and without it. Under DDP the first
-    process alone measures; sharded gradients (FSDP2) are measured by all, and logged by the first.
+    The probe hooks the optimizer's step, where the gradient is final: accumulated, clipped and
+    unscaled. It changes nothing: parameters are bit-identical with and without it. Under DDP the
+    first process alone measures; sharded gradients (FSDP2) are measured by all processes and logged
+    by the first. An error while logging ends the logging with a warning, never the training.
+
+    Memory: with `overlap`, three bits per entry and mask ratio, four with a reference; with
+    `updates`, a copy of the watched parameters; with `learned`, three bits per entry.
 
     Args:
-        model: whose gradients; wrapped later or not.
-        log_dir: the run's folder (`docs/records.md`); must be new.
-        optimizer: only steps of this one, or these; by default every optimizer that steps
-            parameters of the model, whenever it is made.
-        every: log every so many steps; or a function from the step's number (0-based) to whether
-            it is logged. Optimizers that step one after the other, without a backward pass in
-            between, take one step together.
-        mask_ratios: fractions masked out, in [0, 1), at which thresholds and masks are taken
+        model: the model that is trained; it may be wrapped (DDP, FSDP2, torch.compile) before or
+            after.
+        log_dir: the run's folder (`docs/records.md`); it must be new.
+        optimizer: log only the steps of this optimizer, or of these; by default those of every
+            optimizer that steps parameters of the model, whenever it is made.
+        every: log every this many steps, or a function from the step's number (0-based) to whether
+            it is logged. Optimizers that step one after the other without a backward pass in
+            between take one step together.
+        mask_ratios: fractions masked out, in [0, 1), at which thresholds and masks are computed
             (GMT, Eq. 3).
-        scope: what is ranked together: `tensor`, `layer` (a transformer block) or `global`.
-        include, exclude: regular expressions over parameter names.
-        overlap: compare the masks of the top entries over steps. Memory: three bits per entry and
-            ratio, four with a reference.
-        updates: log how many entries' stored bits a step changed. Memory: a copy of the watched
-            parameters.
+        scope: what is ranked together: the entries of one `tensor`, of one `layer` (a transformer
+            block), or all (`global`).
+        include: log only parameters whose name matches this regular expression.
+        exclude: do not log parameters whose name matches this regular expression.
+        overlap: compare the masks of the top entries between steps.
+        updates: log how many entries' stored bits each step changed.
         sinks: a TensorBoard `SummaryWriter`, a Weights & Biases run, or both.
-        reference: a mask to compare with as well: parameter name -> bool tensor of its shape.
-        learned: masks of weights that the training learns, as they are now:
-            `MaskTuning.packed_masks`. Memory: three bits per entry.
-        first_step: the number of the first step, where a training goes on.
+        reference: masks to compare with as well: parameter name -> bool tensor of its shape.
+        learned: a function that returns the current masks of weights which the training learns,
+            such as `MaskTuning.packed_masks`.
+        first_step: number of the first step, if a training is resumed.
 
     Raises:
-        DeltaLensError: bad arguments, before anything is hooked.
+        DeltaLensError: an argument is invalid; raised before anything is hooked.
+
+    Example:
+        >>> import torch
+        >>> from deltalens import GradientProbe, load_run
+        >>> model = torch.nn.Linear(8, 8)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with GradientProbe(model, "my-run", every=2, mask_ratios=[0.5]) as probe:
+        ...     for _ in range(4):
+        ...         optimizer.zero_grad()
+        ...         model(torch.randn(4, 8)).square().sum().backward()
+        ...         optimizer.step()
+        >>> masks = load_run("my-run").masks
+        >>> masks[["step", "tensor", "mask_ratio", "kept"]].astype({"kept": int})
+           step  tensor  mask_ratio  kept
+        0     0  weight         0.5    32
+        1     0    bias         0.5     4
+        2     2  weight         0.5    32
+        3     2    bias         0.5     4
     """
 
     def __init__(
@@ -113,13 +136,13 @@ class GradientProbe(Subscriber):
     ) -> None:
         super().__init__(model, optimizer)
         self.log_dir = Path(log_dir)
-        self._due = _schedule(every)
+        self._is_due = _schedule(every)
         self._ratios = _ratios(mask_ratios)
         self._scope = check_scope(scope)
         self._names = choose_parameters(model, include, exclude, "GradientProbe")
         self._units = StepUnits(self._scope, self._names)
-        self._passed_over = UnrankableGradients(
-            "GradientProbe cannot rank these, and passes them over"
+        self._unrankable = UnrankableGradients(
+            "GradientProbe cannot rank these gradients and skips them"
         )
         self._overlap, self._first_step = overlap, first_step
         self._sinks: list[Sink] = [make_sink(sink) for sink in sinks]
@@ -139,28 +162,33 @@ class GradientProbe(Subscriber):
         }
         self._scratch = Scratch()
         self._history: dict[tuple[str, float], History] = {}
-        self._begun: tuple[object, bool] = (self, False)
-        """The last step, and whether it is logged."""
+        self._current_step: tuple[object, bool] = (self, False)
+        """The last step that was seen, and whether it is logged."""
         self._writer: RunWriter | None = None
         self._logging = False
-        self._told_nan: set[str] = set()
+        self._warned_of_nan: set[str] = set()
 
     def attach(self) -> Self:
         """Begin to log.
 
+        Returns:
+            The probe itself.
+
         Raises:
-            DeltaLensError: attached already; the folder holds something; a given optimizer does
-                not hold the model's parameters.
+            DeltaLensError: the probe is attached already or has logged a run, the folder is not
+                empty, or a given optimizer holds none of the model's parameters.
         """
         if self.steps and not self._attached:
-            raise DeltaLensError(f"{self.log_dir}: this probe has logged its run; make a new one")
+            raise DeltaLensError(
+                f"{self.log_dir}: this probe has logged its run already; make a new one"
+            )
         opened = not self._attached and _is_first()
         if opened:
             self._writer = RunWriter(self.log_dir, self._spec)
         try:
             watched = [p for name, p in named_parameters(self.model) if name in self._names]
-            here = {p.dtype for p in watched if p.device.type == "cpu"}
-            for dtype in here.intersection(FLOATS):
+            cpu_dtypes = {p.dtype for p in watched if p.device.type == "cpu"}
+            for dtype in cpu_dtypes.intersection(FLOATS):
                 compile_loops(dtype)
             super().attach()
         except BaseException:
@@ -171,110 +199,129 @@ class GradientProbe(Subscriber):
         return self
 
     def close(self) -> None:
-        """Close the run."""
+        """Close the run's folder."""
         if self._writer is not None and self._logging:
             self._guarded(self._writer.close)
         self._logging = False
 
     def open_step(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
-        """Keep the parameters, if what the step does to them is logged."""
+        """Copy the parameters before a step that computes its gradients itself, if updates are
+        logged.
+
+        Args:
+            parameters: name and parameter of all that the step may move.
+        """
         if self._updates is not None and self._logging and _is_first():
-            self._guarded(lambda: self._keep(parameters))
+            self._guarded(lambda: self._copy_parameters(parameters))
 
     def before_step(self, step: GradientStep) -> _Measured | None:
-        """Measure the gradients, if this step is logged.
+        """Measure the gradients, if the step is logged.
+
+        Args:
+            step: the optimizer step; its gradients are final.
 
         Returns:
-            What was measured.
+            The measurements, for `after_step`; None if the step is not logged.
         """
         number = step.number + self._first_step
         if not self._logging:
             return None
-        begins = self._begun[0] is not step.whole
-        if begins:
-            self._begun = step.whole, self._due(number)
-        if not self._begun[1]:
+        is_new = self._current_step[0] is not step.shared_step
+        if is_new:
+            self._current_step = step.shared_step, self._is_due(number)
+        if not self._current_step[1]:
             return None
-        begun = time.perf_counter()
-        measured = self._guarded(lambda: self._measure(number, step, begins))
-        self.seconds += time.perf_counter() - begun
+        started = time.perf_counter()
+        measured = self._guarded(lambda: self._measure(number, step, is_new))
+        self.seconds += time.perf_counter() - started
         return measured
 
-    def after_step(self, step: GradientStep, held: _Measured | None) -> None:
-        """Look at what the step did, and record it."""
-        if held is None or not self._logging:
+    def after_step(self, step: GradientStep, state: _Measured | None) -> None:
+        """Measure what the step changed, and record the step.
+
+        Args:
+            step: the optimizer step, which has been taken.
+            state: what `before_step` returned.
+        """
+        if state is None or not self._logging:
             return
-        begun = time.perf_counter()
-        self._guarded(lambda: self._record(held))
-        self.count(step)
-        self.seconds += time.perf_counter() - begun
+        started = time.perf_counter()
+        self._guarded(lambda: self._record(state))
+        self.count_step(step)
+        self.seconds += time.perf_counter() - started
+
+    def _settings(self) -> dict[str, object]:
+        ratios = list(self._ratios) if len(self._ratios) < 6 else f"{len(self._ratios)} ratios"
+        return {"log_dir": str(self.log_dir)[-200:], "scope": self._scope, "mask_ratios": ratios}
 
     def _guarded(self, work: Callable[[], T]) -> T | None:
-        """A fault in logging ends the logging, never the training."""
+        """Run `work`; an error in it ends the logging, never the training."""
         try:
             return work()
         except Exception as error:
             self._logging = False
             warnings.warn(
-                f"GradientProbe stops logging to {self.log_dir}: {type(error).__name__}: {error}",
+                f"GradientProbe stops logging to {self.log_dir} (the training goes on): "
+                f"{type(error).__name__}: {error}",
                 stacklevel=4,
             )
             return None
 
-    def _keep(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+    def _copy_parameters(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
         assert self._updates is not None
         for name, parameter in parameters:
             if name in self._names:
-                self._updates.keep(name, parameter)
+                self._updates.copy_before(name, parameter)
 
-    def _measure(self, number: int, step: GradientStep, begins: bool) -> _Measured | None:
-        watched = self._passed_over.sort_out(
-            one for one in step.gradients if one.name in self._names
+    def _measure(self, number: int, step: GradientStep, is_new: bool) -> _Measured | None:
+        watched = self._unrankable.rankable(
+            gradient for gradient in step.gradients if gradient.name in self._names
         )
         sharded = any(gradient.groups for gradient in watched)
         if not watched or not (sharded or _is_first()):
             return None
         self._units.check(step, watched)
         fractions = list(QUANTILES.values())
-        with rank_gradients(step, watched, self._scope, self._scratch, fractions) as found:
-            surveys = found.survey(self._ratios)
+        with rank_gradients(step, watched, self._scope, self._scratch, fractions) as ranking:
+            surveys = ranking.survey(self._ratios)
         if self._updates is not None:
-            if not step.opened:
-                self._keep([(one.name, one.parameter) for one in watched])
-            self._updates.before(watched)
-        learned = self._learned.rows(number) if self._learned is not None and begins else []
+            if not step.announced:
+                self._copy_parameters([(gradient.name, gradient.parameter) for gradient in watched])
+            self._updates.before_step(watched)
+        learned = self._learned.rows(number) if self._learned is not None and is_new else []
         return _Measured(number, surveys, learned)
 
     def _warn_of_nans(self, number: int, surveys: Sequence[Survey]) -> None:
-        for one in surveys:
-            if one.numbers.nans and one.gradient.name not in self._told_nan:
-                self._told_nan.add(one.gradient.name)
+        for survey in surveys:
+            if survey.stats.nans and survey.gradient.name not in self._warned_of_nan:
+                self._warned_of_nan.add(survey.gradient.name)
                 warnings.warn(
-                    f"step {number}: {one.numbers.nans:,} NaN in the gradient of "
-                    f"{one.gradient.name!r}; its masks are left out",
+                    f"step {number}: {survey.stats.nans:,} NaN in the gradient of "
+                    f"{survey.gradient.name!r}; no masks are logged for it",
                     stacklevel=6,
                 )
 
     def _record(self, measured: _Measured) -> None:
         number, surveys = measured.number, measured.surveys
-        changes = self._updates.after([one.gradient for one in surveys]) if self._updates else {}
-        spec = self._comparisons(surveys)
-        rows = fetch_surveys(surveys, self._compare(spec))
+        gradients = [survey.gradient for survey in surveys]
+        changes = self._updates.after_step(gradients) if self._updates else {}
+        pairs = self._comparisons(surveys)
+        rows = fetch_surveys(surveys, self._compare(pairs))
         self._warn_of_nans(number, surveys)
-        valid = {(one.gradient.name, ratio) for one in surveys for ratio in one.tops}
+        valid = {(survey.gradient.name, ratio) for survey in surveys for ratio in survey.tops}
         compared = {
-            key: self._history[key].take(gradient.entries, top.mask, row)
-            for (key, gradient, top), row in zip(spec, rows, strict=True)
+            key: self._history[key].record(gradient.entries, top.mask, row)
+            for (key, gradient, top), row in zip(pairs, rows, strict=True)
             if key in valid
         }
         writer = self._writer
         if writer is None:
             return
         writer.add("histograms", histograms_of(number, surveys))
-        writer.add("tensors", columns_of([tensor_row(number, one, changes) for one in surveys]))
+        tensor_rows = [tensor_row(number, survey, changes) for survey in surveys]
+        writer.add("tensors", columns_of(tensor_rows))
         if self._ratios:
-            rows_of_masks = mask_rows(number, surveys, self._ratios, compared)
-            writer.add("masks", columns_of(rows_of_masks))
+            writer.add("masks", columns_of(mask_rows(number, surveys, self._ratios, compared)))
         if measured.learned:
             writer.add("learned", columns_of(measured.learned))
         for sink in self._sinks:
@@ -283,57 +330,44 @@ class GradientProbe(Subscriber):
         writer.flush_if_due()
 
     def _write_facts(self, writer: RunWriter, surveys: Sequence[Survey]) -> None:
-        known = writer.facts.setdefault("tensors", {})
-        new = {one.gradient.name: one.gradient.entries for one in surveys} | known
-        passed_over = dict(self._passed_over.reasons)
-        if len(new) > len(known) or passed_over != writer.facts.get("passed_over", {}):
-            writer.facts["tensors"] = known | new
-            if passed_over:
-                writer.facts["passed_over"] = passed_over
+        recorded = writer.facts.setdefault("tensors", {})
+        tensors = {survey.gradient.name: survey.gradient.entries for survey in surveys} | recorded
+        unrankable = dict(self._unrankable.reasons)
+        if len(tensors) > len(recorded) or unrankable != writer.facts.get("passed_over", {}):
+            writer.facts["tensors"] = recorded | tensors
+            if unrankable:
+                writer.facts["passed_over"] = unrankable
             writer.write_manifest()
 
     def _comparisons(self, surveys: Sequence[Survey]) -> list[tuple[_Key, Gradient, TopEntries]]:
         if not self._overlap:
             return []
         return [
-            ((one.gradient.name, ratio), one.gradient, top)
-            for one in surveys
-            for ratio, top in one.tops.items()
+            ((survey.gradient.name, ratio), survey.gradient, top)
+            for survey in surveys
+            for ratio, top in survey.tops.items()
         ]
 
-    def _compare(self, spec: Sequence[tuple[_Key, Gradient, TopEntries]]) -> list[Tensor]:
-        """What each mask has in common with others, over all ranks: `compare`'s rows."""
+    def _compare(self, pairs: Sequence[tuple[_Key, Gradient, TopEntries]]) -> list[Tensor]:
+        """Count what each mask shares with earlier ones, over all ranks: the rows of
+        `masks.compare`."""
         rows: list[Tensor] = []
-        for key, gradient, top in spec:
-            known = self._history.get(key)
-            if known is None or not known.fits(top.mask):
+        for key, gradient, top in pairs:
+            history = self._history.get(key)
+            if history is None or not history.comparable(top.mask):
                 ever = PackedMask(top.mask.size, top.mask.bytes.device)
-                self._history[key] = History(ever, self._reference_of(gradient))
-            history = self._history[key]
+                reference = packed_reference(self._reference.get(gradient.name), gradient)
+                history = self._history[key] = History(ever, reference)
             rows.append(compare(top.mask, history.others(), history.ever))
-        for groups in dict.fromkeys(g.groups for _, g, _ in spec if g.groups):
-            places = [place for place, (_, g, _) in enumerate(spec) if g.groups == groups]
-            together = torch.stack([rows[place] for place in places])
-            reduce = reducer_for(spec[places[0]][1])
+        for groups in dict.fromkeys(g.groups for _, g, _ in pairs if g.groups):
+            indices = [index for index, (_, g, _) in enumerate(pairs) if g.groups == groups]
+            stacked = torch.stack([rows[index] for index in indices])
+            reduce = reducer_for(pairs[indices[0]][1])
             assert reduce is not None
-            reduce(together)
-            for place, row in zip(places, together, strict=True):
-                rows[place] = row
+            reduce(stacked)
+            for index, row in zip(indices, stacked, strict=True):
+                rows[index] = row
         return rows
-
-    def _reference_of(self, gradient: Gradient) -> PackedMask | None:
-        given = self._reference.get(gradient.name)
-        if given is None:
-            return None
-        if given.numel() != gradient.local.numel():
-            raise DeltaLensError(
-                f"{gradient.name!r}: the reference mask has {given.numel():,} entries, the "
-                f"gradient {gradient.local.numel():,}"
-            )
-        device = gradient.local.device
-        packed = PackedMask(given.numel(), device)
-        packed.write(0, given.detach().to(device).reshape(-1).bool())
-        return packed
 
 
 def _is_first() -> bool:
@@ -344,12 +378,16 @@ def _schedule(every: int | Callable[[int], bool]) -> Callable[[int], bool]:
     if callable(every):
         return every
     if isinstance(every, bool) or every < 1:
-        raise DeltaLensError(f"every={every}: at least 1, or a function from step to bool")
+        raise DeltaLensError(
+            f"every={every}: must be at least 1, or a function from the step number to bool"
+        )
     return lambda number: number % every == 0
 
 
 def _ratios(mask_ratios: Sequence[float]) -> tuple[float, ...]:
-    wrong = [ratio for ratio in mask_ratios if not 0 <= ratio < 1]
-    if wrong:
-        raise DeltaLensError(f"mask ratio {wrong[0]}: in [0, 1), the fraction masked out")
+    outside = [ratio for ratio in mask_ratios if not 0 <= ratio < 1]
+    if outside:
+        raise DeltaLensError(
+            f"mask_ratios: {outside[0]} is not in [0, 1); a mask ratio is the fraction masked out"
+        )
     return tuple(dict.fromkeys(float(Fraction(str(ratio))) for ratio in mask_ratios))

@@ -1,4 +1,5 @@
-"""How many of a parameter's entries an optimizer step moved: what delta weight sync depends on."""
+"""Count the entries of a parameter that an optimizer step changed, which is what delta weight sync
+transfers."""
 
 from __future__ import annotations
 
@@ -17,54 +18,70 @@ __all__ = ["Updates"]
 
 
 class Updates:
-    """A copy of the watched parameters from before a step, to compare with after it."""
+    """A copy of the watched parameters from before a step, for comparison after it."""
 
     def __init__(self) -> None:
         self._before: dict[str, Tensor] = {}
-        self._moving: dict[str, PackedMask] = {}
+        self._nonzero: dict[str, PackedMask] = {}
 
-    def keep(self, name: str, parameter: nn.Parameter) -> None:
-        """Keep the stored bits."""
-        now = local_part(parameter)
-        kept = self._before.get(name)
-        if kept is None or (kept.shape, kept.dtype, kept.device) != (
-            now.shape,
-            now.dtype,
-            now.device,
+    def copy_before(self, name: str, parameter: nn.Parameter) -> None:
+        """Copy a parameter's bits.
+
+        Args:
+            name: the parameter's name.
+            parameter: the parameter, before the step.
+        """
+        current = local_part(parameter)
+        copy = self._before.get(name)
+        if copy is None or (copy.shape, copy.dtype, copy.device) != (
+            current.shape,
+            current.dtype,
+            current.device,
         ):
-            kept = self._before[name] = torch.empty_like(now)
-        kept.copy_(now)
+            copy = self._before[name] = torch.empty_like(current)
+        copy.copy_(current)
 
-    def before(self, gradients: Sequence[Gradient]) -> None:
-        """Keep which entries have a gradient at all."""
-        for one in gradients:
+    def before_step(self, gradients: Sequence[Gradient]) -> None:
+        """Record which entries have a nonzero gradient.
+
+        Args:
+            gradients: the gradients of the step.
+        """
+        for gradient in gradients:
             # In the order of the parameter, not of the gradient's memory.
-            grad = one.parameter.grad
+            grad = gradient.parameter.grad
             assert grad is not None
-            moving = (to_strided(local_part(grad)) != 0).reshape(-1)
-            self._moving[one.name] = PackedMask(moving.numel(), moving.device)
-            self._moving[one.name].write(0, moving)
+            nonzero = (to_strided(local_part(grad)) != 0).reshape(-1)
+            self._nonzero[gradient.name] = PackedMask(nonzero.numel(), nonzero.device)
+            self._nonzero[gradient.name].write(0, nonzero)
 
-    def after(self, gradients: Sequence[Gradient]) -> dict[str, dict[str, float]]:
-        """For each tensor, shares of all its entries: `bits_changed`; `bf16_changed`, had they been
-        rounded to bf16 before and after; `stalled`, whose gradient was not zero and whose bits
-        stayed."""
+    def after_step(self, gradients: Sequence[Gradient]) -> dict[str, dict[str, float]]:
+        """Compare the parameters with their copies.
+
+        Args:
+            gradients: the gradients of the step.
+
+        Returns:
+            Parameter name -> shares of all its entries: `bits_changed`, whose bits differ;
+            `bf16_changed`, whose bits differ after rounding both to bf16; `stalled`, whose bits are
+            the same although the gradient was not zero.
+        """
         rows = {}
-        for one in gradients:
+        for gradient in gradients:
             # A tensor without entries has no shares.
-            entries = one.entries or math.nan
-            old, new = self._before[one.name], local_part(one.parameter)
+            entries = gradient.entries or math.nan
+            old, new = self._before[gradient.name], local_part(gradient.parameter)
             integer = integer_of(new.dtype)
             same = (old.view(integer) == new.view(integer)).reshape(-1)
-            moving = self._moving.pop(one.name).unpacked()
+            nonzero = self._nonzero.pop(gradient.name).unpacked()
             rounded = old.bfloat16().view(torch.int16) != new.bfloat16().view(torch.int16)
-            counts = torch.stack([(~same).sum(), rounded.sum(), (same & moving).sum()])
-            for group in one.groups:
+            counts = torch.stack([(~same).sum(), rounded.sum(), (same & nonzero).sum()])
+            for group in gradient.groups:
                 dist.all_reduce(counts, group=group)
-            changed, narrow, stalled = counts.tolist()
-            rows[one.name] = {
+            changed, bf16_changed, stalled = counts.tolist()
+            rows[gradient.name] = {
                 "bits_changed": changed / entries,
-                "bf16_changed": narrow / entries,
+                "bf16_changed": bf16_changed / entries,
                 "stalled": stalled / entries,
             }
         return rows

@@ -195,7 +195,9 @@ def test_a_probe_never_ends_such_a_training(tmp_path: Path, kind: Any) -> None:
 
     with (
         GradientProbe(model, tmp_path / "run") as probe,
-        pytest.warns(UserWarning, match="what is logged is the gradient of the first") as told,
+        pytest.warns(
+            UserWarning, match="only the gradient of the first evaluation is logged"
+        ) as told,
     ):
         two_steps()
     assert len([one for one in told if "evaluates its closure" in str(one.message)]) == 1

@@ -56,9 +56,9 @@ def test_a_survey_is_the_same_and_waits_once(dtype: torch.dtype, scope: Scope) -
     assert all(row[0] == row[1] == row[4] for row in counts)
     for one in found:
         other = here[one.gradient.name]
-        assert (one.numbers.octaves == other.numbers.octaves).all()
-        assert one.numbers.quantiles == other.numbers.quantiles
-        assert math.isclose(one.numbers.squares, other.numbers.squares, rel_tol=1e-6)
+        assert (one.stats.octaves == other.stats.octaves).all()
+        assert one.stats.quantiles == other.stats.quantiles
+        assert math.isclose(one.stats.square_sum, other.stats.square_sum, rel_tol=1e-6)
         for ratio in RATIOS:
             assert one.tops[ratio].threshold == other.tops[ratio].threshold
             mask = one.tops[ratio].mask.unpacked().cpu()

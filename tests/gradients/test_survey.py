@@ -135,9 +135,9 @@ def test_any_length_wherever_it_begins(engine: None, size: int, dtype: torch.dty
 
 def check_numbers(values: Tensor, size: int) -> None:
     (one,) = measured([gradient("w", values)], "tensor", [0.5] if size else [])
-    assert one.numbers.zeros == int((values == 0).sum())
-    assert one.numbers.octaves.sum() == sum(oracle.octaves(values).values())
-    assert one.numbers.squares == pytest.approx(float(values.double().square().sum()))
+    assert one.stats.zeros == int((values == 0).sum())
+    assert one.stats.octaves.sum() == sum(oracle.octaves(values).values())
+    assert one.stats.square_sum == pytest.approx(float(values.double().square().sum()))
     if size:
         least = oracle.threshold({"w": values}, 0.5)
         assert one.tops[0.5].mask.unpacked().tolist() == (values.abs() >= least).tolist()
@@ -151,11 +151,11 @@ def test_histograms_and_what_is_counted_apart(
     values = make(kind, 300, dtype, 3)
     values[[5, 17, 90]] = torch.tensor([math.inf, -math.inf, math.inf], dtype=dtype)
     (one,) = measured([gradient("w", values)])
-    low, high, counts = one.numbers.bins
+    low, high, counts = one.stats.bins
     found = dict(zip(zip(low.tolist(), high.tolist(), strict=True), counts.tolist(), strict=True))
     assert found == oracle.octaves(values)
     apart = {
-        name: getattr(one.numbers, name) for name in ("zeros", "subnormals", "infinities", "nans")
+        name: getattr(one.stats, name) for name in ("zeros", "subnormals", "infinities", "nans")
     }
     assert apart == oracle.counted_apart(values)
     assert counts.sum() + sum(apart.values()) == 300
@@ -167,9 +167,9 @@ def test_norm_mean_and_quantiles(engine: None, dtype: torch.dtype, kind: str, ch
     values = make(kind, 301, dtype, 4)
     (one,) = measured([gradient("w", values)])
     if kind != "any":
-        assert math.sqrt(one.numbers.squares) == pytest.approx(oracle.norm(values), rel=1e-5)
-        assert one.numbers.total / 301 == pytest.approx(oracle.mean(values), rel=1e-5)
-    for fraction, quantile in zip(QUANTILES.values(), one.numbers.quantiles, strict=True):
+        assert math.sqrt(one.stats.square_sum) == pytest.approx(oracle.norm(values), rel=1e-5)
+        assert one.stats.magnitude_sum / 301 == pytest.approx(oracle.mean(values), rel=1e-5)
+    for fraction, quantile in zip(QUANTILES.values(), one.stats.quantiles, strict=True):
         exact = oracle.quantile(values, fraction)
         if dtype.itemsize == 2:
             assert quantile == exact
@@ -181,7 +181,7 @@ def test_norm_mean_and_quantiles(engine: None, dtype: torch.dtype, kind: str, ch
 def test_norms_of_tiny_and_huge_gradients(engine: None, size: float) -> None:
     values = make("normal", 1000, torch.float32, 0) * size
     (one,) = measured([gradient("w", values)])
-    assert math.sqrt(one.numbers.squares) == pytest.approx(oracle.norm(values), rel=1e-5)
+    assert math.sqrt(one.stats.square_sum) == pytest.approx(oracle.norm(values), rel=1e-5)
 
 
 @dtypes
@@ -190,9 +190,9 @@ def test_a_loss_scale_is_taken_off(engine: None, dtype: torch.dtype) -> None:
     plain = make("grid", 200, dtype, 1)
     (one,) = measured([gradient("w", plain * 1024, scale)], "tensor", [0.5])
     (other,) = measured([gradient("w", plain)], "tensor", [0.5])
-    assert np.array_equal(one.numbers.octaves, other.numbers.octaves)
+    assert np.array_equal(one.stats.octaves, other.stats.octaves)
     assert one.tops[0.5].threshold == other.tops[0.5].threshold
-    assert one.numbers.squares == pytest.approx(other.numbers.squares)
+    assert one.stats.square_sum == pytest.approx(other.stats.square_sum)
 
 
 @dtypes
@@ -204,7 +204,7 @@ def test_what_holds_a_nan_is_counted_and_not_ranked(
     broken[7] = math.nan
     given = [gradient("a.0.w", broken), gradient("a.1.w", whole)]
     found = {one.gradient.name: one for one in measured(given, scope, [0.5])}
-    assert found["a.0.w"].numbers.nans == 1
+    assert found["a.0.w"].stats.nans == 1
     assert not found["a.0.w"].tops
     assert bool(found["a.1.w"].tops) == (scope != "global")
 

@@ -51,7 +51,7 @@ def test_masks_come_and_go_while_others_train(tmp_path: Path) -> None:
         times = 0
         while not done.is_set():
             with GradientMask(nn.Linear(3, 3), 0.5) as mask:
-                mask.told = True  # No step is expected of it.
+                mask.notified = True  # No step is expected of it.
             if times % 20 == 0:
                 MaskTuning(finished()).detach()
             times += 1

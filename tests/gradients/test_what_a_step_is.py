@@ -109,7 +109,7 @@ def test_in_the_backward_pass_a_wider_scope_is_refused_before_anything_moves(
     model = llama()
     stepped_in_backward(model)
     before, ids = bits_of(model), next(batches())
-    message = f"scope='{scope}' ranks (.*) together, and several optimizers take this step"
+    message = f"scope='{scope}' ranks (.*) together, but several optimizers take this step"
     with GradientMask(model, 0.5, scope=scope), pytest.raises(DeltaLensError, match=message):
         loss_of(model, ids).backward()
     moved = [name for name, value in bits_of(model).items() if not torch.equal(value, before[name])]

@@ -89,11 +89,14 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "no such block": ({"": 0.1, "9": 0.2}, "mask_ratio for 9: no masked layer(.*)blocks 0 to 3"),
     "a range backwards": ({"": 0.1, "3-1": 0.2}, "blocks='3-1'"),
-    "two as precise": ({"": 0.1, "2": 0.2, "q": 0.3}, r"2\.self_attn\.q_proj: (.*)equally precise"),
-    "ranges that overlap": ({"": 0.1, "0-2": 0.2, "2-3": 0.3}, "equally precise"),
-    "not all": ({"q": 0.1, "0": 0.2}, r"(.|\n)*layers\.1\.self_attn\.k_proj: has none"),
-    "none": ({}, "mask_ratio names nothing"),
-    "a ratio of 1": ({"": 0.1, "q": 1}, r"mask ratio 1 \(q\) is outside"),
+    "two as precise": (
+        {"": 0.1, "2": 0.2, "q": 0.3},
+        r"2\.self_attn\.q_proj: (.*)equally specific",
+    ),
+    "ranges that overlap": ({"": 0.1, "0-2": 0.2, "2-3": 0.3}, "equally specific"),
+    "not all": ({"q": 0.1, "0": 0.2}, r"(.|\n)*layers\.1\.self_attn\.k_proj: no key applies"),
+    "none": ({}, "mask_ratio has no keys"),
+    "a ratio of 1": ({"": 0.1, "q": 1}, r"mask_ratio 1 \(q\) is outside"),
 }
 
 

@@ -744,11 +744,11 @@ def test_what_is_recorded_of_counts_follows_what_is_added() -> None:
     for add in (lambda: made.update(torch.full((5,), 3.0)), lambda: made.merge(more)):
         more.update(torch.full((7,), 0.5))
         add()
-        found = made.numbers([0.0, 1.0])
-        assert made.numbers([0.0, 1.0]) is found
+        found = made.stats([0.0, 1.0])
+        assert made.stats([0.0, 1.0]) is found
         assert int(found.octaves.sum()) == made.total
     assert found.quantiles == [0.5, 3.0]
-    assert made.numbers([0.5]).quantiles == [0.5]
+    assert made.stats([0.5]).quantiles == [0.5]
 
 
 def test_histograms_of_different_dtypes_do_not_mix() -> None:

@@ -245,7 +245,7 @@ def test_nothing_included_shows_the_nearest_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ratio", [-0.1, 1, 1.5, math.nan])
 def test_mask_ratios_outside_are_refused(tmp_path: Path, ratio: float) -> None:
-    with pytest.raises(DeltaLensError, match="mask ratio"):
+    with pytest.raises(DeltaLensError, match=r"mask_ratios: .* not in \[0, 1\)"):
         GradientProbe(net(), tmp_path / "r", mask_ratios=(0.5, ratio))
 
 

@@ -37,14 +37,14 @@ def locate(counts: Any, ranks: Any) -> tuple[Any, Any, Any]:
         IndexError: an array holds fewer.
     """
     if isinstance(counts, np.ndarray):
-        running = counts.cumsum()
-        places = running.searchsorted(ranks, side="right")
-        among = counts[places]
-        return places, ranks - running[places] + among, among
-    running = counts.cumsum(-1)
-    places = torch.searchsorted(running, ranks, right=True).clamp_(max=running.shape[-1] - 1)
-    among = counts.gather(-1, places)
-    return places, ranks - running.gather(-1, places) + among, among
+        cumulative = counts.cumsum()
+        bins = cumulative.searchsorted(ranks, side="right")
+        bin_counts = counts[bins]
+        return bins, ranks - cumulative[bins] + bin_counts, bin_counts
+    cumulative = counts.cumsum(-1)
+    bins = torch.searchsorted(cumulative, ranks, right=True).clamp_(max=cumulative.shape[-1] - 1)
+    bin_counts = counts.gather(-1, bins)
+    return bins, ranks - cumulative.gather(-1, bins) + bin_counts, bin_counts
 
 
 @dataclass
@@ -68,11 +68,11 @@ class Counts:
     """Entries that are exactly zero; they lie in the first bin, beside subnormals."""
     nans: Any = 0
     infinities: Any = 0
-    sizes: Any = 0.0
+    magnitude_sum: Any = 0.0
     """Sum of the magnitudes, where it was taken; infinities and NaNs count."""
-    squares: Any = 0.0
+    square_sum: Any = 0.0
     """Sum of their squares."""
-    _made: dict[tuple[float, ...], TensorStats] = field(
+    _stats_cache: dict[tuple[float, ...], TensorStats] = field(
         default_factory=dict, repr=False, compare=False
     )
 
@@ -91,53 +91,58 @@ class Counts:
         if values.dtype != self.dtype:
             raise TypeError(f"counts of {self.dtype} cannot take {values.dtype}")
         flat, scratch, chunk = values.view(-1), scratch or Scratch(), SIZES.chunk
-        self._made.clear()
+        self._stats_cache.clear()
         for start in range(0, flat.numel(), chunk):
             self._count(flat[start : start + chunk], scratch)
 
-    def _count(self, piece: Tensor, scratch: Scratch) -> None:
-        size, device, shift = piece.numel(), piece.device, prefix_shift(self.dtype)
-        room = scratch.get("counted bits", integer_of(self.dtype), size, device)
-        bits = magnitude_bits(piece, out=room)
+    def _count(self, chunk: Tensor, scratch: Scratch) -> None:
+        size, device, shift = chunk.numel(), chunk.device, prefix_shift(self.dtype)
+        buffer = scratch.get("counted bits", integer_of(self.dtype), size, device)
+        bits = magnitude_bits(chunk, out=buffer)
         if shift:
             torch.bitwise_right_shift(bits, shift, out=bits)
             bits = scratch.get("counted prefixes", torch.int16, size, device).copy_(bits)
         counts = torch.bincount(bits, minlength=PREFIXES)
         self.counts += counts
-        first = int(counts[0])
-        if first and shift:
+        zeros = int(counts[0])
+        if zeros and shift:
             mask = scratch.get("counted zeros", torch.bool, size, device)
-            first = count_true(equal(piece, 0, out=mask))
-        self.zeros += first
+            zeros = count_true(equal(chunk, 0, out=mask))
+        self.zeros += zeros
 
     def merge(self, other: Counts) -> None:
         """Add others of the same dtype to these, both over all prefixes."""
         if other.dtype != self.dtype:
             raise TypeError(f"counts of {self.dtype} and {other.dtype} do not add")
-        self._made.clear()
+        self._stats_cache.clear()
         self.counts += other.counts.to(self.counts.device)
         self.zeros += other.zeros
 
     @classmethod
-    def together(cls, several: Sequence[Counts]) -> Counts:
+    def combined(cls, parts: Sequence[Counts]) -> Counts:
         """Of all that several have counted, of one dtype and device; sums are left out."""
-        if len(several) == 1:
-            return several[0]
-        first = min(one.first for one in several)
-        size = max(one.first + one.counts.numel() for one in several) - first
-        if all(one.counts.numel() == size for one in several):
-            counts = functools.reduce(torch.add, (one.counts for one in several))
+        if len(parts) == 1:
+            return parts[0]
+        first = min(part.first for part in parts)
+        size = max(part.first + part.counts.numel() for part in parts) - first
+        if all(part.counts.numel() == size for part in parts):
+            counts = functools.reduce(torch.add, (part.counts for part in parts))
         else:  # On the CPU, over what each has occupied.
             counts = torch.zeros(size, dtype=torch.int64)
-            whole = counts.numpy()
-            for some, begins in ((one.counts.numpy(), one.first - first + 1) for one in several):
-                whole[0] += some[0]
-                whole[begins:][: some.size - 1] += some[1:]
-        apart = (sum(parts) for parts in zip(*(o.apart for o in several), strict=True))
-        return cls(several[0].dtype, counts, first, *apart)
+            target = counts.numpy()
+            for occupied, start in (
+                (part.counts.numpy(), part.first - first + 1) for part in parts
+            ):
+                target[0] += occupied[0]
+                target[start:][: occupied.size - 1] += occupied[1:]
+        special = (
+            sum(columns)
+            for columns in zip(*(counts.special_counts for counts in parts), strict=True)
+        )
+        return cls(parts[0].dtype, counts, first, *special)
 
     @property
-    def apart(self) -> tuple[Any, Any, Any]:
+    def special_counts(self) -> tuple[Any, Any, Any]:
         """Zeros, NaNs and infinities."""
         return self.zeros, self.nans, self.infinities
 
@@ -151,20 +156,20 @@ class Counts:
         """Whether a bin holds a range of magnitudes (fp32, fp64) rather than a single one."""
         return prefix_shift(self.dtype) > 0
 
-    def beyond(self, prefix: int) -> int:
+    def count_from(self, prefix: int) -> int:
         """How many have this prefix, above 0, or a greater one."""
         return int(self.counts[max(1, prefix - self.first + 1) :].sum())
 
     @property
     def nonfinite(self) -> int:
         """How many of them are infinite or NaN."""
-        return self.beyond(infinity_bits(self.dtype) >> prefix_shift(self.dtype))
+        return self.count_from(infinity_bits(self.dtype) >> prefix_shift(self.dtype))
 
-    def count_at(self, prefix: int) -> int:
+    def count_of(self, prefix: int) -> int:
         """How many have this prefix, on the CPU."""
-        place = prefix - self.first + 1 if prefix else 0
-        here = not prefix or 1 <= place < self.counts.numel()
-        return int(self.counts.numpy()[place]) if here else 0
+        index = prefix - self.first + 1 if prefix else 0
+        counted = not prefix or 1 <= index < self.counts.numel()
+        return int(self.counts.numpy()[index]) if counted else 0
 
     def prefixes_at(self, ranks: Sequence[int]) -> tuple[list[int], list[int]]:
         """The prefix of each rank (0-based, ascending magnitude), and its rank inside.
@@ -174,9 +179,9 @@ class Counts:
         """
         if ranks and min(ranks) < 0:
             raise IndexError(f"rank {min(ranks)}")
-        spec = np.array(ranks, dtype=np.int64)
-        places, inside, _ = locate(self.counts.cpu().numpy(), spec)
-        return [p and p + self.first - 1 for p in places.tolist()], inside.tolist()
+        wanted = np.array(ranks, dtype=np.int64)
+        bins, inside, _ = locate(self.counts.cpu().numpy(), wanted)
+        return [index and index + self.first - 1 for index in bins.tolist()], inside.tolist()
 
     def quantile(self, fractions: Sequence[float], finite: int | None = None) -> list[float]:
         """Magnitudes at these fractions of the finite entries, by nearest rank.
@@ -192,23 +197,23 @@ class Counts:
         if finite == 0:
             return [float("nan")] * len(fractions)
         ranks = [min(finite - 1, max(0, round(q * (finite - 1)))) for q in fractions]
-        found: list[float] = prefix_floors(self.dtype)[self.prefixes_at(ranks)[0]].tolist()
-        return found
+        magnitudes: list[float] = prefix_floors(self.dtype)[self.prefixes_at(ranks)[0]].tolist()
+        return magnitudes
 
     def edges(self) -> Tensor:
         """The smallest magnitude of each finite bin, ascending, fp64."""
         finite = infinity_bits(self.dtype) >> prefix_shift(self.dtype)
         return torch.from_numpy(prefix_floors(self.dtype)[:finite])
 
-    def numbers(self, fractions: Sequence[float]) -> TensorStats:
+    def stats(self, fractions: Sequence[float]) -> TensorStats:
         """All that is recorded of a tensor on the CPU, with quantiles at these fractions; made
         once."""
-        spec = tuple(fractions)
-        if spec not in self._made:
-            self._made[spec] = self._numbers(spec)
-        return self._made[spec]
+        key = tuple(fractions)
+        if key not in self._stats_cache:
+            self._stats_cache[key] = self._make_stats(key)
+        return self._stats_cache[key]
 
-    def _numbers(self, fractions: Sequence[float]) -> TensorStats:
+    def _make_stats(self, fractions: Sequence[float]) -> TensorStats:
         from deltalens.numerics.selection import loops
 
         starts, counts = octave_bins(self.dtype).starts, self.counts.numpy()
@@ -223,8 +228,8 @@ class Counts:
             below - self.zeros,
             self.infinities,
             self.nans,
-            self.sizes,
-            self.squares,
+            self.magnitude_sum,
+            self.square_sum,
             quantiles,
         )
 
@@ -240,9 +245,9 @@ class TensorStats:
     subnormals: int
     infinities: int
     nans: int
-    total: float
+    magnitude_sum: float
     """Sum of the magnitudes."""
-    squares: float
+    square_sum: float
     """Sum of their squares."""
     quantiles: list[float]
     """At the fractions asked for (`Counts.quantile`)."""
@@ -259,8 +264,8 @@ class TensorStats:
 def prefix_floors(dtype: torch.dtype) -> np.ndarray:
     """The smallest number with each prefix, fp64, (32768,)."""
     bits = torch.arange(PREFIXES) << prefix_shift(dtype)
-    found: np.ndarray = bits.to(integer_of(dtype)).view(dtype).double().numpy()
-    return found
+    floors: np.ndarray = bits.to(integer_of(dtype)).view(dtype).double().numpy()
+    return floors
 
 
 class OctaveBins(NamedTuple):

@@ -84,7 +84,7 @@ def count(tensor: Entries, scratch: Scratch) -> Counts:
     counts = np.empty(greatest + 2 - first_prefix if greatest else 1, dtype=np.int64)
     counts[0] = loops.collect(tables, first_prefix, counts[1:])
     found = Counts(values.dtype, torch.from_numpy(counts), first_prefix)
-    found.zeros, found.sizes, found.squares = zeros, total, squares
+    found.zeros, found.magnitude_sum, found.square_sum = zeros, total, squares
     _count_special(found, values)
     return found
 
@@ -118,11 +118,11 @@ def _count_special(found: Counts, values: Tensor) -> None:
         return
     found.zeros = int(counts[0])
     if broken:
-        found.infinities = found.count_at(infinity)
-        found.nans = found.beyond(infinity + 1)
+        found.infinities = found.count_of(infinity)
+        found.nans = found.count_from(infinity + 1)
     occupied = counts[1:].nonzero()[0]
     some, sizes = counts[1:][occupied], prefix_floors(found.dtype)[occupied + found.first]
-    found.sizes, found.squares = float(some @ sizes), float(some @ (sizes * sizes))
+    found.magnitude_sum, found.square_sum = float(some @ sizes), float(some @ (sizes * sizes))
 
 
 class OnCpu:
@@ -144,7 +144,7 @@ class OnCpu:
         def work(unit: int, place: int) -> Counts:
             found = count(units[unit][place], self._scratch)
             if self._fractions:
-                found.numbers(self._fractions)
+                found.stats(self._fractions)
             return found
 
         return self._over(units, work)
@@ -196,7 +196,7 @@ class _Visit:
         return [
             one
             for unit, (counts, ranks) in enumerate(zip(self.counts, self.ranks, strict=True))
-            for one in searches_from_counts(Counts.together(counts), ranks, unit)
+            for one in searches_from_counts(Counts.combined(counts), ranks, unit)
         ]
 
     def __call__(self, windows: Sequence[Window]) -> list[Observed]:
@@ -262,7 +262,7 @@ class _Marking(_Visit):
 
 def _room(counts: Counts, window: Window, shift: int) -> int:
     """For what lies inside; a loop writes one entry further before it knows whether that is."""
-    return counts.count_at(window.low >> shift) + 1 if window.low < window.high else 1
+    return counts.count_of(window.low >> shift) + 1 if window.low < window.high else 1
 
 
 class _Shrinking(_Visit):
@@ -307,7 +307,7 @@ def compile_loops(dtype: torch.dtype) -> None:
     with errors_from("numba", f"the loops for {dtype} cannot be compiled"):
         backend, units = OnCpu(serial_map, Scratch()), [[Entries("", torch.zeros(64, dtype=dtype))]]
         counts, mask = backend.count(units), PackedMask(64)
-        counts[0][0].numbers([0.5])
+        counts[0][0].stats([0.5])
         compare(mask, [None] * 3, mask)
         window = Window(0, 1 << prefix_shift(dtype))
         for kept in (None, [[mask]]):

@@ -99,7 +99,7 @@ class _Visit:
         reduce: Reduce,
     ) -> None:
         self._units, self._kept, self._reduce = units, kept, reduce
-        together = [Counts.together(unit) for unit in counts]
+        together = [Counts.combined(unit) for unit in counts]
         self._valid = [one.nans == 0 for one in together]
         prefixes = torch.stack([one.counts for one in together])
         spec = rank_table(tuple(map(tuple, ranks)), prefixes.device)
@@ -175,7 +175,7 @@ def stats_row(found: Counts, fractions: Sequence[float]) -> Tensor:
     spec = fraction_row(tuple(fractions), device)
     quantiles, _, _ = locate(counts, (spec * (finite - 1)).round().long())
     few = [found.zeros, counts[:first].sum() - found.zeros, found.infinities, found.nans]
-    sums = torch.stack([found.sizes, found.squares])
+    sums = torch.stack([found.magnitude_sum, found.square_sum])
     return torch.cat([bins, torch.stack(few), sums.view(torch.int64), quantiles])
 
 
