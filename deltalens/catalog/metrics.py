@@ -221,6 +221,6 @@ def no_direction(metric: str, said: str | None = None) -> str:
     """
     short = short_name(metric)
     return (
-        f"{said or metric}: which way is better is not known, so nothing is said of best, lost or "
-        f"near; in Python better={{{short!r}: 'higher'}} (or 'lower'), asked again, says so"
+        f"{said or metric}: unknown whether higher or lower is better, so values are not compared; "
+        f"run the study again with better={{{short!r}: 'higher'}} (or 'lower')"
     )

@@ -39,7 +39,7 @@ STUDIES: Mapping[str, Study] = {
     "drop-study": Study(
         columns=("strategy", "scope", "rate", "seed"),
         figure="deltalens.figures.defaults:draw_drop_study",
-        summary="deltalens.reports.drop:summarize",
+        summary="deltalens.reports.drop:summarize_drop_study",
     ),
     "inspect": Study(
         columns=("level", "name"),

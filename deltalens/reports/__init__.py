@@ -1,4 +1,5 @@
-"""What studies found, in sentences and tables, from their records alone. No torch here."""
+"""Summaries of studies and runs, in sentences and tables, made from their records alone. No torch
+here."""
 
 from __future__ import annotations
 
@@ -17,29 +18,47 @@ __all__ = ["Summary", "summarize"]
 
 
 class Summary(Protocol):
-    """The answer of a study."""
+    """The summary of a study of any kind."""
 
     def tables(self) -> Iterable[Table]:
-        """For the terminal."""
+        """Show the numbers.
+
+        Returns:
+            Tables of text, for the terminal.
+        """
         ...
 
     def sentences(self) -> Iterable[str]:
-        """As a person reads it."""
+        """Say what the study shows.
+
+        Returns:
+            Sentences, as a person reads them.
+        """
         ...
 
     def as_json(self) -> dict[str, Any]:
-        """For scripts."""
+        """Give the numbers to a script.
+
+        Returns:
+            JSON values; numbers may be NaN.
+        """
         ...
 
 
 def summarize(record: StudyRecord) -> Summary:
-    """What a study of any kind found.
+    """Summarize a study of any kind, finished or not.
+
+    Args:
+        record: of the study.
+
+    Returns:
+        Its summary.
 
     Raises:
-        RecordError: of its kind nothing is said, or nothing is measured yet.
+        RecordError: no summary exists for its kind, or too little is measured yet.
     """
     study = study_of(record.spec)
     if study is None or not study.summary:
-        raise RecordError(f"{record.path}: nothing is said of a study of kind {record.kind!r}")
-    found: Summary = load_code(study.summary)(record)
-    return found
+        raise RecordError(f"{record.path}: no summary exists for a study of kind {record.kind!r}")
+    summary: Summary = load_code(study.summary)(record)
+    return summary

@@ -1,4 +1,4 @@
-"""What a drop study found, in a few sentences and a table per metric."""
+"""What a drop study shows: how much of a delta can be dropped, by strategy."""
 
 from __future__ import annotations
 
@@ -23,111 +23,123 @@ from deltalens.io.tables import Table, over_seeds
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DropSummary", "StrategySummary", "summarize"]
+__all__ = ["DropSummary", "StrategySummary", "summarize_drop_study"]
 
 _NEAR = (0.01, 0.05)
 
 
 @dataclass(frozen=True)
 class StrategySummary:
-    """How one strategy fares on the leading metric."""
+    """One strategy on the leading metric."""
 
     strategy: str
     values: dict[float, float]
-    """Rate -> value, the mean over seeds; not finite where one seed's is not."""
+    """Rate -> value, the mean over seeds; not finite if a seed's value is not."""
     within: dict[float, float | None]
-    """Tolerance (0.01, 0.05) -> the largest rate up to which every value is that near to the
-    fine-tune's; None if not even the first is. Empty where nothing can be said, and of a metric
-    whose ratios say nothing."""
+    """Tolerance (0.01, 0.05) -> the largest rate up to which every value is that close to the
+    fine-tune's; None if not even the first is. Empty if the metric has no direction, if its ratios
+    mean nothing, or if the fine-tune's value is not finite."""
     broken: float | None
-    """The first rate at which more than half of what tuning gained is lost; None if never, or if
-    nothing can be said."""
+    """The first rate at which more than half of the gain from tuning is lost; None if that never
+    happens or cannot be said."""
     orders: tuple[int, int] | None = None
-    """Of `random`: on how many random orders a value rests, the fewest and the most."""
+    """For `random`: the fewest and the most random orders behind a value."""
 
     @property
     def inner(self) -> dict[float, float]:
-        """The values between the fine-tune and the base."""
+        """The values at rates between 0 and 1."""
         return {rate: value for rate, value in self.values.items() if 0 < rate < 1}
 
     @property
     def gaps(self) -> list[float]:
-        """The rates between them at which the value is not finite."""
+        """The rates between 0 and 1 at which the value is not finite."""
         return [rate for rate, value in self.inner.items() if not math.isfinite(value)]
 
 
 @dataclass(frozen=True)
 class DropSummary:
-    """The answer of a drop study."""
+    """A drop study in numbers and sentences."""
 
     record: StudyRecord
     metric: str
-    """The leading metric: exact match, else agreement, else loss, else the first."""
+    """The leading metric: exact match, else agreement, else loss, else the first one."""
     better: Better | None
-    """Which way it is better; None where nobody has said so."""
+    """Whether higher or lower values are better; None if unknown."""
     ft: float
+    """Its value for the fine-tune."""
     base: float
     all_back: float
-    """At rate 1: the base's value, unless tensors are on one side only."""
+    """Its value at rate 1: the base's, unless only one of the two checkpoints has some tensor."""
     strategies: tuple[StrategySummary, ...]
     unchanged: float
     """Share of entries whose delta is exactly 0."""
 
     @property
     def gained(self) -> bool:
-        """Whether the fine-tune is better than the base; False where that is not known."""
+        """Whether the fine-tune is better than the base; False if that is unknown."""
         if self.better is None or not (math.isfinite(self.ft) and math.isfinite(self.base)):
             return False
         return is_worse(self.base, self.ft, self.better)
 
     def sentences(self) -> Iterator[str]:
-        """The summary as a person reads it."""
+        """Say how far each strategy can go before the leading metric suffers.
+
+        Returns:
+            Sentences, as a person reads them.
+        """
         name = self.metric
         unpaired = self.record.facts.get("unpaired")
-        between = f"{_number(self.all_back)} with all put back, " if unpaired else ""
-        yield f"{name}: {_number(self.ft)} fine-tuned, {between}{_number(self.base)} base"
+        between = f"at rate 1 {_number(self.all_back)}, " if unpaired else ""
+        yield f"{name}: fine-tune {_number(self.ft)}, {between}base {_number(self.base)}"
         if unpaired:
             yield f"rate 1 is not the base: {unpaired}"
         if self.better is None:
             yield no_direction(name)
         elif not math.isfinite(self.ft):
-            yield f"{name} of the fine-tune is not finite: nothing is compared with it"
+            yield f"{name} of the fine-tune is not finite, so nothing can be compared with it"
         else:
-            order = sorted(self.strategies, key=lambda found: found.strategy != "trivial")
-            yield from (self._of(found) for found in order)
+            order = sorted(self.strategies, key=lambda held: held.strategy != "trivial")
+            yield from (self._sentence(held) for held in order)
             if not math.isfinite(self.base):
-                yield f"{name} of the base is not finite: nothing is said of what tuning gained"
+                yield f"{name} of the base is not finite, so the gain from tuning is unknown"
             elif not self.gained:
-                yield f"tuning gained nothing on {name}"
+                yield f"on {name} the fine-tune is not better than the base"
         gaps = [
-            f"{found.strategy} at {', '.join(f'{rate:g}' for rate in found.gaps)}"
-            for found in self.strategies
-            if found.gaps
+            f"{held.strategy} at {', '.join(f'{rate:g}' for rate in held.gaps)}"
+            for held in self.strategies
+            if held.gaps
         ]
         if gaps:
-            yield f"{name} is not finite, and left out: {'; '.join(gaps)}"
+            yield f"values of {name} that are not finite are left out: {'; '.join(gaps)}"
         yield f"{100 * self.unchanged:.2f} % of the entries are exactly unchanged" + (
             ": below that rate a trivial drop changes nothing (--of changed leaves them out)"
             if self.unchanged >= 0.005 and not self.record.spec["changed_only"]
             else ""
         )
 
-    def _of(self, found: StrategySummary) -> str:
-        said = [part for part in (_holds(found), self._break(found)) if part]
-        return f"{found.strategy}: {'; '.join(said) or 'nothing to compare'}{_rests(found)}"
+    def _sentence(self, strategy: StrategySummary) -> str:
+        parts = [part for part in (_tolerances(strategy), self._break(strategy)) if part]
+        said = "; ".join(parts) or "nothing to compare"
+        return f"{strategy.strategy}: {said}{_orders(strategy)}"
 
-    def _break(self, found: StrategySummary) -> str:
-        if found.broken is not None:
-            return f"half of what tuning gained is lost by {found.broken:g}"
+    def _break(self, strategy: StrategySummary) -> str:
+        if strategy.broken is not None:
+            return f"loses over half of the gain from tuning at rate {strategy.broken:g}"
         if not self.gained:
             return ""
-        finite = " that is finite" if found.gaps else ""
-        return f"keeps over half of the gain at every rate below 1{finite}"
+        rates = "every rate below 1"
+        if strategy.gaps:
+            rates += " with a finite value"
+        return f"keeps over half of the gain from tuning at {rates}"
 
     def tables(self) -> list[Table]:
-        """One table per metric: rates down, strategies across; random as mean ± deviation over
-        seeds."""
-        made = []
+        """Show every metric at every rate.
+
+        Returns:
+            A table for each metric, with a row for each rate and a column for each strategy;
+            `random` is mean ± standard deviation over its orders.
+        """
+        tables = []
         for metric, frame in self.record.cells.groupby("metric", sort=False):
             groups = frame.groupby(["strategy", "rate"])["value"]
             means, spread = (over_seeds(groups, how).to_dict() for how in ("mean", "std"))
@@ -136,11 +148,15 @@ class DropSummary:
                 (f"{rate:g}", *(_cell(means, spread, name, rate) for name in names))
                 for rate in sorted(set(frame["rate"]))
             )
-            made.append(Table(str(metric), ("drop rate", *names), rows))
-        return made
+            tables.append(Table(str(metric), ("drop rate", *names), rows))
+        return tables
 
     def as_json(self) -> dict[str, Any]:
-        """The summary for scripts."""
+        """Give the numbers to a script.
+
+        Returns:
+            JSON values; numbers may be NaN.
+        """
         unpaired = self.record.facts.get("unpaired")
         return {
             **({"all_put_back": self.all_back, "unpaired": unpaired} if unpaired else {}),
@@ -152,44 +168,44 @@ class DropSummary:
             "unchanged": self.unchanged,
             "entries": self.record.facts["entries"],
             "strategies": {
-                found.strategy: {
-                    "values": {f"{rate:g}": value for rate, value in found.values.items()},
-                    "within": {f"{near:g}": rate for near, rate in found.within.items()},
-                    "half_lost_at": found.broken,
-                    **({"orders": found.orders[0]} if found.orders else {}),
+                held.strategy: {
+                    "values": {f"{rate:g}": value for rate, value in held.values.items()},
+                    "within": {f"{near:g}": rate for near, rate in held.within.items()},
+                    "half_lost_at": held.broken,
+                    **({"orders": held.orders[0]} if held.orders else {}),
                 }
-                for found in self.strategies
+                for held in self.strategies
             },
             "notes": self.record.facts.get("notes", []),
         }
 
 
-def _holds(found: StrategySummary) -> str:
-    """How far a strategy keeps near the fine-tune."""
-    if not found.within:
+def _tolerances(strategy: StrategySummary) -> str:
+    """Up to which rate a strategy stays close to the fine-tune."""
+    if not strategy.within:
         return ""
-    if found.strategy == "trivial":
-        return ", ".join(
-            f"within {100 * near:.0f} % up to {rate:g}"
-            if rate is not None
-            else f"not within {100 * near:.0f} % at any rate"
-            for near, rate in found.within.items()
-        )
-    near, first = found.within[_NEAR[-1]], min(found.inner, default=None)
+    if strategy.strategy == "trivial":
+        said = []
+        for number, (near, rate) in enumerate(strategy.within.items()):
+            whose = " of the fine-tune" * (not number)
+            reach = "at no rate" if rate is None else f"up to rate {rate:g}"
+            said.append(f"within {100 * near:.0f} %{whose} {reach}")
+        return ", ".join(said)
+    near, first = strategy.within[_NEAR[-1]], min(strategy.inner, default=None)
     if near is not None:
-        return f"within 5 % up to {near:g}"
-    if first is None or first in found.gaps:
-        return "not within 5 % at any rate"
+        return f"within 5 % of the fine-tune up to rate {near:g}"
+    if first is None or first in strategy.gaps:
+        return "within 5 % of the fine-tune at no rate"
     return f"already more than 5 % worse than the fine-tune at rate {first:g}"
 
 
-def _rests(found: StrategySummary) -> str:
-    if found.orders is None:
+def _orders(strategy: StrategySummary) -> str:
+    if strategy.orders is None:
         return ""
-    few, many = found.orders
+    few, many = strategy.orders
     if many == 1:
-        return " (on one random order)"
-    return f" (on the mean of {many if few == many else f'{few} to {many}'} random orders)"
+        return " (one random order)"
+    return f" (mean of {many if few == many else f'{few} to {many}'} random orders)"
 
 
 def _cell(
@@ -209,14 +225,21 @@ def _number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 1e4 else f"{value:.4f}"
 
 
-def summarize(record: StudyRecord) -> DropSummary:
-    """Summarize a drop study, also one that is not finished.
+def summarize_drop_study(record: StudyRecord) -> DropSummary:
+    """Summarize a drop study, finished or not.
+
+    Args:
+        record: of the study.
+
+    Returns:
+        Its summary.
 
     Raises:
-        RecordError: it has not measured the fine-tune and the base yet, or is another kind.
+        RecordError: it has not measured the fine-tune and the base yet, or is another kind of
+            study.
     """
     if record.kind != "drop-study":
-        raise RecordError(f"{record.path}: a {record.kind}, not a drop study")
+        raise RecordError(f"{record.path}: holds a study of kind {record.kind!r}, not a drop study")
     own = record.facts.get("better")
     metric = leading(dict.fromkeys(record.cells["metric"]), own)
     frame = record.cells[record.cells["metric"] == metric]
@@ -224,29 +247,29 @@ def summarize(record: StudyRecord) -> DropSummary:
     frame = frame[frame["strategy"] != "base"]
     ends = {rate: frame[frame["rate"] == rate]["value"] for rate in (0.0, 1.0)}
     if metric is None or any(end.empty for end in ends.values()):
-        raise RecordError(f"{record.path}: too few cells are finished for a summary")
+        raise RecordError(f"{record.path}: the fine-tune and the base are not measured yet")
     ft, all_back = (float(ends[rate].iloc[0]) for rate in (0.0, 1.0))
     base = all_back if own_base.empty else float(own_base.iloc[0])
     better = better_of(metric, own)
-    found = tuple(
-        _of_strategy(str(name), part, ft, base, better, compares_as_ratio(metric))
+    strategies = tuple(
+        _strategy_summary(str(name), part, ft, base, better, compares_as_ratio(metric))
         for name, part in frame.groupby("strategy", sort=False)
     )
     facts = record.facts
     unchanged = facts["unchanged"] / facts["entries"]
-    return DropSummary(record, metric, better, ft, base, all_back, found, unchanged)
+    return DropSummary(record, metric, better, ft, base, all_back, strategies, unchanged)
 
 
-def _of_strategy(
+def _strategy_summary(
     name: str, frame: pd.DataFrame, ft: float, base: float, better: Better | None, ratio: bool
 ) -> StrategySummary:
     means = over_seeds(frame.groupby("rate")["value"])
     values = {float(rate): float(value) for rate, value in sorted(means.items())}  # type: ignore[arg-type]
     seeds = frame[frame["rate"].between(0, 1, "neither")].groupby("rate")["seed"].nunique()
     orders = (int(seeds.min()), int(seeds.max())) if name == "random" and len(seeds) else None
-    found = StrategySummary(name, values, {}, None, orders)
+    summary = StrategySummary(name, values, {}, None, orders)
     if better is None or not math.isfinite(ft):
-        return found
+        return summary
 
     def loss(value: float) -> float:
         return gain(ft, value, better)
@@ -255,14 +278,14 @@ def _of_strategy(
     for near in _NEAR if ratio else ():
         far = [
             rate
-            for rate, value in found.inner.items()
+            for rate, value in summary.inner.items()
             if not (math.isfinite(value) and loss(value) <= near * abs(ft))
         ]
-        held = [rate for rate in found.inner if not far or rate < far[0]]
+        held = [rate for rate in summary.inner if not far or rate < far[0]]
         within[near] = max(held, default=None)
     half = loss(base) / 2
     lost = (
-        rate for rate, value in found.inner.items() if math.isfinite(value) and loss(value) > half
+        rate for rate, value in summary.inner.items() if math.isfinite(value) and loss(value) > half
     )
     broken = next(lost, None) if math.isfinite(base) and half > 0 else None
     return StrategySummary(name, values, within, broken, orders)

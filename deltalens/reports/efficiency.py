@@ -1,4 +1,4 @@
-"""What an efficiency study found, beside the paper's Table 3."""
+"""What an efficiency study shows: the cost of each method per step, beside the paper's Table 3."""
 
 from __future__ import annotations
 
@@ -21,25 +21,33 @@ __all__ = ["EfficiencySummary", "summarize_efficiency"]
 
 @dataclass(frozen=True)
 class EfficiencySummary:
-    """The answer of an efficiency study."""
+    """An efficiency study in numbers and sentences."""
 
     record: StudyRecord
 
     def relative(self) -> dict[str, pd.Series[float]]:
-        """Method -> samples per second relative to plain fine-tuning's in the same repeat; nothing
-        while that has not been measured."""
+        """Compare each method's speed with plain fine-tuning's.
+
+        Returns:
+            Method -> samples per second over plain fine-tuning's in the same repeat, one value for
+            each repeat; empty until plain fine-tuning is measured.
+        """
         speed = self._wide("samples_per_second").dropna()
         if "sft" not in speed:
             return {}
         return {str(name): speed[name] / speed["sft"] for name in speed.columns}
 
     def tables(self) -> list[Table]:
-        """A row for each method: medians; the relative speed with its 10th and 90th percentile."""
+        """Show medians over the repeats.
+
+        Returns:
+            A table with a row for each method; the relative speed has its 10th and 90th percentile.
+        """
         step = self.record.facts["flops_of_a_step"]
-        plain = _of_paper("sft")
+        plain = _paper_speeds("sft")
         rows = []
         for name, ratio in self.relative().items():
-            paper = _of_paper(name)
+            paper = _paper_speeds(name)
             low, high = ratio.quantile(0.1), ratio.quantile(0.9)
             rows.append(
                 (
@@ -58,22 +66,31 @@ class EfficiencySummary:
             "method",
             "samples/s",
             "relative to sft",
-            "in our hooks",
-            "GFLOP a micro-batch",
+            "method overhead",
+            "GFLOP per micro-batch",
             "peak MB",
             "paper (7B / 13B)",
         )
         return [Table("", columns, tuple(rows))]
 
     def sentences(self) -> Iterator[str]:
-        """The summary as a person reads it."""
+        """Say how much slower each method makes a step.
+
+        Returns:
+            A sentence for each method but plain fine-tuning.
+        """
         for name, ratio in self.relative().items():
             if name != "sft":
-                longer = 100 * (1 / ratio.median() - 1)
-                yield f"{name}: a step takes {longer:+.1f} % of sft's time more (median of repeats)"
+                more = 100 * (1 / float(ratio.median()) - 1)
+                than = "slower" if more >= 0 else "faster"
+                yield f"{name}: {abs(more):.1f} % {than} per step than sft (median of repeats)"
 
     def as_json(self) -> dict[str, Any]:
-        """The summary for scripts."""
+        """Give the numbers to a script.
+
+        Returns:
+            JSON values; numbers may be NaN.
+        """
         return {
             "study": str(self.record.path),
             "flops_of_a_step": self.record.facts["flops_of_a_step"],
@@ -95,22 +112,28 @@ class EfficiencySummary:
 
     def _median(self, metric: str, method: str) -> float:
         wide = self._wide(metric)
-        # It leaves out a method of which nothing is finite.
+        # pivot_table leaves out a method without a finite value.
         return float(wide[method].median()) if method in wide else math.nan
 
 
-def _of_paper(method: str) -> list[float]:
-    """Samples per second in Table 3, with Mistral-7B and LLaMA2-13B; none for other methods."""
+def _paper_speeds(method: str) -> list[float]:
+    """Samples per second in Table 3, with Mistral-7B and LLaMA2-13B; empty for other methods."""
     cells = paper_table("gmt_tab3").cells
-    own = cells[cells["method"] == row_in_table3(method)]
-    return [as_number(cell) for cell in own["Training Speed (samples/s)"]]
+    rows = cells[cells["method"] == row_in_table3(method)]
+    return [as_number(cell) for cell in rows["Training Speed (samples/s)"]]
 
 
 def summarize_efficiency(record: StudyRecord) -> EfficiencySummary:
-    """Summarize an efficiency study, also one that is not finished.
+    """Summarize an efficiency study, finished or not.
+
+    Args:
+        record: of the study.
+
+    Returns:
+        Its summary.
 
     Raises:
-        RecordError: it is another kind of study, or has no finished repeat.
+        RecordError: it is another kind of study, or no repeat of it is finished.
     """
     if record.kind != "efficiency" or record.cells.empty:
         raise RecordError(f"{record.path}: no efficiency study with finished cells")

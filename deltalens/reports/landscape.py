@@ -1,4 +1,4 @@
-"""What a landscape found, in a few sentences and a table."""
+"""What a loss landscape shows: its models, its best point, and what lies between."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _GRID = "grid"
 
 @dataclass(frozen=True)
 class Barrier:
-    """How far the loss rises above the straight line between the ends' losses."""
+    """The rise of the loss above the straight line between two models' losses."""
 
     height: float
     """The largest rise; 0 if there is none (Entezari et al. 2022, definition 1)."""
     at: float
-    """Where, as a share of the way from the origin to B."""
+    """Its position as a share of the way from the origin to B."""
     gaps: int = 0
-    """Points between the two that have no finite value, and are left out."""
+    """Points between the two that are left out because their value is not finite."""
 
 
 @dataclass(frozen=True)
@@ -39,28 +39,29 @@ class DataSummary:
     data: str
     metric: str
     better: Better | None
-    """Which way it is better; None where nobody has said so: then nothing is the best."""
+    """Whether higher or lower values are better; None if unknown: then no point is the best."""
     marks: dict[str, float]
-    """The metric at each marked point."""
+    """Marked model -> the metric there."""
     best: float
-    """The best value of the grid."""
+    """The best value on the grid."""
     best_at: tuple[float, float]
+    """Its coordinates (a, b)."""
     nearest: str | None
-    """The marked model nearest to that."""
+    """The marked model nearest to that point."""
     nearest_distance: float
     barrier: Barrier | None
-    """On a line."""
+    """On a line between two models; None on a plane."""
     best_mark: str | None
-    """The marked model that is best; of those that span the plane, not the projected base."""
+    """The best of the marked models that span the plane; the base is not among them."""
 
     @property
     def name(self) -> str:
-        """The metric, and on which data."""
+        """The metric with its data set in front."""
         return f"{self.data} {self.metric}" if self.data != "-" else self.metric
 
     @property
     def best_mark_wins(self) -> bool:
-        """Whether that one is better than every point of the grid."""
+        """Whether the best marked model is better than every point of the grid."""
         if self.better is None or self.best_mark is None:
             return False
         return is_worse(self.best, self.marks[self.best_mark], self.better)
@@ -68,70 +69,73 @@ class DataSummary:
 
 @dataclass(frozen=True)
 class LandscapeSummary:
-    """The answer of a landscape."""
+    """A landscape in numbers and sentences."""
 
     record: StudyRecord
     data: tuple[DataSummary, ...]
     done: int
-    """Points measured."""
+    """Number of measured points."""
     gaps: int
-    """Points at which a metric was NaN or infinite."""
+    """Number of points at which a metric is NaN or infinite."""
 
     def sentences(self) -> Iterator[str]:
-        """The summary as a person reads it."""
+        """Say which model is best, where the best grid point lies, and what is between the models.
+
+        Returns:
+            Sentences, as a person reads them.
+        """
         plane = self._plane
-        for found in self.data:
-            yield from self._of(found)
-        if len([found for found in self.data if found.best_mark]) > 1:
+        for data in self.data:
+            yield from self._sentences_of(data)
+        if len([data for data in self.data if data.best_mark]) > 1:
             yield self._agreement()
         for mark in plane["marks"]:
             if mark["distance"] > 1e-6:
-                yield f"{mark['name']} is projected: {_number(mark['distance'])} from the plane"
-        found = plane["found"]
-        if "eigenvalues" in found:
-            yield f"largest eigenvalues: {', '.join(_number(v) for v in found['eigenvalues'])}"
-        if "explained" in found:
-            yield f"the axes explain {100 * sum(found['explained']):.1f} % of the run's variance"
+                yield (
+                    f"{mark['name']} lies {_number(mark['distance'])} off the plane and is shown "
+                    "projected onto it"
+                )
+        facts = plane["found"]
+        if "eigenvalues" in facts:
+            yield f"largest eigenvalues: {', '.join(_number(v) for v in facts['eigenvalues'])}"
+        if "explained" in facts:
+            share = 100 * sum(facts["explained"])
+            yield f"the axes explain {share:.1f} % of the variance along the trajectory"
         if self.done < self.record.facts["points"]:
             yield f"{self.done} of {self.record.facts['points']} points are measured"
         if self.gaps:
-            yield f"{self.gaps} points have no finite value: gaps in the picture"
+            yield f"{self.gaps} points have no finite value: they are gaps in the picture"
 
-    def _of(self, found: DataSummary) -> Iterator[str]:
-        name = found.name
-        values = ", ".join(f"{mark} {_number(value)}" for mark, value in found.marks.items())
-        best = f"; best: {found.best_mark}" if len(found.marks) > 1 and found.best_mark else ""
+    def _sentences_of(self, data: DataSummary) -> Iterator[str]:
+        name = data.name
+        values = ", ".join(f"{mark} {_number(value)}" for mark, value in data.marks.items())
+        best = f"; best: {data.best_mark}" if len(data.marks) > 1 and data.best_mark else ""
         yield f"{name}: {values}{best}"
-        if found.better is None:
-            yield no_direction(found.metric, name)
+        if data.better is None:
+            yield no_direction(data.metric, name)
             return
-        gaps = [mark for mark, value in found.marks.items() if not math.isfinite(value)]
+        gaps = [mark for mark, value in data.marks.items() if not math.isfinite(value)]
         if gaps:
-            yield f"{name} is not finite, and left out: {', '.join(gaps)}"
-        if not math.isnan(found.best):
-            a, b = (_number(x) for x in found.best_at)
+            yield f"values of {name} that are not finite are left out: {', '.join(gaps)}"
+        if not math.isnan(data.best):
+            a, b = (_number(x) for x in data.best_at)
             where = f"({a}, {b})" if len(self._plane["labels"]) > 1 else a
             yield (
-                f"{name}: {_number(found.best)} at the grid's best point {where}, "
-                f"{_number(found.nearest_distance)} from {found.nearest}"
-                + (f"; {found.best_mark} itself is better" if found.best_mark_wins else "")
+                f"{name}: {_number(data.best)} at the best grid point {where}, "
+                f"{_number(data.nearest_distance)} from {data.nearest}"
+                + (f"; {data.best_mark} itself is better" if data.best_mark_wins else "")
             )
-        if found.barrier is not None:
-            barrier = found.barrier
-            left_out = f"; {barrier.gaps} points between them are not finite, and left out"
-            yield (
-                f"{name}: a barrier of {_number(barrier.height)} at {100 * barrier.at:.0f} % of "
-                "the way"
-                if barrier.height > 0
-                else f"{name}: no barrier between the two"
-            ) + left_out * bool(barrier.gaps)
+        if data.barrier is not None:
+            yield f"{name}: {_barrier_in_words(data.barrier)}"
 
     def _agreement(self) -> str:
-        best = {found.data: found.best_mark for found in self.data if found.best_mark}
+        best = {data.data: data.best_mark for data in self.data if data.best_mark}
         if len(set(best.values())) == 1:
             where = "all data" if len(best) == len(self.data) else ", ".join(best)
             return f"{next(iter(best.values()))} is best on {where}"
-        return "the data disagree: " + ", ".join(f"{m} is best on {d}" for d, m in best.items())
+        return "the data sets disagree: " + ", ".join(
+            f"{model} is best on {data}" for data, model in best.items()
+        )
 
     @property
     def _plane(self) -> dict[str, Any]:
@@ -139,15 +143,19 @@ class LandscapeSummary:
         return plane
 
     def tables(self) -> list[Table]:
-        """For each data set the marked models: where they are, and every metric there."""
-        made = []
+        """Show the marked models: their coordinates, and every metric there.
+
+        Returns:
+            A table for each data set.
+        """
+        tables = []
         for data, frame in self.record.cells.groupby("data", sort=False):
-            own = frame[frame["mark"] != _GRID]
-            metrics = list(dict.fromkeys(own["metric"]))
+            marked = frame[frame["mark"] != _GRID]
+            metrics = list(dict.fromkeys(marked["metric"]))
             values = {
                 (mark, metric): value
                 for mark, metric, value in zip(
-                    own["mark"], own["metric"], own["value"], strict=True
+                    marked["mark"], marked["metric"], marked["value"], strict=True
                 )
             }
             rows = tuple(
@@ -160,11 +168,15 @@ class LandscapeSummary:
                 for mark in self._plane["marks"]
             )
             title = "" if data == "-" else str(data)
-            made.append(Table(title, ("model", "a", "b", *metrics), rows))
-        return made
+            tables.append(Table(title, ("model", "a", "b", *metrics), rows))
+        return tables
 
     def as_json(self) -> dict[str, Any]:
-        """The summary for scripts."""
+        """Give the numbers to a script.
+
+        Returns:
+            JSON values; numbers may be NaN.
+        """
         return {
             "study": str(self.record.path),
             "plane": self.record.spec["plane"],
@@ -174,29 +186,35 @@ class LandscapeSummary:
             "marks": self._plane["marks"],
             **self._plane["found"],
             "data": {
-                found.data: {
-                    "metric": found.metric,
-                    "better": found.better,
-                    "marks": found.marks,
-                    "best_mark": found.best_mark,
-                    "best_mark_beats_grid": found.best_mark_wins,
-                    "best": found.best,
-                    "best_at": list(found.best_at),
-                    "nearest": found.nearest,
-                    "nearest_distance": found.nearest_distance,
-                    "barrier": None if found.barrier is None else vars(found.barrier),
+                data.data: {
+                    "metric": data.metric,
+                    "better": data.better,
+                    "marks": data.marks,
+                    "best_mark": data.best_mark,
+                    "best_mark_beats_grid": data.best_mark_wins,
+                    "best": data.best,
+                    "best_at": list(data.best_at),
+                    "nearest": data.nearest,
+                    "nearest_distance": data.nearest_distance,
+                    "barrier": None if data.barrier is None else vars(data.barrier),
                 }
-                for found in self.data
+                for data in self.data
             },
             "notes": self.record.facts.get("notes", []),
         }
 
 
 def summarize_landscape(record: StudyRecord) -> LandscapeSummary:
-    """Summarize a landscape, also one that is not finished.
+    """Summarize a landscape, finished or not.
+
+    Args:
+        record: of the study.
+
+    Returns:
+        Its summary.
 
     Raises:
-        RecordError: it is another kind of study, or has no finished point.
+        RecordError: it is another kind of study, or none of its points is finished.
     """
     if record.kind != "landscape" or record.cells.empty:
         raise RecordError(f"{record.path}: no landscape with finished points")
@@ -204,19 +222,19 @@ def summarize_landscape(record: StudyRecord) -> LandscapeSummary:
     point = ["a", "b", "mark"]
     return LandscapeSummary(
         record,
-        tuple(_of_data(record, str(data)) for data in dict.fromkeys(cells["data"])),
+        tuple(_data_summary(record, str(data)) for data in dict.fromkeys(cells["data"])),
         len(cells.drop_duplicates(point)),
         len(cells[cells["value"].isna()].drop_duplicates(point)),
     )
 
 
-def _of_data(record: StudyRecord, data: str) -> DataSummary:
+def _data_summary(record: StudyRecord, data: str) -> DataSummary:
     frame = record.cells[record.cells["data"] == data]
     metrics = list(dict.fromkeys(frame["metric"]))
     metric = "loss" if "loss" in metrics else metrics[0]
     frame = frame[frame["metric"] == metric]
     plane = record.facts["plane"]
-    places = {mark["name"]: (mark["a"], mark["b"]) for mark in plane["marks"]}
+    positions = {mark["name"]: (mark["a"], mark["b"]) for mark in plane["marks"]}
     marked = frame[frame["mark"] != _GRID]
     marks = {
         str(name): float(value) for name, value in zip(marked["mark"], marked["value"], strict=True)
@@ -229,7 +247,7 @@ def _of_data(record: StudyRecord, data: str) -> DataSummary:
     if not finite.empty and better is not None:
         row = finite.sort_values("value", ascending=is_lower_better(better), kind="stable").iloc[0]
         best, at = float(row["value"]), (float(row["a"]), float(row["b"]))
-        distances = {name: math.dist(place, at) for name, place in places.items()}
+        distances = {name: math.dist(position, at) for name, position in positions.items()}
         nearest = min(distances, key=lambda name: distances[name])
     line = record.spec["plane"] == "line" and is_lower_better(better)
     return DataSummary(
@@ -247,30 +265,39 @@ def _of_data(record: StudyRecord, data: str) -> DataSummary:
 
 
 def _best(marks: dict[str, float], names: list[str], better: Better | None) -> str | None:
-    worth = {name: marks[name] for name in names if math.isfinite(marks.get(name, math.nan))}
     if better is None:
         return None
+    values = {name: marks[name] for name in names if math.isfinite(marks.get(name, math.nan))}
     pick = min if is_lower_better(better) else max
-    return pick(worth, key=lambda name: worth[name], default=None)
+    return pick(values, key=lambda name: values[name], default=None)
 
 
 def _barrier(frame: pd.DataFrame, marks: list[dict[str, Any]]) -> Barrier | None:
-    """Over the points between the two models; None while an end is not measured, or not finite."""
+    """The barrier between the two models; None while one of them is not measured, or not finite."""
     ends = {mark["role"]: mark for mark in marks}
     values = dict(zip(frame["mark"], frame["value"], strict=True))
     names = [ends[role]["name"] for role in ("origin", "b")]
     if not all(math.isfinite(values.get(name, math.nan)) for name in names):
         return None
     first, last = (float(values[name]) for name in names)
-    length, found = float(ends["b"]["a"]), Barrier(0.0, 0.0)
+    length, highest = float(ends["b"]["a"]), Barrier(0.0, 0.0)
     inner = frame[(frame["mark"] == _GRID) & (frame["a"] > 0) & (frame["a"] < length)]
     finite = inner[is_finite(inner["value"])]
     for a, value in zip(finite["a"], finite["value"], strict=True):
         share = float(a) / length
         rise = float(value) - ((1 - share) * first + share * last)
-        if rise > found.height:
-            found = Barrier(rise, share)
-    return Barrier(found.height, found.at, len(inner) - len(finite))
+        if rise > highest.height:
+            highest = Barrier(rise, share)
+    return Barrier(highest.height, highest.at, len(inner) - len(finite))
+
+
+def _barrier_in_words(barrier: Barrier) -> str:
+    said = "no barrier between the two models"
+    if barrier.height > 0:
+        said = f"a barrier of {_number(barrier.height)} at {100 * barrier.at:.0f} % of the way"
+    if barrier.gaps:
+        said += f"; {barrier.gaps} points between them are left out, as they are not finite"
+    return said
 
 
 def _number(value: float) -> str:

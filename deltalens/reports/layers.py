@@ -1,4 +1,4 @@
-"""Which blocks carry a fine-tune: what a sweep over layers found, in sentences and tables."""
+"""Which blocks carry a fine-tune: what a layer sweep without training shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deltalens.io.tables import Table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["GroupEffect", "LayerSummary", "summarize_layers"]
+__all__ = ["GroupEffect", "LayerSummary", "MetricSummary", "summarize_layers"]
 
 _NAMED = 3
 """Groups named in a sentence."""
@@ -23,48 +23,71 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class GroupEffect:
-    """What one group of blocks does to one metric."""
+    """The effect of one group of blocks on one metric."""
 
     size: int
     group: str
     delta: float
     """Its share of the whole delta's squared norm."""
     dropped: float | None
-    """The metric with this group's delta put back; None if not measured yet."""
+    """The metric without this group's delta; None if not measured yet."""
     kept: float | None
     """The metric with only this group's delta."""
     lost: float | None
-    """By how much the metric is worse than the fine-tune's when the group is dropped; None where
-    that cannot be said: not measured, not finite, or no direction."""
+    """How much worse the metric is than the fine-tune's when the group is dropped; None if it is
+    not measured, not finite, or has no direction."""
     recovered: float | None
-    """By how much it is better than the base's when only the group is kept."""
+    """How much better it is than the base's when only the group is kept; None likewise."""
 
 
 @dataclass(frozen=True)
 class MetricSummary:
-    """One metric of a sweep."""
+    """One metric of a layer sweep."""
 
     metric: str
     better: Better | None
-    """Which way it is better; None where nobody has said so."""
+    """Whether higher or lower values are better; None if unknown."""
     ft: float
     base: float
     gained: float | None
-    """By how much the fine-tune is better than the base; None where that cannot be said."""
+    """How much better the fine-tune is than the base; None if that cannot be said."""
     groups: tuple[GroupEffect, ...]
 
     def by_loss(self, size: int) -> list[GroupEffect]:
-        """The groups of a size, the one first whose drop costs most."""
-        found = [one for one in self.groups if one.size == size and one.lost is not None]
-        return sorted(found, key=lambda one: -(one.lost or 0.0))
+        """Rank the groups of a size by what dropping them costs.
+
+        Args:
+            size: blocks per group.
+
+        Returns:
+            The groups, the costliest first.
+        """
+        groups = [group for group in self.groups if group.size == size and group.lost is not None]
+        return sorted(groups, key=lambda group: -(group.lost or 0.0))
 
     def by_recovery(self, size: int) -> list[GroupEffect]:
-        """The groups of a size, the one first that alone recovers most."""
-        found = [one for one in self.groups if one.size == size and one.recovered is not None]
-        return sorted(found, key=lambda one: -(one.recovered or 0.0))
+        """Rank the groups of a size by what each recovers alone.
+
+        Args:
+            size: blocks per group.
+
+        Returns:
+            The groups, the one that recovers most first.
+        """
+        groups = [
+            group for group in self.groups if group.size == size and group.recovered is not None
+        ]
+        return sorted(groups, key=lambda group: -(group.recovered or 0.0))
 
     def share(self, amount: float | None) -> str:
-        """Of what tuning gained, in percent; nothing where it gained nothing."""
+        """Write an amount as a share of the gain from tuning.
+
+        Args:
+            amount: a difference of the metric; None if it was not measured.
+
+        Returns:
+            Per cent of the gain; the amount itself if nothing was gained, `-` for None.
+        """
         if amount is None:
             return "-"
         gained = self.gained or 0.0
@@ -72,51 +95,55 @@ class MetricSummary:
 
     @property
     def gaps(self) -> list[str]:
-        """What is not finite, by name: what was done to which blocks."""
+        """The cells whose value is not finite, such as `4-7 dropped`."""
         done = {"dropped": "dropped", "kept": "kept alone"}
-        found = [
-            f"{one.group} {said}"
-            for one in self.groups
+        gaps = [
+            f"{group.group} {said}"
+            for group in self.groups
             for name, said in done.items()
-            if not math.isfinite(getattr(one, name) or 0.0)
+            if not math.isfinite(getattr(group, name) or 0.0)
         ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(gaps))
 
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """The answer of a sweep over layers without training."""
+    """A layer sweep without training in numbers and sentences."""
 
     record: StudyRecord
     leading: tuple[MetricSummary, ...]
-    """Of each data set the leading metric: exact match, else agreement, else loss."""
+    """The leading metric of each data set: exact match, else agreement, else loss."""
     metrics: tuple[MetricSummary, ...]
 
     @property
     def sizes(self) -> list[int]:
-        """Of the groups, as asked."""
+        """Blocks per group, in the order of the specification."""
         return [int(size) for size in self.record.spec["groups"]]
 
     def sentences(self) -> Iterator[str]:
-        """The summary as a person reads it."""
+        """Say which groups of blocks matter most, dropped or kept alone.
+
+        Returns:
+            Sentences, as a person reads them.
+        """
         for metric in self.leading:
             name = metric.metric
-            yield f"{name}: {_number(metric.ft)} fine-tuned, {_number(metric.base)} base"
+            yield f"{name}: fine-tune {_number(metric.ft)}, base {_number(metric.base)}"
             if metric.better is None:
                 yield no_direction(name)
                 continue
             for model, value in (("fine-tune", metric.ft), ("base", metric.base)):
                 if not math.isfinite(value):
-                    yield f"{name} of the {model} is not finite: nothing is compared with it"
+                    yield f"{name} of the {model} is not finite, so nothing can be compared with it"
             for size in self.sizes:
                 yield from _ranked(metric, size)
             if metric.gaps:
-                yield f"{name} is not finite, and left out: {', '.join(metric.gaps)}"
+                yield f"values of {name} that are not finite are left out: {', '.join(metric.gaps)}"
         if self.record.facts["outside"]["entries"]:
             yield (
-                "what is in no block (embeddings, last norm, head) keeps its delta when a group is "
-                "dropped, and is the base's when only a group is kept: "
-                f"{100 * self._outside:.1f} % of the squared delta"
+                f"tensors outside the blocks (embeddings, final norm, head) hold "
+                f"{100 * self._outside:.1f} % of the squared delta: they keep it when a group is "
+                "dropped, and lose it when only a group is kept"
             )
 
     @property
@@ -124,24 +151,28 @@ class LayerSummary:
         return _shares(self.record)[""]
 
     def tables(self) -> list[Table]:
-        """For each leading metric and size: the groups in order, what dropping each costs, and what
-        each alone recovers, as shares of what tuning gained."""
-        columns = ("blocks", "of the delta", "dropped", "lost", "kept alone", "recovered")
+        """Show what dropping each group costs and what each recovers alone, as shares of the gain
+        from tuning.
+
+        Returns:
+            A table for each leading metric and group size.
+        """
+        columns = ("blocks", "share of ‖δ‖²", "dropped", "lost", "kept alone", "recovered")
         return [
             Table(
                 f"{metric.metric}, groups of {size}",
                 columns,
                 tuple(
                     (
-                        one.group,
-                        f"{100 * one.delta:.1f} %",
-                        _number(one.dropped),
-                        metric.share(one.lost),
-                        _number(one.kept),
-                        metric.share(one.recovered),
+                        group.group,
+                        f"{100 * group.delta:.1f} %",
+                        _number(group.dropped),
+                        metric.share(group.lost),
+                        _number(group.kept),
+                        metric.share(group.recovered),
                     )
-                    for one in metric.groups
-                    if one.size == size
+                    for group in metric.groups
+                    if group.size == size
                 ),
             )
             for metric in self.leading
@@ -149,7 +180,12 @@ class LayerSummary:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """The summary for scripts: each metric's groups, and their ranking by both measures."""
+        """Give the numbers to a script.
+
+        Returns:
+            Every metric's groups and their ranking by both measures, as JSON values; numbers may be
+            NaN.
+        """
         return {
             "study": str(self.record.path),
             "leading": [metric.metric for metric in self.leading],
@@ -163,10 +199,10 @@ class LayerSummary:
             "better": metric.better,
             "fine_tuned": metric.ft,
             "base": metric.base,
-            "groups": [vars(one) for one in metric.groups],
-            "most_lost": {str(n): [one.group for one in metric.by_loss(n)] for n in self.sizes},
+            "groups": [vars(group) for group in metric.groups],
+            "most_lost": {str(n): [group.group for group in metric.by_loss(n)] for n in self.sizes},
             "most_recovered": {
-                str(n): [one.group for one in metric.by_recovery(n)] for n in self.sizes
+                str(n): [group.group for group in metric.by_recovery(n)] for n in self.sizes
             },
         }
 
@@ -174,38 +210,53 @@ class LayerSummary:
 def _ranked(metric: MetricSummary, size: int) -> Iterator[str]:
     blocks = "single blocks" if size == 1 else f"groups of {size}"
     lost, recovered = metric.by_loss(size), metric.by_recovery(size)
-    whole = "of what tuning gained, "
+    unit = " of the gain from tuning"
     if metric.gained is None or metric.gained <= 0:
-        whole = ""
+        unit = ""
         if metric.gained is not None:
-            yield f"{blocks}: tuning gained nothing on this metric; the figures are differences"
+            yield (
+                f"{blocks}: the fine-tune is not better than the base, so the numbers in brackets "
+                "are differences of the metric"
+            )
         elif lost or recovered:
-            yield f"{blocks}: the figures are differences"
+            yield f"{blocks}: the numbers in brackets are differences of the metric"
     if lost:
-        named = ", ".join(f"{one.group} ({metric.share(one.lost)})" for one in lost[:_NAMED])
+        most = [f"{group.group} ({metric.share(group.lost)})" for group in lost[:_NAMED]]
+        most[0] = f"{most[0][:-1]}{unit})"
         least = f"; least: {lost[-1].group} ({metric.share(lost[-1].lost)})"
         yield (
-            f"{blocks}: {whole}dropping loses most in {named}{least if len(lost) > _NAMED else ''}"
+            f"{blocks}: dropping costs most in {', '.join(most)}"
+            f"{least if len(lost) > _NAMED else ''}"
         )
     if recovered:
-        named = ", ".join(
-            f"{one.group} ({metric.share(one.recovered)})" for one in recovered[:_NAMED]
-        )
-        yield f"{blocks}: alone, most is recovered by {named}"
+        most = [f"{group.group} ({metric.share(group.recovered)})" for group in recovered[:_NAMED]]
+        most[0] = f"{most[0][:-1]}{unit})"
+        yield f"{blocks}: kept alone, most is recovered by {', '.join(most)}"
 
 
 def summarize_layers(record: StudyRecord) -> LayerSummary:
-    """Summarize a sweep over layers without training, also one that is not finished.
+    """Summarize a layer sweep without training, finished or not.
+
+    Args:
+        record: of the study.
+
+    Returns:
+        Its summary.
 
     Raises:
-        RecordError: it is another kind of study, or has not measured the fine-tune and the base.
+        RecordError: it is another kind of study, or has not measured the fine-tune and the base
+            yet.
     """
     if record.kind != "layer-sweep" or record.spec.get("method") != "drop":
-        raise RecordError(f"{record.path}: a {record.kind}, not a sweep over layers by drop")
+        raise RecordError(
+            f"{record.path}: holds a study of kind {record.kind!r}, not a layer sweep without "
+            "training"
+        )
     names = list(dict.fromkeys(record.cells["metric"]))
-    metrics = tuple(found for name in names if (found := _of_metric(record, str(name))) is not None)
+    summaries = (_metric_summary(record, str(name)) for name in names)
+    metrics = tuple(summary for summary in summaries if summary is not None)
     if not metrics:
-        raise RecordError(f"{record.path}: too few cells are finished for a summary")
+        raise RecordError(f"{record.path}: the fine-tune and the base are not measured yet")
     return LayerSummary(record, _leading(metrics, record.facts.get("better")), metrics)
 
 
@@ -218,7 +269,7 @@ def _leading(
     return tuple(held[name] for held in sets.values() if (name := leading(held, own)) is not None)
 
 
-def _of_metric(record: StudyRecord, name: str) -> MetricSummary | None:
+def _metric_summary(record: StudyRecord, name: str) -> MetricSummary | None:
     frame = record.cells[record.cells["metric"] == name]
     values = {
         (str(method), str(group)): float(value)
@@ -232,7 +283,7 @@ def _of_metric(record: StudyRecord, name: str) -> MetricSummary | None:
     better = better_of(name, record.facts.get("better"))
 
     def gained(after: float | None, before: float | None) -> float | None:
-        """By how much one is better than the other."""
+        """How much better one value is than the other."""
         if better is None or after is None or before is None:
             return None
         by = gain(after, before, better)
@@ -257,12 +308,12 @@ def _of_metric(record: StudyRecord, name: str) -> MetricSummary | None:
 
 
 def _groups(frame: pd.DataFrame) -> list[tuple[int, str]]:
-    found = {
+    groups = {
         (int(size), str(group))
         for size, group in zip(frame["size"], frame["group"], strict=True)
         if group
     }
-    return sorted(found, key=lambda one: (one[0], _numbers(one[1])[0]))
+    return sorted(groups, key=lambda group: (group[0], _numbers(group[1])[0]))
 
 
 def _numbers(group: str) -> range:
@@ -271,7 +322,7 @@ def _numbers(group: str) -> range:
 
 
 def _shares(record: StudyRecord) -> dict[str, float]:
-    """Of the delta's squared norm: each block's, and under no name what is in none."""
+    """Block -> its share of the delta's squared norm; under "" what is outside the blocks."""
     parts = {**record.facts["blocks"], "": record.facts["outside"]}
     whole = sum(part["squares"] for part in parts.values())
     return {name: part["squares"] / whole for name, part in parts.items()}

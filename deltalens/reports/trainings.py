@@ -1,4 +1,4 @@
-"""What a study of trainings found, in a few sentences and a table per metric."""
+"""What a study of trainings shows: the best setting of each method, or the best method."""
 
 from __future__ import annotations
 
@@ -31,32 +31,37 @@ _NEAR = 0.05
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """The answer of a study of trainings."""
+    """A sweep over trainings, or a comparison, in numbers and sentences."""
 
     record: StudyRecord
 
     @property
     def axis(self) -> str:
-        """The column along which the trainings differ; empty in a comparison."""
+        """The column along which the trainings differ: `mask_ratio`, `data_ratio` or `group`; empty
+        in a comparison."""
         return STUDIES[self.record.kind].axis or ""
 
     def sentences(self) -> Iterator[str]:
-        """The summary as a person reads it: for every data set, its first metric."""
+        """Say how the methods fare on the first metric of every data set.
+
+        Returns:
+            Sentences, as a person reads them.
+        """
         for metric in self._leading():
             frame, better = self._of(metric), better_of(metric)
             if better is None:
-                yield f"{metric}: which way is better is not known"
+                yield f"{metric}: unknown whether higher or lower is better"
                 continue
             yield from (
-                self._found(metric, frame, better)
+                self._by_method(metric, frame, better)
                 if self.axis
                 else [self._ranked(metric, frame, better)]
             )
             gaps = self._gaps(frame)
             if gaps:
-                yield f"{metric} is not finite, and left out: {', '.join(gaps)}"
+                yield f"values of {metric} that are not finite are left out: {', '.join(gaps)}"
 
-    def _found(self, metric: str, frame: pd.DataFrame, better: Better) -> Iterator[str]:
+    def _by_method(self, metric: str, frame: pd.DataFrame, better: Better) -> Iterator[str]:
         without = frame.groupby("method", sort=False)[self.axis].agg(lambda at: not at.any())
         references = [str(name) for name in without[without].index if not has_ratio(str(name))]
         shown = (f"{name} {_spread(frame, name)}" for name in references)
@@ -70,14 +75,19 @@ class SweepSummary:
                 continue
             best = finite.idxmin() if is_lower_better(better) else finite.idxmax()
             at_best = part[part[self.axis] == best]
-            text = f"{method}: best {_spread(at_best)} at {_shown(best)}"
+            text = f"{method}: best {_spread(at_best)} at {self._setting(best)}"
             if self.axis == "mask_ratio" and against is not None and compares_as_ratio(metric):
                 level = _mean(frame[frame["method"] == against])
                 if math.isfinite(level):
-                    text += f"; {_flat(means, level, against, better)}"
+                    text += f"; {_reach(means, level, against, better)}"
             yield text
         if self.axis == "data_ratio" and "sft" not in references:
             yield from _beside_sft(frame, better)
+
+    def _setting(self, value: Any) -> str:
+        """A setting with the name of its axis: `mask ratio 0.1`, `blocks 4-7`."""
+        name = "blocks" if self.axis == "group" else self.axis.replace("_", " ")
+        return f"{name} {_shown(value)}"
 
     def _ranked(self, metric: str, frame: pd.DataFrame, better: Better) -> str:
         means = over_seeds(frame.groupby("method", sort=False)["value"])
@@ -90,7 +100,7 @@ class SweepSummary:
         return f"{metric}, best first: {', '.join(shown) or 'none is finite'}"
 
     def _gaps(self, frame: pd.DataFrame) -> list[str]:
-        """What is not finite, by name: method, setting and seed."""
+        """The trainings whose value is not finite: method, setting and seed."""
         columns = ["method", *([self.axis] if self.axis else []), "seed"]
         rows = frame[~is_finite(frame["value"])][columns]
         return [
@@ -100,8 +110,13 @@ class SweepSummary:
         ]
 
     def tables(self) -> list[Table]:
-        """One table per metric: settings down, methods across, mean ± deviation over seeds; of a
-        comparison one table per data set, methods down, metrics across."""
+        """Show means ± standard deviations over seeds.
+
+        Returns:
+            A table for each metric, with a row for each setting and a column for each method. For a
+            comparison a table for each data set, with a row for each method and a column for each
+            metric.
+        """
         metrics = [
             metric
             for metric in dict.fromkeys(self.record.cells["metric"])
@@ -148,18 +163,22 @@ class SweepSummary:
         return Table(metric, (self.axis.replace("_", " "), *map(str, methods)), rows)
 
     def as_json(self) -> dict[str, Any]:
-        """The summary for scripts: metric -> method -> setting -> mean over seeds; of a comparison
-        metric -> method -> mean."""
-        found: dict[str, Any] = {}
+        """Give the numbers to a script.
+
+        Returns:
+            The study's path, and metric -> method -> setting -> mean over seeds (for a comparison
+            metric -> method -> mean), as JSON values; numbers may be NaN.
+        """
+        metrics: dict[str, Any] = {}
         columns = ["metric", "method", *([self.axis] if self.axis else [])]
         for (metric, method, *setting), part in self.record.cells.groupby(columns, sort=False):
-            of_metric = found.setdefault(str(metric), {})
+            of_metric = metrics.setdefault(str(metric), {})
             mean = _mean(part)
             if setting:
                 of_metric.setdefault(str(method), {})[_shown(setting[0])] = mean
             else:
                 of_metric[str(method)] = mean
-        return {"study": str(self.record.path), "metrics": found}
+        return {"study": str(self.record.path), "metrics": metrics}
 
     def _of(self, metric: str) -> pd.DataFrame:
         frame = self.record.cells
@@ -175,7 +194,7 @@ class SweepSummary:
 
 
 def _beside_sft(frame: pd.DataFrame, better: Better) -> Iterator[str]:
-    """How far methods lie from plain fine-tuning on the same rows with the same seed."""
+    """The difference to plain fine-tuning on the same rows with the same seed."""
     finite = frame[is_finite(frame["value"])]
     by_method = {str(m): part for m, part in finite.groupby("method", sort=False)}
     keys = ["data_ratio", "seed"]
@@ -184,24 +203,24 @@ def _beside_sft(frame: pd.DataFrame, better: Better) -> Iterator[str]:
         apart = (part.set_index(keys)["value"] - sft).dropna()
         if method == "sft" or apart.empty:
             continue
-        found = [
-            f"{own.mean():+.4f}{f' ± {own.std():.4f}' if len(own) > 1 else ''} at {_shown(ratio)}"
-            for ratio, own in apart.groupby(level=0)
-        ]
-        yield f"{method} - sft, seed by seed ({better} is better): {', '.join(found)}"
+        shown = []
+        for ratio, each in apart.groupby(level=0):
+            spread = f" ± {each.std():.4f}" if len(each) > 1 else ""
+            shown.append(f"{each.mean():+.4f}{spread} at {_shown(ratio)}")
+        yield f"{method} minus sft, seed by seed ({better} is better): {', '.join(shown)}"
 
 
-def _flat(means: pd.Series[float], level: float, against: str, better: Better) -> str:
-    """Up to where a curve stays near a level."""
-    held = []
+def _reach(means: pd.Series[float], level: float, against: str, better: Better) -> str:
+    """Up to which mask ratio a method stays close to plain fine-tuning."""
+    close = []
     for setting, value in means.sort_index().items():
         far = abs(value - level) > _NEAR * abs(level) and is_worse(value, level, better)
         if far or not math.isfinite(value):
             break
-        held.append(setting)
-    if not held:
-        return f"not within 5 % of {against} at the first one"
-    return f"within 5 % of {against} up to {_shown(held[-1])}"
+        close.append(setting)
+    if not close:
+        return f"not within 5 % of {against} even at the smallest mask ratio"
+    return f"within 5 % of {against} up to {_shown(close[-1])}"
 
 
 def _shown(setting: Any) -> str:
@@ -221,10 +240,16 @@ def _mean(frame: pd.DataFrame) -> float:
 
 
 def summarize_sweep(record: StudyRecord) -> SweepSummary:
-    """Summarize a study of trainings, also one that is not finished.
+    """Summarize a study of trainings, finished or not.
+
+    Args:
+        record: of the study.
+
+    Returns:
+        Its summary.
 
     Raises:
-        RecordError: it is another kind of study, or has no finished cell.
+        RecordError: it is another kind of study, or no cell of it is finished.
     """
     known = STUDIES.get(record.kind)
     if known is None or known.axis is None or record.cells.empty:

@@ -103,7 +103,7 @@ def test_a_kind_of_study_is_made_told_and_drawn(tmp_path: Path) -> None:
     assert study_of(record.spec) is None
     with pytest.raises(DeltaLensError, match="no figure exists for a study of kind 'coins'"):
         draw(out)
-    with pytest.raises(DeltaLensError, match="nothing is said of a study of kind 'coins'"):
+    with pytest.raises(DeltaLensError, match="no summary exists for a study of kind 'coins'"):
         summarize(record)
 
 

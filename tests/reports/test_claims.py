@@ -63,23 +63,24 @@ def test_group_that_is_not_finite_is_named_and_not_ranked(tmp_path: Path) -> Non
         },
     )
     said = list(found.sentences())
-    assert "single blocks: of what tuning gained, dropping loses most in 0 (50 %), 2 (25 %)" in said
-    assert "single blocks: alone, most is recovered by 1 (50 %), 2 (25 %)" in said
-    assert "loss is not finite, and left out: 0 kept alone, 1 dropped" in said
+    whole = "of the gain from tuning"
+    assert f"single blocks: dropping costs most in 0 (50 % {whole}), 2 (25 %)" in said
+    assert f"single blocks: kept alone, most is recovered by 1 (50 % {whole}), 2 (25 %)" in said
+    assert "values of loss that are not finite are left out: 0 kept alone, 1 dropped" in said
 
 
 def test_layers_without_a_finite_fine_tune_are_not_held_against_it(tmp_path: Path) -> None:
     found = layers(tmp_path, {**ENDS, ("ft", ""): NAN, ("drop", "0"): 2.0, ("keep", "0"): 2.0})
     said = list(found.sentences())
-    assert said[1] == "loss of the fine-tune is not finite: nothing is compared with it"
+    assert said[1] == "loss of the fine-tune is not finite, so nothing can be compared with it"
     assert not any("loses" in one or "what tuning gained" in one for one in said)
-    assert "single blocks: alone, most is recovered by 0 (1.0000)" in said
+    assert "single blocks: kept alone, most is recovered by 0 (1.0000)" in said
 
 
 def test_layers_measured_by_one_s_own_metric_need_its_direction(tmp_path: Path) -> None:
     values = {**ENDS, ("drop", "0"): 2.0, ("keep", "0"): 2.0}
     silent = layers(tmp_path / "a", values, metric="score")
-    assert "which way is better is not known" in list(silent.sentences())[1]
+    assert "unknown whether higher or lower is better" in list(silent.sentences())[1]
     assert silent.metrics[0].gained is None
     for way, gained in (("lower", 2.0), ("higher", -2.0)):
         found = layers(tmp_path / way, values, metric="score", better={"score": way})
@@ -107,8 +108,8 @@ def test_sweep_takes_no_best_from_what_is_not_finite(tmp_path: Path) -> None:
         },
     )
     said = list(found.sentences())
-    assert said[1] == "gmt: best 1.0000 ± 0.0000 at 0.9; within 5 % of sft up to 0.2"
-    assert said[2] == "loss is not finite, and left out: gmt at 0.5 (seed 1)"
+    assert said[1] == "gmt: best 1.0000 ± 0.0000 at mask ratio 0.9; within 5 % of sft up to 0.2"
+    assert said[2] == "values of loss that are not finite are left out: gmt at 0.5 (seed 1)"
     assert ("0.5", "-", "nan") in found.tables()[0].rows
     assert math.isnan(found.as_json()["metrics"]["loss"]["gmt"]["0.5"])
 
@@ -119,7 +120,7 @@ def test_comparison_ranks_what_is_finite(tmp_path: Path) -> None:
     said = list(summarize_sweep(load_study(tmp_path)).sentences())
     assert said == [
         "loss, best first: sft 0.9000, ft 1.0000",
-        "loss is not finite, and left out: mft (seed 0)",
+        "values of loss that are not finite are left out: mft (seed 0)",
     ]
 
 
@@ -163,14 +164,14 @@ def test_without_a_direction_there_is_no_best_point_model_or_barrier(tmp_path: P
     assert math.isnan(data.best)
     assert (data.best_mark, data.barrier) == (None, None)
     said = " ".join(found.sentences())
-    assert "t score: which way is better is not known" in said
+    assert "t score: unknown whether higher or lower is better" in said
     assert "better={'score'" in said
     assert "best:" not in said
 
 
 def test_summary_says_where_a_model_is_better_than_the_grid_s_best_point(tmp_path: Path) -> None:
     worse = list(line(tmp_path / "a", (2.0, 1.5, 3.0, 3.0, 4.0), (1.0, 4.0)).sentences())
-    assert worse[1].endswith("at the grid's best point 1.0000, 1.0000 from ft; ft itself is better")
+    assert worse[1].endswith("at the best grid point 1.0000, 1.0000 from ft; ft itself is better")
     better = list(line(tmp_path / "b", (1.0, 0.5, 3.0, 3.0, 4.0), (1.0, 4.0)).sentences())
     assert "itself" not in better[1]
 
@@ -179,10 +180,12 @@ def test_models_and_points_that_are_not_finite_are_in_no_claim(tmp_path: Path) -
     found = line(tmp_path / "a", (1.0, NAN, 1.5, NAN, 2.0), (1.0, 2.0))
     said = list(found.sentences())
     assert (
-        "t loss: no barrier between the two; 2 points between them are not finite, and left out"
-        in said
+        "t loss: no barrier between the two models; 2 points between them are left out, as they "
+        "are not finite" in said
     )
     broken = line(tmp_path / "b", (1.0, 1.0, 1.0, 1.0, NAN), (NAN, NAN))
     assert (broken.data[0].best_mark, broken.data[0].barrier) == (None, None)
-    assert "t loss is not finite, and left out: ft, other" in list(broken.sentences())
+    assert "values of t loss that are not finite are left out: ft, other" in list(
+        broken.sentences()
+    )
     assert "None" not in " ".join(broken.sentences())

@@ -13,7 +13,7 @@ import pytest
 from deltalens.errors import RecordError
 from deltalens.io.plain_json import encode_finite
 from deltalens.io.records import Cell, Measurement, StudyFolder, load_study
-from deltalens.reports.drop import DropSummary, summarize
+from deltalens.reports.drop import DropSummary, summarize_drop_study
 from tests.support.edits import changed
 
 COLUMNS = ("strategy", "scope", "rate", "seed")
@@ -45,7 +45,7 @@ Make = Callable[..., DropSummary]
 def summary_of(tmp_path: Path) -> Make:
     def make(values: Values, rates: tuple[float, ...] = RATES, **facts: Any) -> DropSummary:
         write(tmp_path, values, rates, facts)
-        return summarize(load_study(tmp_path))
+        return summarize_drop_study(load_study(tmp_path))
 
     return make
 
@@ -68,13 +68,13 @@ def write(folder: Path, values: Values, rates: tuple[float, ...], facts: dict[st
 
 def test_sentences_say_what_holds_and_what_breaks(summary_of: Make) -> None:
     assert list(summary_of(MATHS).sentences()) == [
-        "exact_match: 0.8000 fine-tuned, 0 base",
-        "trivial: within 1 % up to 0.3, within 5 % up to 0.6; keeps over half of the gain at every "
-        "rate below 1",
-        "salient: already more than 5 % worse than the fine-tune at rate 0.3; half of what tuning "
-        "gained is lost by 0.3",
-        "random: within 5 % up to 0.3; half of what tuning gained is lost by 0.9 (on the mean of 2 "
-        "random orders)",
+        "exact_match: fine-tune 0.8000, base 0",
+        "trivial: within 1 % of the fine-tune up to rate 0.3, within 5 % up to rate 0.6; keeps "
+        "over half of the gain from tuning at every rate below 1",
+        "salient: already more than 5 % worse than the fine-tune at rate 0.3; loses over half of "
+        "the gain from tuning at rate 0.3",
+        "random: within 5 % of the fine-tune up to rate 0.3; loses over half of the gain from "
+        "tuning at rate 0.9 (mean of 2 random orders)",
         "25.00 % of the entries are exactly unchanged: below that rate a trivial drop changes "
         "nothing (--of changed leaves them out)",
     ]
@@ -84,7 +84,8 @@ def test_within_is_lost_at_the_first_rate_that_is_too_far(summary_of: Make) -> N
     values: Values = {"exact_match": {("trivial", 0): (0.8, 0.5, 0.8, 0.8, 0.1)}}
     found = summary_of(values)
     assert found.strategies[0].within == {0.01: None, 0.05: None}
-    assert "not within 1 % at any rate, not within 5 % at any rate" in list(found.sentences())[1]
+    said = "within 1 % of the fine-tune at no rate, within 5 % at no rate"
+    assert said in list(found.sentences())[1]
 
 
 def test_no_distance_in_per_cent_where_ratios_say_nothing(summary_of: Make) -> None:
@@ -92,7 +93,8 @@ def test_no_distance_in_per_cent_where_ratios_say_nothing(summary_of: Make) -> N
     values: Values = {"reward_margin": {("trivial", 0): (0.1, 0.099, 0.05, -0.6, -2.0)}}
     found = summary_of(values)
     assert found.strategies[0].within == {}
-    assert [*found.sentences()][1] == "trivial: keeps over half of the gain at every rate below 1"
+    said = "trivial: keeps over half of the gain from tuning at every rate below 1"
+    assert [*found.sentences()][1] == said
     assert found.as_json()["strategies"]["trivial"]["half_lost_at"] is None
 
 
@@ -141,15 +143,15 @@ def test_metric_of_one_s_own_is_better_the_way_that_was_said(
 def test_fine_tune_that_is_worse_than_its_base_is_not_taken_for_better(summary_of: Make) -> None:
     line: Values = {"my own": {("trivial", 0): (2.0, 1.9, 1.4, 1.1, 1.0)}}
     said = list(summary_of(line, better={"my own": "lower"}).sentences())
-    assert "tuning gained nothing on my own" in said
+    assert "on my own the fine-tune is not better than the base" in said
     assert not any("half" in sentence for sentence in said)
 
 
 def test_without_a_direction_nothing_is_claimed_that_needs_one(summary_of: Make) -> None:
     found = summary_of({"my own": {("trivial", 0): (1.0, 1.1, 1.6, 1.9, 2.0)}})
     said = list(found.sentences())
-    assert said[0] == "my own: 1.0000 fine-tuned, 2.0000 base"
-    assert said[1].startswith("my own: which way is better is not known")
+    assert said[0] == "my own: fine-tune 1.0000, base 2.0000"
+    assert said[1].startswith("my own: unknown whether higher or lower is better")
     assert "better={'my own': 'higher'}" in said[1]
     assert not any(word in " ".join(said[2:]) for word in ("within", "half", "gain"))
     assert found.as_json()["strategies"]["trivial"]["within"] == {}
@@ -175,8 +177,8 @@ def test_cell_that_is_not_finite_is_named_and_is_in_no_claim(summary_of: Make, b
     assert trivial.within == {0.01: 0.3, 0.05: 0.3}
     assert trivial.broken is None
     said = list(found.sentences())
-    assert "loss is not finite, and left out: trivial at 0.6; random at 0.9" in said
-    assert "keeps over half of the gain at every rate below 1 that is finite" in said[1]
+    assert "values of loss that are not finite are left out: trivial at 0.6; random at 0.9" in said
+    assert "over half of the gain from tuning at every rate below 1 with a finite" in said[1]
     # The mean over seeds is not that of the seeds that are finite.
     assert found.tables()[0].rows[3][2] in ("nan", "inf", "-inf")
 
@@ -184,7 +186,7 @@ def test_cell_that_is_not_finite_is_named_and_is_in_no_claim(summary_of: Make, b
 def test_nothing_is_compared_with_a_fine_tune_that_is_not_finite(summary_of: Make) -> None:
     found = summary_of({"loss": {("trivial", 0): (math.nan, 0.2, 0.2, 0.2, 2.0)}})
     said = list(found.sentences())
-    assert said[1] == "loss of the fine-tune is not finite: nothing is compared with it"
+    assert said[1] == "loss of the fine-tune is not finite, so nothing can be compared with it"
     assert len(said) == 3
     assert found.strategies[0].within == {}
 
@@ -192,8 +194,10 @@ def test_nothing_is_compared_with_a_fine_tune_that_is_not_finite(summary_of: Mak
 def test_base_that_is_not_finite_leaves_the_fine_tune_to_compare_with(summary_of: Make) -> None:
     found = summary_of({"loss": {("trivial", 0): (0.2, 0.2, 0.2, 9.0, math.inf)}})
     said = list(found.sentences())
-    assert said[1] == "trivial: within 1 % up to 0.6, within 5 % up to 0.6"
-    assert said[2] == "loss of the base is not finite: nothing is said of what tuning gained"
+    assert (
+        said[1] == "trivial: within 1 % of the fine-tune up to rate 0.6, within 5 % up to rate 0.6"
+    )
+    assert said[2] == "loss of the base is not finite, so the gain from tuning is unknown"
 
 
 def test_tables_show_rates_down_and_strategies_across(summary_of: Make) -> None:
@@ -211,7 +215,7 @@ def test_table_shows_a_dash_for_a_cell_that_is_not_finished(tmp_path: Path) -> N
     lines = journal.read_bytes().splitlines()
     first = changed(lines[0], lambda cell: cell["setting"].update(strategy="random"))
     journal.write_bytes(b"\n".join([*lines, first]) + b"\n")
-    rows = summarize(load_study(tmp_path)).tables()[0].rows
+    rows = summarize_drop_study(load_study(tmp_path)).tables()[0].rows
     assert rows[0][2] == "0.2000"
     assert [row[2] for row in rows[1:]] == ["-"] * 4
 
@@ -257,7 +261,7 @@ def test_json_has_null_for_what_is_no_number(summary_of: Make) -> None:
 
 
 def test_study_without_both_ends_is_too_young_for_a_summary(summary_of: Make) -> None:
-    with pytest.raises(RecordError, match="too few cells are finished"):
+    with pytest.raises(RecordError, match="the fine-tune and the base are not measured yet"):
         summary_of({"loss": {("trivial", 0): (0.2, 0.2)}}, rates=(0.0, 0.5))
 
 
@@ -265,5 +269,5 @@ def test_other_kind_of_study_is_refused(tmp_path: Path) -> None:
     study = StudyFolder.open(tmp_path, "inspect", {}, ("level", "name"))
     study.append(Cell({"level": "overall", "name": "all"}, {}, 0.0))
     study.close()
-    with pytest.raises(RecordError, match="not a drop study"):
-        summarize(load_study(tmp_path))
+    with pytest.raises(RecordError, match="holds a study of kind 'inspect', not a drop study"):
+        summarize_drop_study(load_study(tmp_path))

@@ -12,7 +12,7 @@ from torch import nn
 
 import deltalens
 from deltalens.io.records import StudyRecord
-from deltalens.reports.drop import summarize
+from deltalens.reports.drop import summarize_drop_study
 from deltalens.reports.landscape import summarize_landscape
 from deltalens.reports.layers import summarize_layers
 from deltalens.studies.layer_drop import sweep_layers_drop
@@ -40,7 +40,7 @@ def landscape(pair: Pair, out: Path, **more: Any) -> StudyRecord:
 
 
 SUMMARIES: dict[str, Callable[[StudyRecord], Any]] = {
-    "drop-study": summarize,
+    "drop-study": summarize_drop_study,
     "layer-sweep": summarize_layers,
     "landscape": summarize_landscape,
 }
@@ -53,14 +53,14 @@ def test_direction_can_be_said_later_and_changes_no_number(
     pair, out = pair_of(family="llama"), tmp_path / "s"
     silent = study(pair, out)
     said = " ".join(SUMMARIES[silent.kind](silent).sentences())
-    assert "which way is better is not known" in said
+    assert "unknown whether higher or lower is better" in said
     journal, table = ((out / name).read_bytes() for name in ("cells.jsonl", "cells.csv"))
     for way in ("higher", "lower"):
         record = study(pair, out, better={"score": way})
         assert record.facts["better"] == {"score": way}
         assert record.spec == silent.spec
         spoken = " ".join(SUMMARIES[record.kind](record).sentences())
-        assert "which way is better" not in spoken
+        assert "higher or lower is better" not in spoken
     # Said once, it stays; nothing was measured again.
     assert study(pair, out).facts["better"] == {"score": "lower"}
     assert (out / "cells.jsonl").read_bytes() == journal

@@ -16,7 +16,7 @@ import pytest
 
 import deltalens
 from deltalens.errors import RecordError
-from deltalens.reports.drop import summarize
+from deltalens.reports.drop import summarize_drop_study
 from tests.support.checkpoint_pairs import Pair, PairOf
 from tests.support.runs import command, succeeds, table, write_rows
 
@@ -127,7 +127,7 @@ def test_json_is_one_object_and_nothing_else(pair: Pair, study: Path) -> None:
     result = command(*study_of(pair, study), "--json")
     assert result.stderr == ""
     found = json.loads(result.stdout)
-    expected = json.loads(json.dumps(summarize(deltalens.load_study(study)).as_json()))
+    expected = json.loads(json.dumps(summarize_drop_study(deltalens.load_study(study)).as_json()))
     assert found == {**expected, "pictures": [str(p) for p in sorted(study.glob("gmt_fig3.*"))]}
     assert found["strategies"]["trivial"]["values"]["0"] == 1.0
 
@@ -145,7 +145,7 @@ def test_quiet_prints_nothing(pair: Pair, study: Path, tmp_path: Path) -> None:
 def test_answer_of_a_study_is_a_table_a_metric_and_sentences(pair: Pair, study: Path) -> None:
     said = succeeds(*study_of(pair, study))
     assert " drop rate   salient   trivial " in said
-    assert "top1_agreement: 1.0000 fine-tuned, " in said
+    assert "top1_agreement: fine-tune 1.0000, " in said
     assert f"table:   {study / 'cells.csv'}" in said
     assert f"picture: {study / 'gmt_fig3.svg'}" in said
 

@@ -18,7 +18,7 @@ import deltalens
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.figures import draw
 from deltalens.io.records import load_study
-from deltalens.reports.drop import summarize
+from deltalens.reports.drop import summarize_drop_study
 from deltalens.scoring import texts
 from deltalens.studies import drop_run, layer_run
 from deltalens.studies.efficiency import efficiency
@@ -245,7 +245,7 @@ def test_an_efficiency_study_grows_by_repeats(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seeds", "said"), [(1, "on one random order"), (3, "on the mean of 3 random orders")]
+    ("seeds", "said"), [(1, "(one random order)"), (3, "(mean of 3 random orders)")]
 )
 def test_a_claim_about_random_says_on_how_many_orders_it_rests(
     pair: Pair, tmp_path: Path, seeds: int, said: str
@@ -257,7 +257,7 @@ def test_a_claim_about_random_says_on_how_many_orders_it_rests(
         rates="0.5,0.9",
         seeds=seeds,
     )
-    summary = summarize(load_study(tmp_path / "s"))
+    summary = summarize_drop_study(load_study(tmp_path / "s"))
     (line,) = [line for line in summary.sentences() if line.startswith("random")]
     assert said in line
     assert [line for line in summary.sentences() if "order" in line] == [line]

@@ -15,7 +15,7 @@ from torch import nn
 import deltalens
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import StudyRecord, load_study
-from deltalens.reports.drop import summarize
+from deltalens.reports.drop import summarize_drop_study
 from deltalens.reports.layers import summarize_layers
 from deltalens.scoring import loading as module
 from deltalens.scoring.fidelity import Fidelity, sample_texts
@@ -161,11 +161,11 @@ def test_fine_tune_that_computes_numbers_is_studied_whatever_its_base_does(
     assert cells[is_ft]["value"].notna().all()
     # Each metric of the base, exact match and agreement too: no perplexity is infinite.
     assert cells[is_base]["value"].isna().all()
-    summary: Any = summarize(record) if study is drop else summarize_layers(record)
+    summary: Any = summarize_drop_study(record) if study is drop else summarize_layers(record)
     said = " ".join(summary.sentences())
     assert "of the base is not finite" in said
     assert "half" not in said
-    assert "of what tuning gained," not in said
+    assert "of the gain from tuning" not in said
 
 
 class Sometimes(nn.Module):
@@ -262,5 +262,5 @@ def test_training_that_ends_in_nan_is_recorded_as_nan(
     cells = load_study(tmp_path / "s").cells
     of_sft = cells[cells["method"] == "sft"].set_index("metric")["value"]
     assert of_sft[["exact_match", "loss", "perplexity"]].isna().all()
-    assert "exact_match is not finite, and left out: sft (seed 0)" in result.output
+    assert "values of exact_match that are not finite are left out: sft (seed 0)" in result.output
     assert "best first: ft 0" in result.output

@@ -31,7 +31,8 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_every_kind_of_study_is_kept() -> None:
     kinds = {study_name(load_study(folder).spec) for folder in BEFORE.iterdir()}
-    assert kinds == {name for name, study in STUDIES.items() if study.summary}
+    # An inspection always begins anew, in whatever version.
+    assert kinds == {*STUDIES} - {"inspect"}
 
 
 def test_it_loads_is_summarized_and_drawn(old: Path) -> None:

@@ -62,9 +62,9 @@ def test_answer_names_the_models_the_best_and_the_distance_of_the_base(
     study: tuple[Path, str],
 ) -> None:
     out, said = study
-    for text in ("train loss: ft ", "test loss: ft ", "; best: ", "the grid's best point ("):
+    for text in ("train loss: ft ", "test loss: ft ", "; best: ", "at the best grid point ("):
         assert text in said
-    assert "base is projected: " in said
+    assert " off the plane and is shown projected onto it" in said
     assert f"table:   {out / 'cells.csv'}" in said
     assert f"picture: {out / 'landscape.svg'}" in said
 
@@ -140,7 +140,7 @@ def test_trajectory_takes_the_folder_of_a_run(three: Three, tmp_path: Path) -> N
         *("landscape", three.origin, run, "--plane", "trajectory", "--data", three.test),
         *("--grid", "3x3", "-o", tmp_path / "s"),
     )
-    assert "of the run's variance" in said
+    assert "of the variance along the trajectory" in said
     marks = deltalens.load_study(tmp_path / "s").facts["plane"]["marks"]
     names = ["ft", "checkpoint-5", "checkpoint-10", "checkpoint-20"]
     assert [mark["name"] for mark in marks] == names
@@ -210,7 +210,7 @@ def test_point_without_a_finite_loss_is_nan_in_the_table_a_gap_and_counted(tmp_p
     assert record.cells["value"].isna().sum() == 3
     assert (out / "cells.csv").read_text().count(",nan,nan,0") == 3
     said = list(summarize_landscape(record).sentences())
-    assert "3 points have no finite value: gaps in the picture" in said
+    assert "3 points have no finite value: they are gaps in the picture" in said
     succeeds("plot", out)
     svg = (out / "landscape.svg").read_text()
     assert "no finite value" in svg

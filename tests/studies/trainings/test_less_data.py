@@ -27,10 +27,11 @@ def test_the_summary_holds_methods_against_plain_fine_tuning_seed_by_seed(tmp_pa
     study = write_study(tmp_path / "s", "data-ratio-sweep", LESS)
     lines = list(summarize_sweep(load_study(study)).sentences())
     assert lines[0] == "exact_match: ft 0.1000", "plain fine-tuning has no level of its own here"
-    assert "sft: best 0.7100 ± 0.0141 at 1" in lines
+    assert "sft: best 0.7100 ± 0.0141 at data ratio 1" in lines
     # By hand: at 0.1 it is 0.10 and 0.12 better, at 1 0.01 worse and 0.01 better.
     assert lines[-1] == (
-        "gmt - sft, seed by seed (higher is better): +0.1100 ± 0.0141 at 0.1, +0.0000 ± 0.0141 at 1"
+        "gmt minus sft, seed by seed (higher is better): +0.1100 ± 0.0141 at 0.1, "
+        "+0.0000 ± 0.0141 at 1"
     )
 
 
@@ -38,7 +39,7 @@ def test_one_seed_has_no_deviation_and_a_missing_partner_is_left_out(tmp_path: P
     few = {key: value for key, value in LESS.items() if not key[2] and key != ("sft", 1.0, 0)}
     study = write_study(tmp_path / "s", "data-ratio-sweep", few)
     *_, last = summarize_sweep(load_study(study)).sentences()
-    assert last == "gmt - sft, seed by seed (higher is better): +0.1000 at 0.1"
+    assert last == "gmt minus sft, seed by seed (higher is better): +0.1000 at 0.1"
 
 
 def test_its_picture_calls_things_by_their_names(tmp_path: Path) -> None:
