@@ -23,6 +23,9 @@ class Sizes:
     """Read from a file at a time."""
     part: int = 1 << 19
     """Given to one worker at a time: most tensors are worth several."""
+    threaded: int = 1 << 22
+    """Of a live model, from which on several threads are quicker than one: they have to be
+    started."""
     hashed: int = 1 << 17
     """Indices hashed at a time on a CPU: enough that two threads seldom wait for each other's
     lock."""

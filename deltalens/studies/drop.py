@@ -29,7 +29,7 @@ from deltalens.studies.selecting import (
     select_unit,
 )
 
-__all__ = ["DropResult", "drop"]
+__all__ = ["DropPass", "DropResult", "drop"]
 
 _LARGE = 1e38
 """Entries below it have a difference that fits fp32."""
@@ -112,7 +112,7 @@ def drop(
             "exclude": exclude,
         },
     }
-    work = _Drop(pairing, setting, exact if rescale else None, changed_only, progress)
+    work = DropPass(pairing, setting, exact if rescale else None, changed_only, progress)
     writing = write_like(pairing.ft, out, record=_json(record), copies=pairing.copies)
     with writing as writer, workers() as mapper:
         for unit in pairing.units(scoped):
@@ -127,7 +127,7 @@ def _json(record: dict[str, Any]) -> bytes:
     return (json.dumps(record, indent=2) + "\n").encode()
 
 
-class _Drop:
+class DropPass:
     """Goes through the units: selects, edits, writes, and counts."""
 
     def __init__(
@@ -163,7 +163,7 @@ class _Drop:
         def edit(span: Span) -> int:
             for chunk in self.stream.chunks(span):
                 if blind:
-                    self._look(chunk)
+                    self.look_at(chunk)
                 if not selection.empty or self.rescale:
                     edit_chunk(chunk, selection, self.rescale, self.scratch)
                 writer.write(chunk.pair.ft, chunk.start, chunk.ft)
@@ -173,7 +173,7 @@ class _Drop:
             self.done += done
             self.progress(self.done, self.total)
 
-    def _look(self, chunk: DeltaChunk) -> None:
+    def look_at(self, chunk: DeltaChunk) -> None:
         """What ranking would have told: whether anything is not finite, or differs."""
         both = (chunk.ft, chunk.base)
         small = all(largest_magnitude(values, self.scratch) < _LARGE for values in both)

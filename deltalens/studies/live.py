@@ -16,6 +16,7 @@ from deltalens.io.reader import torch_dtype
 from deltalens.numerics.bits import cast_once
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection import Selection
+from deltalens.numerics.sizes import SIZES
 from deltalens.numerics.workers import Mapper, one_thread, serial_map, workers
 from deltalens.studies.deltas import DeltaStream, Span
 from deltalens.studies.moving import Direction, Plane
@@ -24,9 +25,6 @@ from deltalens.studies.selecting import check_finite, edit_chunk
 from deltalens.studies.weights import StoredReader, StoredWeights, Weights, runs
 
 __all__ = ["LiveModel", "LiveTensors"]
-
-_FEWEST = 1 << 22
-"""Below so many entries one thread is as quick as several that have to be started."""
 
 
 class LiveTensors:
@@ -110,7 +108,7 @@ class LiveTensors:
 @contextmanager
 def _threads(slots: Sequence[Slot]) -> Iterator[Mapper]:
     """On all cores; always on one thread each, so that no sum depends on their number."""
-    if sum(slot.size for slot in slots) < _FEWEST:
+    if sum(slot.size for slot in slots) < SIZES.threaded:
         with one_thread():
             yield serial_map
     else:

@@ -39,7 +39,7 @@ from deltalens.training.following import TrainingWatch
 from deltalens.training.run import train, training_dtype, training_suite
 from deltalens.training.spec import TrainingSpec
 
-__all__ = ["run_trainings"]
+__all__ = ["CellMaker", "run_trainings"]
 
 _KEPT, _CELL, _GROUND = "checkpoints", ".cell", ".ground"
 
@@ -125,7 +125,7 @@ def run_trainings(
         for setting, plan in planned:
             if plan.lacks and setting not in done:
                 raise DeltaLensError(f"{out}: {plan.lacks}")
-        making = _Making(
+        making = CellMaker(
             out=out,
             source=source,
             files=files,
@@ -158,7 +158,7 @@ def run_trainings(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Making:
+class CellMaker:
     """Makes and measures one cell; in any process. It is its own recipe: nothing has to be
     prepared."""
 
@@ -175,7 +175,7 @@ class _Making:
         """See `Recipe`."""
         return ":" in self.source.device
 
-    def prepare(self, watch: Progress) -> _Making:
+    def prepare(self, watch: Progress) -> CellMaker:
         """See `Recipe`."""
         return self
 
@@ -187,7 +187,7 @@ class _Making:
         plan = self.plans[repr(setting)]
         made = self.out / f"{_CELL}-{os.getpid()}"
         if plan.still is not None:
-            return self._evaluate(plan.still, check=plan.still == self.source.model)
+            return self.evaluate(plan.still, check=plan.still == self.source.model)
         if plan.drop is not None:
             found = self._drop(plan, made, tell)
         else:
@@ -235,7 +235,7 @@ class _Making:
         shutil.rmtree(made, ignore_errors=True)
         assert plan.drop is not None
         drop(tuned, self.source.model, made, strategy="trivial", rate=plan.drop, scope=plan.scope)
-        return self._evaluate(made)
+        return self.evaluate(made)
 
     def _ground(self, plan: Plan, made: Path, tell: Tell) -> Path:
         """The result of the training that a plan builds on: kept by its own cell, or trained."""
@@ -251,7 +251,7 @@ class _Making:
             self._train(alone, plan.start or self.source.model, made, tell)
         return ground
 
-    def _evaluate(self, folder: str | Path, check: bool = False) -> Metrics:
+    def evaluate(self, folder: str | Path, check: bool = False) -> Metrics:
         """A checkpoint as it is, in the dtype in which it would be trained, its preferences against
         the study's model; refused, if wanted, where it computes no numbers."""
         spec = next(iter(self.plans.values())).spec

@@ -36,6 +36,7 @@ from deltalens.training.trainer import make_savable, make_trainer
 
 __all__ = [
     "Trained",
+    "TrainingSession",
     "TrainingWatch",
     "check_trainable",
     "train",
@@ -145,7 +146,7 @@ def train(
     try:
         watch.stage("loading the model", None)
         loaded = load_model(checkpoint, kind, where, trust_remote_code)
-        training = _Training(spec, folder, checkpoint, loaded, watch, eval_every)
+        training = TrainingSession(spec, folder, checkpoint, loaded, watch, eval_every)
         training.prepare(rows, others, choosing)
         return training.run(configure, checkpoint_every, probe)
     except Exception:
@@ -188,8 +189,8 @@ def check_trainable(model: nn.Module, tokenizer: Any | None, where: Path) -> Non
         )
 
 
-class _Training:
-    """One sitting of a training."""
+class TrainingSession:
+    """One invocation of a training: from where its folder stands to the end, or until stopped."""
 
     def __init__(
         self,

@@ -57,7 +57,7 @@ def _imports(
             for alias in node.names:
                 yield Import(alias.name, (), node.lineno, place)
         elif isinstance(node, ast.ImportFrom):
-            origin = _absolute(module, is_package, node)
+            origin = absolute(module, is_package, node)
             modules = [a.name for a in node.names if f"{origin}.{a.name}" in known]
             names = tuple(a.name for a in node.names if a.name not in modules)
             for name in modules:
@@ -84,7 +84,7 @@ def _is_type_checking(test: ast.expr) -> bool:
     return ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
-def _absolute(module: str, is_package: bool, node: ast.ImportFrom) -> str:
+def absolute(module: str, is_package: bool, node: ast.ImportFrom) -> str:
     if not node.level:
         return node.module or ""
     parts = module.split(".")

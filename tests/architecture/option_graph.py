@@ -7,7 +7,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tests.architecture.import_graph import _absolute, project_sources
+from tests.architecture.import_graph import absolute, project_sources
 
 Node = tuple[str, str]
 """Module, and the name of a top-level definition in it."""
@@ -46,7 +46,7 @@ class Graph:
     def _imported(self, module: str, is_package: bool, tree: ast.AST) -> Iterator[tuple[str, Node]]:
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
-                origin = _absolute(module, is_package, node)
+                origin = absolute(module, is_package, node)
                 for alias in node.names:
                     yield alias.asname or alias.name, (origin, alias.name)
             elif isinstance(node, ast.Import):
@@ -54,7 +54,7 @@ class Graph:
                     yield alias.asname or alias.name.split(".")[0], (alias.name, "")
 
     def _read(self, made: Definition, module: str, is_package: bool, tree: ast.stmt) -> None:
-        docstrings = {id(text) for text in _docstrings(tree)}
+        documented = {id(text) for text in docstrings(tree)}
         inside = {
             id(part)
             for node in ast.walk(tree)
@@ -74,7 +74,7 @@ class Graph:
                     for part in node.values
                 )
                 made.messages.append((node.lineno, "".join(parts)))
-            elif isinstance(node, ast.Constant) and id(node) not in docstrings | inside:
+            elif isinstance(node, ast.Constant) and id(node) not in documented | inside:
                 made.messages.append((node.lineno, str(node.value)))
         made.imports |= dict(self._imported(module, is_package, tree))
 
@@ -127,7 +127,7 @@ def _own_names(tree: ast.stmt) -> set[str]:
     return bound | {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
 
 
-def _docstrings(tree: ast.AST) -> Iterator[ast.Constant]:
+def docstrings(tree: ast.AST) -> Iterator[ast.Constant]:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         for statement in body if isinstance(body, list) else ():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.architecture.import_graph import project_sources
-from tests.architecture.option_graph import _docstrings
+from tests.architecture.option_graph import docstrings
 
 PACKAGE = "deltalens.io.records"
 FRAME = f"{PACKAGE}.folder"
@@ -27,7 +27,7 @@ def made(source: str) -> set[str]:
 def faults(source: str) -> Iterator[str]:
     """Where a module outside the package names a manifest, or reaches for the frame."""
     tree = ast.parse(source)
-    documented = {id(text) for text in _docstrings(tree)}
+    documented = {id(text) for text in docstrings(tree)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and id(node) not in documented:
             if NAMED.search(str(node.value)):

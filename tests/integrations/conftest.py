@@ -1,5 +1,5 @@
 """One thread, and no hook outlives a test."""
 
-from tests.support.clean_hooks import _no_hook_stays, _one_thread
+from tests.support.clean_hooks import no_hook_stays, one_thread
 
-__all__ = ["_no_hook_stays", "_one_thread"]
+__all__ = ["no_hook_stays", "one_thread"]

@@ -87,8 +87,8 @@ def is_slow(pattern: re.Pattern[str]) -> bool:
 def test_no_pattern_of_ours_is_slow_on_a_text_made_for_it() -> None:
     kept = dict(patterns())
     assert NAMES_OF_FILES in kept
-    assert "deltalens.names._NORM" in kept
-    assert any(name.endswith("figures.mft_studies._AT_STEP") for name in kept)
+    owners = {name.rpartition(".")[0] for name in kept}
+    assert {"deltalens.names", "deltalens.figures.mft_studies"} <= owners
     assert [n for n, one in kept.items() if n != NAMES_OF_FILES and is_slow(one)] == []
 
 

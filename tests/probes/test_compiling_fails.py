@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from deltalens import GradientProbe, MaskTuning
-from deltalens.gradients.watching import GradientPass
 from deltalens.integrations.transformers import GradientMaskCallback
 from deltalens.methods import mft
 from deltalens.probes import gradient
 from deltalens.training.run import train
 from deltalens.training.spec import TrainingSpec
+from tests.support.clean_hooks import hook_count
 from tests.support.training_folders import write_model, write_rows
 
 
@@ -24,11 +24,11 @@ def fail(*given: Any) -> None:
 def test_a_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     monkeypatch.setattr(gradient, "compile_loops", fail)
-    probe = GradientProbe(model, tmp_path / "new" / "run")
+    probe, before = GradientProbe(model, tmp_path / "new" / "run"), hook_count()
     with pytest.raises(RuntimeError, match="no compiler"):
         probe.attach()
     assert not (tmp_path / "new").exists()
-    assert not GradientPass.of(model)._subscriptions
+    assert hook_count() == before
     monkeypatch.undo()
     with probe:
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -62,6 +62,7 @@ def test_a_training_with_a_mask_and_a_probe(
     """The mask is attached before the probe cannot be."""
     model, rows = write_model(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl")
     attached: list[Any] = []
+    before = hook_count()
     build = GradientMaskCallback.build
 
     def remembered(callback: GradientMaskCallback, *given: Any) -> Any:
@@ -73,6 +74,6 @@ def test_a_training_with_a_mask_and_a_probe(
     spec = TrainingSpec(method="gmt", mask_ratio="0.5", steps=1, batch_size=4)
     with pytest.raises(RuntimeError, match="no compiler"):
         train(model, rows, tmp_path / "new" / "out", spec, probe={})
-    (mask,) = attached
-    assert not GradientPass.of(mask.model)._subscriptions
+    assert len(attached) == 1
+    assert hook_count() == before
     assert not (tmp_path / "new").exists()

@@ -13,6 +13,7 @@ import torch
 
 import deltalens
 from deltalens import DeltaLensError, GradientProbe, load_run
+from tests.support.clean_hooks import hook_count
 from tests.support.oracles import gradients as oracle
 from tests.support.probed_training import STEPS, batches, check, loss_of, net, train
 
@@ -186,17 +187,11 @@ def test_a_reference_mask_is_compared_with(tmp_path: Path) -> None:
 # --- what can be wrong ----------------------------------------------------------------------------
 
 
-def hooks() -> int:
-    from torch.optim import optimizer
-
-    return len(optimizer._global_optimizer_pre_hooks) + len(optimizer._global_optimizer_post_hooks)
-
-
 @pytest.fixture(autouse=True)
 def _no_hook_stays() -> Iterator[None]:
-    before = hooks()
+    before = hook_count()
     yield
-    assert hooks() == before
+    assert hook_count() == before
 
 
 def test_a_nan_is_a_warning_once(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 import deltalens
 from deltalens.errors import CheckpointError
-from deltalens.io import locate as module
 from deltalens.io.locate import locate, located
 from tests.support.checkpoint_pairs import Pair, PairOf, differing, plain, state_of
 from tests.support.runs import command, succeeds, write_rows
@@ -177,19 +176,13 @@ def test_what_is_neither_a_path_nor_a_hub_id_asks_no_hub(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "_download", None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
     with pytest.raises(CheckpointError, match="no such file or folder"):
         locate(name)
 
 
-def test_hub_gives_no_pickles() -> None:
-    assert not [pattern for pattern in module._WANTED if pattern.endswith((".bin", ".pt"))]
-
-
-@pytest.mark.parametrize("spec", [False, True])
-def test_code_of_a_model_is_fetched_only_where_it_may_be_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spec: bool
-) -> None:
+def fetched_patterns(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """For each snapshot that is wanted from now on, the patterns of its files; none is given."""
     fetched: list[list[str]] = []
 
     def snapshot(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
@@ -197,6 +190,23 @@ def test_code_of_a_model_is_fetched_only_where_it_may_be_run(
         raise LocalEntryNotFoundError("no network in a test")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    return fetched
+
+
+def test_hub_gives_no_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = fetched_patterns(monkeypatch)
+    with pytest.raises(CheckpointError, match="cannot be reached"):
+        locate("tiny/ft")
+    (patterns,) = fetched
+    assert "*.safetensors" in patterns
+    assert not [pattern for pattern in patterns if pattern.endswith((".bin", ".pt"))]
+
+
+@pytest.mark.parametrize("spec", [False, True])
+def test_code_of_a_model_is_fetched_only_where_it_may_be_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spec: bool
+) -> None:
+    fetched = fetched_patterns(monkeypatch)
     out = ("-o", tmp_path / "out")
     more = ("--trust-remote-code",) if spec else ()
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "abc"}])

@@ -26,7 +26,6 @@ from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.matching import pair
 from deltalens.numerics.hashing import name_key
 from deltalens.numerics.selection import Selection
-from deltalens.studies import live as module
 from deltalens.studies.deltas import DeltaStream
 from deltalens.studies.landscape.hessian import top_of_hessian
 from deltalens.studies.live import LiveModel, LiveTensors
@@ -34,6 +33,7 @@ from deltalens.studies.places import Slot, slots_of_checkpoint
 from deltalens.studies.selecting import DropSetting, select_unit
 from deltalens.studies.weights import StoredWeights
 from tests.support.checkpoint_pairs import Kind, Pair, differing, plain, state_of, write_pair
+from tests.support.cuts import resized
 
 HEAD = "lm_head.weight"
 KINDS = ["plain", "half", "fused experts", "transposed in the file", "copies held apart"]
@@ -139,11 +139,11 @@ class Drawn:
 
 
 @pytest.fixture
-def many_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+def many_threads() -> Iterator[Callable[[int], None]]:
     """Small models too are visited by so many threads."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(module, "_FEWEST", 0)
-    yield torch.set_num_threads
+    with resized(threaded=0):
+        yield torch.set_num_threads
     torch.set_num_threads(before)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from deltalens.studies.drop import _Drop
+from deltalens.studies.drop import DropPass
 from deltalens.studies.selecting import DropSetting
 
 
@@ -25,7 +25,7 @@ class _SeenElsewhere:
 
 def test_a_difference_that_another_thread_saw_meanwhile_stays_seen() -> None:
     setting = DropSetting("random", Fraction(1, 2))
-    work = _Drop(SimpleNamespace(entries=4), setting, None, False, None)  # type: ignore[arg-type]
+    work = DropPass(SimpleNamespace(entries=4), setting, None, False, None)  # type: ignore[arg-type]
     same = torch.ones(4)
-    work._look(SimpleNamespace(ft=same, base=same, delta=_SeenElsewhere(work)))  # type: ignore[arg-type]
+    work.look_at(SimpleNamespace(ft=same, base=same, delta=_SeenElsewhere(work)))  # type: ignore[arg-type]
     assert work.differs

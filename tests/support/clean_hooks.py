@@ -1,4 +1,4 @@
-"""Small tensors: several threads would spend their time on waiting for each other."""
+"""One thread for small tensors, and no hook on torch's optimizers that outlives its test."""
 
 import gc
 from collections.abc import Iterator
@@ -8,8 +8,14 @@ import torch
 from torch.optim import optimizer
 
 
+def hook_count() -> int:
+    """How many hooks run around every optimizer's steps."""
+    return len(optimizer._global_optimizer_pre_hooks) + len(optimizer._global_optimizer_post_hooks)
+
+
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Of small tensors, several threads would spend their time on waiting for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -17,11 +23,10 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _no_hook_stays() -> Iterator[None]:
-    registered = optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks
-    before = [len(hooks) for hooks in registered]
+def no_hook_stays() -> Iterator[None]:
+    """What a test attaches is detached, or has gone with its model."""
+    before = hook_count()
     yield
-    if any(len(hooks) > count for hooks, count in zip(registered, before, strict=True)):
+    if hook_count() > before:
         gc.collect()
-    for hooks, count in zip(registered, before, strict=True):
-        assert len(hooks) <= count
+    assert hook_count() <= before

@@ -109,5 +109,5 @@ def fake_trainings(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
     """From here to the end of the test nothing is trained."""
     fake = FakeTraining()
     monkeypatch.setattr(trainings, "train", fake.train)
-    monkeypatch.setattr(trainings._Making, "_evaluate", partialmethod(_measured, fake))
+    monkeypatch.setattr(trainings.CellMaker, "evaluate", partialmethod(_measured, fake))
     return fake

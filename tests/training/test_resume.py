@@ -73,8 +73,8 @@ def photographed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     def seals(folder: TrainingFolder, step: int, *rest: Any) -> str:
         return f"checkpoint {step} unsealed"
 
-    before(run._Training, "prepare", lambda *given: "before the first step")
-    before(run._Training, "evaluate", evaluates)
+    before(run.TrainingSession, "prepare", lambda *given: "before the first step")
+    before(run.TrainingSession, "evaluate", evaluates)
     before(TrainingFolder, "finish", writes_model)
     before(TrainingFolder, "complete", seals)
     before(os, "replace", lambda source, target: moves(str(source), target))
