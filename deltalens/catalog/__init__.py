@@ -1,2 +1,2 @@
-"""Every fact that has a name, stated once: metrics, methods, kinds of studies. No torch here: code
-is named, and loaded when it is used."""
+"""What deltalens knows by name, each stated once: metrics, methods, kinds of studies, layer groups.
+No torch here: code is referred to by name and loaded when it is used."""

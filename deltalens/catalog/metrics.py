@@ -1,4 +1,4 @@
-"""What is measured: in which unit, which way is better, and what may be said of it."""
+"""The metrics: their labels and units, which values are better, and how they compare."""
 
 from __future__ import annotations
 
@@ -34,30 +34,31 @@ __all__ = [
 ]
 
 Better = Literal["higher", "lower"]
-"""Which values of a metric are the better ones."""
+"""Whether higher or lower values of a metric are better."""
 DIRECTIONS: tuple[Better, ...] = get_args(Better)
 HIGHER: Better = "higher"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What is known of a metric that deltalens measures."""
+    """A metric: how it is labeled, and how its values compare."""
 
     label: str
-    """In a picture; `{}` stands for the model that it is measured against."""
+    """On an axis; `{}` stands for the model that it is measured against."""
     better: Better
     unit: str = ""
     ratio: bool = True
-    """Whether one value over another says something: not of a margin, whose zero is arbitrary."""
+    """Whether the ratio of two values means anything. It does not for a margin, whose zero is
+    arbitrary."""
     per_cent: bool = False
-    """A fraction in the records; pictures and the papers' tables show per cent."""
+    """Whether figures and tables show per cent of what the records hold as a fraction."""
     leads: bool = False
-    """A summary may speak of it first."""
+    """Whether a summary may use it as its leading metric."""
     shown: bool = True
-    """Has a column or a panel of its own where trainings are compared."""
+    """Whether it has a column or panel of its own where trainings are compared."""
 
 
-# The order is the one in which a summary takes its leading metric.
+# A summary takes the first of these that leads and was measured.
 METRICS: Mapping[str, Metric] = {
     "exact_match": Metric(label="exact match", better="higher", per_cent=True, leads=True),
     "top1_agreement": Metric(
@@ -65,61 +66,82 @@ METRICS: Mapping[str, Metric] = {
     ),
     "loss": Metric(label="loss", better="lower", unit="nats per target token", leads=True),
     "kl": Metric(label="KL({} ‖ model)", better="lower", unit="nats per token"),
-    # Under DPO, against the model that a training starts from.
+    # DPO measures these against the model that the training starts from.
     "preference_accuracy": Metric(
         label="preference accuracy", better="higher", per_cent=True, leads=True
     ),
     "dpo_loss": Metric(label="DPO loss", better="lower", unit="nats per preference"),
     "reward_margin": Metric(label="reward margin", better="higher", unit="nats", ratio=False),
-    # Beside the loss it says nothing more.
+    # It is exp(loss): no news beside the loss.
     "perplexity": Metric(label="perplexity", better="lower", shown=False),
-    # Of the rows that are trained on, with whatever the method does to the model. Which loss it is,
-    # and in which unit, a study's own facts say.
+    # On the training rows, with whatever the method does to the model. The study's facts say which
+    # loss it is, and its unit.
     "training_loss": Metric(label="training loss", better="lower", shown=False),
 }
 """Every metric of deltalens' own, by its name in the records."""
 
 
 def short_name(metric: str) -> str:
-    """A metric's own name: without its data (`FILE/metric`) and its step (`metric@100`)."""
+    """Strip a metric's data set (`FILE/metric`) and step (`metric@100`).
+
+    Args:
+        metric: as the records name it.
+
+    Returns:
+        Its own name.
+
+    Example:
+        >>> short_name("maths/exact_match@100")
+        'exact_match'
+    """
     return metric.rpartition("/")[2].partition("@")[0]
 
 
 def known_metric(metric: str) -> Metric | None:
-    """What is known of a metric, ours or an installed package's; None for one of the caller's."""
+    """Look up a metric of deltalens or of an installed package.
+
+    Args:
+        metric: as the records name it.
+
+    Returns:
+        What is known of it; None for a metric of the caller's own.
+    """
     name = short_name(metric)
     return METRICS.get(name) or _of_package(name, tuple(sys.path))
 
 
 @functools.lru_cache(maxsize=256)
 def _of_package(name: str, path: tuple[str, ...]) -> Metric | None:
-    """What a package says of its metric. A figure of numbers that are there does not fail for it:
-    what cannot be loaded is unknown, with a warning."""
+    """What a package says of its metric. Existing numbers can be drawn without it, so a metric that
+    cannot be loaded is unknown, with a warning."""
     try:
         plugin = find("metric", name, METRICS)
-        said = plugin.load() if plugin else None
+        attributes = plugin.load() if plugin else None
     except DeltaLensError as error:
         warnings.warn(str(error), stacklevel=2)
         return None
-    better = getattr(said, "better", None)
+    better = getattr(attributes, "better", None)
     if better not in DIRECTIONS:
         return None
-    label, unit = (str(getattr(said, one, "")) for one in ("label", "unit"))
+    label, unit = (str(getattr(attributes, field, "")) for field in ("label", "unit"))
     return Metric(
         label=(label or name.replace("_", " ")).replace("{", "{{").replace("}", "}}"),
         better=better,
         unit=unit,
-        per_cent=getattr(said, "per_cent", False) is True,
-        ratio=getattr(said, "ratio", True) is True,
+        per_cent=getattr(attributes, "per_cent", False) is True,
+        ratio=getattr(attributes, "ratio", True) is True,
     )
 
 
 def better_of(metric: str, own: Mapping[str, Better] | None = None) -> Better | None:
-    """Which way a metric is better; None where nobody has said so.
+    """Look up whether higher or lower values of a metric are better.
 
     Args:
         metric: as the records name it.
-        own: directions of the caller's own metrics, by their names with or without the data.
+        own: directions of the caller's own metrics, by their names with or without the data set.
+
+    Returns:
+        The direction; None if it is unknown.
     """
     for name in (metric, short_name(metric)):
         if own and name in own:
@@ -129,23 +151,54 @@ def better_of(metric: str, own: Mapping[str, Better] | None = None) -> Better | 
 
 
 def is_lower_better(better: Better | None) -> bool:
-    """Whether the lowest values are the best; False, too, where nobody has said so."""
+    """Tell whether the lowest values are the best.
+
+    Args:
+        better: the direction; None if it is unknown.
+
+    Returns:
+        True for `lower`; False if the direction is unknown.
+    """
     return better == "lower"
 
 
 def gain(value: float, other: float, better: Better) -> float:
-    """By how much a value is better than another: below 0 where it is worse."""
+    """Compute how much better a value is than another.
+
+    Args:
+        value, other: of one metric.
+        better: its direction.
+
+    Returns:
+        The difference; below 0 if the value is worse.
+    """
     return other - value if is_lower_better(better) else value - other
 
 
 def is_worse(value: float, other: float, better: Better) -> bool:
-    """Whether a value is worse than another; False where either is no number."""
+    """Tell whether a value is worse than another.
+
+    Args:
+        value, other: of one metric.
+        better: its direction.
+
+    Returns:
+        Whether it is; False if either is NaN.
+    """
     return value > other if is_lower_better(better) else value < other
 
 
 def leading(metrics: Iterable[str], own: Mapping[str, Better] | None = None) -> str | None:
-    """The metric that a summary speaks of: exact match, else agreement, else loss; else the first
-    one that has a direction, else the first; None of none."""
+    """Choose the metric that a summary speaks of.
+
+    Args:
+        metrics: as the records name them.
+        own: directions of the caller's own metrics.
+
+    Returns:
+        Exact match if there is one, else agreement, else loss, else the first metric with a
+        direction, else the first; None of no metrics.
+    """
     order = [name for name, known in METRICS.items() if known.leads]
 
     def rank(metric: str) -> int:
@@ -157,30 +210,58 @@ def leading(metrics: Iterable[str], own: Mapping[str, Better] | None = None) -> 
 
 
 def is_shown(metric: str) -> bool:
-    """Whether tables and pictures of trainings have a place for it."""
+    """Tell whether a metric has a place in tables and figures of trainings.
+
+    Args:
+        metric: as the records name it.
+
+    Returns:
+        Whether it has; True for a metric of the caller's own.
+    """
     known = known_metric(metric)
     return known is None or known.shown
 
 
 def compares_as_ratio(metric: str) -> bool:
-    """Whether one value of a metric over another, such as a distance in per cent, says something;
-    True of one of the caller's own."""
+    """Tell whether the ratio of two values of a metric, such as a difference in per cent, means
+    anything.
+
+    Args:
+        metric: as the records name it.
+
+    Returns:
+        Whether it does; True for a metric of the caller's own.
+    """
     known = known_metric(metric)
     return known is None or known.ratio
 
 
 def scale_of(metric: str) -> float:
-    """From a metric's records to its axis: 100 for a fraction that is shown in per cent."""
+    """Look up the factor from a metric's records to its axis.
+
+    Args:
+        metric: as the records name it.
+
+    Returns:
+        100 for a fraction that is shown in per cent, else 1.
+    """
     known = known_metric(metric)
     return 100.0 if known and known.per_cent else 1.0
 
 
 def axis_label(metric: str, against: str = "the fine-tune") -> str:
-    """A metric with its unit.
+    """Label an axis or a column.
 
     Args:
         metric: as the records name it.
-        against: the model that it is measured against, where it is.
+        against: the model that it is measured against, if it is one of those metrics.
+
+    Returns:
+        The metric's label with its unit.
+
+    Example:
+        >>> axis_label("loss")
+        'loss (nats per target token)'
     """
     known = known_metric(metric)
     if known is None:
@@ -190,37 +271,43 @@ def axis_label(metric: str, against: str = "the fine-tune") -> str:
 
 
 def check_better(better: Mapping[str, str] | None, *, custom: bool) -> dict[str, Better]:
-    """The directions of a caller's own metrics.
+    """Check the directions of a caller's own metrics.
 
     Args:
-        better: name -> `higher` or `lower`.
-        custom: the study measures by a metric of the caller's own.
+        better: metric -> `higher` or `lower`.
+        custom: whether the study measures a metric of the caller's own.
+
+    Returns:
+        The same, checked.
 
     Raises:
-        DeltaLensError: another word, or there is no such metric.
+        DeltaLensError: a direction is another word, or the study has no metric of the caller's own.
     """
-    given = dict(better or {})
-    if given and not custom:
+    directions = dict(better or {})
+    if directions and not custom:
         raise DeltaLensError(
-            "better says which way a metric of your own is better: give metric=... too; the "
-            "directions of deltalens' own are known"
+            "better gives the direction of your own metric, so it needs metric=...; deltalens "
+            "knows the directions of its own metrics"
         )
-    ways: dict[str, Better] = {way: way for way in DIRECTIONS}
-    for name, way in given.items():
-        if way not in ways:
-            raise DeltaLensError(f"better: {name!r}: {way!r}; write 'higher' or 'lower'")
-    return {name: ways[way] for name, way in given.items()}
+    words: dict[str, Better] = {word: word for word in DIRECTIONS}
+    for name, word in directions.items():
+        if word not in words:
+            raise DeltaLensError(f"better: {name!r} is {word!r}; write 'higher' or 'lower'")
+    return {name: words[word] for name, word in directions.items()}
 
 
-def no_direction(metric: str, said: str | None = None) -> str:
-    """What a summary says of a caller's metric of which nobody has said which way is better.
+def no_direction(metric: str, label: str | None = None) -> str:
+    """Word what a summary says of a metric whose direction is unknown.
 
     Args:
         metric: as the records name it.
-        said: as the summary names it.
+        label: as the summary names it; by default the same.
+
+    Returns:
+        A sentence that says what to do.
     """
     short = short_name(metric)
     return (
-        f"{said or metric}: unknown whether higher or lower is better, so values are not compared; "
-        f"run the study again with better={{{short!r}: 'higher'}} (or 'lower')"
+        f"{label or metric}: unknown whether higher or lower is better, so values are not compared;"
+        f" run the study again with better={{{short!r}: 'higher'}} (or 'lower')"
     )

@@ -24,59 +24,74 @@ _GROUPS: dict[What, str] = {
 
 @dataclass(frozen=True)
 class Plugin:
-    """What a package adds."""
+    """Something that an installed package adds."""
 
     what: What
     name: str
     package: str
     version: str
     value: str
-    """Where it stands: `module:name`."""
+    """Where its code is: `module:name`."""
 
     def __str__(self) -> str:
         return f"{self.what} {self.name!r} of {self.package} {self.version}".rstrip()
 
     def load(self) -> Any:
-        """The object.
+        """Import it.
+
+        Returns:
+            The object that the entry point names.
 
         Raises:
-            DeltaLensError: it cannot be imported; names the package.
+            DeltaLensError: it cannot be imported; the message names the package.
         """
         return load_code(self.value, str(self))
 
 
 def plugins(what: What, ours: Collection[str], name: str | None = None) -> dict[str, list[Plugin]]:
-    """All that packages add, by name: several under a name that several packages have.
+    """List what installed packages add.
 
     Args:
-        what: is added.
-        ours: names that are taken; what a package calls so is passed over, with a warning.
-        name: of the one that is looked for; None: all.
+        what: the kind of thing.
+        ours: deltalens' own names; a package's thing of such a name is ignored, with a warning.
+        name: list only things of this name; None lists all.
+
+    Returns:
+        Name -> the plugins of that name: several if several packages use it.
     """
-    found: dict[str, list[Plugin]] = {}
+    by_name: dict[str, list[Plugin]] = {}
     points = entry_points(group=_GROUPS[what])
     for point in points if name is None else points.select(name=name):
-        one = _plugin(what, point)
-        if one.name in ours:
-            warnings.warn(f"{one}: passed over, as deltalens has one of this name", stacklevel=2)
-        elif one not in (same := found.setdefault(one.name, [])):
-            same.append(one)
-    return found
+        plugin = _plugin(what, point)
+        if plugin.name in ours:
+            warning = f"{plugin}: ignored, as deltalens itself has one of this name"
+            warnings.warn(warning, stacklevel=2)
+        elif plugin not in (same_name := by_name.setdefault(plugin.name, [])):
+            same_name.append(plugin)
+    return by_name
 
 
 def find(what: What, name: str, ours: Collection[str]) -> Plugin | None:
-    """What a package adds under a name; None where no package does.
+    """Find what an installed package adds under a name.
+
+    Args:
+        what: the kind of thing.
+        name: its name.
+        ours: deltalens' own names.
+
+    Returns:
+        The plugin; None if no package adds one of this name.
 
     Raises:
-        DeltaLensError: several packages do.
+        DeltaLensError: several packages add one.
     """
-    same = plugins(what, ours, name).get(name, [])
-    if len(same) > 1:
-        packages = ", ".join(sorted(one.package for one in same))
+    same_name = plugins(what, ours, name).get(name, [])
+    if len(same_name) > 1:
+        packages = ", ".join(sorted(plugin.package for plugin in same_name))
         raise DeltaLensError(
-            f"{what} {name!r}: of several packages: {packages}; uninstall all but one"
+            f"{what} {name!r}: added by several packages ({packages}); uninstall all but one"
         )
-    return same[0] if same else None
+    return same_name[0] if same_name else None
 
 
 def _plugin(what: What, point: EntryPoint) -> Plugin:
@@ -85,23 +100,26 @@ def _plugin(what: What, point: EntryPoint) -> Plugin:
     return Plugin(what, point.name, package, version, point.value)
 
 
-def load_code(place: str, said: str = "") -> Any:
-    """What stands at `module:name`.
+def load_code(reference: str, description: str = "") -> Any:
+    """Import an object by its name.
 
     Args:
-        place: where.
-        said: what that is, for messages.
+        reference: `module:name`.
+        description: what it is, for the error message; by default the reference.
+
+    Returns:
+        The object.
 
     Raises:
         DeltaLensError: it cannot be imported, whatever the reason.
     """
-    module, _, name = place.partition(":")
+    module, _, name = reference.partition(":")
     try:
-        found: Any = importlib.import_module(module)
+        loaded: Any = importlib.import_module(module)
         for part in name.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # A package's own: of any kind.
+            loaded = getattr(loaded, part)
+    except Exception as error:  # A package's code can raise anything.
         raise DeltaLensError(
-            f"{said or place}: cannot be loaded: {describe_error(error)}"
+            f"{description or reference}: cannot be loaded: {describe_error(error)}"
         ) from error
-    return found
+    return loaded

@@ -1,4 +1,4 @@
-"""The kinds of studies: what a cell is, what tells and draws them, and which methods they know."""
+"""The kinds of studies: what identifies a cell, and the code that summarizes and draws them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ __all__ = ["STUDIES", "Study", "study_in", "study_name", "study_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is known of a kind of study."""
+    """A kind of study."""
 
     columns: tuple[str, ...]
-    """Of a cell's setting, in the table's order."""
+    """The columns of a cell's setting, in the table's order."""
     figure: str = ""
     """`module:function` that draws a folder, and returns a list of `deltalens.figures.Drawing`."""
     summary: str = ""
-    """`module:function` from a record to what it found, as `deltalens.reports.Summary`."""
+    """`module:function` from a record to its `deltalens.reports.Summary`."""
     axis: str | None = None
-    """The column along which trainings differ beside their method; empty in a comparison, None
-    where cells are no trainings."""
+    """The column along which trainings of one method differ; empty in a comparison, None if cells
+    are not trainings."""
     methods: tuple[str, ...] = ()
-    """That it knows, in the order of its table."""
+    """The methods that it can run, in the order of its table."""
     default: tuple[str, ...] = ()
-    """Those that are taken if none are named."""
+    """The methods that it runs by default."""
     command: str = ""
-    """`module:name` of what makes such studies of a package's, as `deltalens NAME`: a typer app, or
-    a function that typer can make a command of."""
+    """For a package's kind: `module:name` of the command `deltalens NAME` that makes such studies,
+    a typer app or a function that typer can turn into a command."""
 
 
 _SUMMARIZE_TRAININGS = "deltalens.reports.trainings:summarize_sweep"
@@ -103,18 +103,29 @@ STUDIES: Mapping[str, Study] = {
 
 
 def study_name(spec: Mapping[str, Any]) -> str:
-    """The name of a study's kind: as it was asked for, but for a sweep over layers without
-    training, which is told by its method."""
+    """Name the kind of a study.
+
+    Args:
+        spec: of the study.
+
+    Returns:
+        Its kind; a layer sweep without training is a kind of its own, told by its method.
+    """
     dropped = spec["kind"] == "layer-sweep" and spec.get("method") == "drop"
     return "layer-sweep-drop" if dropped else str(spec["kind"])
 
 
 def study_of(spec: Mapping[str, Any]) -> Study | None:
-    """What is known of a study's kind; None of a kind that neither we nor an installed package say
-    anything of.
+    """Look up the kind of a study.
+
+    Args:
+        spec: of the study.
+
+    Returns:
+        The kind; None if neither deltalens nor an installed package knows it.
 
     Raises:
-        DeltaLensError: a package's cannot be loaded, or is no `Study`.
+        DeltaLensError: a package's kind cannot be loaded, or is not a `Study`.
     """
     name = study_name(spec)
     if name in STUDIES:
@@ -124,15 +135,21 @@ def study_of(spec: Mapping[str, Any]) -> Study | None:
 
 
 def study_in(plugin: Plugin) -> Study:
-    """The kind of study that a package adds.
+    """Load the kind of study that a package adds.
+
+    Args:
+        plugin: the package's entry point.
+
+    Returns:
+        The kind.
 
     Raises:
-        DeltaLensError: it cannot be loaded, or is no `Study`.
+        DeltaLensError: it cannot be loaded, or is not a `Study`.
     """
     study = plugin.load()
     if not isinstance(study, Study):
         raise DeltaLensError(
-            f"{plugin}: {plugin.value} is {type(study).__name__}, where a "
-            "deltalens.catalog.studies.Study should be"
+            f"{plugin}: {plugin.value} is {type(study).__name__}, not a "
+            "deltalens.catalog.studies.Study"
         )
     return study

@@ -123,7 +123,7 @@ def test_a_broken_package_is_one_line_that_names_it(tmp_path: Path) -> None:
     site = package(tmp_path / "site", "coins", code, points)
     for name, said in (
         ("coins", "study 'coins' of coins 2.1: cannot be loaded: AttributeError: module 'coins'"),
-        ("no-study", "study 'no-study' of coins 2.1: coins:NUMBER is int, where a"),
+        ("no-study", "study 'no-study' of coins 2.1: coins:NUMBER is int, not a"),
         ("mute", "study 'mute' of coins 2.1: brings no command"),
     ):
         assert said in typed(site, name, code=2)
@@ -134,7 +134,7 @@ def test_a_name_of_ours_stays_ours(tmp_path: Path) -> None:
     site = package(tmp_path / "site", "coins", STUDY, points)
     said = typed(site, "--help")
     for name in ("landscape", "plot"):
-        assert f"study '{name}' of coins 2.1: passed over, as deltalens has one of this" in said
+        assert f"study '{name}' of coins 2.1: ignored, as deltalens itself has one of" in said
         assert said.count(f"\n  {name} ") == 1
 
 
@@ -143,7 +143,7 @@ def test_two_packages_with_one_name_are_both_refused(tmp_path: Path) -> None:
     site = package(tmp_path / "site", "coins", STUDY, points.format("coins"))
     package(site, "other", STUDY, points.format("other"))
     said = typed(site, "coins", tmp_path / "s", code=2)
-    assert "study 'coins': of several packages: coins, other; uninstall all but one" in said
+    assert "study 'coins': added by several packages (coins, other); uninstall all but one" in said
 
 
 METRIC = """

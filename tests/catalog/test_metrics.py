@@ -62,9 +62,9 @@ def test_leading_metric_is_the_same_for_every_summary() -> None:
 
 def test_directions_are_checked() -> None:
     assert check_better({"score": "higher"}, custom=True) == {"score": "higher"}
-    with pytest.raises(DeltaLensError, match="'score': 'up'; write 'higher' or 'lower'"):
+    with pytest.raises(DeltaLensError, match="'score' is 'up'; write 'higher' or 'lower'"):
         check_better({"score": "up"}, custom=True)
-    with pytest.raises(DeltaLensError, match="a metric of your own"):
+    with pytest.raises(DeltaLensError, match="the direction of your own metric"):
         check_better({"loss": "higher"}, custom=False)
 
 

@@ -72,6 +72,6 @@ def test_direction_can_be_said_later_and_changes_no_number(
 def test_other_words_for_a_direction_are_refused_before_any_work(
     pair_of: PairOf, tmp_path: Path, study: Study
 ) -> None:
-    with pytest.raises(deltalens.DeltaLensError, match="'score': 'max'; write 'higher' or"):
+    with pytest.raises(deltalens.DeltaLensError, match="'score' is 'max'; write 'higher' or"):
         study(pair_of(family="llama"), tmp_path / "s", better={"score": "max"})
     assert not (tmp_path / "s").exists()
