@@ -1,5 +1,5 @@
-"""A demo that is trained on the spot: a small base model, a fine-tune of it, rows to measure them
-on, and a probe's run.
+"""A demo made on the spot: a base model, a fine-tune of it, rows to measure them on, and a
+probe's run.
 
 Importing this package loads neither torch nor transformers; the names below load on first use.
 """

@@ -1,8 +1,8 @@
-"""Build the demo's folder: two checkpoints, held-out rows, a probe's run, and a record of how they
-were made.
+"""Make the demo's folder: two checkpoints, held-out rows, a probe's run, and a record of how they
+came about.
 
-A finished stage is never repeated: its folder is renamed into place with a record inside, and a
-later call for the same recipe continues from there. torch and transformers are imported only if
+A finished stage is never made again: its folder is renamed into place with a record inside, and a
+later call for the same recipe goes on from there. torch and transformers are imported only where
 something is left to train, so that finding a finished demo takes no time.
 """
 
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from deltalens.demo.paths import (
     STAGE_RECORD,
     DemoPaths,
-    matching,
     read_json,
+    same,
     stage_record,
     write_json,
 )
@@ -41,32 +41,24 @@ def build_demo(
 ) -> DemoPaths:
     """Train the demo's base model and its maths fine-tune, unless the folder has them already.
 
-    ``base/`` and ``ft/`` are ordinary Hugging Face folders; beside them are rows for training and
-    for testing. If the call is interrupted, each of them is whole or absent, and the next call
-    trains only what is absent. Another recipe or another version of deltalens rebuilds the demo in
-    the same folder.
+    ``base/`` and ``ft/`` are ordinary Hugging Face folders; beside them lie rows to train on and to
+    test by. Whatever ends the call early, each of
+    them is whole or absent, and the next call trains only what is absent. Another recipe or
+    another version of deltalens makes the demo anew in the same folder. ``report`` is called with
+    the stage's name, the steps done and the steps in all, a few times a second.
 
-    Args:
-        folder: of the demo; made if it does not exist.
-        recipe: everything that the models depend on.
-        report: called with the stage's name, the steps done and the steps in all, twice a second.
-
-    Returns:
-        The paths of the demo's parts.
-
-    Raises:
-        DeltaLensError: the folder is a file, or has a ``base`` or ``ft`` that no demo wrote.
+    Raises DeltaLensError if ``folder`` is a file, or has a ``base`` or ``ft`` that no demo wrote.
     """
     paths, identity = demo_paths(folder), identity_of(recipe)
     if _is_finished(paths, identity):
         return paths
     refuse_to_replace(folder, [paths.base, paths.ft])
 
-    from deltalens.demo.stages import DemoBuild, train_stages
+    from deltalens.demo.stages import Making, train_stages
 
     held_out = write_held_out(paths, recipe)
     _write_training(paths, recipe, held_out)
-    stages = train_stages(DemoBuild(paths, recipe, identity, held_out, report))
+    stages = train_stages(Making(paths, recipe, identity, held_out, report))
     write_json(folder / _RECORD, {**identity, "recipe": asdict(recipe), "stages": stages})
     return paths
 
@@ -77,55 +69,40 @@ def build_probe_run(
     """Fine-tune the demo's base with a `GradientProbe` attached, unless the folder has its run.
 
     The base is trained first if it is absent. The fine-tuned model is bit for bit the one that
-    `build_demo` trains, and becomes the demo's ``ft/`` if there is none yet.
+    `build_demo` trains, and becomes the demo's ``ft/`` if there is none yet. Otherwise as
+    `build_demo`; the stage is called ``ft``, too.
 
-    Args:
-        folder: of the demo; made if it does not exist.
-        recipe: everything that the models depend on.
-        report: as for `build_demo`; the stages are ``base`` and ``ft``.
-
-    Returns:
-        The paths of the demo's parts.
-
-    Raises:
-        DeltaLensError: the folder is a file, or has a ``base``, ``ft`` or ``probe-run`` that no
-            demo wrote.
+    Raises DeltaLensError if ``folder`` is a file, or has a ``base``, ``ft`` or ``probe-run`` that
+    no demo wrote.
     """
     paths, identity = demo_paths(folder), identity_of(recipe)
     if stage_record(paths.probe_run, identity) is not None:
         return paths
     refuse_to_replace(folder, [paths.base, paths.ft, paths.probe_run])
 
-    from deltalens.demo.stages import DemoBuild, train_with_probe
+    from deltalens.demo.stages import Making, train_with_probe
 
     held_out = write_held_out(paths, recipe)
-    train_with_probe(DemoBuild(paths, recipe, identity, held_out, report))
+    train_with_probe(Making(paths, recipe, identity, held_out, report))
     return paths
 
 
 TRAINING_ROWS = 4_800
 """Rows of each domain in a training file: 150 steps of 32."""
 FEW_ROWS = 750
-"""Rows of each domain in a file to train on for many epochs, until the model has memorized them."""
+"""Rows of each domain in a file to train on again and again, until they are known by heart."""
 MIXTURE = "mixture"
 
 
 def build_base(
     folder: Path, *, recipe: Recipe = DEFAULT_RECIPE, report: Report | None = None
 ) -> DemoPaths:
-    """Train the demo's base, unless it is there, and write rows to train on; and for each domain
-    rows to test on that neither the base nor these trainings have seen.
+    """Train the demo's base, unless it is there, and write rows to train on. Then, of each domain,
+    as many rows as the recipe has to test by that neither the base nor these contain.
 
-    Args:
-        folder: of the demo; made if it does not exist.
-        recipe: everything that the models depend on.
-        report: as for `build_demo`.
+    Otherwise as `build_demo`.
 
-    Returns:
-        The paths of the demo's parts.
-
-    Raises:
-        DeltaLensError: the folder is a file, or has a ``base`` that no demo wrote.
+    Raises DeltaLensError if ``folder`` is a file, or has a ``base`` that no demo wrote.
     """
     paths, identity = demo_paths(folder), identity_of(recipe)
     written = [*paths.training.values(), *paths.unseen.values(), paths.train, paths.test]
@@ -135,13 +112,13 @@ def build_base(
 
     from random import Random
 
-    from deltalens.demo.stages import DemoBuild, base_prompts, train_base
+    from deltalens.demo.stages import Making, base_prompts, train_base
     from deltalens.demo.tasks import sample_apart
 
     held_out = write_held_out(paths, recipe)
-    build = DemoBuild(paths, recipe, identity, held_out, report)
-    train_base(build)
-    taken = _write_training(paths, recipe, held_out) | base_prompts(build)
+    making = Making(paths, recipe, identity, held_out, report)
+    train_base(making)
+    taken = _write_training(paths, recipe, held_out) | base_prompts(making)
     for domain, file in paths.unseen.items():
         rng = Random(f"{recipe.seed}/{domain}/unseen")
         _write_rows(file, sample_apart(DOMAINS[domain], rng, recipe.test_rows, taken))
@@ -151,8 +128,8 @@ def build_base(
 def _write_training(
     paths: DemoPaths, recipe: Recipe, held_out: Mapping[str, HeldOut]
 ) -> frozenset[str]:
-    """Write training rows for each domain and for a mixture of all: a long and a short file each.
-    Returns the prompts that are no longer free: those written and those held out."""
+    """Write rows to train on, of each domain alone and of all three, as many of each:
+    `TRAINING_ROWS`, and `FEW_ROWS`. Their prompts, and those held out."""
     from random import Random
 
     from deltalens.demo.tasks import held_out_prompts, stream
@@ -180,14 +157,7 @@ def _write_rows(file: Path, rows: Iterable[Row]) -> None:
 
 
 def demo_paths(folder: Path) -> DemoPaths:
-    """Name the parts of a demo.
-
-    Args:
-        folder: of the demo.
-
-    Returns:
-        Their paths, whether they exist or not.
-    """
+    """Where the parts of a demo lie."""
     data = {
         domain: {split: folder / "data" / f"{domain}_{split}.jsonl" for split in SPLITS}
         for domain in DOMAINS
@@ -212,20 +182,13 @@ def demo_paths(folder: Path) -> DemoPaths:
 
 
 def identity_of(recipe: Recipe) -> dict[str, str]:
-    """Identify a recipe in this version of deltalens.
-
-    Args:
-        recipe: everything that the models depend on.
-
-    Returns:
-        What the record of a stage must say to belong to it.
-    """
+    """What a stage's record must say, to be of this recipe."""
     return {"fingerprint": recipe.fingerprint(), "version": version()}
 
 
 def _is_finished(paths: DemoPaths, identity: Mapping[str, str]) -> bool:
     return (
-        matching(read_json(paths.folder / _RECORD), identity) is not None
+        same(read_json(paths.folder / _RECORD), identity) is not None
         and all(stage_record(path, identity) is not None for path in (paths.base, paths.ft))
         and all(path.is_file() for files in paths.data.values() for path in files.values())
         and all(path.is_file() for path in (*paths.training.values(), paths.train, paths.test))
@@ -233,35 +196,19 @@ def _is_finished(paths: DemoPaths, identity: Mapping[str, str]) -> bool:
 
 
 def refuse_to_replace(folder: Path, stages: Iterable[Path]) -> None:
-    """Protect what a user has in the folder.
-
-    Args:
-        folder: of the demo.
-        stages: folders that the demo is about to write.
-
-    Raises:
-        DeltaLensError: the folder is a file, or has one of the stages, and no demo wrote it.
-    """
+    """Raises DeltaLensError if the folder is a file, or has such a stage that no demo wrote."""
     if folder.exists() and not folder.is_dir():
         raise DeltaLensError(f"{folder} is a file; name a folder for the demo")
     for path in stages:
         if path.exists() and not (path / STAGE_RECORD).is_file():
             raise DeltaLensError(
-                f"{path} exists already and was not written by a demo (it has no "
+                f"{path} is there already and was not written by a demo (it has no "
                 f"{STAGE_RECORD}); choose another folder for the demo"
             )
 
 
 def write_held_out(paths: DemoPaths, recipe: Recipe) -> dict[str, HeldOut]:
-    """Write the recipe's held-out rows.
-
-    Args:
-        paths: of the demo.
-        recipe: everything that the rows depend on.
-
-    Returns:
-        Domain -> its held-out rows.
-    """
+    """The recipe's held-out rows, and their files."""
     held_out = hold_out(
         recipe.seed, validation_rows=recipe.validation_rows, test_rows=recipe.test_rows
     )

@@ -1,6 +1,7 @@
 """The demo's model and tokenizer, both ordinary transformers objects.
 
-Nothing in them is special to deltalens: any other checkpoint would work in the same way.
+Nothing here is special to deltalens: what the demo shows on these folders, it would show in the
+same way on anybody's checkpoint.
 """
 
 from __future__ import annotations
@@ -16,16 +17,10 @@ PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 
 
 def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
-    """Make a fast tokenizer with one token per character that puts BOS in front.
+    """A fast tokenizer with one token a character that puts BOS in front.
 
-    A training row is ``tok(prompt) + tok(completion, add_special_tokens=False) + [eos]``. With
-    characters that is exact: no token can span the border between prompt and completion.
-
-    Args:
-        recipe: its `positions` are the longest row.
-
-    Returns:
-        The tokenizer.
+    A training row is ``tok(prompt) + tok(completion, add_special_tokens=False) + [eos]``, which
+    characters make exact: no token can span the border between prompt and completion.
     """
     vocabulary = {token: index for index, token in enumerate([PAD, BOS, EOS, UNKNOWN, *ALPHABET])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -49,15 +44,7 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Make a tiny Llama in fp32 on the CPU.
-
-    Args:
-        recipe: its sizes, and the seed that alone decides the weights.
-        tokenizer: its vocabulary.
-
-    Returns:
-        The model, with random weights.
-    """
+    """A tiny Llama in fp32 on the CPU, its weights drawn from the recipe's seed alone."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden_size,

@@ -1,4 +1,4 @@
-"""The paths of a demo's parts, and the record that marks a stage's folder as finished."""
+"""Where a demo's parts lie, and the record that says a stage's folder is finished."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 from deltalens.errors import DeltaLensError
 from deltalens.io.files import write_whole
 
-__all__ = ["STAGE_RECORD", "DemoPaths", "matching", "read_json", "stage_record", "write_json"]
+__all__ = ["STAGE_RECORD", "DemoPaths", "read_json", "same", "stage_record", "write_json"]
 
 STAGE_RECORD = "demo_stage.json"
-"""The file in a checkpoint's or run's folder that says which recipe made it."""
+"""The file inside a checkpoint or run folder that says which recipe it was made by."""
 
 
 @dataclass(frozen=True)
 class DemoPaths:
-    """The paths of a demo's parts."""
+    """Where a demo lies."""
 
     folder: Path
     """The folder that holds everything."""
@@ -28,77 +28,42 @@ class DemoPaths:
     ft: Path
     """The checkpoint folder of its fine-tune on maths."""
     probe_run: Path
-    """The run folder of the same fine-tuning with a probe; `build_probe_run` writes it."""
+    """The run folder of the same fine-tuning with a probe attached; there once it is asked for."""
     data: dict[str, dict[str, Path]]
-    """Domain -> split -> held-out rows."""
+    """The held-out rows' files, by domain and split."""
     training: dict[str, Path]
-    """Rows to train on: one file for each domain, and a `mixture` of all."""
+    """Rows to train on: of each domain, and a `mixture` of all."""
     train: Path
-    """The training rows of maths, under the name that README's examples use."""
+    """Those of maths once more, by the name that README's examples use."""
     test: Path
-    """The held-out test rows of maths, likewise."""
+    """The held-out rows of maths to test by, likewise."""
     unseen: dict[str, Path]
-    """Domain -> rows that no training of the demo has seen, and that chose no setting."""
+    """By domain, rows that no training here has seen and no setting was chosen by; likewise."""
 
 
 def stage_record(folder: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
-    """Read the record of a finished stage.
-
-    Args:
-        folder: of the stage.
-        identity: of the recipe.
-
-    Returns:
-        The record; None if there is none, or if another recipe or version made the stage.
-    """
-    return matching(read_json(folder / STAGE_RECORD), identity)
+    """The record in a stage's folder, or None unless it was made by the same recipe."""
+    return same(read_json(folder / STAGE_RECORD), identity)
 
 
-def matching(record: dict[str, Any] | None, identity: Mapping[str, str]) -> dict[str, Any] | None:
-    """Check which recipe and version a record belongs to.
-
-    Args:
-        record: of a stage or a demo, or None.
-        identity: of the recipe.
-
-    Returns:
-        The record if it belongs to the recipe, else None.
-    """
+def same(record: dict[str, Any] | None, identity: Mapping[str, str]) -> dict[str, Any] | None:
+    """The record, if it is of this recipe and version."""
     return record if record is not None and identity.items() <= record.items() else None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object as indented JSON, whole or not at all.
-
-    Args:
-        path: of the file.
-        content: the object.
-    """
+    """Write an object as indented JSON, whole or not at all."""
     write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read an object from a JSON file.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        The object; None if there is no such file.
-
-    Raises:
-        DeltaLensError: the file does not hold a JSON object.
-    """
+    """The object in a JSON file, or None where there is no such file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise DeltaLensError(
-            f"{path} is not JSON ({error}); remove it, and the demo writes it again"
-        ) from error
+        raise DeltaLensError(f"{path} is not JSON ({error}); remove it to make it again") from error
     if not isinstance(content, dict):
-        raise DeltaLensError(
-            f"{path} holds no JSON object; remove it, and the demo writes it again"
-        )
+        raise DeltaLensError(f"{path} holds no JSON object; remove it to make it again")
     return content

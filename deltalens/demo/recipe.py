@@ -1,4 +1,4 @@
-"""The demo's recipe: every number that its models depend on."""
+"""How the demo is made: every number that its models depend on, in one place."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass, fields
 from deltalens.errors import DeltaLensError
 
 FORMAT = 1
-"""Incremented when the code changes what the same fields lead to: old folders are rebuilt then."""
+"""Raised when the code changes what the same fields lead to, so that old folders are remade."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The demo's settings; the defaults make the demo that the documentation shows."""
+    """The demo's settings; the defaults are the ones that its documentation shows."""
 
     seed: int = 0
-    """Seed of all randomness: initial weights, held-out rows and training rows."""
+    """Start of all randomness: initial weights, held-out rows and training rows."""
     hidden_size: int = 96
     """Width of the residual stream."""
     intermediate_size: int = 192
@@ -25,13 +25,13 @@ class Recipe:
     blocks: int = 3
     """Number of transformer blocks."""
     heads: int = 3
-    """Attention heads per block; twice their number must divide the hidden size."""
+    """Attention heads a block; must divide the hidden size."""
     positions: int = 128
-    """Longest row in tokens, BOS and EOS included."""
+    """Longest row in tokens, with its beginning and end."""
     batch_size: int = 32
-    """Rows per training step, in both stages."""
+    """Rows a training step, in both stages."""
     base_steps: int = 1300
-    """Steps that train the base model from random weights."""
+    """Steps that train the base model from nothing."""
     finetune_steps: int = 300
     """Steps that fine-tune the base model on maths."""
     base_learning_rate: float = 2e-3
@@ -49,11 +49,11 @@ class Recipe:
     one_instruction_weight: float = 0.20
     """Relative frequency of single instructions in the base mixture."""
     domain_weight: float = 0.003
-    """Relative frequency of each target domain in the base mixture: a trace bounds its loss."""
+    """Relative frequency of each target domain in the base mixture: a trace keeps its loss sane."""
     validation_rows: int = 200
-    """Held-out rows per domain to choose settings by."""
+    """Held-out rows a domain to choose settings by."""
     test_rows: int = 300
-    """Held-out rows per domain that no choice may depend on."""
+    """Held-out rows a domain that no choice may depend on."""
 
     def __post_init__(self) -> None:
         faults = []
@@ -71,14 +71,10 @@ class Recipe:
         if not faults and not sum(self.base_mixture().values()) > 0:
             faults.append("at least one weight of the base mixture must be above 0")
         if faults:
-            raise DeltaLensError("this recipe cannot work: " + "; ".join(faults))
+            raise DeltaLensError("this demo recipe cannot work: " + "; ".join(faults))
 
     def base_mixture(self) -> dict[str, float]:
-        """List what the base model is trained on.
-
-        Returns:
-            Task -> its relative frequency.
-        """
+        """Relative frequency of each task in the base model's training, by the task's name."""
         return {
             "sums": self.sums_weight,
             "counting": self.counting_weight,
@@ -91,11 +87,7 @@ class Recipe:
         }
 
     def fingerprint(self) -> str:
-        """Identify the recipe.
-
-        Returns:
-            Hexadecimal SHA-256 over every field and the format; equal for the same demo.
-        """
+        """Hexadecimal sha256 over every field and the recipe format: equal means the same demo."""
         text = json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

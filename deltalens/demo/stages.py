@@ -1,4 +1,4 @@
-"""The demo's trainings. Each ends in a folder that is whole or absent."""
+"""The demo's trainings, each ending in a folder that is whole or absent."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ Report: TypeAlias = Callable[[str, int, int], None]
 """Called with the stage's name, the steps done and the steps in all."""
 
 FINETUNE_DOMAIN = "maths"
-"""The domain that the demo's fine-tune learns, and on which exact match is measured."""
+"""The domain that the demo's fine-tune learns, and that exact match is measured on."""
 
 
 @dataclass(frozen=True)
-class DemoBuild:
-    """What the stages of one demo share."""
+class Making:
+    """A demo that is being made."""
 
     paths: DemoPaths
     recipe: Recipe
     identity: Mapping[str, str]
-    """What a stage's record must say to belong to this demo."""
+    """What a stage's record must say, to be of this demo."""
     held_out: Mapping[str, HeldOut]
     report: Report | None
 
@@ -52,7 +52,7 @@ class Stage:
     name: str
     folder: Path
     start: Callable[[], LlamaForCausalLM]
-    """Returns the model to train; called only if the stage is not finished."""
+    """Gives the model to train; called only if the stage is not finished."""
     weights: Mapping[str, float]
     """Relative frequency of each task in the training stream."""
     steps: int
@@ -64,42 +64,24 @@ class _Outcome(NamedTuple):
     record: dict[str, Any]
 
 
-def train_stages(build: DemoBuild) -> dict[str, dict[str, Any]]:
-    """Train the base and the fine-tune, as far as they are missing.
-
-    Args:
-        build: the demo.
-
-    Returns:
-        Stage -> its record.
-    """
-    stages = (_base(build), _finetune(build))
-    return {stage.name: finished(stage, build) for stage in stages}
+def train_stages(making: Making) -> dict[str, dict[str, Any]]:
+    """Train what is not there yet, and return each stage's record by its name."""
+    stages = (_base(making), _finetune(making))
+    return {stage.name: finished(stage, making) for stage in stages}
 
 
-def train_base(build: DemoBuild) -> None:
-    """Train the base if it is missing.
-
-    Args:
-        build: the demo.
-    """
-    finished(_base(build), build)
+def train_base(making: Making) -> None:
+    """Train the base, if it is not there yet."""
+    finished(_base(making), making)
 
 
-def train_with_probe(build: DemoBuild) -> None:
-    """Fine-tune with a probe attached and keep the run; and the model if the fine-tune is missing.
-    The base is trained first if it is missing.
-
-    Args:
-        build: the demo.
-
-    Raises:
-        DeltaLensError: the probe did not log every step.
-    """
-    finished(_base(build), build)
-    stage, run = _finetune(build), build.paths.probe_run
+def train_with_probe(making: Making) -> None:
+    """Fine-tune with a probe attached, on the base that is there or trained first, and keep the
+    run; the model as well, if the fine-tune is not there yet."""
+    finished(_base(making), making)
+    stage, run = _finetune(making), making.paths.probe_run
     with _replaced(run) as folder:
-        outcome = _train(stage, build, lambda model: GradientProbe(model, folder, updates=True))
+        outcome = _train(stage, making, lambda model: GradientProbe(model, folder, updates=True))
         logged = load_run(folder).tensors["step"].nunique()
         if logged != stage.steps:
             raise DeltaLensError(
@@ -107,38 +89,31 @@ def train_with_probe(build: DemoBuild) -> None:
                 "try again"
             )
         write_json(folder / STAGE_RECORD, outcome.record)
-    if stage_record(stage.folder, build.identity) is None:
-        _save(stage, build, outcome)
+    if stage_record(stage.folder, making.identity) is None:
+        _save(stage, making, outcome)
 
 
-def base_prompts(build: DemoBuild) -> frozenset[str]:
-    """List what the base is trained on.
-
-    Args:
-        build: the demo.
-
-    Returns:
-        The prompts of its training rows.
-    """
-    stage = _base(build)
-    seen = islice(_rows(stage, build), stage.steps * build.recipe.batch_size)
+def base_prompts(making: Making) -> frozenset[str]:
+    """All that the base is trained on."""
+    stage = _base(making)
+    seen = islice(_rows(stage, making), stage.steps * making.recipe.batch_size)
     return frozenset(row.prompt for row in seen)
 
 
-def _rows(stage: Stage, build: DemoBuild) -> Iterator[Row]:
-    """The endless stream of rows that a stage trains on."""
+def _rows(stage: Stage, making: Making) -> Iterator[Row]:
+    """What a stage trains on, without end."""
     return stream(
         stage.weights,
-        Random(f"{build.recipe.seed}/{stage.name}"),
-        rejected=held_out_prompts(build.held_out),
+        Random(f"{making.recipe.seed}/{stage.name}"),
+        rejected=held_out_prompts(making.held_out),
     )
 
 
-def _base(build: DemoBuild) -> Stage:
-    recipe = build.recipe
+def _base(making: Making) -> Stage:
+    recipe = making.recipe
     return Stage(
         name="base",
-        folder=build.paths.base,
+        folder=making.paths.base,
         start=lambda: build_model(recipe, build_tokenizer(recipe)),
         weights=recipe.base_mixture(),
         steps=recipe.base_steps,
@@ -146,14 +121,14 @@ def _base(build: DemoBuild) -> Stage:
     )
 
 
-def _finetune(build: DemoBuild) -> Stage:
-    """The fine-tune. It starts from the base's saved folder, so that a resumed demo equals an
-    uninterrupted one."""
-    recipe = build.recipe
+def _finetune(making: Making) -> Stage:
+    """Starts from the base's saved folder, so that a resumed demo and an uninterrupted one are the
+    same."""
+    recipe = making.recipe
     return Stage(
         name="ft",
-        folder=build.paths.ft,
-        start=lambda: read_model(build.paths.base, LlamaForCausalLM, dtype="auto")[0],
+        folder=making.paths.ft,
+        start=lambda: read_model(making.paths.base, LlamaForCausalLM, dtype="auto")[0],
         weights={FINETUNE_DOMAIN: 1.0},
         steps=recipe.finetune_steps,
         learning_rate=recipe.finetune_learning_rate,
@@ -162,34 +137,25 @@ def _finetune(build: DemoBuild) -> Stage:
 
 def finished(
     stage: Stage,
-    build: DemoBuild,
+    making: Making,
     watch: Callable[[LlamaForCausalLM], AbstractContextManager[object]] = nullcontext,
 ) -> dict[str, Any]:
-    """Train a stage if it is missing.
-
-    Args:
-        stage: the stage.
-        build: the demo.
-        watch: makes a context from the model, in which it is trained.
-
-    Returns:
-        The stage's record.
-    """
-    record = stage_record(stage.folder, build.identity)
+    """The stage's record; it is trained first if it is not there yet, within `watch`."""
+    record = stage_record(stage.folder, making.identity)
     if record is None:
-        outcome = _train(stage, build, watch)
-        _save(stage, build, outcome)
+        outcome = _train(stage, making, watch)
+        _save(stage, making, outcome)
         record = outcome.record
     return record
 
 
 def _train(
     stage: Stage,
-    build: DemoBuild,
+    making: Making,
     watch: Callable[[LlamaForCausalLM], AbstractContextManager[object]] = nullcontext,
 ) -> _Outcome:
-    recipe, report = build.recipe, build.report
-    tokenizer, rows = build_tokenizer(recipe), _rows(stage, build)
+    recipe, report = making.recipe, making.report
+    tokenizer, rows = build_tokenizer(recipe), _rows(stage, making)
     with torch.random.fork_rng(devices=[]):
         model = stage.start()
     with one_thread(), watch(model):
@@ -202,9 +168,9 @@ def _train(
             learning_rate=stage.learning_rate,
             progress=lambda done, total: report(stage.name, done, total) if report else None,
         )
-    validation = build.held_out[FINETUNE_DOMAIN].validation
+    validation = making.held_out[FINETUNE_DOMAIN].validation
     record = {
-        **build.identity,
+        **making.identity,
         "steps": stage.steps,
         "seconds": round(trained.seconds, 3),
         "final_loss": trained.loss,
@@ -213,16 +179,16 @@ def _train(
     return _Outcome(model, record)
 
 
-def _save(stage: Stage, build: DemoBuild, outcome: _Outcome) -> None:
+def _save(stage: Stage, making: Making, outcome: _Outcome) -> None:
     with _replaced(stage.folder) as folder:
         outcome.model.save_pretrained(folder)
-        build_tokenizer(build.recipe).save_pretrained(folder)
+        build_tokenizer(making.recipe).save_pretrained(folder)
         write_json(folder / STAGE_RECORD, outcome.record)
 
 
 @contextmanager
 def _replaced(path: Path) -> Iterator[Path]:
-    """A new folder to fill; it replaces an earlier demo's."""
+    """A folder to fill that takes the place of an earlier demo's."""
     if path.exists():
         shutil.rmtree(path)
     with new_folder(path) as folder:

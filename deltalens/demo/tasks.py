@@ -5,8 +5,7 @@ ends in ``>`` and a completion that writes its steps out: written-out steps are 
 of half a million parameters reach its goal within a minute. The base model learns the pieces (one
 sum, one event, one operation), a target domain joins them.
 
-Every function draws from the ``random.Random`` that is passed to it; none reads the global
-generator.
+Every function draws from the ``random.Random`` it is handed; none reads the global generator.
 """
 
 from __future__ import annotations
@@ -30,17 +29,13 @@ _ATTEMPTS = 10_000
 
 
 class Row(NamedTuple):
-    """A problem: the prompt, and the exact answer."""
+    """One problem: what the model is given, and exactly what it must answer."""
 
     prompt: str
     completion: str
 
     def to_json(self) -> str:
-        """Write the row as JSON.
-
-        Returns:
-            One line of a ``.jsonl`` file, without the line break.
-        """
+        """The row as one line of a ``.jsonl`` file, without the line break."""
         return json.dumps(self._asdict())
 
 
@@ -48,7 +43,7 @@ Sampler: TypeAlias = Callable[[Random], Row]
 
 
 class HeldOut(NamedTuple):
-    """A domain's held-out rows: no training stream contains them."""
+    """A domain's rows that no training stream may contain."""
 
     validation: tuple[Row, ...]
     test: tuple[Row, ...]
@@ -117,26 +112,12 @@ def _word(rng: Random) -> str:
 
 
 def sample_maths(rng: Random) -> Row:
-    """Draw a story of two or three events: ``ann 26 gets 2 eats 3>`` -> ``26+2=28-3=25``.
-
-    Args:
-        rng: the random generator.
-
-    Returns:
-        The row.
-    """
+    """A story of two or three events: ``ann 26 gets 2 eats 3>`` -> ``26+2=28-3=25``."""
     return _story(rng, rng.randint(2, 3))
 
 
 def sample_code(rng: Random) -> Row:
-    """Draw two nested calls on digits, the inner one first: ``rev(inc(877))>`` -> ``988,889``.
-
-    Args:
-        rng: the random generator.
-
-    Returns:
-        The row.
-    """
+    """Two nested calls on digits, the inner first: ``rev(inc(877))>`` -> ``988,889``."""
     outer, inner = rng.choice(tuple(_CODE)), rng.choice(tuple(_CODE))
     digits = _number(rng)
     between = _CODE[inner](digits)
@@ -144,14 +125,7 @@ def sample_code(rng: Random) -> Row:
 
 
 def sample_instructions(rng: Random) -> Row:
-    """Draw two orders, followed left to right: ``reverse first ihb>`` -> ``bhi,b``.
-
-    Args:
-        rng: the random generator.
-
-    Returns:
-        The row.
-    """
+    """Two orders, followed left to right: ``reverse first ihb>`` -> ``bhi,b``."""
     ordering, finishing = rng.choice(tuple(_ORDERINGS)), rng.choice(tuple(_FINISHINGS))
     word = _word(rng)
     between = _ORDERINGS[ordering](word)
@@ -159,65 +133,30 @@ def sample_instructions(rng: Random) -> Row:
 
 
 def sample_sum(rng: Random) -> Row:
-    """Draw one sum over any value that a story can pass through: ``26+2>`` -> ``28``.
-
-    Args:
-        rng: the random generator.
-
-    Returns:
-        The row.
-    """
+    """One raw sum over every value a story can pass through: ``26+2>`` -> ``28``."""
     start, sign, amount = rng.randint(6, 65), rng.choice("+-"), rng.randint(1, 5)
     return Row(f"{start}{sign}{amount}>", str(start + (amount if sign == "+" else -amount)))
 
 
 def sample_counting(rng: Random) -> Row:
-    """Draw four numbers in order: ``count 26>`` -> ``26,27,28,29``.
-
-    Args:
-        rng: the random generator.
-
-    Returns:
-        The row.
-    """
+    """Four numbers in order: ``count 26>`` -> ``26,27,28,29``."""
     start = rng.randint(1, 67)
     return Row(f"count {start}>", ",".join(str(start + step) for step in range(4)))
 
 
 def sample_one_event(rng: Random) -> Row:
-    """Draw a story of one event: ``ann 26 gets 2>`` -> ``26+2=28``.
-
-    Args:
-        rng: the random generator.
-
-    Returns:
-        The row.
-    """
+    """A story of one event: ``ann 26 gets 2>`` -> ``26+2=28``."""
     return _story(rng, 1)
 
 
 def sample_one_call(rng: Random) -> Row:
-    """Draw one call on digits: ``inc(877)>`` -> ``988``.
-
-    Args:
-        rng: the random generator.
-
-    Returns:
-        The row.
-    """
+    """One call on digits: ``inc(877)>`` -> ``988``."""
     name, digits = rng.choice(tuple(_CODE)), _number(rng)
     return Row(f"{name}({digits})>", _CODE[name](digits))
 
 
 def sample_one_instruction(rng: Random) -> Row:
-    """Draw one order: ``reverse ihb>`` -> ``bhi``.
-
-    Args:
-        rng: the random generator.
-
-    Returns:
-        The row.
-    """
+    """One order: ``reverse ihb>`` -> ``bhi``."""
     name, word = rng.choice(tuple(_INSTRUCTIONS)), _word(rng)
     return Row(f"{name} {word}>", _INSTRUCTIONS[name](word))
 
@@ -244,16 +183,6 @@ def hold_out(seed: int, *, validation_rows: int, test_rows: int) -> dict[str, He
 
     A domain's rows depend on the seed and the domain's name alone, so that another domain or
     another recipe with the same seed leaves them as they are.
-
-    Args:
-        seed: of the recipe.
-        validation_rows, test_rows: per domain.
-
-    Returns:
-        Domain -> its rows.
-
-    Raises:
-        DeltaLensError: a domain has too few different rows.
     """
     held_out = {}
     for name, sampler in DOMAINS.items():
@@ -264,20 +193,7 @@ def hold_out(seed: int, *, validation_rows: int, test_rows: int) -> dict[str, He
 
 
 def sample_apart(sampler: Sampler, rng: Random, count: int, rejected: Set[str]) -> list[Row]:
-    """Draw rows of one task, no prompt twice.
-
-    Args:
-        sampler: draws a row.
-        rng: the random generator.
-        count: number of rows.
-        rejected: prompts that none may have.
-
-    Returns:
-        The rows.
-
-    Raises:
-        DeltaLensError: the task has too few different rows.
-    """
+    """So many rows of a domain, no prompt twice, none of the rejected."""
     taken, rows = set(rejected), []
     for _ in range(count):
         row = _sample_outside(sampler, rng, taken)
@@ -287,30 +203,14 @@ def sample_apart(sampler: Sampler, rng: Random, count: int, rejected: Set[str]) 
 
 
 def held_out_prompts(held_out: Mapping[str, HeldOut]) -> frozenset[str]:
-    """List the prompts that no training may contain.
-
-    Args:
-        held_out: each domain's held-out rows.
-
-    Returns:
-        The prompts of every domain and split.
-    """
+    """The prompts of every domain and split, for `stream` to reject."""
     return frozenset(row.prompt for splits in held_out.values() for rows in splits for row in rows)
 
 
 def stream(weights: Mapping[str, float], rng: Random, *, rejected: Set[str]) -> Iterator[Row]:
-    """Draw training rows without end.
+    """Yield training rows without end, none with a rejected prompt.
 
-    Args:
-        weights: task, as in `DOMAINS` and `PIECES` -> its relative frequency.
-        rng: the random generator.
-        rejected: prompts that no row may have.
-
-    Returns:
-        An endless iterator of rows.
-
-    Raises:
-        DeltaLensError: a task has no more rows that are not rejected.
+    ``weights`` gives the tasks' relative frequencies, by their names in `DOMAINS` and `PIECES`.
     """
     samplers = {**DOMAINS, **PIECES}
     names, frequencies = list(weights), list(weights.values())
@@ -325,6 +225,6 @@ def _sample_outside(sampler: Sampler, rng: Random, rejected: Set[str]) -> Row:
         if row.prompt not in rejected:
             return row
     raise DeltaLensError(
-        f"{sampler.__name__} gave {_ATTEMPTS} rows in a row that are held out or used already; "
-        "lower validation_rows and test_rows"
+        f"{sampler.__name__} gave {_ATTEMPTS} rows in a row that are held out or taken already; "
+        "ask for fewer validation_rows and test_rows"
     )

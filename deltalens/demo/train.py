@@ -1,7 +1,7 @@
-"""The demo's training loop and its only metric, in plain torch.
+"""The demo's training loop and its one measure: plain torch, as little as will do.
 
 A trainer would do the same, more slowly: at this size its bookkeeping costs more than the model.
-Shape letters: B rows, T tokens of the longest row, N target tokens, D width, V vocabulary.
+Shape letters: B rows, T tokens of the longest row, N tokens that count in the loss, D width.
 """
 
 from __future__ import annotations
@@ -28,35 +28,25 @@ _SECONDS_BETWEEN_REPORTS = 0.5
 
 
 class Batch(NamedTuple):
-    """Right-padded rows: their token ids (int64), and which tokens are targets (bool)."""
+    """Right-padded rows, and which of their tokens the model must predict."""
 
     tokens_BT: Tensor
     is_target_BT: Tensor
 
 
 class Trained(NamedTuple):
-    """The outcome of a training, beside the weights."""
+    """What a training leaves beside the weights."""
 
     seconds: float
-    """Wall-clock time."""
+    """Wall time."""
     loss: float
-    """Mean training loss over the last 10 % of steps, in nats per target token."""
+    """Mean over the last tenth of the steps, in nats a token."""
 
 
 def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast) -> Batch:
     """Turn rows into tensors; the targets are the completion's tokens and the EOS after them.
 
-    Right padding needs no attention mask: under causal attention no real token attends to it.
-
-    Args:
-        rows: B rows.
-        tokenizer: the demo's.
-
-    Returns:
-        The batch, both tensors (B, T).
-
-    Raises:
-        DeltaLensError: a row has more tokens than the model has positions.
+    Right padding needs no attention mask: under causal attention nothing real looks at it.
     """
     prompts = tokenizer([row.prompt for row in rows])["input_ids"]
     answers = tokenizer([row.completion for row in rows], add_special_tokens=False)["input_ids"]
@@ -66,7 +56,7 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast) -> Batch:
     if max(lengths) > tokenizer.model_max_length:
         longest = rows[lengths.index(max(lengths))]
         raise DeltaLensError(
-            f"{longest} has {max(lengths)} tokens, but the model has "
+            f"{longest} takes {max(lengths)} tokens, but the model has "
             f"{tokenizer.model_max_length} positions; raise the recipe's positions"
         )
     tokens_BT = torch.full((len(rows), max(lengths)), tokenizer.pad_token_id)
@@ -79,14 +69,9 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast) -> Batch:
 
 
 def predict(model: LlamaForCausalLM, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Predict each target token. Only the positions before targets go through the output layer.
+    """Logits (N, vocabulary) at the places before each target, and the targets (N,).
 
-    Args:
-        model: the demo's.
-        batch: of rows.
-
-    Returns:
-        Logits (N, V), and the targets (N,).
+    Only these places go through the output layer.
     """
     hidden_BTD = model.model(batch.tokens_BT[:, :-1], use_cache=False).last_hidden_state
     is_target_BT = batch.is_target_BT[:, 1:]
@@ -94,15 +79,7 @@ def predict(model: LlamaForCausalLM, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def learning_rate_share(step: int, steps: int) -> float:
-    """Compute the schedule: linear warm-up, then cosine to 0.
-
-    Args:
-        step: from 0.
-        steps: in all.
-
-    Returns:
-        The share of the peak learning rate.
-    """
+    """Share of the peak learning rate at a step: linear warm-up, then cosine to 0."""
     warmup = max(1, round(_WARMUP_SHARE * steps))
     if step < warmup:
         return (step + 1) / warmup
@@ -122,22 +99,7 @@ def train(
     """Train all weights in place on fresh rows, one pass.
 
     The weights afterwards depend on the weights before and the rows alone: there is no dropout,
-    so no random number is drawn.
-
-    Args:
-        model: trained in place.
-        tokenizer: the demo's.
-        rows: at least ``steps * batch_size``.
-        steps: optimizer steps.
-        batch_size: rows per step.
-        learning_rate: peak learning rate.
-        progress: called with the steps done and the steps in all.
-
-    Returns:
-        Time and final loss.
-
-    Raises:
-        DeltaLensError: the loss is no longer finite.
+    so no random number is drawn. Raises DeltaLensError if the loss stops being finite.
     """
     started = time.perf_counter()
     optimizer = torch.optim.AdamW(
@@ -171,18 +133,10 @@ def train(
 def exact_match(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]
 ) -> float:
-    """Measure how many rows greedy decoding would answer exactly, with a single forward pass.
+    """Share of rows that greedy decoding would answer exactly, from one forward.
 
-    Given the answer as input, every argmax must be the answer's next token: up to the first mistake
-    greedy decoding sees the same tokens, and after it the row is wrong anyway.
-
-    Args:
-        model: the demo's.
-        tokenizer: the demo's.
-        rows: to answer.
-
-    Returns:
-        The share of rows, from 0 to 1.
+    Fed the answer, every argmax must be the answer's next token: up to the first mistake greedy
+    decoding sees the same tokens, and after it the row is lost.
     """
     batch = encode(rows, tokenizer)
     logits_NV, target_N = predict(model, batch)
@@ -192,7 +146,7 @@ def exact_match(
 
 
 def _throttled(progress: Progress) -> Progress:
-    """Pass on the first and the last call, and two of the others per second."""
+    """Pass on the first and last call, and of the others two a second."""
     reported_at = -math.inf
 
     def report(done: int, total: int) -> None:

@@ -76,7 +76,7 @@ def rank_gradients(
     scratch: Scratch,
     fractions: Sequence[float] = (),
 ) -> Iterator[RankedStep]:
-    """Context manager that counts the gradients of a step, once for all that read them.
+    """Count the gradients of a step, once for all that read them.
 
     Args:
         step: the optimizer step.
@@ -85,8 +85,8 @@ def rank_gradients(
         scratch: memory that is reused.
         fractions: the quantiles to compute, if the gradients are to be surveyed.
 
-    Yields:
-        The ranked gradients.
+    Returns:
+        A context manager that provides the ranked gradients.
     """
     with workers() as mapper:
         yield RankedStep(step, _units_of(gradients, scope), mapper, scratch, fractions)

@@ -169,7 +169,7 @@ def apply_masks(model: nn.Module, path: str | Path) -> nn.Module:
         weight = layers[mask.name].module.get_parameter("weight").detach()
         packed = PackedMask(weight.numel())
         packed.bytes[: mask.bits.size] = torch.from_numpy(mask.bits)
-        _zero_removed(weight, PackedMask(weight.numel(), held=packed.bytes.to(weight.device)))
+        _zero_removed(weight, PackedMask(weight.numel(), data=packed.bytes.to(weight.device)))
     return model
 
 

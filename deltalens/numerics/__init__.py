@@ -1,1 +1,1 @@
-"""Pure torch on tensors: magnitudes, their order, and exact selection. No files, no globals."""
+"""Pure torch on tensors: magnitudes, their order, and exact selection. No files, no logging."""

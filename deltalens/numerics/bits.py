@@ -1,8 +1,9 @@
-"""Floats as integers that sort the same way.
+"""Floats as integers that sort in the same order.
 
-The bits of a non-negative IEEE-754 number, read as an integer, sort as the number does. All of
-`numerics` ranks by these *magnitude bits*: the bits of x without its sign. Their leading 15 are a
-*prefix*, whatever the dtype: all there is of a bf16 or fp16 number, the upper half of an fp32 one.
+The bits of a non-negative IEEE-754 number, read as an integer, sort as the number does. Everything
+in `numerics` ranks by these *magnitude bits*: the bits of x without its sign. Their leading 15 bits
+are the *prefix*, whatever the dtype: all bits of a bf16 or fp16 magnitude, the upper half of an
+fp32 one.
 """
 
 from __future__ import annotations
@@ -26,28 +27,53 @@ __all__ = [
 ]
 
 PREFIXES = 1 << 15
-"""How many prefixes there are: a histogram over all of them is 256 KiB of int64."""
+"""The number of different prefixes. A histogram over all of them takes 256 KiB of int64."""
 
 TASK = 1 << 19
-"""Entries given to one worker at a time where a pass is one compiled loop; a multiple of 64."""
+"""Entries per task of a worker if a pass is one compiled loop; a multiple of 64."""
 
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def digit_count(dtype: torch.dtype) -> int:
-    """How many 16-bit digits a number of this dtype has: 1 (bf16, fp16), 2 (fp32) or 4 (fp64)."""
+    """Return the number of 16-bit digits of a dtype's numbers.
+
+    Args:
+        dtype: bf16, fp16, fp32 or fp64.
+
+    Returns:
+        1 (bf16, fp16), 2 (fp32) or 4 (fp64).
+
+    Raises:
+        TypeError: the dtype is another one.
+    """
     if not dtype.is_floating_point or dtype.itemsize not in _INTEGER:
         raise TypeError(f"magnitudes are ranked for fp16, bf16, fp32 and fp64, not {dtype}")
     return dtype.itemsize // 2
 
 
 def integer_of(dtype: torch.dtype) -> torch.dtype:
-    """The integer dtype of the same width."""
+    """Return the integer dtype of the same width.
+
+    Args:
+        dtype: a floating-point dtype of 2, 4 or 8 bytes.
+
+    Returns:
+        int16, int32 or int64.
+    """
     return _INTEGER[dtype.itemsize]
 
 
 def magnitude_bits(values: Tensor, out: Tensor | None = None) -> Tensor:
-    """The magnitude bits of each entry, as an integer tensor of the same width."""
+    """Compute the magnitude bits of each entry.
+
+    Args:
+        values: a floating-point tensor, contiguous.
+        out: where to write, an integer tensor of the same width and shape; None allocates one.
+
+    Returns:
+        The magnitude bits, an integer tensor of the same width.
+    """
     integer = integer_of(values.dtype)
     signed, mask = values.view(integer), torch.iinfo(integer).max
     if out is None or out.device.type != "cpu":
@@ -57,19 +83,33 @@ def magnitude_bits(values: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def array_view(tensor: Tensor) -> np.ndarray:
-    """A tensor on the CPU as an array to read, over the same memory.
+    """View a CPU tensor as a numpy array over the same memory, for reading.
 
-    `Tensor.numpy` pins the memory for good, and FSDP2 could not let go of gathered parameters.
+    `Tensor.numpy` would pin the memory for good, so that FSDP2 could not release gathered
+    parameters.
+
+    Args:
+        tensor: a tensor on the CPU.
+
+    Returns:
+        The array.
     """
-    found: np.ndarray = np.from_dlpack(tensor.detach())
-    return found
+    view: np.ndarray = np.from_dlpack(tensor.detach())
+    return view
 
 
 def cast_once(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round to a dtype, to nearest and ties to even, once.
+    """Round to another dtype, to nearest and ties to even, once.
 
-    torch takes fp64 to fp16 and bf16 by way of fp32, and so rounds twice. Here fp32 is rounded to
-    odd on the way: it keeps, in its last bit, that something was cut off.
+    torch converts fp64 to fp16 and bf16 by way of fp32, and so rounds twice. Here the intermediate
+    fp32 number is rounded to odd: its last bit records that something was cut off.
+
+    Args:
+        values: a floating-point tensor.
+        dtype: the dtype to round to.
+
+    Returns:
+        The rounded tensor.
     """
     if values.dtype != torch.float64 or dtype.itemsize > 2:
         return values.to(dtype)
@@ -83,10 +123,25 @@ def cast_once(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def infinity_bits(dtype: torch.dtype) -> int:
-    """The magnitude bits of infinity: anything above is a NaN."""
+    """Return the magnitude bits of infinity; everything above them is a NaN.
+
+    Args:
+        dtype: a floating-point dtype.
+
+    Returns:
+        The bits as an integer.
+    """
     return int(magnitude_bits(torch.tensor([float("inf")], dtype=dtype)).item())
 
 
 def magnitude_of_bits(bits: int, dtype: torch.dtype) -> float:
-    """The number whose magnitude bits are `bits`."""
+    """Return the number that has the given magnitude bits.
+
+    Args:
+        bits: magnitude bits.
+        dtype: the number's dtype.
+
+    Returns:
+        The number, non-negative.
+    """
     return float(torch.tensor([bits], dtype=integer_of(dtype)).view(dtype).item())

@@ -1,7 +1,7 @@
-"""Loops over weights and their masks, compiled by numba; for the CPU.
+"""Loops over weights and their masks, compiled by numba, for the CPU.
 
-Bits of a mask are unsigned words, little-endian: entry i is bit i % 64 of word i // 64, or bit
-i % 32 of word i // 32. Import this module where it is used: numba takes a moment to load.
+The bits of a mask are unsigned little-endian words: entry i is bit i % 64 of word i // 64, or bit i
+% 32 of word i // 32. Import this module where it is used, because numba takes a moment to load.
 """
 
 from __future__ import annotations
@@ -24,14 +24,22 @@ __all__ = [
 ]
 
 _STEP = 4096
-"""Entries visited by one loop and then by the next, while they are in the nearest cache."""
+"""Entries that one loop and then the next visits, while they are in the nearest cache."""
 
 _loop = compiled()
 
 
 @_loop
 def popcount(word: Any) -> Any:
-    """How many bits of a word are set; the compiler knows this sum, and uses one instruction."""
+    """Count the bits that are set in a word; the compiler recognizes the formula as one
+    instruction.
+
+    Args:
+        word: uint64.
+
+    Returns:
+        The number of set bits, uint64.
+    """
     word -= (word >> np.uint64(1)) & np.uint64(0x5555555555555555)
     word = (word & np.uint64(0x3333333333333333)) + (
         (word >> np.uint64(2)) & np.uint64(0x3333333333333333)
@@ -42,114 +50,136 @@ def popcount(word: Any) -> Any:
 
 @_loop
 def _popcount_all(words: Any) -> Any:
-    found = np.uint64(0)
-    for place in range(words.size):
-        found += popcount(words[place])
-    return found
+    total = np.uint64(0)
+    for index in range(words.size):
+        total += popcount(words[index])
+    return total
 
 
 @_loop
 def _popcount_common(words: Any, others: Any) -> Any:
-    found = np.uint64(0)
-    for place in range(others.size):
-        found += popcount(words[place] & others[place])
-    return found
+    total = np.uint64(0)
+    for index in range(others.size):
+        total += popcount(words[index] & others[index])
+    return total
 
 
 @_loop
 def compare(words: Any, previous: Any, first: Any, reference: Any, ever: Any, counts: Any) -> None:
-    """Include a mask in `ever`, and count the bits in common with others.
+    """Include a mask in `ever`, and count the bits in common with other masks.
 
     Args:
         words: the mask, uint64, (W,).
-        previous, first, reference: others, (W,), or of length 0 where there is none.
-        ever: changed in place, (W,).
-        counts: written: int64, (6,): bits set in `words`, in it and each of the three others, in
-            the new `ever`, and in `reference`.
+        previous: another mask, (W,), or of length 0 if there is none.
+        first: likewise.
+        reference: likewise.
+        ever: the union of all masks so far, changed in place, (W,).
+        counts: written: int64, (6,): bits set in `words`, in common with each of the three others,
+            set in the new `ever`, and set in `reference`.
     """
     counts[:] = 0
     for start in range(0, words.size, _STEP):
         stop = start + _STEP
-        some, all_time = words[start:stop], ever[start:stop]
-        for place in range(some.size):
-            all_time[place] |= some[place]
-        counts[0] += np.int64(_popcount_all(some))
-        counts[1] += np.int64(_popcount_common(some, previous[start:stop]))
-        counts[2] += np.int64(_popcount_common(some, first[start:stop]))
-        counts[3] += np.int64(_popcount_common(some, reference[start:stop]))
-        counts[4] += np.int64(_popcount_all(all_time))
+        chunk, ever_chunk = words[start:stop], ever[start:stop]
+        for index in range(chunk.size):
+            ever_chunk[index] |= chunk[index]
+        counts[0] += np.int64(_popcount_all(chunk))
+        counts[1] += np.int64(_popcount_common(chunk, previous[start:stop]))
+        counts[2] += np.int64(_popcount_common(chunk, first[start:stop]))
+        counts[3] += np.int64(_popcount_common(chunk, reference[start:stop]))
+        counts[4] += np.int64(_popcount_all(ever_chunk))
         counts[5] += np.int64(_popcount_all(reference[start:stop]))
 
 
 @_loop
-def set_bits(words: Any, places: Any, inside: Any, least: Any) -> None:
-    """Set the bits at those places whose magnitude bits are at least `least`.
+def set_bits(words: Any, indices: Any, keys: Any, least: Any) -> None:
+    """Set the bits of those entries whose magnitude bits are at least `least`.
 
-    words: uint64, (W,). places: int64, (n,). inside: signed integers, (n,). least: int64.
+    Args:
+        words: the mask, changed in place, uint64, (W,).
+        indices: flat indices of entries, int64, (n,).
+        keys: their magnitude bits, signed integers, (n,).
+        least: the bound, int64.
     """
-    for entry in range(places.size):
-        if inside[entry] >= least:
-            place = np.uint64(places[entry])
-            words[place >> np.uint64(6)] |= np.uint64(1) << (place & np.uint64(63))
+    for entry in range(indices.size):
+        if keys[entry] >= least:
+            index = np.uint64(indices[entry])
+            words[index >> np.uint64(6)] |= np.uint64(1) << (index & np.uint64(63))
 
 
 @_loop
 def zero_outside(bits: Any, kept: Any) -> None:
-    """Make zero every entry that is not in a mask.
+    """Set every entry outside a mask to zero.
 
-    bits: integers, (n,). kept: bits of the mask: uint32, (n / 32 or more,).
+    Args:
+        bits: the entries as integers, changed in place, (n,).
+        kept: bits of the mask, uint32, (n / 32 or more,).
     """
     for word in range((bits.size + 31) // 32):
-        part, marks = bits[word * 32 : word * 32 + 32], kept[word]
-        for place in range(part.size):
-            inside = uint32(marks >> uint32(place)) & uint32(1)
-            part[place] = part[place] if inside else 0
+        entries, kept_bits = bits[word * 32 : word * 32 + 32], kept[word]
+        for bit in range(entries.size):
+            keep = uint32(kept_bits >> uint32(bit)) & uint32(1)
+            entries[bit] = entries[bit] if keep else 0
 
 
 @_loop
 def restore_outside(bits: Any, before: Any, kept: Any) -> None:
-    """Put back to `before` every entry that is not in a mask.
+    """Restore the original value of every entry outside a mask.
 
-    bits, before: integers, (n,). kept: bits of the mask: uint32, (n / 32 or more,).
+    Args:
+        bits: the entries as integers, changed in place, (n,).
+        before: the original entries as integers, (n,).
+        kept: bits of the mask, uint32, (n / 32 or more,).
     """
     for word in range((bits.size + 31) // 32):
         start = word * 32
-        part, old, marks = bits[start : start + 32], before[start : start + 32], kept[word]
-        for place in range(part.size):
-            inside = uint32(marks >> uint32(place)) & uint32(1)
-            part[place] = part[place] if inside else old[place]
+        entries, originals, kept_bits = (
+            bits[start : start + 32],
+            before[start : start + 32],
+            kept[word],
+        )
+        for bit in range(entries.size):
+            keep = uint32(kept_bits >> uint32(bit)) & uint32(1)
+            entries[bit] = entries[bit] if keep else originals[bit]
 
 
 @_loop
 def copy_inside(bits: Any, kept: Any, out: Any) -> None:
-    """Copy the entries that are in a mask; all others become zero.
+    """Copy the entries inside a mask, and write zero for all others.
 
-    bits, out: integers, (n,). kept: bits of the mask: uint32, (n / 32 or more,).
+    Args:
+        bits: the entries as integers, (n,).
+        kept: bits of the mask, uint32, (n / 32 or more,).
+        out: written, integers, (n,).
     """
     for word in range((bits.size + 31) // 32):
         start = word * 32
-        part, target, marks = bits[start : start + 32], out[start : start + 32], kept[word]
-        if part.size == 32:
-            for place in range(32):
-                inside = uint32(marks >> uint32(place)) & uint32(1)
-                target[place] = part[place] if inside else 0
+        entries, target, kept_bits = bits[start : start + 32], out[start : start + 32], kept[word]
+        if entries.size == 32:
+            for bit in range(32):
+                keep = uint32(kept_bits >> uint32(bit)) & uint32(1)
+                target[bit] = entries[bit] if keep else 0
         else:
-            for place in range(part.size):
-                inside = uint32(marks >> uint32(place)) & uint32(1)
-                target[place] = part[place] if inside else 0
+            for bit in range(entries.size):
+                keep = uint32(kept_bits >> uint32(bit)) & uint32(1)
+                target[bit] = entries[bit] if keep else 0
 
 
 @_loop
 def copy_changed(bits: Any, before: Any, kept: Any, out: Any) -> None:
-    """`copy_inside` into what it made for another mask: only entries that differ are touched.
+    """Update the result of `copy_inside` to another mask, touching only entries that change.
 
-    bits, out: integers, (n,). before, kept: bits of the masks: uint32, (W,), zero beyond n.
+    Args:
+        bits: the entries as integers, (n,).
+        before: bits of the mask that `out` was written with, uint32, (W,), zero beyond n.
+        kept: bits of the new mask, uint32, (W,), zero beyond n.
+        out: changed in place, integers, (n,).
     """
     for word in range(kept.size):
         changed = uint32(before[word] ^ kept[word])
         while changed:
-            first = int32(popcount(np.uint64(uint32(uint32(changed - uint32(1)) & ~changed))))
-            place = word * 32 + first
-            inside = uint32(kept[word] >> uint32(first)) & uint32(1)
-            out[place] = bits[place] if inside else 0
+            lowest = int32(popcount(np.uint64(uint32(uint32(changed - uint32(1)) & ~changed))))
+            index = word * 32 + lowest
+            keep = uint32(kept[word] >> uint32(lowest)) & uint32(1)
+            out[index] = bits[index] if keep else 0
             changed = uint32(changed & uint32(changed - uint32(1)))

@@ -1,8 +1,8 @@
-"""How loops are compiled by numba, and what happens where the result cannot be kept.
+"""How numba compiles loops, and what happens if the compiled code cannot be stored.
 
-numba keeps what it compiled in a file, beside the source or in the user's cache. In a read-only
-container there is no such place, and a file may be torn: then a loop is compiled in memory, which
-takes a few seconds in every process, and one warning says so.
+numba stores compiled code in a file beside the source or in the user's cache. A read-only container
+has no such place, and a file may be torn. Then a loop is compiled in memory, which takes a few
+seconds in every process, and a single warning says so.
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ __all__ = ["compiled"]
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """A decorator that compiles a loop: without the interpreter's lock, without checks of bounds,
-    kept for the next process where that can be.
+    """Make a decorator that compiles a loop without the interpreter's lock and without bounds
+    checks.
+
+    The compiled code is stored for later processes where that is possible.
 
     Args:
-        options: further ones of `numba.njit`.
+        options: further options of `numba.njit`.
+
+    Returns:
+        The decorator.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -39,10 +44,10 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 class _Kept(FunctionCache):  # type: ignore[misc]
-    """numba's files of compiled code, whose loss costs time and nothing else."""
+    """numba's files of compiled code; losing them costs time and nothing else."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The code kept for a signature; None if there is none that can be read."""
+        """Load the code stored for a signature; None if there is none that can be read."""
         try:
             return super().load_overload(sig, target_context)
         except Exception as error:  # Unpickling a torn file may raise anything.
@@ -52,7 +57,7 @@ class _Kept(FunctionCache):  # type: ignore[misc]
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep the code for a signature, if there is room."""
+        """Store the code for a signature, if there is room."""
         try:
             super().save_overload(sig, data)
         except Exception as error:  # As above: it reads the index first.
@@ -65,7 +70,7 @@ def _warned() -> list[str]:
 
 
 def _warn(why: str) -> None:
-    """Say it once a process."""
+    """Warn once per process."""
     if _warned():
         return
     _warned().append(why)

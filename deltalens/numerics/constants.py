@@ -12,7 +12,10 @@ __all__ = ["bit_weights", "fraction_row", "ones_in_byte", "rank_table"]
 
 @functools.cache
 def bit_weights(device: torch.device) -> Tensor:
-    """What each bit of a byte is worth, the lowest first.
+    """Return the value of each bit of a byte, lowest first.
+
+    Args:
+        device: where the tensor is needed.
 
     Returns:
         uint8, (8,).
@@ -22,7 +25,10 @@ def bit_weights(device: torch.device) -> Tensor:
 
 @functools.cache
 def ones_in_byte(device: torch.device) -> Tensor:
-    """How many bits of each byte are set.
+    """Return the number of set bits of each possible byte.
+
+    Args:
+        device: where the tensor is needed.
 
     Returns:
         int64, (256,).
@@ -32,11 +38,11 @@ def ones_in_byte(device: torch.device) -> Tensor:
 
 @functools.lru_cache(maxsize=4096)
 def rank_table(ranks: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """The ranks of some units.
+    """Return the ranks of several units as a tensor.
 
     Args:
-        ranks: of each of U units, R ranks.
-        device: where they are wanted.
+        ranks: R ranks for each of U units.
+        device: where the tensor is needed.
 
     Returns:
         int64, (U, R).
@@ -46,11 +52,11 @@ def rank_table(ranks: tuple[tuple[int, ...], ...], device: torch.device) -> Tens
 
 @functools.lru_cache
 def fraction_row(fractions: tuple[float, ...], device: torch.device) -> Tensor:
-    """Fractions at which quantiles are taken.
+    """Return the fractions at which quantiles are taken as a tensor.
 
     Args:
-        fractions: F of them, from 0 to 1.
-        device: where they are wanted.
+        fractions: F fractions, from 0 to 1.
+        device: where the tensor is needed.
 
     Returns:
         fp64, (F,).

@@ -1,4 +1,5 @@
-"""Entries taken from elsewhere, or made zero, in place: under a mask, or beside one."""
+"""Edit weights in place under a mask: revert them to the base, set them to zero, or restore
+them."""
 
 from __future__ import annotations
 
@@ -25,15 +26,20 @@ def revert_to_base(
     out: Tensor | None = None,
     scratch: Scratch | None = None,
 ) -> Tensor:
-    """The selected entries as in the base, the rest as in the fine-tune (bit for bit).
+    """Revert the selected entries to the base, and keep the others as in the fine-tune, bit for
+    bit.
 
     Args:
-        ft, base: chunks of the same shape; the base is cast once to the fine-tune's dtype.
-        selected: bool mask of that shape.
+        ft: a chunk of the fine-tune.
+        base: the same chunk of the base; cast once to the fine-tune's dtype.
+        selected: bool mask of the same shape, true where entries are reverted.
         rescale: the drop rate r, if kept deltas are to be divided by 1 - r (DARE, Yu et al. 2024,
-            Eq. 2): then a kept entry is base + delta / (1 - r), computed in fp64, rounded once.
-        out: where to write, of the fine-tune's dtype; may be `ft` itself.
-        scratch: for what is made on the way.
+            Eq. 2): a kept entry is then base + delta / (1 - r), computed in fp64 and rounded once.
+        out: where to write, of the fine-tune's dtype; may be `ft` itself; None allocates a tensor.
+        scratch: memory for intermediate results.
+
+    Returns:
+        `out`.
     """
     kept = ft
     if rescale is not None and 0 < rescale < 1:
@@ -46,11 +52,11 @@ def revert_to_base(
 
 
 def zero_outside(values: Tensor, kept: PackedMask) -> None:
-    """Make zero, in place, every entry that is not in a mask.
+    """Set every entry outside a mask to zero, in place.
 
     Args:
         values: 1-D, contiguous, on the mask's device.
-        kept: the mask.
+        kept: the mask, true where an entry stays.
     """
     if values.device.type != "cpu":
         values.masked_fill_(~kept.unpacked(), 0)
@@ -61,11 +67,12 @@ def zero_outside(values: Tensor, kept: PackedMask) -> None:
 
 
 def restore_outside(values: Tensor, before: Tensor, kept: PackedMask) -> None:
-    """Put back, in place and bit by bit, every entry that is not in a mask.
+    """Restore the original value of every entry outside a mask, in place and bit for bit.
 
     Args:
-        values, before: 1-D, contiguous, on the mask's device.
-        kept: the mask.
+        values: 1-D, contiguous, on the mask's device.
+        before: the original values, likewise.
+        kept: the mask, true where an entry keeps its new value.
     """
     if values.device.type != "cpu":
         values.copy_(torch.where(kept.unpacked(), values, before))
@@ -76,5 +83,5 @@ def restore_outside(values: Tensor, before: Tensor, kept: PackedMask) -> None:
 
 
 def _integers(values: Tensor) -> np.ndarray:
-    found: np.ndarray = values.view(integer_of(values.dtype)).numpy()
-    return found
+    view: np.ndarray = values.view(integer_of(values.dtype)).numpy()
+    return view

@@ -1,4 +1,4 @@
-"""A 64-bit hash of (seed, tensor name, flat index): what orders entries that tie."""
+"""A 64-bit hash of (seed, tensor name, flat index), which orders entries that tie."""
 
 from __future__ import annotations
 
@@ -21,28 +21,40 @@ _SHIFTS = (32, 29)
 
 @functools.lru_cache(maxsize=4096)
 def name_key(seed: int, name: str) -> int:
-    """The 64-bit key of a tensor's randomness: BLAKE2b of seed and name, as a signed integer."""
+    """Compute the 64-bit key of a tensor's randomness: BLAKE2b of seed and name.
+
+    Args:
+        seed: any integer.
+        name: the tensor's name.
+
+    Returns:
+        The key as a signed integer.
+    """
     digest = hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
 def index_hash(indices: Tensor, key: int) -> Tensor:
-    """Hash flat indices in place (int64, 1-D); hashes are compared as signed integers.
+    """Hash flat indices in place.
 
-    Every step (an exclusive or with the key, odd multiplications, shifted exclusive ors) can be
-    undone, so the hash is a bijection of the index: no two entries of a tensor hash alike.
+    Every step (exclusive or with the key, odd multiplications, shifted exclusive ors) is
+    invertible, so the hash is a bijection of the index: no two entries of a tensor share a hash.
+    Hashes are compared as signed integers.
 
     Args:
-        indices: overwritten with the hashes, and returned.
-        key: from `name_key`.
+        indices: int64, 1-D; overwritten with the hashes.
+        key: the key from `name_key`.
+
+    Returns:
+        The hashes, int64, 1-D, in the memory of `indices`.
     """
     if indices.device.type != "cpu":
         return _mix_on_device(indices, key)
-    whole = indices.numpy().view(np.uint64)
+    words = indices.numpy().view(np.uint64)
     step = SIZES.hashed
-    scratch = np.empty(min(step, whole.size), dtype=np.uint64)
-    for start in range(0, whole.size, step):
-        piece = whole[start : start + step]
+    scratch = np.empty(min(step, words.size), dtype=np.uint64)
+    for start in range(0, words.size, step):
+        piece = words[start : start + step]
         _mix(piece, key, scratch[: piece.size])
     return indices
 
@@ -50,24 +62,28 @@ def index_hash(indices: Tensor, key: int) -> Tensor:
 def hashed_range(
     start: int, stop: int, key: int, device: torch.device, scratch: Scratch | None = None
 ) -> Iterator[Tensor]:
-    """The hashes of consecutive indices, piece by piece; each is overwritten by the next.
+    """Hash consecutive indices, piece by piece.
 
     Args:
-        start, stop: the indices.
-        key: from `name_key`.
-        device: where the hashes are wanted.
-        scratch: where they lie.
+        start: the first index.
+        stop: the index after the last.
+        key: the key from `name_key`.
+        device: where the hashes are needed.
+        scratch: memory for the hashes.
+
+    Returns:
+        An iterator over hashes, int64, 1-D; each piece is overwritten by the next.
     """
     if device.type != "cpu":
         yield _mix_on_device(torch.arange(start, stop, device=device), key)
         return
     scratch, step = scratch or Scratch(), SIZES.hashed
-    for begin in range(start, stop, step):
-        size = min(step, stop - begin)
+    for first in range(start, stop, step):
+        size = min(step, stop - first)
         hashes = scratch.get("hashes", torch.int64, size)
-        torch.arange(begin, begin + size, out=hashes)
-        room = scratch.get("mixed hashes", torch.int64, size)
-        _mix(hashes.numpy().view(np.uint64), key, room.numpy().view(np.uint64))
+        torch.arange(first, first + size, out=hashes)
+        buffer = scratch.get("mixed hashes", torch.int64, size)
+        _mix(hashes.numpy().view(np.uint64), key, buffer.numpy().view(np.uint64))
         yield hashes
 
 
@@ -81,7 +97,7 @@ def _mix(hashed: np.ndarray, key: int, scratch: np.ndarray) -> None:
 
 
 def _mix_on_device(hashed: Tensor, key: int) -> Tensor:
-    """The same in torch, whose shifts keep the sign: it is masked away."""
+    """`_mix` in torch, whose right shifts keep the sign bit, so that it has to be masked away."""
     scratch = torch.empty_like(hashed)
     hashed.bitwise_xor_(key)
     for multiplier, shift in zip(_MULTIPLIERS[:-1], _SHIFTS, strict=True):

@@ -1,8 +1,8 @@
-"""The few elementwise primitives that passes are made of, without allocation where it matters.
+"""The few elementwise primitives that passes consist of, without allocation where it matters.
 
 On a CPU they run in numpy, over the tensors' own memory: measured there, its comparisons are five
-to ten times faster than torch's, and so is gathering: by position, which costs it half of what a
-mask does. Elsewhere they are torch's.
+to ten times faster than torch's, and so is gathering (by position, at half the cost of gathering by
+mask). On other devices they run in torch.
 """
 
 from __future__ import annotations
@@ -32,11 +32,20 @@ __all__ = [
 ]
 
 STRETCH = 1 << 17
-"""Entries whose positions are worked on at a time."""
+"""Entries whose positions are computed at a time."""
 
 
 def less(values: Tensor, bound: int, out: Tensor) -> Tensor:
-    """values < bound, into a bool tensor."""
+    """Compute values < bound.
+
+    Args:
+        values: integers.
+        bound: the bound.
+        out: written: bool, of the same shape.
+
+    Returns:
+        `out`.
+    """
     if values.device.type == "cpu":
         np.less(values.numpy(), _scalar(values, bound), out=out.numpy())
         return out
@@ -44,7 +53,16 @@ def less(values: Tensor, bound: int, out: Tensor) -> Tensor:
 
 
 def less_equal(values: Tensor, bound: int, out: Tensor) -> Tensor:
-    """values <= bound, into a bool tensor."""
+    """Compute values <= bound.
+
+    Args:
+        values: integers.
+        bound: the bound.
+        out: written: bool, of the same shape.
+
+    Returns:
+        `out`.
+    """
     if values.device.type == "cpu":
         np.less_equal(values.numpy(), _scalar(values, bound), out=out.numpy())
         return out
@@ -52,7 +70,16 @@ def less_equal(values: Tensor, bound: int, out: Tensor) -> Tensor:
 
 
 def equal(values: Tensor, value: int, out: Tensor) -> Tensor:
-    """values == value, into a bool tensor."""
+    """Compute values == value.
+
+    Args:
+        values: integers, or floats to be compared with 0.
+        value: the value.
+        out: written: bool, of the same shape.
+
+    Returns:
+        `out`.
+    """
     if values.device.type == "cpu":
         np.equal(values.numpy(), _scalar(values, value), out=out.numpy())
         return out
@@ -66,41 +93,86 @@ def _scalar(like: Tensor, number: int) -> np.generic:
 
 
 def count_true(mask: Tensor) -> int:
-    """How many entries of a mask are true."""
+    """Count the true entries of a mask.
+
+    Args:
+        mask: bool, any shape.
+
+    Returns:
+        The number of true entries; waits for an accelerator.
+    """
     if mask.device.type == "cpu":
         return int(np.count_nonzero(mask.numpy()))
     return int(mask.count_nonzero())
 
 
 def largest(bits: Tensor) -> int:
-    """The largest of some integers; at least one."""
+    """Find the largest of some integers.
+
+    Args:
+        bits: integers, at least one.
+
+    Returns:
+        The largest; waits for an accelerator.
+    """
     return int(bits.numpy().max() if bits.device.type == "cpu" else bits.max())
 
 
 def count_zeros(bits: Tensor) -> int:
-    """How many of some integers are 0."""
+    """Count the integers that are 0.
+
+    Args:
+        bits: integers, any shape.
+
+    Returns:
+        How many are 0; waits for an accelerator.
+    """
     if bits.device.type == "cpu":
         return bits.numel() - int(np.count_nonzero(bits.numpy()))
     return bits.numel() - int(bits.count_nonzero())
 
 
 def largest_magnitude(values: Tensor, scratch: Scratch) -> float:
-    """The largest |x|; NaN if there is one. At least one entry."""
+    """Find the largest |x|.
+
+    Args:
+        values: floats, at least one.
+        scratch: memory for intermediate results.
+
+    Returns:
+        The largest magnitude; NaN if there is a NaN.
+    """
     bits = scratch.get("magnitudes", integer_of(values.dtype), values.numel(), values.device)
     return magnitude_of_bits(largest(magnitude_bits(values, out=bits)), values.dtype)
 
 
 def where_true(mask: Tensor) -> Tensor:
-    """Positions of the true entries of a 1-D mask: ascending, int64, on the mask's device."""
+    """Find the positions of the true entries of a mask.
+
+    Args:
+        mask: bool, 1-D.
+
+    Returns:
+        Positions, ascending, int64, on the mask's device.
+    """
     if mask.device.type == "cpu":
         return torch.from_numpy(mask.numpy().nonzero()[0])
     return mask.nonzero().squeeze(1)
 
 
 def runs_of_true(mask: Tensor) -> Iterator[Tensor]:
-    """`where_true`, a stretch of the mask at a time: positions of eight bytes for each of very many
-    true entries, between small things that are kept, would leave holes in the heap. Stretches
-    without a true entry are passed over."""
+    """Find the positions of the true entries, for one stretch of the mask after another.
+
+    The positions of very many true entries take eight bytes each; allocated at once between small
+    objects that stay, they would leave holes in the heap.
+
+    Args:
+        mask: bool, 1-D.
+
+    Returns:
+        An iterator over positions in the whole mask, ascending, int64; stretches without a true
+        entry are skipped.
+    """
     for start in range(0, mask.numel(), STRETCH):
         positions = where_true(mask[start : start + STRETCH])
         if positions.numel():
@@ -108,21 +180,47 @@ def runs_of_true(mask: Tensor) -> Iterator[Tensor]:
 
 
 def take(values: Tensor, mask: Tensor) -> Tensor:
-    """The entries under a 1-D mask, as a new tensor."""
+    """Gather the entries under a mask.
+
+    Args:
+        values: 1-D.
+        mask: bool, 1-D.
+
+    Returns:
+        A new tensor.
+    """
     return take_at(values, where_true(mask))
 
 
 def take_at(values: Tensor, positions: Tensor) -> Tensor:
-    """The entries at some positions, as a new tensor."""
+    """Gather the entries at given positions.
+
+    Args:
+        values: 1-D.
+        positions: int64, 1-D.
+
+    Returns:
+        A new tensor.
+    """
     if values.device.type == "cpu":
         return torch.from_numpy(values.numpy()[positions.numpy()])
     return values[positions]
 
 
 def select(mask: Tensor, chosen: Tensor, other: Tensor, out: Tensor, scratch: Scratch) -> Tensor:
-    """`chosen` under the mask and `other` elsewhere, bit for bit; `out` may be `other`.
+    """Choose between two tensors by a mask, bit for bit.
 
-    On a CPU by exclusive or, which vectorizes; `torch.where` takes seven times as long.
+    On a CPU this uses exclusive or, which vectorizes; `torch.where` takes seven times as long.
+
+    Args:
+        mask: bool, of the tensors' shape.
+        chosen: the entries where the mask is true.
+        other: the entries elsewhere, of the same dtype.
+        out: written; may be `other`.
+        scratch: memory for intermediate results.
+
+    Returns:
+        `out`.
     """
     if mask.device.type != "cpu":
         return torch.where(mask, chosen, other, out=out)

@@ -1,4 +1,4 @@
-"""Masks as one bit an entry, and how much two of them have in common."""
+"""Masks with one bit per entry, and how much two of them have in common."""
 
 from __future__ import annotations
 
@@ -21,48 +21,64 @@ __all__ = [
 ]
 
 COMPARED_COUNTS = 6
-"""How many numbers `compare` gives."""
+"""How many numbers `compare` returns."""
 
 
 class PackedMask:
-    """A mask of n entries in n / 8 bytes, on any device; made all false.
+    """A mask of n entries in n / 8 bytes, on any device; all false at first.
 
     Args:
-        size: entries.
-        device: where the bits live.
-        held: the bytes themselves, uint8 and as long as they would be made; zero beyond n.
+        size: number of entries, n.
+        device: where the bits are.
+        data: the bytes to use instead of new ones: uint8, of the same length, zero beyond n.
     """
 
     def __init__(
-        self, size: int, device: torch.device | str = "cpu", held: Tensor | None = None
+        self, size: int, device: torch.device | str = "cpu", data: Tensor | None = None
     ) -> None:
         self.size = size
         self.bytes = torch.zeros(_length(size), dtype=torch.uint8, device=device)
-        if held is not None:
-            self.bytes = held
+        if data is not None:
+            self.bytes = data
 
     @classmethod
-    def several(cls, count: int, size: int) -> tuple[list[PackedMask], np.ndarray]:
-        """Masks on the CPU, to be written all at once, and their bits: uint32, (count, words).
+    def uninitialized(cls, count: int, size: int) -> tuple[list[PackedMask], np.ndarray]:
+        """Allocate several masks on the CPU, to be written all at once.
 
-        What they hold is undefined, but for the bits beyond n, which are zero.
+        Their bits are undefined, except that those beyond n are zero.
+
+        Args:
+            count: number of masks.
+            size: entries of each.
+
+        Returns:
+            The masks, and their bits as one array: uint32, (count, words).
         """
-        held = torch.empty((count, _length(size)), dtype=torch.uint8)
-        held[:, -8:] = 0
-        return [cls(size, held=row) for row in held], held.numpy().view(np.uint32)
+        data = torch.empty((count, _length(size)), dtype=torch.uint8)
+        data[:, -8:] = 0
+        return [cls(size, data=row) for row in data], data.numpy().view(np.uint32)
 
     @property
     def words(self) -> np.ndarray:
-        """The bits themselves, if they are on the CPU: uint64, (ceil(n / 64),)."""
-        found: np.ndarray = self.bytes.numpy().view(np.uint64)
-        return found
+        """The bits of a mask on the CPU: uint64, (ceil(n / 64),)."""
+        words: np.ndarray = self.bytes.numpy().view(np.uint64)
+        return words
 
     def copy(self) -> PackedMask:
-        """A mask of its own with the same bits."""
-        return PackedMask(self.size, held=self.bytes.clone())
+        """Copy the mask.
+
+        Returns:
+            A mask with the same bits in its own memory.
+        """
+        return PackedMask(self.size, data=self.bytes.clone())
 
     def write(self, start: int, mask: Tensor) -> None:
-        """Set the entries from `start` (a multiple of 8) on to a bool mask, 1-D."""
+        """Overwrite consecutive entries.
+
+        Args:
+            start: index of the first entry, a multiple of 8.
+            mask: the new entries, bool, 1-D.
+        """
         if self.bytes.device.type != "cpu":
             self.write_on_device(start, mask)
             return
@@ -78,23 +94,35 @@ class PackedMask:
         self.bytes[start // 8 : start // 8 + length] = packed
 
     def fill(self) -> None:
-        """Make all entries true."""
+        """Set all entries to true."""
         self.bytes.fill_(255)
-        whole, rest = divmod(self.size, 8)
-        if rest:
-            self.bytes[whole] = (1 << rest) - 1
-        self.bytes[whole + (rest > 0) :] = 0
+        full_bytes, remaining = divmod(self.size, 8)
+        if remaining:
+            self.bytes[full_bytes] = (1 << remaining) - 1
+        self.bytes[full_bytes + (remaining > 0) :] = 0
 
     def include(self, other: PackedMask) -> None:
-        """Make true what is true in the other."""
+        """Set the entries to true that are true in another mask.
+
+        Args:
+            other: a mask of the same size and device.
+        """
         self.bytes |= other.bytes
 
     def count(self) -> Tensor:
-        """How many entries are true: int64, (), where the mask is."""
+        """Count the true entries.
+
+        Returns:
+            int64, 0-D, on the mask's device.
+        """
         return compare(self, [None] * 3, self)[0]
 
     def unpacked(self) -> Tensor:
-        """The mask itself: bool, (size,)."""
+        """Unpack the mask.
+
+        Returns:
+            bool, (size,), on the mask's device.
+        """
         shifts = torch.arange(8, dtype=torch.uint8, device=self.bytes.device)
         return (self.bytes[:, None] >> shifts & 1).bool().view(-1)[: self.size]
 
@@ -104,22 +132,24 @@ def _length(size: int) -> int:
 
 
 def compare(mask: PackedMask, others: Sequence[PackedMask | None], ever: PackedMask) -> Tensor:
-    """Include a mask in `ever`, and count what it has in common with others.
+    """Include a mask in `ever`, and count what it has in common with other masks.
 
     Args:
-        mask: of n entries.
-        others: three: the previous, the first and a reference mask, each if there is one.
-        ever: what was true in any mask so far; changed in place.
+        mask: a mask of n entries.
+        others: three masks of the same size: the previous, the first and a reference mask; None
+            where there is none.
+        ever: the union of all masks so far; changed in place.
 
     Returns:
-        int64, (6,), on the masks' device: entries true in `mask`, in it and each of the others, in
-        `ever`, and in the last of the others; 0 where there is no other. A GPU is not waited for.
+        int64, (6,), on the masks' device: true entries of `mask`, in common with each of the
+        others, of `ever`, and of the last of the others; 0 where there is no other mask. Does not
+        wait for an accelerator.
     """
     if mask.bytes.device.type == "cpu":
         from deltalens.numerics import compiled_masks
 
-        none = np.empty(0, dtype=np.uint64)
-        previous, first, last = (none if other is None else other.words for other in others)
+        absent = np.empty(0, dtype=np.uint64)
+        previous, first, last = (absent if other is None else other.words for other in others)
         counts = torch.empty(COMPARED_COUNTS, dtype=torch.int64)
         compiled_masks.compare(mask.words, previous, first, last, ever.words, counts.numpy())
         return counts
@@ -132,29 +162,54 @@ def compare_on_device(
     """`compare`, in torch, where the masks are."""
     ever.bytes |= mask.bytes
     last = others[-1]
-    spec = [
+    to_count = [
         mask.bytes,
         *(None if other is None else mask.bytes & other.bytes for other in others),
         ever.bytes,
         None if last is None else last.bytes,
     ]
     ones = ones_in_byte(mask.bytes.device)
-    none_there = ones.new_zeros(())
-    return torch.stack([none_there if one is None else ones[one.long()].sum() for one in spec])
+    zero = ones.new_zeros(())
+    return torch.stack([zero if bits is None else ones[bits.long()].sum() for bits in to_count])
 
 
-def jaccard(both: float, one: float, other: float) -> float:
-    """|A and B| / |A or B|; 1 where both are empty."""
-    union = one + other - both
-    return both / union if union else 1.0
+def jaccard(common: float, size_a: float, size_b: float) -> float:
+    """Compute the Jaccard index of two sets, |A and B| / |A or B|.
+
+    Args:
+        common: |A and B|.
+        size_a: |A|.
+        size_b: |B|.
+
+    Returns:
+        The index, from 0 to 1; 1 if both sets are empty.
+    """
+    union = size_a + size_b - common
+    return common / union if union else 1.0
 
 
-def containment(both: float, one: float) -> float:
-    """|A and B| / |A|: the share of A that is in B; 1 where A is empty."""
-    return both / one if one else 1.0
+def containment(common: float, size_a: float) -> float:
+    """Compute the share of a set A that is also in B, |A and B| / |A|.
+
+    Args:
+        common: |A and B|.
+        size_a: |A|.
+
+    Returns:
+        The share, from 0 to 1; 1 if A is empty.
+    """
+    return common / size_a if size_a else 1.0
 
 
-def expected_jaccard(one: float, other: float, size: int) -> float:
-    """The Jaccard index to expect of two masks of these sizes drawn at random: with the expected
-    |A and B| = |A| |B| / n."""
-    return jaccard(one * other / size, one, other) if size else 1.0
+def expected_jaccard(size_a: float, size_b: float, entries: int) -> float:
+    """Compute the Jaccard index expected of two random masks, with E |A and B| = |A| |B| / n.
+
+    Args:
+        size_a: |A|.
+        size_b: |B|.
+        entries: n, the number of entries of each mask.
+
+    Returns:
+        The index, from 0 to 1; 1 if there are no entries.
+    """
+    return jaccard(size_a * size_b / entries, size_a, size_b) if entries else 1.0

@@ -1,4 +1,4 @@
-"""Rates as they were typed: exact decimals, never rounded through binary."""
+"""Rates as exact decimals, as they were typed, never rounded through binary."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ from deltalens.errors import DeltaLensError
 __all__ = ["Rate", "exact_rate", "exact_rates", "parse_rates", "show_rate"]
 
 Rate = str | float | int | Decimal | Fraction
+"""A rate as text or as a number."""
 
 _MOST = 10_000
 _MOST_DECIMALS = 1_000
 
 
 def exact_rate(rate: Rate, argument: str = "rate") -> Fraction:
-    """A rate as an exact fraction: "0.7" and 0.7 are both 7/10.
+    """Parse a rate exactly: "0.7" and 0.7 are both 7/10.
+
+    Args:
+        rate: a number from 0 to 1.
+        argument: name of the caller's argument, for the error message.
+
+    Returns:
+        The exact fraction.
 
     Raises:
-        DeltaLensError: it is no number, or lies outside [0, 1].
+        DeltaLensError: it is not a number, or lies outside [0, 1].
     """
     try:
         number = rate if isinstance(rate, Fraction) else Decimal(str(rate).strip())
@@ -38,10 +46,16 @@ def exact_rate(rate: Rate, argument: str = "rate") -> Fraction:
 
 
 def parse_rates(text: str) -> list[Fraction]:
-    """Rates as a command takes them: `0:1:0.1` (both ends in), a list `0.1,0.5`, or a mixture.
+    """Parse a list of rates.
+
+    Args:
+        text: ranges such as `0:1:0.1` (both ends included), rates such as `0.1,0.5`, or a mixture.
+
+    Returns:
+        The exact rates, ascending, each once.
 
     Raises:
-        DeltaLensError: a part cannot be read, or a rate lies outside [0, 1].
+        DeltaLensError: a part is malformed, or a rate lies outside [0, 1].
     """
     rates: list[Fraction] = []
     for part in text.split(","):
@@ -61,14 +75,31 @@ def parse_rates(text: str) -> list[Fraction]:
 
 
 def exact_rates(rates: str | Iterable[Rate]) -> list[Fraction]:
-    """Rates given as text or as numbers: exact, ascending, each once."""
+    """Parse rates given as text or as numbers.
+
+    Args:
+        rates: text as in `parse_rates`, or numbers from 0 to 1.
+
+    Returns:
+        The exact rates, ascending, each once.
+
+    Raises:
+        DeltaLensError: a rate is malformed, or lies outside [0, 1].
+    """
     if isinstance(rates, str):
         return parse_rates(rates)
     return sorted({exact_rate(rate) for rate in rates})
 
 
 def show_rate(rate: Fraction) -> str:
-    """A rate as a short decimal; as a fraction where no finite decimal exists."""
+    """Format a rate as a short decimal, or as a fraction if no finite decimal exists.
+
+    Args:
+        rate: an exact rate.
+
+    Returns:
+        Text such as `0.7` or `1/3`.
+    """
     reduced = rate.denominator
     for prime in (2, 5):
         while reduced % prime == 0:

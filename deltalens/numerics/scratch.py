@@ -1,4 +1,4 @@
-"""Memory that a pass reuses: nothing is allocated anew for every chunk."""
+"""Memory that a pass reuses, so that no chunk needs an allocation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Scratch"]
 
 
 class Scratch(threading.local):
-    """Buffers by name, made once per thread and as large as was ever asked for.
+    """Buffers by name and dtype, one set per thread, each as large as the largest request so far.
 
-    On a thread of its own the C library gives freed memory back at once, so that a fresh buffer
-    per chunk is paid for in page faults.
+    On a worker thread the C library returns freed memory to the system at once, so that a fresh
+    buffer for every chunk would be paid for in page faults.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,17 @@ class Scratch(threading.local):
     def get(
         self, what: str, dtype: torch.dtype, size: int, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """A buffer of this size, with anything in it; the same memory at every call."""
+        """Return a buffer with arbitrary contents; the same memory at every call.
+
+        Args:
+            what: the buffer's name.
+            dtype: its dtype.
+            size: number of entries.
+            device: used when the buffer is allocated.
+
+        Returns:
+            1-D, of `size` entries.
+        """
         held = self._held.get((what, dtype))
         if held is None or held.numel() < size:
             held = torch.empty(size, dtype=dtype, device=device)
@@ -33,7 +43,17 @@ class Scratch(threading.local):
     def zeros(
         self, what: str, dtype: torch.dtype, size: int, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """A buffer of always this size, zero when it is made; whoever uses it leaves it zero."""
+        """Return a buffer that is zero when allocated; its user leaves it zero.
+
+        Args:
+            what: the buffer's name.
+            dtype: its dtype.
+            size: number of entries; the same at every call.
+            device: used when the buffer is allocated.
+
+        Returns:
+            1-D, of `size` entries.
+        """
         held = self._held.get((what, dtype))
         if held is None:
             held = torch.zeros(size, dtype=dtype, device=device)

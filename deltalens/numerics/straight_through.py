@@ -16,31 +16,31 @@ from deltalens.numerics.workers import workers
 
 __all__ = ["compile_loops", "mask_into", "straight_through"]
 
-_CACHED = 1 << 18
-"""Entries of a tensor that stay in a core's cache, with those of two more."""
+_CACHE_ENTRIES = 1 << 18
+"""Entries of a tensor that fit into a core's cache together with those of two others."""
 
 
 def straight_through(scores: Tensor, weight: Tensor, masked: Tensor, *, signed: bool) -> Tensor:
-    """The masked weight, as a function of the scores (MFT, Eq. 4 and 5).
+    """Return the masked weight as a function of the scores (MFT, Eq. 4 and 5).
 
-    Backward, the mask counts as the identity: dL/ds = W * dL/dW' for all entries, removed ones
-    too; times sign(s), if `signed`: then the mask counts as |s|.
+    In the backward pass the mask counts as the identity: dL/ds = W * dL/dW' for all entries,
+    including removed ones; times sign(s) if `signed`, when the mask counts as |s|.
 
-    The gradient that arrives is overwritten, where it can be: nothing but linear layers, which
-    make one for this alone, may use the result.
+    The incoming gradient is overwritten where possible. Only linear layers, which make a gradient
+    for this alone, may use the result.
 
     Args:
-        scores: what is learned, of W's shape.
+        scores: the learned scores, of W's shape.
         weight: W, frozen.
-        masked: W', which is W where it is kept and 0 elsewhere, of W's dtype; not copied.
+        masked: W', which equals W where it is kept and 0 elsewhere, of W's dtype; not copied.
         signed: whether the scores are ranked by magnitude.
 
     Returns:
         W', connected to the scores.
     """
     apply: Any = _StraightThrough.apply
-    found: Tensor = apply(scores, weight, masked, signed)
-    return found
+    result: Tensor = apply(scores, weight, masked, signed)
+    return result
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -55,33 +55,34 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         scores, weight = ctx.saved_tensors
         signs = scores if ctx.signed else None
-        return _to_scores(gradient, weight, signs, scores), None, None, None
+        return _score_gradient(gradient, weight, signs, scores), None, None, None
 
 
-def _to_scores(gradient: Tensor, weight: Tensor, signs: Tensor | None, like: Tensor) -> Tensor:
+def _score_gradient(gradient: Tensor, weight: Tensor, signs: Tensor | None, like: Tensor) -> Tensor:
     gradient = gradient.to(like.dtype).contiguous()
     # On the CPU in parts that stay in its caches. torch's own threads still spin from the product
     # before; others would have to share the cores with them.
-    step = _CACHED if gradient.device.type == "cpu" else max(1, gradient.numel())
+    step = _CACHE_ENTRIES if gradient.device.type == "cpu" else max(1, gradient.numel())
     factors = [weight] if signs is None else [weight, signs]
-    parts = [some.reshape(-1).split(step) for some in (gradient, *factors)]
-    for part, of_weight, *of_signs in zip(*parts, strict=True):
-        part.mul_(of_weight)
-        for some in of_signs:
-            part.mul_(some.sign())
+    parts = [tensor.reshape(-1).split(step) for tensor in (gradient, *factors)]
+    for part, weight_part, *sign_parts in zip(*parts, strict=True):
+        part.mul_(weight_part)
+        for tensor in sign_parts:
+            part.mul_(tensor.sign())
     return gradient
 
 
 def mask_into(
-    weight: Tensor, kept: PackedMask, out: Tensor, before: PackedMask | None = None
+    weight: Tensor, kept: PackedMask, out: Tensor, previous: PackedMask | None = None
 ) -> None:
     """Write the weight into `out` where it is kept, and zero elsewhere.
 
     Args:
-        weight, out: of one shape and dtype, contiguous.
+        weight: the weight, contiguous.
         kept: a mask of the flat weight.
-        before: the mask with which `out` was written last; what both have in common is left as it
-            is. From step to step few entries change.
+        out: written; of the weight's shape and dtype, contiguous.
+        previous: the mask that `out` was last written with. Entries that both masks treat alike are
+            not touched; from step to step few change.
     """
     if weight.device.type != "cpu":
         mask = kept.unpacked().view(weight.shape)
@@ -93,8 +94,8 @@ def mask_into(
     bits = array_view(weight.detach().view(-1).view(integer))
     target = out.view(-1).view(integer).numpy()
     words = kept.words.view(np.uint32)
-    if before is not None:
-        compiled_masks.copy_changed(bits, before.words.view(np.uint32), words, target)
+    if previous is not None:
+        compiled_masks.copy_changed(bits, previous.words.view(np.uint32), words, target)
         return
 
     def copy(span: slice) -> None:
@@ -104,7 +105,7 @@ def mask_into(
 
 
 def _visit_parts(size: int, visit: Any) -> None:
-    """Parts of a tensor, each on a thread."""
+    """Visit the parts of a tensor, each on a thread."""
     spans = [slice(start, start + TASK) for start in range(0, size, TASK)]
     if len(spans) < 2:
         for span in spans:
@@ -116,7 +117,10 @@ def _visit_parts(size: int, visit: Any) -> None:
 
 
 def compile_loops(dtype: torch.dtype) -> None:
-    """Compile or load the loops for weights of a dtype now, so that no step has to wait for it.
+    """Compile or load the loops for weights of a dtype, so that no step has to wait for it.
+
+    Args:
+        dtype: the weights' dtype.
 
     Raises:
         DeltaLensError: numba cannot compile them.

@@ -1,8 +1,8 @@
-"""Passes over parts of the data, on all cores.
+"""Run a function over parts of the data, on all cores.
 
 torch splits every operation over its threads and joins them again. For the short operations of a
-pass that stays in cache the joins cost more than the work, and on a busy machine far more. So a
-pass gives whole parts to worker threads, and each operation stays on its thread.
+pass that stays in cache, the joins cost more than the work, and on a busy machine far more. A pass
+therefore gives whole parts to worker threads, and each operation stays on its thread.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 
 __all__ = ["Mapper", "map_balanced", "one_thread", "serial_map", "workers"]
 
-_WORTH = 1 << 19
+_TASK_ENTRIES = 1 << 19
 """Entries that are worth a task of their own."""
-_AHEAD = 4
-"""Tasks per thread that are begun before the results of the first are taken: results may be large,
-and none is kept for longer than it is waited for."""
+_TASKS_AHEAD = 4
+"""Tasks per thread that are started before the first results are taken. Results may be large, so no
+more than these are held at a time."""
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -37,45 +37,64 @@ class Mapper(Protocol):
 
 
 def serial_map(function: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]:
-    """One item after the other, on the calling thread."""
+    """Call a function on one item after the other, on the calling thread.
+
+    Args:
+        function: called with each item.
+        items: the items.
+
+    Returns:
+        An iterator over the results, in order.
+    """
     return map(function, items)
 
 
 def map_balanced(
     mapper: Mapper, function: Callable[[A], B], items: Iterable[A], size: Callable[[A], int]
 ) -> list[B]:
-    """`function` of every item, in their order, small ones together: what takes microseconds is not
-    worth handing to a thread.
+    """Call a function on every item, small items grouped into one task.
+
+    What takes microseconds is not worth handing to a thread.
 
     Args:
-        mapper: how to visit.
-        function: of one item.
-        items: of different sizes.
-        size: of one item, in entries.
+        mapper: how tasks are run.
+        function: called with each item.
+        items: items of different sizes.
+        size: an item's number of entries.
+
+    Returns:
+        The results in the order of the items.
     """
-    order = sorted(enumerate(items), key=lambda one: -size(one[1]))
+    largest_first = sorted(enumerate(items), key=lambda pair: -size(pair[1]))
     groups: list[list[tuple[int, A]]] = []
-    filled = _WORTH
-    for place, item in order:
-        if filled >= _WORTH:
+    filled = _TASK_ENTRIES
+    for index, item in largest_first:
+        if filled >= _TASK_ENTRIES:
             groups.append([])
             filled = 0
-        groups[-1].append((place, item))
+        groups[-1].append((index, item))
         filled += size(item)
 
     def visit(group: list[tuple[int, A]]) -> list[tuple[int, B]]:
-        return [(place, function(item)) for place, item in group]
+        return [(index, function(item)) for index, item in group]
 
-    found = [one for group in mapper(visit, groups) for one in group]
-    return [result for _, result in sorted(found, key=lambda one: one[0])]
+    results = [pair for group in mapper(visit, groups) for pair in group]
+    return [result for _, result in sorted(results, key=lambda pair: pair[0])]
 
 
 @contextmanager
 def workers(device: torch.device | str = "cpu") -> Iterator[Mapper]:
-    """A parallel `map` for the duration of the block, over as many threads as torch would use.
+    """Provide a parallel `map` over as many threads as torch would use.
 
-    Inside the block torch's own parallelism is off (in the whole process), and restored after.
-    For any device but the CPU, and where torch has one thread, it is the plain `map`.
+    Inside the `with` block, torch's own parallelism is off in the whole process; it is restored
+    afterwards. For any device but the CPU, and if torch has one thread, the plain `map` is
+    provided.
+
+    Args:
+        device: where the data is.
+
+    Returns:
+        A context manager that provides the map.
     """
     count = torch.get_num_threads()
     if torch.device(device).type != "cpu" or count == 1:
@@ -88,7 +107,7 @@ def workers(device: torch.device | str = "cpu") -> Iterator[Mapper]:
         todo = list(items)
         if len(todo) < 2:
             return map(function, todo)
-        return _results(pool, function, todo, _AHEAD * count)
+        return _results(pool, function, todo, _TASKS_AHEAD * count)
 
     try:
         yield mapper
@@ -99,26 +118,34 @@ def workers(device: torch.device | str = "cpu") -> Iterator[Mapper]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch on one thread: for small models two gain a third at best, and lose a factor of ten
-    beside another busy process, as they wait for each other at every operation."""
-    before = torch.get_num_threads()
+    """Limit torch to one thread.
+
+    For small models a second thread gains a third at best, and loses a factor of ten beside another
+    busy process, because the threads wait for each other at every operation.
+
+    Returns:
+        A context manager that restores the number of threads.
+    """
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
 
 
 def _results(
     pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], ahead: int
 ) -> Iterator[B]:
-    todo = iter(items)
-    waiting: deque[Future[B]] = deque(pool.submit(function, item) for item in islice(todo, ahead))
+    remaining = iter(items)
+    pending: deque[Future[B]] = deque(
+        pool.submit(function, item) for item in islice(remaining, ahead)
+    )
     try:
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(function, item) for item in islice(todo, 1))
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(function, item) for item in islice(remaining, 1))
             yield result
     finally:
-        for future in waiting:
+        for future in pending:
             future.cancel()

@@ -144,10 +144,10 @@ def test_whatever_is_ranked_goes_by_the_one_search(
     def fail(*given: Any) -> Any:
         raise Searched
 
-    find = importlib.import_module(f"{PACKAGE}.find")
     # Loops are compiled by way of a search, before anything is ranked.
     monkeypatch.setattr("deltalens.methods.mft.compile_keep_loops", lambda dtype: None)
-    monkeypatch.setattr(find, "search", fail)
+    for module in ("find", "keep"):
+        monkeypatch.setattr(importlib.import_module(f"{PACKAGE}.{module}"), "search", fail)
     with pytest.raises(Searched):
         call(tmp_path)
 

@@ -141,7 +141,7 @@ def test_another_recipe_makes_all_anew(copied: Path) -> None:
 def test_folder_that_no_demo_wrote_is_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "mine").touch()
-    with pytest.raises(DeltaLensError, match=f"{name} exists already"):
+    with pytest.raises(DeltaLensError, match=f"{name} is there already"):
         trained(tmp_path)
     assert [path.name for path in tmp_path.rglob("*")] == [name, "mine"]
 

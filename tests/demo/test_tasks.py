@@ -129,7 +129,7 @@ def test_a_training_stream_without_rejection_would_meet_held_out_prompts() -> No
 
 def test_a_stream_with_nothing_left_to_give_says_what_to_change() -> None:
     every_prompt = {f"count {start}>" for start in range(100)}
-    with pytest.raises(DeltaLensError, match="lower validation_rows and test_rows"):
+    with pytest.raises(DeltaLensError, match="fewer validation_rows and test_rows"):
         next(stream({"counting": 1.0}, Random(0), rejected=every_prompt))
 
 

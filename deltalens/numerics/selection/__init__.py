@@ -1,6 +1,6 @@
-"""The selection of entries by rank: one order over them, one search, and what comes out.
+"""Select entries by rank: one order over them, one search, and its results.
 
-Everybody imports it from here, and from nowhere inside.
+Import from here, never from the modules inside.
 """
 
 from deltalens.numerics.selection.backend import Backend, Units
@@ -8,18 +8,20 @@ from deltalens.numerics.selection.counts import Counts, TensorStats
 from deltalens.numerics.selection.cpu import OnCpu, compile_loops
 from deltalens.numerics.selection.device import OnDevice, Reduce, stats_from_row, stats_row
 from deltalens.numerics.selection.find import (
-    KeptEntries,
     SampledBoundary,
     UnitThresholds,
-    compile_keep_loops,
     count,
     draw,
     find_boundaries,
     find_boundary,
     find_random_boundaries,
+    rank_units,
+)
+from deltalens.numerics.selection.keep import (
+    KeptEntries,
+    compile_keep_loops,
     keep_above,
     keep_highest,
-    rank_units,
 )
 from deltalens.numerics.selection.keys import (
     Chunk,

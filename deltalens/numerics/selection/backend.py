@@ -1,4 +1,5 @@
-"""What is done with tensors in memory, wherever they are: count, mark the top, or zero the rest."""
+"""What a backend does with tensors in memory: count them, mark the largest entries, zero the
+rest."""
 
 from __future__ import annotations
 
@@ -14,29 +15,43 @@ from deltalens.numerics.selection.keys import Entries
 __all__ = ["Backend", "Units", "Visit"]
 
 Units = Sequence[Sequence[Entries]]
-"""Tensors, in units that are ranked together: of one dtype and device."""
+"""Units of tensors that are ranked together; all of one dtype and device."""
 
 
 class Visit(Protocol):
-    """One way through units of tensors: what is looked for in them, and what a look does."""
+    """One pass over units of tensors, with what it looks for and what it does on the way."""
 
     masks: list[list[list[PackedMask]]]
-    """Of each unit and tensor, at each rank."""
+    """For each unit and tensor: a mask at each rank."""
 
-    def spec(self) -> Sequence[Any]:
-        """What is looked for (`find.Asked`), of each unit in turn."""
+    def searches(self) -> Sequence[Any]:
+        """Return what the pass looks for.
+
+        Returns:
+            The searches (`find.Search`), for each unit in turn.
+        """
         ...
 
     def __call__(self, windows: Sequence[Any], /) -> Sequence[Any]:
-        """Go through all entries once: what was seen of each window."""
-        ...
+        """Visit all entries once.
 
-    def finish(self, found: Sequence[Any]) -> Sequence[Sequence[int | Tensor]]:
-        """Do with the entries near the boundaries what was done with all others.
+        Args:
+            windows: one window per search.
 
         Returns:
-            For each unit the magnitude bits of its boundaries: on an accelerator as tensors, which
-            nobody has waited for.
+            What was observed in each window.
+        """
+        ...
+
+    def finish(self, boundaries: Sequence[Any]) -> Sequence[Sequence[int | Tensor]]:
+        """Treat the entries near the boundaries like all others.
+
+        Args:
+            boundaries: the results of the searches.
+
+        Returns:
+            For each unit the magnitude bits of its boundaries; on an accelerator as tensors, which
+            have not been waited for.
         """
         ...
 
@@ -45,7 +60,14 @@ class Backend(Protocol):
     """Where the work is done."""
 
     def count(self, units: Units) -> list[list[Counts]]:
-        """The magnitudes of each tensor, counted: of the whole one, where it is sharded."""
+        """Count the magnitudes of each tensor; those of the whole tensor if it is sharded.
+
+        Args:
+            units: the tensors.
+
+        Returns:
+            Counts, arranged as the tensors are.
+        """
         ...
 
     def visit(
@@ -55,5 +77,16 @@ class Backend(Protocol):
         ranks: Sequence[Sequence[int]],
         kept: Sequence[Sequence[PackedMask]] | None,
     ) -> Visit:
-        """For what `find.rank_units` does."""
+        """Prepare the pass that `find.rank_units` makes.
+
+        Args:
+            units: the tensors.
+            counts: what `count` returned for them.
+            ranks: for each unit the ranks of its thresholds, 0-based and ascending.
+            kept: for each unit and tensor a mask, if what lies below the threshold is to be set to
+                zero.
+
+        Returns:
+            The pass.
+        """
         ...

@@ -1,4 +1,4 @@
-"""Counts of magnitudes that preserve their order, and add: from them come all ranks at once."""
+"""Counts of magnitudes, which preserve their order and add up: all ranks at once come from them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,18 @@ __all__ = ["Counts", "OctaveBins", "TensorStats", "locate", "octave_bins", "pref
 
 
 def locate(counts: Any, ranks: Any) -> tuple[Any, Any, Any]:
-    """The bin in which a rank lies (0-based, ascending), its rank inside, and how many are there.
+    """Find the bins that hold given ranks.
 
     Args:
-        counts: int64, (..., B): of an array on the host, or of a tensor, which is not waited for.
-        ranks: int64, (..., R); below the sum of the counts: of a tensor nobody looks.
+        counts: int64, (..., B): an array on the host, or a tensor, which is not waited for.
+        ranks: 0-based and ascending, int64, (..., R); below the sum of the counts, which is not
+            checked for tensors.
+
+    Returns:
+        The bin of each rank, the rank within the bin, and the bin's count: each int64, (..., R).
 
     Raises:
-        IndexError: an array holds fewer.
+        IndexError: an array holds fewer entries.
     """
     if isinstance(counts, np.ndarray):
         cumulative = counts.cumsum()
@@ -51,43 +55,60 @@ def locate(counts: Any, ranks: Any) -> tuple[Any, Any, Any]:
 class Counts:
     """Counts of |x| by prefix, the leading 15 bits of its IEEE-754 representation.
 
-    One pass over the data, constant size (at most 32,768 int64), and it adds: over chunks, tensors,
-    shards, devices and ranks. Bins are in order of magnitude, so every rank statistic comes out of
-    the running sum; for bf16 and fp16 the bins are single values and it is exact, for fp32 and
-    fp64 it names the bin (1/128 and 1/16 of an octave) in which to look.
+    Counts take one pass over the data, have constant size (at most 32,768 int64), and add up over
+    chunks, tensors, shards, devices and ranks. Bins are in order of magnitude, so every rank
+    statistic follows from the cumulative sum. For bf16 and fp16 bins are single values and the
+    result is exact; for fp32 and fp64 it is the bin (1/128 and 1/16 of an octave) to search.
 
-    Of a tensor on an accelerator the numbers are 0-D tensors there, and nothing waits for them.
+    Counts of a tensor on an accelerator are 0-D tensors there, and nothing waits for them.
     """
 
     dtype: torch.dtype
-    """Of the numbers counted: fp16, bf16, fp32 or fp64."""
+    """Dtype of the numbers counted: fp16, bf16, fp32 or fp64."""
     counts: Tensor
-    """How many have prefix 0, and how many each prefix from `first` on: int64, (1 + P,)."""
+    """How many numbers have prefix 0, and how many have each prefix from `first` on: int64, (1 +
+    P,)."""
     first: int = 1
+    """The first prefix above 0 that has a bin."""
     zeros: Any = 0
-    """Entries that are exactly zero; they lie in the first bin, beside subnormals."""
+    """Number of entries that are exactly zero; they share the first bin with subnormals."""
     nans: Any = 0
     infinities: Any = 0
     magnitude_sum: Any = 0.0
-    """Sum of the magnitudes, where it was taken; infinities and NaNs count."""
+    """Sum of the magnitudes, if it was computed; infinities and NaNs count."""
     square_sum: Any = 0.0
-    """Sum of their squares."""
+    """Sum of the squares, likewise."""
     _stats_cache: dict[tuple[float, ...], TensorStats] = field(
         default_factory=dict, repr=False, compare=False
     )
 
     @classmethod
     def empty(cls, dtype: torch.dtype, device: torch.device | str = "cpu") -> Counts:
-        """Of nothing so far: to `update`, which leaves NaNs, infinities and sums alone.
+        """Make empty counts for `update`, which does not count NaNs and infinities apart, nor sums.
+
+        Args:
+            dtype: dtype of the numbers to count.
+            device: where the counts are.
+
+        Returns:
+            Counts over all prefixes.
 
         Raises:
-            TypeError: a dtype whose magnitudes are not ranked.
+            TypeError: magnitudes of this dtype are not ranked.
         """
         prefix_shift(dtype)
         return cls(dtype, torch.zeros(PREFIXES, dtype=torch.int64, device=device))
 
     def update(self, values: Tensor, scratch: Scratch | None = None) -> None:
-        """Count the entries of `values` (contiguous, any shape, of this dtype, on this device)."""
+        """Count further entries.
+
+        Args:
+            values: contiguous, of any shape, of this dtype and on this device.
+            scratch: memory for intermediate results.
+
+        Raises:
+            TypeError: the dtype is another one.
+        """
         if values.dtype != self.dtype:
             raise TypeError(f"counts of {self.dtype} cannot take {values.dtype}")
         flat, scratch, chunk = values.view(-1), scratch or Scratch(), SIZES.chunk
@@ -111,7 +132,14 @@ class Counts:
         self.zeros += zeros
 
     def merge(self, other: Counts) -> None:
-        """Add others of the same dtype to these, both over all prefixes."""
+        """Add other counts to these.
+
+        Args:
+            other: counts of the same dtype; both are over all prefixes.
+
+        Raises:
+            TypeError: the dtype is another one.
+        """
         if other.dtype != self.dtype:
             raise TypeError(f"counts of {self.dtype} and {other.dtype} do not add")
         self._stats_cache.clear()
@@ -120,7 +148,14 @@ class Counts:
 
     @classmethod
     def combined(cls, parts: Sequence[Counts]) -> Counts:
-        """Of all that several have counted, of one dtype and device; sums are left out."""
+        """Add up several counts; sums are left out.
+
+        Args:
+            parts: counts of one dtype and device, at least one.
+
+        Returns:
+            The counts of all entries.
+        """
         if len(parts) == 1:
             return parts[0]
         first = min(part.first for part in parts)
@@ -148,7 +183,7 @@ class Counts:
 
     @property
     def total(self) -> int:
-        """How many entries were counted."""
+        """The number of entries counted."""
         return int(self.counts.sum())
 
     @property
@@ -157,25 +192,45 @@ class Counts:
         return prefix_shift(self.dtype) > 0
 
     def count_from(self, prefix: int) -> int:
-        """How many have this prefix, above 0, or a greater one."""
+        """Count the entries with this prefix or a greater one.
+
+        Args:
+            prefix: a prefix above 0.
+
+        Returns:
+            The number of entries.
+        """
         return int(self.counts[max(1, prefix - self.first + 1) :].sum())
 
     @property
     def nonfinite(self) -> int:
-        """How many of them are infinite or NaN."""
+        """The number of entries that are infinite or NaN."""
         return self.count_from(infinity_bits(self.dtype) >> prefix_shift(self.dtype))
 
     def count_of(self, prefix: int) -> int:
-        """How many have this prefix, on the CPU."""
+        """Count the entries with one prefix; on the CPU.
+
+        Args:
+            prefix: any prefix.
+
+        Returns:
+            The number of entries.
+        """
         index = prefix - self.first + 1 if prefix else 0
         counted = not prefix or 1 <= index < self.counts.numel()
         return int(self.counts.numpy()[index]) if counted else 0
 
     def prefixes_at(self, ranks: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The prefix of each rank (0-based, ascending magnitude), and its rank inside.
+        """Find the prefixes of the entries at given ranks.
+
+        Args:
+            ranks: 0-based, in ascending order of magnitude.
+
+        Returns:
+            The prefix of each rank, and its rank among the entries with that prefix.
 
         Raises:
-            IndexError: a rank is not below `total`.
+            IndexError: a rank is negative, or not below `total`.
         """
         if ranks and min(ranks) < 0:
             raise IndexError(f"rank {min(ranks)}")
@@ -184,14 +239,17 @@ class Counts:
         return [index and index + self.first - 1 for index in bins.tolist()], inside.tolist()
 
     def quantile(self, fractions: Sequence[float], finite: int | None = None) -> list[float]:
-        """Magnitudes at these fractions of the finite entries, by nearest rank.
+        """Compute quantiles of the finite entries' magnitudes, by nearest rank.
 
-        Exact for bf16 and fp16; else the lower edge of the right bin, below the true value by at
-        most 0.8 % (fp32) or 6.3 % (fp64). NaN where nothing finite was counted.
+        They are exact for bf16 and fp16. Otherwise each is the lower edge of the right bin, below
+        the true value by at most 0.8 % (fp32) or 6.3 % (fp64).
 
         Args:
             fractions: from 0 to 1.
-            finite: how many entries are finite, if that is known.
+            finite: the number of finite entries, if it is known.
+
+        Returns:
+            A magnitude per fraction; NaN if there is no finite entry.
         """
         finite = self.total - self.nonfinite if finite is None else finite
         if finite == 0:
@@ -201,13 +259,23 @@ class Counts:
         return magnitudes
 
     def edges(self) -> Tensor:
-        """The smallest magnitude of each finite bin, ascending, fp64."""
+        """Return the smallest magnitude of each finite bin.
+
+        Returns:
+            Ascending, fp64, (B,).
+        """
         finite = infinity_bits(self.dtype) >> prefix_shift(self.dtype)
         return torch.from_numpy(prefix_floors(self.dtype)[:finite])
 
     def stats(self, fractions: Sequence[float]) -> TensorStats:
-        """All that is recorded of a tensor on the CPU, with quantiles at these fractions; made
-        once."""
+        """Compute the statistics that are recorded of a tensor on the CPU; they are cached.
+
+        Args:
+            fractions: the fractions at which quantiles are taken.
+
+        Returns:
+            The statistics.
+        """
         key = tuple(fractions)
         if key not in self._stats_cache:
             self._stats_cache[key] = self._make_stats(key)
@@ -236,11 +304,11 @@ class Counts:
 
 @dataclass
 class TensorStats:
-    """All that is recorded of one tensor's magnitudes."""
+    """All statistics of one tensor's magnitudes that are recorded."""
 
     dtype: torch.dtype
     octaves: np.ndarray
-    """Counts of four bins an octave (`octave_bins`): int64, (B,)."""
+    """Counts of four bins per octave (`octave_bins`): int64, (B,)."""
     zeros: int
     subnormals: int
     infinities: int
@@ -248,9 +316,9 @@ class TensorStats:
     magnitude_sum: float
     """Sum of the magnitudes."""
     square_sum: float
-    """Sum of their squares."""
+    """Sum of the squares."""
     quantiles: list[float]
-    """At the fractions asked for (`Counts.quantile`)."""
+    """Magnitudes at the requested fractions (`Counts.quantile`)."""
 
     @property
     def bins(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -262,24 +330,38 @@ class TensorStats:
 
 @functools.cache
 def prefix_floors(dtype: torch.dtype) -> np.ndarray:
-    """The smallest number with each prefix, fp64, (32768,)."""
+    """Return the smallest number with each prefix.
+
+    Args:
+        dtype: dtype of the numbers.
+
+    Returns:
+        fp64, (32768,).
+    """
     bits = torch.arange(PREFIXES) << prefix_shift(dtype)
     floors: np.ndarray = bits.to(integer_of(dtype)).view(dtype).double().numpy()
     return floors
 
 
 class OctaveBins(NamedTuple):
-    """Four bins an octave over all normal finite numbers of a dtype."""
+    """Four bins per octave over all normal finite numbers of a dtype."""
 
     edges: np.ndarray
-    """fp64, (B + 1,)."""
+    """Edges of the bins, fp64, (B + 1,)."""
     starts: np.ndarray
-    """The first prefix of each bin, and that of infinity: int64, (B + 1,)."""
+    """The first prefix of each bin, and the prefix of infinity: int64, (B + 1,)."""
 
 
 @functools.cache
 def octave_bins(dtype: torch.dtype) -> OctaveBins:
-    """The bins of a dtype."""
+    """Return the octave bins of a dtype.
+
+    Args:
+        dtype: dtype of the numbers.
+
+    Returns:
+        The bins.
+    """
     info, shift = torch.finfo(dtype), prefix_shift(dtype)
     first, one, two = (
         int(magnitude_bits(torch.tensor([number], dtype=dtype))) >> shift

@@ -1,105 +1,54 @@
-"""The one search, and the functions that run it for all that is ranked.
-
-It takes a window that holds the end of a prefix, visits the entries once, settles those inside, and
-takes another window on a miss. What differs is the key (magnitude, signed value, hash), where the
-window comes from (`windows`), what a visit does with what lies outside (`streamed`: nothing, or a
-mask; `cpu` and `device`: bits of masks, or zeros in place; `keep`: bits), and whether ties are
-split by hash or stay together.
-"""
+"""Find where prefixes of the order end: of entries in chunks, of hashes, and of units in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from deltalens.errors import errors_from
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.selection.backend import Backend, Units
 from deltalens.numerics.selection.counts import Counts
-from deltalens.numerics.selection.keep import KeepVisit
-from deltalens.numerics.selection.keys import Sample, Source, keys_of
+from deltalens.numerics.selection.keys import Sample, Source
 from deltalens.numerics.selection.prefix import EVERYTHING, NOTHING, Boundary, tie_comparison
+from deltalens.numerics.selection.search import search
+from deltalens.numerics.selection.searches import KnownBoundary, RadixSearch, RankSearch
 from deltalens.numerics.selection.streamed import Stream, hashes_of
 from deltalens.numerics.selection.windows import (
-    KnownBoundary,
     Observed,
-    RadixSearch,
-    RankSearch,
     Window,
-    next_window,
     window_from_sample,
     windows_by_share,
-    windows_from_tensor,
 )
 from deltalens.numerics.workers import Mapper, serial_map
 
 __all__ = [
-    "KeptEntries",
     "SampledBoundary",
     "UnitThresholds",
-    "compile_keep_loops",
     "count",
     "draw",
     "find_boundaries",
     "find_boundary",
     "find_random_boundaries",
-    "keep_above",
-    "keep_highest",
     "rank_units",
-    "search",
 ]
-
-W = TypeVar("W")
-S = TypeVar("S", contravariant=True)
-F = TypeVar("F", covariant=True)
-
-
-class Search(Protocol[W, S, F]):
-    """What is looked for."""
-
-    windows: Iterator[W]
-    """Where it may be: one window after the other, until one holds it."""
-
-    def settle(self, window: W, seen: S, /) -> F | None:
-        """What is found, from what a visit saw of a window; None if it is not there."""
-
-
-def search(
-    spec: Sequence[Search[W, S, F]], visit: Callable[[Sequence[W]], Sequence[S]]
-) -> list[F | None]:
-    """Look for several things at once: all that is not found yet shares each visit.
-
-    Args:
-        spec: what is looked for.
-        visit: goes through the entries once, and says of each window what it saw.
-
-    Returns:
-        What was found of each; None where its windows came to an end.
-    """
-    found: list[F | None] = [None] * len(spec)
-    wanted = list(range(len(spec)))
-    while True:
-        windows = {
-            place: window
-            for place in wanted
-            if (window := next(spec[place].windows, None)) is not None
-        }
-        if not windows:
-            return found
-        seen = visit(list(windows.values()))
-        for (place, window), some in zip(windows.items(), seen, strict=True):
-            found[place] = spec[place].settle(window, some)
-        wanted = [place for place in windows if found[place] is None]
 
 
 # --- chunks ---------------------------------------------------------------------------------------
 
 
 def count(source: Source, mapper: Mapper = serial_map) -> Counts | None:
-    """The magnitudes of all chunks of a source, counted; None if it has none."""
+    """Count the magnitudes of all chunks of a source.
+
+    Args:
+        source: the chunks.
+        mapper: how the parts are visited.
+
+    Returns:
+        The counts; None if there are no chunks.
+    """
     return Stream(source, mapper).count()
 
 
@@ -115,17 +64,20 @@ def find_boundaries(
     counts: Counts | None = None,
     mapper: Mapper = serial_map,
 ) -> list[Boundary]:
-    """The boundaries of the prefixes with these many entries, all from the same passes.
+    """Find the boundaries of prefixes of given sizes, all in the same passes.
 
-    By radix: the counts name the bin of every boundary; another pass over those tells fp32 apart;
-    hashes are computed only for entries that tie at a boundary.
+    By radix: the counts name the bin of every boundary, another pass over those bins resolves fp32,
+    and hashes are computed only for entries that tie at a boundary.
 
     Args:
         source: the unit's chunks, all of one dtype (fp16, bf16, fp32, fp64), without NaN.
-        sizes: how many entries each prefix has, from 0 to the unit's total.
-        seed: of the hash that settles ties.
-        counts: of the same source, if they have been made already.
-        mapper: how to visit the parts (`workers.workers()` visits them on all cores).
+        sizes: the number of entries of each prefix, from 0 to the unit's total.
+        seed: seed of the hash that breaks ties.
+        counts: counts of the same source, if they exist already.
+        mapper: how the parts are visited (`workers.workers()` visits them on all cores).
+
+    Returns:
+        One boundary per size.
 
     Raises:
         IndexError: a size is outside the unit.
@@ -133,39 +85,43 @@ def find_boundaries(
     counts = counts or count(source, mapper)
     total = counts.total if counts else 0
     _check(sizes, total)
-    found = {0: NOTHING, total: NOTHING if not total else EVERYTHING}
+    boundaries = {0: NOTHING, total: NOTHING if not total else EVERYTHING}
     inner = sorted({size for size in sizes if 0 < size < total})
     if counts is None or not inner:
-        return [found[size] for size in sizes]
+        return [boundaries[size] for size in sizes]
     stream, ranks = Stream(source, mapper, seed), torch.tensor([inner]) - 1
     radix = RadixSearch(counts.dtype, counts.counts.cpu()[None], ranks, 16)
     search([radix], stream.digits)
-    places = [row[0].tolist() for row in (radix.leading, radix.inside, radix.among)]
-    split: dict[int, RankSearch] = {}
-    for size, key, rank, among in zip(inner, *places, strict=True):
-        if rank == among - 1:
-            found[size] = Boundary(key + 1)
+    rows = [row[0].tolist() for row in (radix.leading, radix.ranks_within, radix.counts_within)]
+    tied: dict[int, RankSearch] = {}
+    for size, key, rank, tied_count in zip(inner, *rows, strict=True):
+        if rank == tied_count - 1:
+            boundaries[size] = Boundary(key + 1)
         else:
-            split[size] = RankSearch(windows_by_share(rank, among, key), rank)
-    found |= _found(split, search(list(split.values()), stream.visit))
-    return [found[size] for size in sizes]
+            tied[size] = RankSearch(windows_by_share(rank, tied_count, key), rank)
+    boundaries |= _by_size(tied, search(list(tied.values()), stream.visit))
+    return [boundaries[size] for size in sizes]
 
 
-def _found(
-    spec: Mapping[int, RankSearch], boundaries: Sequence[Boundary | None]
+def _by_size(
+    searches: Mapping[int, RankSearch], boundaries: Sequence[Boundary | None]
 ) -> dict[int, Boundary]:
-    return {size: one for size, one in zip(spec, boundaries, strict=True) if one is not None}
+    return {
+        size: boundary
+        for size, boundary in zip(searches, boundaries, strict=True)
+        if boundary is not None
+    }
 
 
 class SampledBoundary(NamedTuple):
-    """What one pass found."""
+    """The result of `find_boundary`."""
 
     boundary: Boundary | None
-    """None if the sample misled."""
+    """The boundary; None if the sample was misleading."""
     zeros: int
-    """Entries that are exactly 0."""
+    """Number of entries that are exactly 0."""
     finite: bool
-    """Whether all entries are."""
+    """Whether all entries are finite."""
 
 
 def find_boundary(
@@ -176,37 +132,41 @@ def find_boundary(
     seed: int = 0,
     mapper: Mapper = serial_map,
 ) -> SampledBoundary:
-    """The boundary of the prefix with so many entries, in one pass: for a single size several times
-    cheaper than counts, which serve all.
+    """Find the boundary of one prefix in one pass, by a window from a sample.
 
-    Memory: what lies in the window, about a fiftieth of the unit.
+    For a single size this is several times cheaper than counting, which serves all sizes.
+
+    Memory: the entries in the window, about a fiftieth of the unit.
 
     Args:
         source: the unit's chunks, all of one dtype (fp16, bf16, fp32, fp64).
-        size: how many entries the prefix has, from 0 to `total`.
-        total: entries in the unit.
-        sample: of the unit's entries, `sample_stride` apart.
-        seed: of the hash that settles ties.
-        mapper: how to visit the parts.
+        size: the number of entries of the prefix, from 0 to `total`.
+        total: the number of entries of the unit.
+        sample: entries of the unit, `sample_stride` apart.
+        seed: seed of the hash that breaks ties.
+        mapper: how the parts are visited.
+
+    Returns:
+        The boundary, if the sample's window held it, and what the pass saw otherwise.
 
     Raises:
         IndexError: the size is outside the unit.
     """
     _check([size], total)
-    spec: RankSearch | KnownBoundary = KnownBoundary(
+    target: RankSearch | KnownBoundary = KnownBoundary(
         iter([Window(0, 0)]), EVERYTHING if size else NOTHING
     )
     if 0 < size < total:
-        spec = RankSearch(iter([window_from_sample(sample, size - 1, total, seed)]), size - 1)
+        target = RankSearch(iter([window_from_sample(sample, size - 1, total, seed)]), size - 1)
     stream, zeros, finite = Stream(source, mapper, seed, whole=True), 0, True
 
     def visit(windows: Sequence[Window]) -> list[Observed]:
         nonlocal zeros, finite
-        (seen,) = stream.visit(windows)
-        zeros, finite = seen.zeros, seen.finite
-        return [seen]
+        (observed,) = stream.visit(windows)
+        zeros, finite = observed.zeros, observed.finite
+        return [observed]
 
-    (boundary,) = search([spec], visit)
+    (boundary,) = search([target], visit)
     return SampledBoundary(boundary, zeros, finite)
 
 
@@ -216,23 +176,28 @@ def find_boundary(
 def find_random_boundaries(
     source: Source, total: int, sizes: Sequence[int], mapper: Mapper = serial_map
 ) -> list[Boundary]:
-    """The boundaries of prefixes of the order by hash alone: random drops of exact size.
+    """Find the boundaries of prefixes of the order by hash alone: random drops of exact size.
 
     Args:
         source: the hashes of the unit's entries.
-        total: how many those are.
-        sizes: how many entries each prefix has.
-        mapper: how to visit the parts.
+        total: the number of entries.
+        sizes: the number of entries of each prefix.
+        mapper: how the parts are visited.
+
+    Returns:
+        One boundary per size.
 
     Raises:
         IndexError: a size is outside the unit.
     """
     _check(sizes, total)
     inner = {size for size in sizes if 0 < size < total}
-    spec = {size: RankSearch(windows_by_share(size - 1, total), size - 1) for size in sorted(inner)}
-    found = {0: NOTHING, total: NOTHING if not total else EVERYTHING}
-    found |= _found(spec, search(list(spec.values()), Stream(source, mapper).visit))
-    return [found[size] for size in sizes]
+    searches = {
+        size: RankSearch(windows_by_share(size - 1, total), size - 1) for size in sorted(inner)
+    }
+    boundaries = {0: NOTHING, total: NOTHING if not total else EVERYTHING}
+    boundaries |= _by_size(searches, search(list(searches.values()), Stream(source, mapper).visit))
+    return [boundaries[size] for size in sizes]
 
 
 def draw(
@@ -242,132 +207,54 @@ def draw(
     mapper: Mapper = serial_map,
     device: torch.device | str = "cpu",
 ) -> tuple[Boundary, dict[str, Tensor]]:
-    """The first `count` entries of a unit in the order by hash, in one pass: the masks are made
-    before the last entry is known, and the few that lie near it are settled then.
+    """Draw the first `count` entries of a unit in the order by hash, in one pass.
+
+    The masks are written before the last drawn entry is known; the few entries near it are
+    corrected afterwards.
 
     Memory: a byte per entry.
 
     Args:
-        sizes: the unit's tensors: name -> entries.
-        count: how many are drawn: more than none, fewer than all.
-        seed: whose randomness.
-        mapper: how to visit the parts.
+        sizes: tensor name -> number of entries, for the tensors of the unit.
+        count: the number of entries to draw: more than none, fewer than all.
+        seed: seed of the draw.
+        mapper: how the parts are visited.
         device: where the masks are made.
 
     Returns:
-        The boundary, and for every tensor a mask of what was drawn: bool, 1-D.
+        The boundary, and for every tensor a mask of the drawn entries: bool, 1-D.
     """
     masks = {name: torch.empty(n, dtype=torch.bool, device=device) for name, n in sizes.items()}
-    seen: list[Observed] = []
+    observed: list[Observed] = []
     hashes = hashes_of(sizes, seed, torch.device(device))
     stream = Stream(hashes, mapper, masks=masks)
 
     def visit(windows: Sequence[Window]) -> list[Observed]:
-        seen[:] = stream.visit(windows)
-        return seen
+        observed[:] = stream.visit(windows)
+        return observed
 
-    spec = RankSearch(windows_by_share(count - 1, sum(sizes.values())), count - 1)
-    (boundary,) = search([spec], visit)
+    target = RankSearch(windows_by_share(count - 1, sum(sizes.values())), count - 1)
+    (boundary,) = search([target], visit)
     assert boundary is not None
     assert boundary.tie is not None
-    for name, _, places, inside, _ in seen[0].inside:
-        near, mask = torch.from_numpy(inside), masks[name]
-        drawn = torch.empty_like(near, dtype=torch.bool)
-        tie_comparison(boundary.tie, name)(near, boundary.tie.hash, out=drawn)
-        mask[torch.from_numpy(places).to(mask.device)] = drawn.to(mask.device)
+    for name, _, indices, candidate_hashes, _ in observed[0].candidates:
+        near_hashes, mask = torch.from_numpy(candidate_hashes), masks[name]
+        drawn = torch.empty_like(near_hashes, dtype=torch.bool)
+        tie_comparison(boundary.tie, name)(near_hashes, boundary.tie.hash, out=drawn)
+        mask[torch.from_numpy(indices).to(mask.device)] = drawn.to(mask.device)
     return boundary, masks
 
 
-# --- tensors in memory ----------------------------------------------------------------------------
-
-
-class KeptEntries(NamedTuple):
-    """What stays of a tensor."""
-
-    mask: PackedMask
-    boundary: Boundary
-    """Of what goes, in keys: magnitude bits, or those with the value's sign."""
-    near: Window | None
-    """Where to look first next time, if that is known."""
-
-
-def keep_highest(
-    values: Tensor,
-    removed: int,
-    key: int,
-    *,
-    by_value: bool = False,
-    name: str = "a tensor",
-    near: Window | None = None,
-) -> KeptEntries:
-    """All but the `removed` lowest entries.
-
-    Args:
-        values: 1-D, contiguous; fp16, bf16, fp32 or fp64; on any device.
-        removed: how many go, from 0 to n. Of those that tie, the lowest hashes go first.
-        key: of the hash (`hashing.name_key`).
-        by_value: rank signed values (0 and -0 tie), not magnitudes.
-        name: for the message.
-        near: what came back for values of this tensor a little earlier: it saves the sample, and
-            changes nothing else.
-
-    Raises:
-        DeltaLensError: there is a NaN.
-    """
-    if not 0 <= removed <= values.numel():
-        raise IndexError(f"{removed} of {values.numel()} entries")
-    keeping = KeepVisit(values, name, by_value, key)
-    if not removed:
-        every = torch.iinfo(keys_of(values[:0]).dtype).min
-        return KeptEntries(_beyond(keeping, every), Boundary(every), None)
-    spec = RankSearch(windows_from_tensor(values, removed - 1, by_value, near), removed - 1)
-    (boundary,) = search([spec], keeping)
-    assert boundary is not None
-    keeping.finish(boundary)
-    keys = keeping.seen.keys
-    last = boundary.below - (boundary.tie is None)
-    return KeptEntries(
-        keeping.mask, boundary, next_window(near, keeping.window, last, keys, values.numel())
-    )
-
-
-def compile_keep_loops(dtype: torch.dtype) -> None:
-    """Compile or load the loops of `keep_highest` for a dtype now, so that no step waits for them.
-
-    Raises:
-        DeltaLensError: numba cannot compile them.
-    """
-    with errors_from("numba", f"the loops for {dtype} cannot be compiled"):
-        keep_highest(torch.ones(64, dtype=dtype), 3, 0)
-
-
-def keep_above(values: Tensor, threshold: float, *, name: str = "a tensor") -> PackedMask:
-    """The entries whose value is greater than a threshold, rounded to their dtype.
-
-    Args:
-        values, name: as in `keep_highest`.
-        threshold: signed; any number but NaN.
-
-    Raises:
-        DeltaLensError: there is a NaN.
-    """
-    end = int(keys_of(torch.tensor([threshold], dtype=values.dtype), True)) + 1
-    return _beyond(KeepVisit(values, name, True, 0), end)
-
-
-def _beyond(keeping: KeepVisit, end: int) -> PackedMask:
-    """What lies beyond a boundary that is known."""
-    search([KnownBoundary(iter([Window(end, end)]), Boundary(end))], keeping)
-    return keeping.mask
+# --- units in memory ------------------------------------------------------------------------------
 
 
 class UnitThresholds(NamedTuple):
-    """What was found of units of tensors, at several ranks."""
+    """Thresholds of units of tensors, at several ranks."""
 
     bits: Sequence[Sequence[int | Tensor]]
-    """Of each unit, at each rank: the magnitude bits of the threshold."""
+    """For each unit and rank: the magnitude bits of the threshold."""
     masks: Sequence[Sequence[Sequence[PackedMask]]]
-    """Of each unit, of each tensor: a mask at each rank, of what reaches the threshold."""
+    """For each unit, tensor and rank: a mask of the entries that reach the threshold."""
 
 
 def rank_units(
@@ -377,16 +264,20 @@ def rank_units(
     ranks: Sequence[Sequence[int]],
     kept: Sequence[Sequence[PackedMask]] | None = None,
 ) -> UnitThresholds:
-    """The thresholds of units, and masks of what reaches them: ties stay (GMT, Eq. 3).
+    """Find the thresholds of units, and mask the entries that reach them: ties stay (GMT, Eq. 3).
 
     Args:
         backend: where the tensors are.
-        units: tensors that are ranked together, without NaN (on a device, masks of units with one
+        units: tensors that are ranked together, without NaN (on a device, masks of units with a NaN
             are all false).
-        counts: what the backend counted of them.
-        ranks: of each unit's thresholds, 0-based and ascending; as many for all.
-        kept: of each unit and tensor a mask, if all that is below the threshold at a single rank is
-            to become zero, in place: all else is made true in it.
+        counts: what the backend counted for them.
+        ranks: the ranks of each unit's thresholds, 0-based and ascending; the same number for all
+            units.
+        kept: for each unit and tensor a mask, if what lies below the threshold at a single rank is
+            to be set to zero in place; everything else is marked in the mask.
+
+    Returns:
+        The thresholds and the masks.
     """
     visit = backend.visit(units, counts, ranks, kept)
-    return UnitThresholds(visit.finish(search(visit.spec(), visit)), visit.masks)
+    return UnitThresholds(visit.finish(search(visit.searches(), visit)), visit.masks)

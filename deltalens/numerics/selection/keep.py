@@ -1,38 +1,47 @@
-"""Tensors in memory whose lowest entries go, by magnitude or by value: exact in number.
+"""Remove the lowest entries of a tensor in memory, by magnitude or by value, exact in number.
 
-One visit marks what lies above a window, and gathers the few inside, which then settle it.
+One visit marks what lies above a window and gathers the few entries inside, which then settle it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deltalens.errors import DeltaLensError
+from deltalens.errors import DeltaLensError, errors_from
 from deltalens.numerics.bits import TASK, array_view, infinity_bits, integer_of
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.selection.keys import keys_of
 from deltalens.numerics.selection.prefix import Boundary
-from deltalens.numerics.selection.windows import Candidates, Observed, Window
+from deltalens.numerics.selection.search import search
+from deltalens.numerics.selection.searches import KnownBoundary, RankSearch
+from deltalens.numerics.selection.windows import (
+    Candidates,
+    Observed,
+    Window,
+    next_window,
+    windows_from_tensor,
+)
 from deltalens.numerics.workers import serial_map, workers
 
-__all__ = ["KeepVisit"]
+__all__ = ["KeepVisit", "KeptEntries", "compile_keep_loops", "keep_above", "keep_highest"]
 
 _MANY = 1 << 24
-"""Entries from which on a pass over them is worth threads of its own."""
+"""The number of entries from which a pass over them is worth threads of its own."""
 
 
 class KeepVisit:
-    """A mask of the entries of a tensor whose keys lie beyond a prefix.
+    """Marks the entries of a tensor whose keys lie beyond a prefix.
 
     Args:
         values: 1-D, contiguous; fp16, bf16, fp32 or fp64; on any device.
-        name: for the message.
-        by_value: rank signed values (0 and -0 tie), not magnitudes.
-        hash_key: of the hash (`hashing.name_key`).
+        name: the tensor's name, for the error message.
+        by_value: rank signed values (0 and -0 tie) rather than magnitudes.
+        hash_key: key of the hash (`hashing.name_key`).
     """
 
     def __init__(self, values: Tensor, name: str, by_value: bool, hash_key: int) -> None:
@@ -41,25 +50,34 @@ class KeepVisit:
         self.mask: PackedMask
         self.window: Window
         """That was visited last."""
-        self.seen: Observed
+        self.observed: Observed
 
     def __call__(self, windows: Sequence[Window]) -> list[Observed]:
         """Mark what lies above the window.
+
+        Args:
+            windows: a single window.
+
+        Returns:
+            What was observed in it.
 
         Raises:
             DeltaLensError: there is a NaN.
         """
         (self.window,) = windows
         on_cpu = self._values.device.type == "cpu"
-        self.seen = (self.mark_compiled if on_cpu else self.mark_in_torch)(self.window)
-        return [self.seen]
+        self.observed = (self.mark_compiled if on_cpu else self.mark_in_torch)(self.window)
+        return [self.observed]
 
-    def _seen_of(self, marked: int, places: np.ndarray, keys: np.ndarray) -> Observed:
-        inside = Candidates(self._name, keys, places, None, self._hash_key)
-        return Observed(self._values.numel() - marked - keys.size, [inside])
+    def _observe(self, marked: int, indices: np.ndarray, keys: np.ndarray) -> Observed:
+        candidates = Candidates(self._name, keys, indices, None, self._hash_key)
+        return Observed(self._values.numel() - marked - keys.size, [candidates])
 
     def mark_in_torch(self, window: Window) -> Observed:
-        """Mark what lies above a window, in torch, on the device of the values.
+        """Mark what lies above a window with torch operations, on any device.
+
+        Args:
+            window: the window.
 
         Returns:
             What lies below and inside.
@@ -69,20 +87,23 @@ class KeepVisit:
         """
         values = self._values
         if bool(values.isnan().any()):
-            raise self._broken()
+            raise self._nan_error()
         keys = keys_of(values, self._by_value)
         above = keys >= window.high
-        places = ((keys >= window.low) & ~above).nonzero().squeeze(1)
+        indices = ((keys >= window.low) & ~above).nonzero().squeeze(1)
         self.mask = PackedMask(values.numel(), values.device)
         self.mask.write(0, above)
         marked = int(above.count_nonzero())
-        return self._seen_of(marked, places.cpu().numpy(), keys[places].cpu().numpy())
+        return self._observe(marked, indices.cpu().numpy(), keys[indices].cpu().numpy())
 
     def mark_compiled(self, window: Window) -> Observed:
-        """`mark_in_torch` in compiled loops, for values on the CPU.
+        """Mark what lies above a window with compiled loops, on the CPU.
+
+        Args:
+            window: the window.
 
         Returns:
-            What lies below and inside; nothing where far more lies inside than was thought.
+            What lies below and inside; nothing inside if far more lies there than expected.
 
         Raises:
             DeltaLensError: there is a NaN.
@@ -94,18 +115,18 @@ class KeepVisit:
         flag = ends.min if self._by_value else 0
         rule = np.array([ends.max, flag, infinity_bits(self._values.dtype)], dtype=bits.dtype)
         low, high = (np.array([min(end, ends.max)], dtype=bits.dtype) for end in window[:2])
-        (self.mask,), (words,) = PackedMask.several(1, bits.size)
+        (self.mask,), (words,) = PackedMask.uninitialized(1, bits.size)
 
         def visit(start: int) -> tuple[int, int, int, np.ndarray, np.ndarray]:
-            part = bits[start : start + TASK]
-            room = min(part.size, int(2 * window.share * part.size) + 4096) + 2
-            places, keys = np.empty(room, np.int64), np.empty(room, bits.dtype)
-            marked, found, broken = loops.mark_above(
-                part, rule, low, high, words[start // 32 :], places, keys
+            piece = bits[start : start + TASK]
+            capacity = min(piece.size, int(2 * window.share * piece.size) + 4096) + 2
+            indices, keys = np.empty(capacity, np.int64), np.empty(capacity, bits.dtype)
+            marked, inside, any_nan = loops.mark_above(
+                piece, rule, low, high, words[start // 32 :], indices, keys
             )
-            fits = found + 1 < room
-            places[:found] += start
-            return marked, found if fits else -1, broken, places[:found], keys[:found]
+            fits = inside + 1 < capacity
+            indices[:inside] += start
+            return marked, inside if fits else -1, any_nan, indices[:inside], keys[:inside]
 
         starts = range(0, bits.size, TASK)
         if bits.size < _MANY:
@@ -113,38 +134,135 @@ class KeepVisit:
         else:
             with workers() as mapper:
                 parts = list(mapper(visit, starts))
-        if any(part[2] for part in parts):
-            raise self._broken()
-        if any(part[1] < 0 for part in parts):
+        if any(piece[2] for piece in parts):
+            raise self._nan_error()
+        if any(piece[1] < 0 for piece in parts):
             # Far more lies in the window than was thought: as good as a miss.
             return Observed(bits.size)
-        places = np.concatenate([np.empty(0, np.int64), *(part[3] for part in parts)])
-        keys = np.concatenate([np.empty(0, bits.dtype), *(part[4] for part in parts)])
-        return self._seen_of(sum(part[0] for part in parts), places, keys)
+        indices = np.concatenate([np.empty(0, np.int64), *(piece[3] for piece in parts)])
+        keys = np.concatenate([np.empty(0, bits.dtype), *(piece[4] for piece in parts)])
+        return self._observe(sum(piece[0] for piece in parts), indices, keys)
 
-    def _broken(self) -> DeltaLensError:
+    def _nan_error(self) -> DeltaLensError:
         return DeltaLensError(
             f"{self._name}: NaN among what is to be ranked; has the training diverged?"
         )
 
     def finish(self, boundary: Boundary) -> None:
-        """Make true, of what lies in the window, all that is beyond the boundary."""
-        for one in self.seen.inside:
-            assert one.keys is not None
-            assert one.places is not None
-            stays = one.keys >= boundary.below
-            if boundary.tie is not None:
-                tied = np.flatnonzero(one.keys == boundary.below)
-                stays[tied] = one.hashes_at(tied) > boundary.tie.hash
-            self._include(one.places[stays])
+        """Mark the entries in the window that lie beyond the boundary.
 
-    def _include(self, places: np.ndarray) -> None:
+        Args:
+            boundary: the boundary.
+        """
+        for candidates in self.observed.candidates:
+            assert candidates.keys is not None
+            assert candidates.indices is not None
+            stays = candidates.keys >= boundary.below
+            if boundary.tie is not None:
+                tied = np.flatnonzero(candidates.keys == boundary.below)
+                stays[tied] = candidates.hashes_at(tied) > boundary.tie.hash
+            self._include(candidates.indices[stays])
+
+    def _include(self, indices: np.ndarray) -> None:
         mask = self.mask
         if mask.bytes.device.type == "cpu":
             from deltalens.numerics import compiled_masks
 
-            compiled_masks.set_bits(mask.words, places, np.ones(places.size, np.int8), 1)
+            compiled_masks.set_bits(mask.words, indices, np.ones(indices.size, np.int8), 1)
             return
-        whole = mask.unpacked()
-        whole[torch.from_numpy(places).to(whole.device)] = True
-        mask.write(0, whole)
+        unpacked = mask.unpacked()
+        unpacked[torch.from_numpy(indices).to(unpacked.device)] = True
+        mask.write(0, unpacked)
+
+
+class KeptEntries(NamedTuple):
+    """The entries of a tensor that stay."""
+
+    mask: PackedMask
+    """Mask of the entries that stay."""
+    boundary: Boundary
+    """Where the removed prefix ends, in keys: magnitude bits, or those with the value's sign."""
+    near: Window | None
+    """The window to try first next time, if one is known."""
+
+
+def keep_highest(
+    values: Tensor,
+    removed: int,
+    key: int,
+    *,
+    by_value: bool = False,
+    name: str = "a tensor",
+    near: Window | None = None,
+) -> KeptEntries:
+    """Keep all but the `removed` lowest entries.
+
+    Args:
+        values: 1-D, contiguous; fp16, bf16, fp32 or fp64; on any device.
+        removed: the number of entries to remove, from 0 to n. Among ties, the lowest hashes go
+            first.
+        key: key of the hash (`hashing.name_key`).
+        by_value: rank signed values (0 and -0 tie) rather than magnitudes.
+        name: the tensor's name, for the error message.
+        near: what was returned for slightly earlier values of this tensor. It saves the sample, and
+            changes nothing else.
+
+    Returns:
+        The mask of the entries that stay, the boundary, and the window for next time.
+
+    Raises:
+        DeltaLensError: there is a NaN.
+        IndexError: `removed` is outside the tensor.
+    """
+    if not 0 <= removed <= values.numel():
+        raise IndexError(f"{removed} of {values.numel()} entries")
+    visit = KeepVisit(values, name, by_value, key)
+    if not removed:
+        lowest_key = torch.iinfo(keys_of(values[:0]).dtype).min
+        return KeptEntries(_keep_from(visit, lowest_key), Boundary(lowest_key), None)
+    target = RankSearch(windows_from_tensor(values, removed - 1, by_value, near), removed - 1)
+    (boundary,) = search([target], visit)
+    assert boundary is not None
+    visit.finish(boundary)
+    keys = visit.observed.keys
+    last = boundary.below - (boundary.tie is None)
+    return KeptEntries(
+        visit.mask, boundary, next_window(near, visit.window, last, keys, values.numel())
+    )
+
+
+def compile_keep_loops(dtype: torch.dtype) -> None:
+    """Compile or load the loops of `keep_highest` for a dtype, so that no step has to wait for it.
+
+    Args:
+        dtype: fp16, bf16, fp32 or fp64.
+
+    Raises:
+        DeltaLensError: numba cannot compile them.
+    """
+    with errors_from("numba", f"the loops for {dtype} cannot be compiled"):
+        keep_highest(torch.ones(64, dtype=dtype), 3, 0)
+
+
+def keep_above(values: Tensor, threshold: float, *, name: str = "a tensor") -> PackedMask:
+    """Keep the entries whose value is greater than a threshold.
+
+    Args:
+        values: as in `keep_highest`.
+        threshold: any number but NaN; rounded to the values' dtype.
+        name: the tensor's name, for the error message.
+
+    Returns:
+        The mask of the entries that stay.
+
+    Raises:
+        DeltaLensError: there is a NaN.
+    """
+    end = int(keys_of(torch.tensor([threshold], dtype=values.dtype), True)) + 1
+    return _keep_from(KeepVisit(values, name, True, 0), end)
+
+
+def _keep_from(visit: KeepVisit, end: int) -> PackedMask:
+    """Keep what lies at or beyond a known key."""
+    search([KnownBoundary(iter([Window(end, end)]), Boundary(end))], visit)
+    return visit.mask

@@ -28,19 +28,19 @@ class Chunk(NamedTuple):
     """A run of consecutive entries of one tensor."""
 
     name: str
-    """The tensor's name: part of the key."""
+    """The tensor's name, which is part of the key."""
     start: int
-    """Flat index, within the tensor, of the first entry."""
+    """Flat index of the first entry within the tensor."""
     values: Tensor
-    """The entries, 1-D and contiguous; only their magnitudes are ranked. (Of a source of hashes:
-    those.) May be reused after."""
+    """The entries, 1-D and contiguous, of which only the magnitudes are ranked; in a source of
+    hashes, the hashes. The memory may be reused afterwards."""
 
 
 Part = Callable[[], Iterable[Chunk]]
-"""Some chunks of a unit, in order; called once a pass, each time from the beginning."""
+"""Some chunks of a unit, in order; called once per pass, each time from the beginning."""
 
 Source = Sequence[Part]
-"""All of a unit, in parts that different threads may visit at the same time."""
+"""All chunks of a unit, in parts that different threads may visit at the same time."""
 
 
 class Sample(NamedTuple):
@@ -48,48 +48,82 @@ class Sample(NamedTuple):
 
     name: str
     indices: Tensor
-    """Flat indices, int64; free to overwrite."""
+    """Flat indices, int64; may be overwritten."""
     values: Tensor
-    """The entries themselves, 1-D."""
+    """The entries, 1-D."""
 
 
 class Entries(NamedTuple):
-    """What this process has in memory of a tensor."""
+    """This process's part of a tensor in memory."""
 
     name: str
     values: Tensor
     """1-D, contiguous; fp16, bf16, fp32 or fp64. May be empty."""
     scale: Tensor | None = None
-    """What they still have to be divided by, 0-D; the magnitudes ranked are those after it."""
+    """The loss scale by which the entries still have to be divided, 0-D; magnitudes are ranked
+    after the division. None: nothing to divide by."""
 
     def pieces(self, size: int, scratch: Scratch | None = None) -> Iterator[tuple[int, Tensor]]:
-        """(start, entries) piece by piece, divided by the scale if there is one.
+        """Divide the entries into pieces, and by the scale if there is one.
 
         Args:
-            size: of a piece, in entries.
-            scratch: where what is divided lies, until the next piece; else in memory of its own.
+            size: entries per piece.
+            scratch: memory for divided entries, reused by the next piece; None allocates new
+                memory.
+
+        Returns:
+            An iterator over pairs of start and entries.
         """
         for start in range(0, self.values.numel(), size):
             piece = self.values[start : start + size]
             if self.scale is not None:
-                room = None
+                out = None
                 if scratch is not None:
-                    room = scratch.get("unscaled", piece.dtype, piece.numel(), piece.device)
-                piece = torch.div(piece, self.scale.to(piece.device, piece.dtype), out=room)
+                    out = scratch.get("unscaled", piece.dtype, piece.numel(), piece.device)
+                piece = torch.div(piece, self.scale.to(piece.device, piece.dtype), out=out)
             yield start, piece
 
 
 def prefix_shift(dtype: torch.dtype) -> int:
-    """How many of the magnitude bits stand behind the leading 15, the prefix."""
+    """Return the number of magnitude bits behind the prefix, the leading 15.
+
+    Args:
+        dtype: fp16, bf16, fp32 or fp64.
+
+    Returns:
+        0 (bf16, fp16), 16 (fp32) or 48 (fp64).
+
+    Raises:
+        TypeError: magnitudes of this dtype are not ranked.
+    """
     return 16 * (digit_count(dtype) - 1)
 
 
 def keys_of(values: Tensor, by_value: bool = False) -> Tensor:
-    """Integers that sort as the entries are ranked: by magnitude, or by value (0 and -0 tie)."""
-    sizes = magnitude_bits(values)
-    return torch.where(values.view(sizes.dtype) < 0, -sizes, sizes) if by_value else sizes
+    """Compute integers that sort as the entries are ranked.
+
+    Args:
+        values: floats, contiguous.
+        by_value: rank signed values (0 and -0 tie) rather than magnitudes.
+
+    Returns:
+        Integers of the same width and shape.
+    """
+    magnitudes = magnitude_bits(values)
+    return (
+        torch.where(values.view(magnitudes.dtype) < 0, -magnitudes, magnitudes)
+        if by_value
+        else magnitudes
+    )
 
 
 def sample_stride(total: int) -> int:
-    """How far apart the sampled entries of a unit lie."""
+    """Return the distance between sampled entries of a unit.
+
+    Args:
+        total: the number of entries of the unit.
+
+    Returns:
+        The distance in entries, at least 1.
+    """
     return max(1, total // SIZES.unit_sample)

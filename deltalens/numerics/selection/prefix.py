@@ -1,9 +1,10 @@
-"""What a search finds: where a prefix of the order ends, and which entries a drop then takes.
+"""The results of a search: where a prefix of the order ends, and which entries a drop takes.
 
 Entries are ordered by the key (magnitude bits, hash, tensor name, flat index). The hash (see
-`hashing`) settles ties without favoring any tensor or row, so a prefix of k entries is always
-exactly k entries, and prefixes are nested. Nothing in the key depends on how the data is chunked,
-sharded, visited or where it is computed. The order *by hash alone* is a random order.
+`hashing`) breaks ties without favoring any tensor or row, so a prefix of k entries always has
+exactly k entries, and prefixes are nested. The key does not depend on how the data is chunked or
+sharded, in which order it is visited, or where it is computed. The order *by hash alone* is a
+random order.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ __all__ = [
 ]
 
 Strategy = Literal["salient", "trivial", "random"]
+"""Which entries a drop takes first: the largest |delta|, the smallest, or random ones."""
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 
 class Tie(NamedTuple):
-    """The last entry, among those that tie, of a prefix."""
+    """The last entry of a prefix among those that tie."""
 
     hash: int
     name: str
@@ -50,9 +52,9 @@ class Boundary:
     """Where a prefix of the order ends."""
 
     below: int
-    """Entries with smaller keys (magnitude bits, mostly) are all inside."""
+    """Entries with smaller keys (usually magnitude bits) are all inside."""
     tie: Tie | None = None
-    """Of the entries with the key `below`: inside are those up to this one; None: none."""
+    """Of the entries with the key `below`, those up to this one are inside; None: none of them."""
 
 
 NOTHING = Boundary(0)
@@ -60,21 +62,47 @@ EVERYTHING = Boundary((1 << 63) - 1)
 
 
 def tie_comparison(tie: Tie, name: str) -> Callable[..., Tensor]:
-    """How hashes of a tensor compare with the last tied entry that is inside: of tensors whose
-    entries hash alike, those first by name come first."""
+    """Return the comparison between a tensor's hashes and that of the last tied entry inside.
+
+    Among tensors whose entries share a hash, those first by name come first.
+
+    Args:
+        tie: the last tied entry inside.
+        name: the tensor's name.
+
+    Returns:
+        `less_equal` or `less`, to be called with hashes, the tie's hash and `out`.
+    """
     return less_equal if name <= tie.name else less
 
 
 def drop_count(rate: Fraction, total: int) -> int:
-    """round(rate * total), half to even, of the exact product."""
+    """Compute round(rate * total), half to even, of the exact product.
+
+    Args:
+        rate: an exact rate from 0 to 1.
+        total: the number of entries.
+
+    Returns:
+        The number of entries to drop.
+    """
     return round(rate * total)
 
 
 def prefix_size(strategy: Strategy, rate: Fraction, total: int, unchanged: int = 0) -> int:
-    """How long the prefix is whose boundary a drop needs.
+    """Compute the size of the prefix whose boundary a drop needs.
 
-    `trivial` and `random` drop a prefix; `salient` drops what lies beyond one. Where only changed
-    entries count, the `unchanged` ones (the very first by magnitude) are stepped over.
+    `trivial` and `random` drop a prefix; `salient` drops what lies beyond one. If only changed
+    entries count, the unchanged ones (the smallest by magnitude) are stepped over.
+
+    Args:
+        strategy: which entries go first.
+        rate: the fraction to drop, exact.
+        total: the number of entries of the unit.
+        unchanged: the number of entries to step over.
+
+    Returns:
+        The number of entries of the prefix.
     """
     dropped = drop_count(rate, total - unchanged)
     if strategy == "salient":
@@ -84,38 +112,41 @@ def prefix_size(strategy: Strategy, rate: Fraction, total: int, unchanged: int =
 
 @dataclass(frozen=True)
 class Selection:
-    """The entries of one unit that a drop puts back to the base.
+    """The entries of one unit that a drop reverts to the base.
 
-    One object per (unit, strategy, rate, seed); it knows no tensor and can be asked about any
-    chunk of the unit, in any order.
+    There is one object per unit, strategy, rate and seed. It holds no tensor, and can be applied to
+    any chunk of the unit, in any order.
     """
 
     strategy: Strategy
     boundary: Boundary
     seed: int
     changed_only: bool = False
-    """Entries whose delta is exactly zero are never selected."""
+    """Whether entries whose delta is exactly zero are never selected."""
     drawn: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
-    """The masks of a random drop, where they have been made already (`draw`)."""
+    """The masks of a random drop, if `draw` has made them already."""
 
     @property
     def empty(self) -> bool:
-        """Whether nothing at all is selected."""
+        """Whether no entry at all is selected."""
         return self.boundary == (EVERYTHING if self.strategy == "salient" else NOTHING)
 
     @property
     def ranks(self) -> bool:
-        """Whether it needs to see the deltas; if not, any tensor tells it how many there are."""
+        """Whether the selection depends on the deltas' values, rather than only on their number."""
         return self.strategy != "random" or self.changed_only
 
     def mask(self, name: str, start: int, delta: Tensor, scratch: Scratch | None = None) -> Tensor:
-        """Which entries of a chunk are selected: bool, 1-D, on the chunk's device.
+        """Compute which entries of a chunk are selected.
 
         Args:
-            name: the tensor's name as it was ranked.
+            name: the tensor's name, as it was ranked.
             start: flat index of the chunk's first entry.
             delta: the chunk's entries, 1-D and contiguous.
-            scratch: where the mask lies, until the next call with the same one.
+            scratch: memory for the mask, until the next call with the same scratch.
+
+        Returns:
+            bool, 1-D, on the chunk's device.
         """
         scratch = scratch or Scratch()
         size, device = delta.numel(), delta.device
@@ -142,11 +173,11 @@ class Selection:
         if tie is None:
             inside.fill_(self.boundary == EVERYTHING)
             return
-        compare, at, key = tie_comparison(tie, name), 0, name_key(self.seed, name)
+        compare, offset, key = tie_comparison(tie, name), 0, name_key(self.seed, name)
         stop = start + inside.numel()
         for hashes in hashed_range(start, stop, key, inside.device, scratch):
-            compare(hashes, tie.hash, out=inside[at : at + hashes.numel()])
-            at += hashes.numel()
+            compare(hashes, tie.hash, out=inside[offset : offset + hashes.numel()])
+            offset += hashes.numel()
 
     def _tied_inside(self, tie: Tie, name: str, indices: Tensor) -> Tensor:
         hashes = index_hash(indices, name_key(self.seed, name))

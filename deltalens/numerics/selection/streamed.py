@@ -1,4 +1,4 @@
-"""Visits of entries that come in chunks, from files mostly: numpy on the CPU, elsewhere torch."""
+"""Visits of entries that come in chunks, mostly from files: numpy on the CPU, torch elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from deltalens.numerics.kernels import (
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection.counts import Counts
 from deltalens.numerics.selection.keys import Chunk, Part, Source
-from deltalens.numerics.selection.windows import Candidates, DigitWindow, Observed, Window
+from deltalens.numerics.selection.searches import DigitWindow
+from deltalens.numerics.selection.windows import Candidates, Observed, Window
 from deltalens.numerics.sizes import SIZES
 from deltalens.numerics.workers import Mapper
 
@@ -35,16 +36,16 @@ __all__ = ["Stream", "hashes_of"]
 
 
 class Stream:
-    """A unit's chunks, ranked by magnitude, then by hash; or by hash alone.
+    """A unit's chunks, ranked by magnitude and then by hash, or by hash alone.
 
     Args:
-        source: all of one dtype (fp16, bf16, fp32, fp64); or the hashes of all entries.
-        mapper: how to visit the parts.
-        seed: of the hash; None where hashes are given.
-        whole: whether a visit counts all that lies below a window; else, of what ties at its single
-            key, the lesser hashes.
-        masks: of whole tensors, bool, 1-D, in which hashes up to the end of a single window are
-            made true, and all others false.
+        source: chunks of one dtype (fp16, bf16, fp32, fp64), or of the hashes of all entries.
+        mapper: how the parts are visited.
+        seed: seed of the hash; None if the source gives hashes.
+        whole: whether a visit counts everything below a window; otherwise it counts, among the
+            entries that tie at the window's single key, those with lesser hashes.
+        masks: tensor name -> bool mask, 1-D, in which hashes up to the end of a single window are
+            set to true, and all others to false.
     """
 
     def __init__(
@@ -55,18 +56,22 @@ class Stream:
         whole: bool = False,
         masks: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self._source, self._mapper, self._seed, self._whole = source, mapper, seed, whole
+        self._source, self._mapper, self._seed, self._count_all = source, mapper, seed, whole
         self._masks, self._scratch = masks, Scratch()
 
     def count(self) -> Counts | None:
-        """The counts of all chunks; None if there is none."""
-        whole: Counts | None = None
+        """Count the magnitudes of all chunks.
+
+        Returns:
+            The counts; None if there are no chunks.
+        """
+        total: Counts | None = None
         for counts in self._mapper(self._count, self._source):
-            if whole is None:
-                whole = counts
+            if total is None:
+                total = counts
             elif counts is not None:
-                whole.merge(counts)
-        return whole
+                total.merge(counts)
+        return total
 
     def _count(self, part: Part) -> Counts | None:
         counts: Counts | None = None
@@ -77,69 +82,83 @@ class Stream:
         return counts
 
     def _bits(self, values: Tensor) -> Tensor:
-        room = self._scratch.get("bits", integer_of(values.dtype), values.numel(), values.device)
-        return magnitude_bits(values, out=room)
+        buffer = self._scratch.get("bits", integer_of(values.dtype), values.numel(), values.device)
+        return magnitude_bits(values, out=buffer)
 
     def _mask(self, what: str, like: Tensor) -> Tensor:
         return self._scratch.get(what, torch.bool, like.numel(), like.device)
 
     def digits(self, windows: Sequence[DigitWindow]) -> list[Tensor]:
-        """Of each window's entries (of one unit), how many have each next digit."""
+        """Count the entries in each window by their next digit.
+
+        Args:
+            windows: windows of one unit.
+
+        Returns:
+            For each window int64, (1, R, 2^digit bits).
+        """
         return [self._digits(window) for window in windows]
 
     def _digits(self, window: DigitWindow) -> Tensor:
-        lower, bins, adding = window.lower, 1 << window.digit, threading.Lock()
+        bits_left, bins, lock = window.bits_left, 1 << window.digit_bits, threading.Lock()
         levels, rows = window.leading[0].unique(return_inverse=True)
         counts = torch.zeros((levels.numel(), bins), dtype=torch.int64)
-        whole = dict(zip(levels.tolist(), counts, strict=True))
+        row_of_level = dict(zip(levels.tolist(), counts, strict=True))
 
         def count(part: Part) -> None:
             for chunk in part():
                 bits = self._bits(chunk.values)
                 relative = self._scratch.get("relative", bits.dtype, bits.numel(), bits.device)
-                for level, row in whole.items():
-                    torch.bitwise_xor(bits, level << lower, out=relative)
-                    mask = less(relative, 1 << lower, out=self._mask("within", bits))
-                    inside = take(relative, mask) >> (lower - window.digit)
-                    if inside.numel():
-                        found = torch.bincount(inside, minlength=bins).cpu()
-                        with adding:
-                            row += found
+                for level, row in row_of_level.items():
+                    torch.bitwise_xor(bits, level << bits_left, out=relative)
+                    matches = less(relative, 1 << bits_left, out=self._mask("within", bits))
+                    digits = take(relative, matches) >> (bits_left - window.digit_bits)
+                    if digits.numel():
+                        digit_counts = torch.bincount(digits, minlength=bins).cpu()
+                        with lock:
+                            row += digit_counts
 
         for _ in self._mapper(count, self._source):
             pass
         return (counts if levels.equal(window.leading[0]) else counts[rows])[None]
 
     def visit(self, windows: Sequence[Window]) -> list[Observed]:
-        """What lies in each window, and how much below it."""
-        seen = {window: Observed() for window in windows}
-        spans: dict[tuple[int, int], list[Window]] = {}
-        for window in seen:
-            spans.setdefault(window[:2], []).append(window)
-        for found in self._mapper(functools.partial(self._look, spans), self._source):
-            for window, some in found.items():
-                seen[window].add(some)
-        return [seen[window] for window in windows]
+        """Observe what lies in each window, and how much lies below it.
 
-    def _look(
+        Args:
+            windows: the windows.
+
+        Returns:
+            What was observed in each.
+        """
+        observed = {window: Observed() for window in windows}
+        spans: dict[tuple[int, int], list[Window]] = {}
+        for window in observed:
+            spans.setdefault(window[:2], []).append(window)
+        for part_observed in self._mapper(functools.partial(self._visit_part, spans), self._source):
+            for window, more in part_observed.items():
+                observed[window].add(more)
+        return [observed[window] for window in windows]
+
+    def _visit_part(
         self, spans: Mapping[tuple[int, int], Sequence[Window]], part: Part
     ) -> dict[Window, Observed]:
-        """What one part has for every window; those over the same keys share the hashes."""
-        seen = {window: Observed() for windows in spans.values() for window in windows}
+        """What one part has for every window; windows over the same keys share the hashes."""
+        observed = {window: Observed() for windows in spans.values() for window in windows}
         for name, start, values in part():
             if self._seed is None:
-                for window, some in seen.items():
-                    self._keep(some, window, name, None, values, start)
+                for window, window_observed in observed.items():
+                    self._gather(window_observed, window, name, None, values, start)
                 continue
             bits, key = self._bits(values), name_key(self._seed, name)
             for (low, high), windows in spans.items():
                 single = high == low + 1
-                if self._whole:
+                if self._count_all:
                     under = less(bits, low, out=self._mask("under", bits))
                     for window in windows:
-                        seen[window].below += count_true(under)
-                        seen[window].zeros += count_zeros(bits)
-                        seen[window].finite &= largest(bits) < infinity_bits(values.dtype)
+                        observed[window].below += count_true(under)
+                        observed[window].zeros += count_zeros(bits)
+                        observed[window].finite &= largest(bits) < infinity_bits(values.dtype)
                     if high == low:
                         continue
                     within = less_equal(bits, high - 1, out=self._mask("within", bits))
@@ -147,70 +166,81 @@ class Stream:
                 else:
                     within = equal(bits, low, out=self._mask("within", bits))
                 for indices in runs_of_true(within):
-                    inside = None if single else take_at(bits, indices)
+                    keys = None if single else take_at(bits, indices)
                     hashes = index_hash(indices.add_(start), key)
                     for window in windows:
-                        self._keep(seen[window], window, name, inside, hashes)
-        return seen
+                        self._gather(observed[window], window, name, keys, hashes)
+        return observed
 
-    def _keep(
+    def _gather(
         self,
-        seen: Observed,
+        observed: Observed,
         window: Window,
         name: str,
         keys: Tensor | None,
         hashes: Tensor,
         start: int = 0,
     ) -> None:
-        """Gather, of entries whose keys lie in a window, those whose hashes do; count those below.
+        """Gather the entries whose hashes lie in a window, and count those below.
 
         Args:
-            seen: what they are added to.
-            window: the window.
-            name: of their tensor.
-            keys: of the entries; None if all have the window's single one.
-            hashes: of the entries.
-            start: flat index of the first, where a mask is made.
+            observed: what they are added to.
+            window: the window; the entries' keys lie in it.
+            name: their tensor's name.
+            keys: their keys; None if all have the window's single key.
+            hashes: their hashes.
+            start: flat index of the first entry, if a mask is made.
         """
         if keys is not None:
-            _keep_keys(seen, window, name, keys.cpu().numpy(), hashes.cpu().numpy())
+            _gather_keys(observed, window, name, keys.cpu().numpy(), hashes.cpu().numpy())
             return
-        under = less(hashes, window.low_hash, out=self._mask("earlier", hashes))
+        before_low = less(hashes, window.low_hash, out=self._mask("earlier", hashes))
         if self._masks is None:
-            upto = self._mask("upto", hashes)
+            up_to_high = self._mask("upto", hashes)
         else:
-            upto = self._masks[name][start : start + hashes.numel()]
-        less_equal(hashes, window.high_hash, out=upto)
-        seen.below += count_true(under)
-        kept = where_true(under.logical_xor_(upto))
+            up_to_high = self._masks[name][start : start + hashes.numel()]
+        less_equal(hashes, window.high_hash, out=up_to_high)
+        observed.below += count_true(before_low)
+        kept = where_true(before_low.logical_xor_(up_to_high))
         if kept.numel():
-            places = None if self._masks is None else (kept + start).cpu().numpy()
-            seen.inside.append(Candidates(name, None, places, take_at(hashes, kept).cpu().numpy()))
+            indices = None if self._masks is None else (kept + start).cpu().numpy()
+            observed.candidates.append(
+                Candidates(name, None, indices, take_at(hashes, kept).cpu().numpy())
+            )
 
 
-def _keep_keys(
-    seen: Observed, window: Window, name: str, keys: np.ndarray, hashes: np.ndarray
+def _gather_keys(
+    observed: Observed, window: Window, name: str, keys: np.ndarray, hashes: np.ndarray
 ) -> None:
-    """`_keep`, in a window of several keys: hashes matter at its ends."""
-    early = (keys == window.low) & (hashes < window.low_hash)
-    late = (keys == window.high - 1) & (hashes > window.high_hash)
-    seen.below += int(np.count_nonzero(early))
-    kept = np.flatnonzero(~(early | late))
-    seen.inside.append(Candidates(name, keys[kept], None, hashes[kept]))
+    """`_gather` for a window of several keys: hashes matter only at its ends."""
+    before_low = (keys == window.low) & (hashes < window.low_hash)
+    after_high = (keys == window.high - 1) & (hashes > window.high_hash)
+    observed.below += int(np.count_nonzero(before_low))
+    kept = np.flatnonzero(~(before_low | after_high))
+    observed.candidates.append(Candidates(name, keys[kept], None, hashes[kept]))
 
 
 def hashes_of(sizes: Mapping[str, int], seed: int, device: torch.device) -> Source:
-    """The hashes of all entries of some tensors: name -> entries."""
+    """Make a source of the hashes of all entries of some tensors.
+
+    Args:
+        sizes: tensor name -> number of entries.
+        seed: seed of the hash.
+        device: where the hashes are computed.
+
+    Returns:
+        The source.
+    """
     scratch = Scratch()
 
-    def part(name: str, at: int, stop: int) -> Iterator[Chunk]:
-        for hashes in hashed_range(at, stop, name_key(seed, name), device, scratch):
-            yield Chunk(name, at, hashes)
-            at += hashes.numel()
+    def part(name: str, start: int, stop: int) -> Iterator[Chunk]:
+        for hashes in hashed_range(start, stop, name_key(seed, name), device, scratch):
+            yield Chunk(name, start, hashes)
+            start += hashes.numel()
 
     step = SIZES.part
     return [
-        functools.partial(part, name, at, min(at + step, size))
+        functools.partial(part, name, start, min(start + step, size))
         for name, size in sizes.items()
-        for at in range(0, size, step)
+        for start in range(0, size, step)
     ]

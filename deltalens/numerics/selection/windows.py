@@ -1,13 +1,13 @@
-"""Where a rank is looked for: from counts, from a sample, from last time, or from a hash's share.
+"""Where a rank is searched: by counts, by a sample, near the last position, or by a hash's share.
 
-A guess decides only the speed: a window that misses is noticed when what was seen in it is settled,
-and another one follows.
+A guess affects only the speed: a window that misses is noticed when its contents are settled, and
+another window follows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,43 +17,38 @@ from torch import Tensor
 
 from deltalens.numerics.bits import magnitude_bits
 from deltalens.numerics.hashing import index_hash, name_key
-from deltalens.numerics.selection.counts import Counts, locate
-from deltalens.numerics.selection.keys import Sample, keys_of, prefix_shift
-from deltalens.numerics.selection.prefix import Boundary, Tie
+from deltalens.numerics.selection.keys import Sample, keys_of
 from deltalens.numerics.sizes import SIZES
 
 __all__ = [
+    "MAX_HASH",
+    "MIN_HASH",
     "Candidates",
-    "DigitWindow",
-    "KnownBoundary",
     "Observed",
-    "RadixSearch",
-    "RankSearch",
     "Window",
     "guess_window",
     "next_window",
-    "searches_from_counts",
     "window_from_sample",
     "windows_by_share",
     "windows_from_tensor",
 ]
 
-_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
+MIN_HASH, MAX_HASH = -(1 << 63), (1 << 63) - 1
 
 
 class Window(NamedTuple):
-    """Keys between which the last entry of a prefix is looked for: from `low`, below `high`."""
+    """Keys between which the last entry of a prefix is searched: from `low` to below `high`."""
 
     low: int
     high: int
-    low_hash: int = _LEAST
-    """Of the entries with the key `low`, those with this hash or a greater one."""
-    high_hash: int = _MOST
-    """Of the entries with the greatest key, those with this hash or a lesser one."""
-    of: int = 0
-    """Which unit is meant."""
+    low_hash: int = MIN_HASH
+    """Among the entries with the key `low`, those with this hash or a greater one are inside."""
+    high_hash: int = MAX_HASH
+    """Among the entries with the greatest key, those with this hash or a lesser one are inside."""
+    unit: int = 0
+    """Index of the unit searched."""
     share: float = 0.0
-    """About how much of the unit lies inside, where that has been guessed."""
+    """Roughly the share of the unit's entries that lies inside, if it was estimated."""
 
 
 class Candidates(NamedTuple):
@@ -61,194 +56,97 @@ class Candidates(NamedTuple):
 
     name: str
     keys: np.ndarray | None
-    """None where the window has a single key."""
-    places: np.ndarray | None
+    """Their keys; None if the window has a single key."""
+    indices: np.ndarray | None
     """Flat indices: int64."""
     hashes: np.ndarray | None
     hash_key: int = 0
-    """What hashes them (`hashing.name_key`), where that has not been done."""
+    """Key of their hash (`hashing.name_key`), if they have not been hashed yet."""
 
-    def hashes_at(self, chosen: Any) -> np.ndarray:
-        """The hashes of some of them, by an index of the arrays."""
+    def hashes_at(self, selected: Any) -> np.ndarray:
+        """Return the hashes of some of the entries.
+
+        Args:
+            selected: an index into the arrays.
+
+        Returns:
+            The hashes, int64.
+        """
         if self.hashes is not None:
-            found: np.ndarray = self.hashes[chosen]
-            return found
-        assert self.places is not None
-        found = index_hash(torch.from_numpy(self.places[chosen]), self.hash_key).numpy()
-        return found
+            hashes: np.ndarray = self.hashes[selected]
+            return hashes
+        assert self.indices is not None
+        hashes = index_hash(torch.from_numpy(self.indices[selected]), self.hash_key).numpy()
+        return hashes
 
 
 @dataclass
 class Observed:
-    """What one visit found of a window."""
+    """What one visit observed of a window."""
 
     below: int = 0
-    """Entries below it; of those that tie at a single key, if the rank is one among them."""
-    inside: list[Candidates] = field(default_factory=list)
+    """Number of entries below the window; or of lesser hashes among those that tie at a single key,
+    if the rank is one among them."""
+    candidates: list[Candidates] = field(default_factory=list)
+    """The entries inside, by tensor."""
     zeros: int = 0
-    """Entries that are exactly 0, if the visit was told to count those below."""
+    """Number of entries that are exactly 0, if the visit counts what lies below."""
     finite: bool = True
-    """Whether all entries are, likewise."""
+    """Whether all entries are finite, likewise."""
 
     def add(self, other: Observed) -> None:
-        """Join what another part found."""
+        """Add what was observed in another part.
+
+        Args:
+            other: what was observed there.
+        """
         self.below += other.below
-        self.inside += other.inside
+        self.candidates += other.candidates
         self.zeros += other.zeros
         self.finite &= other.finite
 
     @property
     def keys(self) -> np.ndarray:
-        """The keys of all that lie inside."""
-        keys = [one.keys for one in self.inside if one.keys is not None]
+        """The keys of all entries inside."""
+        keys = [candidates.keys for candidates in self.candidates if candidates.keys is not None]
         return keys[0] if len(keys) == 1 else np.concatenate(keys or [np.empty(0, np.int64)])
 
 
-@dataclass
-class RankSearch:
-    """An entry that is looked for: the windows in which it may be, and its rank.
+def windows_by_share(rank: int, total: int, key: int = 0) -> Iterator[Window]:
+    """Guess the hash at a rank among entries that tie.
+
+    Hashes are uniform, so that the hash lies close to the rank's share of all 64-bit numbers. Each
+    further window is wider.
 
     Args:
-        windows: one after the other, until one holds it.
-        rank: 0-based, ascending, as the visit counts what lies below.
-        ties: whether the prefix ends among the entries that tie with it, by hash; else before all
-            of them (GMT's Eq. 3: what ties with the threshold stays).
+        rank: the rank among the tied entries.
+        total: the number of tied entries.
+        key: their key.
+
+    Returns:
+        An endless iterator over windows.
     """
-
-    windows: Iterator[Window]
-    rank: int
-    ties: bool = True
-
-    def settle(self, window: Window, seen: Observed) -> Boundary | None:
-        """Where the prefix ends that this entry is the last of; None if it was not seen."""
-        place, key, inside = self.rank - seen.below, window.low, seen.inside
-        if window.high <= window.low + 1:
-            if not self.ties:
-                return Boundary(key)
-        else:
-            keys = seen.keys
-            if not 0 <= place < keys.size:
-                return None
-            key = int(np.partition(keys, place)[place])
-            if not self.ties:
-                return Boundary(key)
-            place -= int(np.count_nonzero(keys < key))
-            last = key + 1 == window.high and window.high_hash < _MOST
-            if not last and place == np.count_nonzero(keys == key) - 1:
-                return Boundary(key + 1)
-        tie = _tie_at(place, key, inside)
-        return None if tie is None else Boundary(key, tie)
-
-
-def _tie_at(place: int, key: int, inside: Sequence[Candidates]) -> Tie | None:
-    """Of the entries that tie at a key, the one at a place in the order of (hash, name); None if it
-    is not here. Entries of one tensor never share a hash."""
-    everywhere = slice(None)
-    tied = [
-        (one.name, one.hashes_at(everywhere if one.keys is None else one.keys == key))
-        for one in inside
-    ]
-    hashes = np.concatenate([some for _, some in tied]) if tied else np.empty(0, np.int64)
-    if not 0 <= place < len(hashes):
-        return None
-    value = int(np.partition(hashes, place)[place])
-    owners = sorted(name for name, some in tied for _ in range(np.count_nonzero(some == value)))
-    return Tie(value, owners[place - int(np.count_nonzero(hashes < value))])
-
-
-@dataclass
-class KnownBoundary:
-    """A prefix whose end is known; a visit is wanted for what it does."""
-
-    windows: Iterator[Window]
-    boundary: Boundary
-
-    def settle(self, window: Window, seen: Observed) -> Boundary:
-        """The boundary."""
-        return self.boundary
-
-
-class DigitWindow(NamedTuple):
-    """A window as wide as the bits that are not known yet, of each rank: its entries are counted by
-    their next digit."""
-
-    leading: Tensor
-    """The magnitude bits that are known, int64, (U, R)."""
-    lower: int
-    """How many more there are."""
-    digit: int
-    """How many of those are counted by at a time."""
-
-
-class RadixSearch:
-    """Magnitudes that are looked for digit by digit, at R ranks of U units at once.
-
-    Constant memory however many entries are near, and nothing waits for a device: each round's
-    window follows from the one before without looking at it.
-
-    Args:
-        dtype: of the entries.
-        counts: by prefix, int64, (U, 32768).
-        ranks: 0-based, ascending magnitude: int64, (U, R).
-        digit: bits that a round finds.
-    """
-
-    def __init__(self, dtype: torch.dtype, counts: Tensor, ranks: Tensor, digit: int) -> None:
-        self.leading, self.inside, self.among = locate(counts, ranks)
-        """The magnitude bits; the rank among the entries that have them; how many those are."""
-        shift = prefix_shift(dtype)
-        self.windows: Iterator[DigitWindow] = (
-            DigitWindow(self.leading, at, digit) for at in range(shift, 0, -digit)
-        )
-
-    def settle(self, window: DigitWindow, counts: Tensor) -> Tensor | None:
-        """The magnitude bits of the entries, if this was the last digit.
-
-        Args:
-            window: that was visited.
-            counts: by the next digit: int64, (U, R, 2^digit).
-        """
-        digit, inside, among = locate(counts, self.inside.unsqueeze(-1))
-        self.leading = (window.leading << window.digit) | digit.squeeze(-1)
-        self.inside, self.among = inside.squeeze(-1), among.squeeze(-1)
-        return self.leading if window.lower == window.digit else None
-
-
-def searches_from_counts(counts: Counts, ranks: Sequence[int], of: int) -> list[RankSearch]:
-    """The bins that counts name: they hold the magnitudes at these ranks for certain. What ties
-    with them stays outside the prefix."""
-    shift, found = prefix_shift(counts.dtype), []
-    for prefix, rank in zip(*counts.prefixes_at(ranks), strict=True):
-        exact = not shift or (prefix == 0 and rank < counts.zeros)
-        window = Window(prefix << shift, (prefix + (not exact)) << shift, of=of)
-        found.append(RankSearch(iter([window]), rank, ties=False))
-    return found
-
-
-def windows_by_share(rank: int, among: int, key: int = 0) -> Iterator[Window]:
-    """Hashes are uniform, so that of a rank among entries that tie lies close to its share of all
-    64-bit numbers; further and further out, should it not."""
-    share, sigmas = (rank + 0.5) / among, SIZES.hash_sigmas
+    share, sigmas = (rank + 0.5) / total, SIZES.hash_sigmas
     while True:
-        reach = (sigmas * math.sqrt(among * share * (1 - share)) + sigmas) / among
-        low, high = (round((place - 0.5) * 2.0**64) for place in (share - reach, share + reach))
-        yield Window(key, key + 1, max(low, _LEAST), min(high, _MOST))
+        reach = (sigmas * math.sqrt(total * share * (1 - share)) + sigmas) / total
+        low, high = (round((at - 0.5) * 2.0**64) for at in (share - reach, share + reach))
+        yield Window(key, key + 1, max(low, MIN_HASH), min(high, MAX_HASH))
         sigmas *= 16
 
 
 def guess_window(
     keys: np.ndarray, rank: int, total: int, hashes: np.ndarray | None = None
 ) -> Window:
-    """The keys around a rank of a whole, guessed from evenly spaced entries of it.
+    """Guess the keys around a rank from evenly spaced entries.
 
     Args:
-        keys: of the evenly spaced entries.
-        rank: within the whole.
-        total: entries of the whole.
-        hashes: of the same entries, where the window is to end at hashes.
+        keys: keys of evenly spaced entries of the whole.
+        rank: a rank in the whole.
+        total: the number of entries of the whole.
+        hashes: hashes of the same entries, if the window is to end at hashes.
 
     Returns:
-        `Sizes.sample_sigmas` standard errors to both sides of the rank's share.
+        A window that spans `Sizes.sample_sigmas` standard errors on both sides of the rank's share.
     """
     share, ends = rank / total, np.iinfo(keys.dtype)
     reach = SIZES.sample_sigmas * math.sqrt(keys.size * share * (1 - share)) + 2
@@ -268,13 +166,23 @@ def guess_window(
 
 
 def _hash_at(keys: np.ndarray, hashes: np.ndarray, key: int, rank: int) -> int:
-    """The hash of the entry at a rank in the order of (key, hash), whose key is known."""
-    place = rank - int(np.count_nonzero(keys < key))
-    return int(np.partition(hashes[keys == key], place)[place])
+    """The hash of the entry at a rank in the order of (key, hash), given its key."""
+    rank_within = rank - int(np.count_nonzero(keys < key))
+    return int(np.partition(hashes[keys == key], rank_within)[rank_within])
 
 
 def window_from_sample(sample: Iterable[Sample], rank: int, total: int, seed: int) -> Window:
-    """The keys, hashes included, around a rank, from evenly spaced entries of a unit."""
+    """Guess the keys and hashes around a rank from evenly spaced entries of a unit.
+
+    Args:
+        sample: the entries, by tensor.
+        rank: a rank in the unit.
+        total: the number of entries of the unit.
+        seed: seed of the hash.
+
+    Returns:
+        The window.
+    """
     parts = [
         (magnitude_bits(values).cpu().numpy(), index_hash(indices, name_key(seed, name)).cpu())
         for name, indices, values in sample
@@ -284,36 +192,55 @@ def window_from_sample(sample: Iterable[Sample], rank: int, total: int, seed: in
 
 
 def windows_from_tensor(
-    values: Tensor, rank: int, by_value: bool, near: Window | None
+    values: Tensor, rank: int, by_value: bool, previous: Window | None
 ) -> Iterator[Window]:
-    """Where the entry at a rank of a tensor in memory may be: where it was; from a sample; and
-    exactly, which takes 8 bytes an entry."""
-    if near is not None and near.share < SIZES.crowded:
-        yield near
+    """Guess the keys around a rank of a tensor in memory.
+
+    Args:
+        values: the tensor, 1-D.
+        rank: the rank.
+        by_value: rank signed values rather than magnitudes.
+        previous: the window for slightly earlier values, if known.
+
+    Returns:
+        An iterator over windows: the previous one, one from a sample, and the exact key, which
+        takes 8 bytes per entry.
+    """
+    if previous is not None and previous.share < SIZES.crowded:
+        yield previous
     sample = values[:: max(1, values.numel() // SIZES.tensor_sample)].contiguous()
     yield guess_window(keys_of(sample, by_value).cpu().numpy(), rank, values.numel())
     keys = keys_of(values, by_value).cpu().numpy().copy()
     keys.partition(rank)
-    found = int(keys[rank])
-    yield Window(found, found + 1, share=float(np.count_nonzero(keys == found) / keys.size))
+    exact = int(keys[rank])
+    yield Window(exact, exact + 1, share=float(np.count_nonzero(keys == exact) / keys.size))
 
 
 def next_window(
-    near: Window | None, window: Window, last: int, keys: np.ndarray, size: int
+    previous: Window | None, window: Window, last_key: int, keys: np.ndarray, size: int
 ) -> Window:
-    """Where to look next time: around the last entry, four times as far as it came; far moves are
-    forgotten slowly.
+    """Guess where the boundary will be for slightly later values.
+
+    The window spans four times the distance that the boundary moved; large moves are forgotten
+    slowly.
 
     Args:
-        near: around where it was before, if that is known.
-        window: where it was found.
-        last: its key.
-        keys: all that lie in the window.
-        size: entries in all.
+        previous: the window around the earlier position, if known.
+        window: the window in which the boundary was found.
+        last_key: the key of the last entry of the prefix.
+        keys: all keys in the window.
+        size: the number of entries of the tensor.
+
+    Returns:
+        The window.
     """
-    half = (window.high - window.low) // 2
-    reach = half if near is None else max(4 * abs(last - (near.low + near.high) // 2), half // 2)
-    share = keys.size / size * (reach + 1) / (half + 1)
+    half_width = (window.high - window.low) // 2
+    if previous is None:
+        reach = half_width
+    else:
+        moved = abs(last_key - (previous.low + previous.high) // 2)
+        reach = max(4 * moved, half_width // 2)
+    share = keys.size / size * (reach + 1) / (half_width + 1)
     ends = np.iinfo(keys.dtype)
-    low, high = max(last - reach, int(ends.min)), min(last + reach + 1, int(ends.max))
+    low, high = max(last_key - reach, int(ends.min)), min(last_key + reach + 1, int(ends.max))
     return Window(low, high, share=share)
