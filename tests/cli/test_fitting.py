@@ -39,6 +39,7 @@ TABLES = st.integers(1, 9).flatmap(
 )
 
 
+@pytest.mark.property
 @repeatable(60)
 @given(TABLES, st.sampled_from([40, 60, 80, 120]))
 def test_no_number_is_cut_and_no_line_is_too_long(table: Table, width: int) -> None:
@@ -55,6 +56,7 @@ def test_no_number_is_cut_and_no_line_is_too_long(table: Table, width: int) -> N
         assert all(piece in "".join(found) for piece in pieces)
 
 
+@pytest.mark.property
 @repeatable(60)
 @given(TABLES)
 def test_table_that_fits_stays_as_it_is(table: Table) -> None:

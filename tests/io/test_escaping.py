@@ -21,6 +21,7 @@ from deltalens.io.escaping import (
 ANY = st.text(st.characters(exclude_categories=()), max_size=30)
 
 
+@pytest.mark.property
 @given(ANY)
 def test_no_control_character_is_left(text: str) -> None:
     shown = plain(text)
@@ -65,6 +66,7 @@ def test_lines_of_a_list_pass_from_one_process_to_another() -> None:
     assert plain_lines(error) == "a\n  - b\\\n  - c\\nd"
 
 
+@pytest.mark.property
 @given(ANY)
 def test_no_cell_of_text_is_a_formula(text: str) -> None:
     written = io.StringIO()

@@ -50,6 +50,7 @@ def reads(file: Path) -> int:
     return sum(read)
 
 
+@pytest.mark.property
 @repeatable(25)
 @given(place=st.integers(0, SIZE - 1), flipped=st.integers(1, 255))
 def test_one_changed_byte_anywhere_is_another_fingerprint(

@@ -11,10 +11,8 @@ import pytest
 
 from deltalens.errors import DeltaLensError
 from deltalens.scoring.rows import read_rows
-from tests.support.checkpoint_pairs import PairOf, pair_of
+from tests.support.checkpoint_pairs import PairOf
 from tests.support.runs import command, succeeds
-
-__all__ = ["pair_of"]
 
 ROWS = [{"prompt": f"ann {n}+{n}>", "completion": f"{2 * n}"} for n in range(4)]
 NAMED = ["--prompt-field", "question", "--completion-field", "answer"]

@@ -21,6 +21,8 @@ from tests.support.checkpoint_pairs import PairOf, plain, save_pair
 from tests.support.models import initialized, llama, opt, tokenizer
 from tests.support.runs import write_rows
 
+pytestmark = pytest.mark.oracle
+
 SUMS = [
     {"prompt": f"{name} {left}+{right}>", "completion": f"{left}+{right}={left + right}"}
     for name, left, right in (

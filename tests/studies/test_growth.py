@@ -89,6 +89,7 @@ def test_a_drop_study_grows_and_a_part_of_it_changes_nothing(
     assert files(tmp_path / "s", *more) == files(tmp_path / "whole", *more)
 
 
+@pytest.mark.property
 @settings(max_examples=15, deadline=None)
 @given(
     calls=st.lists(
@@ -216,6 +217,7 @@ def test_a_landscape_grows_by_points_between(
         scan(origin, tmp_path / "s", grid=7 if plane == "line" else "7x3", **spec)
 
 
+@pytest.mark.property
 @given(
     few=st.integers(2, 40),
     doubled=st.integers(0, 5),

@@ -152,6 +152,7 @@ ANYTHING = settings(
 )
 
 
+@pytest.mark.property
 @ANYTHING
 @given(
     count=st.integers(1, 4),
@@ -190,6 +191,7 @@ def test_model_has_its_bits_back_after_an_error_amid_an_edit(
     assert torch.get_num_threads() == count
 
 
+@pytest.mark.property
 @ANYTHING
 @given(
     count=st.integers(1, 4),
@@ -224,6 +226,7 @@ def test_model_has_its_bits_back_after_an_error_amid_a_move(
     assert torch.get_num_threads() == count
 
 
+@pytest.mark.property
 @ANYTHING
 @given(
     count=st.integers(1, 3),

@@ -21,7 +21,7 @@ from deltalens.demo.model import build_model, build_tokenizer
 from deltalens.demo.recipe import DEFAULT_RECIPE
 from deltalens.io.checkpoint import open_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.bench, pytest.mark.slow, pytest.mark.timeout(3000)]
 
 DROPS = [
     ("drop", scope, strategy)

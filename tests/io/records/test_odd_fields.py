@@ -87,6 +87,7 @@ def lines_of(folder: Path) -> int:
     return len((folder / "cells.jsonl").read_bytes().splitlines())
 
 
+@pytest.mark.property
 @pytest.mark.parametrize("kind", KINDS)
 @settings(
     max_examples=6,

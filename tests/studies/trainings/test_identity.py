@@ -178,6 +178,7 @@ def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any], dict[str, Any], dict[st
     return name, axes, spec, of_source
 
 
+@pytest.mark.property
 @settings(max_examples=150, deadline=None)
 @given(one=calls(), other=calls(), like=st.sampled_from(["axes", "setting", "no"]))
 def test_whatever_two_calls_differ_in_they_share_a_folder_only_if_no_number_differs(
