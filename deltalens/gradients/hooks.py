@@ -52,14 +52,25 @@ class StepWatcher(Protocol):
     """Whether the watcher looks at what the other watchers leave after a step."""
 
     def on_begin(self, call: StepCall) -> None:
-        """A step begins: no parameter has moved, and with a closure the gradients do not exist
-        yet."""
+        """Called when a step begins: no parameter has moved.
+
+        Args:
+            call: the step; with a closure, its gradients do not exist yet.
+        """
 
     def on_gradients(self, call: StepCall) -> None:
-        """The gradients are final: at once, or after each evaluation of the closure."""
+        """Called when the gradients are final: at once, or after each evaluation of the closure.
+
+        Args:
+            call: the step.
+        """
 
     def on_end(self, call: StepCall) -> None:
-        """The optimizer has stepped."""
+        """Called when the optimizer has stepped.
+
+        Args:
+            call: the step.
+        """
 
 
 _lock = threading.RLock()

@@ -15,12 +15,12 @@ from fractions import Fraction
 from itertools import repeat
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from deltalens.gradients.steps import Gradient, GradientStep
+from deltalens.gradients.surveys import PENDING, Survey, TopEntries
 from deltalens.names import Scope, unit_of
 from deltalens.numerics.bits import magnitude_of_bits
 from deltalens.numerics.masks import PackedMask
@@ -33,39 +33,12 @@ from deltalens.numerics.selection import (
     OnCpu,
     OnDevice,
     Reduce,
-    TensorStats,
     rank_units,
-    stats_from_row,
     stats_row,
 )
 from deltalens.numerics.workers import Mapper, workers
 
-__all__ = ["RankedStep", "Survey", "TopEntries", "fetch_surveys", "rank_gradients", "reducer_for"]
-
-
-@dataclass
-class TopEntries:
-    """The largest entries of one tensor at one mask ratio."""
-
-    mask: PackedMask
-    """Mask over this rank's entries."""
-    threshold: float
-    """The smallest magnitude among the largest entries of the tensor's unit."""
-
-
-@dataclass
-class Survey:
-    """What was measured of one tensor's gradient."""
-
-    gradient: Gradient
-    stats: TensorStats
-    """Statistics of the whole tensor, on every rank; undefined until `fetch_surveys`, like all
-    fields below."""
-    tops: dict[float, TopEntries] = field(default_factory=dict)
-    """Mask ratio -> the largest entries; empty if the unit has a NaN."""
-    row: Tensor | None = None
-    """What has not been fetched from the device yet: the statistics, the unit's NaN count, and the
-    bits of the thresholds."""
+__all__ = ["RankedStep", "is_whole_on_cpu", "rank_gradients", "reducer_for"]
 
 
 @contextmanager
@@ -93,7 +66,15 @@ def rank_gradients(
 
 
 class RankedStep:
-    """The gradients of a step, counted; made by `rank_gradients`."""
+    """The gradients of a step, counted; made by `rank_gradients`.
+
+    Args:
+        step: the optimizer step.
+        units: its gradients, in units that are ranked together.
+        mapper: how tensors on the CPU are visited.
+        scratch: memory that is reused.
+        fractions: the quantiles to compute, if the gradients are to be surveyed.
+    """
 
     def __init__(
         self,
@@ -328,51 +309,19 @@ def _survey_on_device(
             row = torch.cat([stats_row(counts, fractions), unit_numbers])
             tops = (TopEntries(mask, float("nan")) for mask in unit_masks)
             by_ratio = dict(zip(ratios, tops, strict=True))
-            surveys.append(Survey(gradient, _PENDING, by_ratio, row))
+            surveys.append(Survey(gradient, PENDING, by_ratio, row))
     return surveys
 
 
-_PENDING = TensorStats(torch.float32, np.empty(0), 0, 0, 0, 0, 0.0, 0.0, [])
-
-
-def fetch_surveys(surveys: Sequence[Survey], rows: Sequence[Tensor]) -> list[list[int]]:
-    """Copy to the host what is still on a device, in one transfer per device.
+def is_whole_on_cpu(gradient: Gradient) -> bool:
+    """Tell whether a gradient is unsharded and on the CPU.
 
     Args:
-        surveys: their statistics and thresholds are filled in.
-        rows: further 1-D integer tensors to fetch along.
+        gradient: the gradient.
 
     Returns:
-        The rows as lists.
+        True if it can be ranked by compiled loops.
     """
-    pending = [survey for survey in surveys if survey.row is not None]
-    tensors = [*(survey.row for survey in pending if survey.row is not None), *rows]
-    fetched = [torch.empty(0)] * len(tensors)
-    for device in {tensor.device for tensor in tensors}:
-        indices = [index for index, tensor in enumerate(tensors) if tensor.device == device]
-        transferred = torch.cat([tensors[index] for index in indices]).cpu()
-        parts = transferred.split([tensors[index].numel() for index in indices])
-        for index, part in zip(indices, parts, strict=True):
-            fetched[index] = part
-    for survey, row in zip(pending, fetched, strict=False):
-        _fill_in(survey, row)
-    return [row.tolist() for row in fetched[len(pending) :]]
-
-
-def _fill_in(survey: Survey, row: Tensor) -> None:
-    """Read a survey's fetched row."""
-    dtype, count = survey.gradient.local.dtype, len(survey.tops)
-    numbers, rest = row[: row.numel() - count - 1], row[row.numel() - count - 1 :]
-    survey.stats, survey.row = stats_from_row(numbers, dtype), None
-    nans, *bits = rest.tolist()
-    for top, threshold in zip(survey.tops.values(), bits, strict=True):
-        top.threshold = magnitude_of_bits(threshold, dtype)
-    if nans:
-        survey.tops = {}
-
-
-def is_whole_on_cpu(gradient: Gradient) -> bool:
-    """Whether a gradient is unsharded and on the CPU."""
     return not gradient.groups and gradient.local.device.type == "cpu"
 
 

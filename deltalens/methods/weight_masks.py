@@ -295,7 +295,7 @@ def _untrained(
 
 
 def _zero_removed(weight: Tensor, kept: PackedMask) -> None:
-    """Make zero, in place, what is not kept."""
+    """Set what is not kept to zero, in place."""
     if isinstance(weight, DTensor):
         mask = shard_like(kept.unpacked().view(weight.shape), weight)
         weight.to_local().masked_fill_(~mask, 0)

@@ -36,7 +36,7 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         loop = njit(nogil=True, boundscheck=False, **options)(function)
         try:
             loop._cache = _Kept(function)
-        except RuntimeError as error:  # numba found no folder that it may write to.
+        except RuntimeError as error:  # numba found no writable folder.
             _warn(str(error))
         return loop
 
@@ -75,8 +75,8 @@ def _warn(why: str) -> None:
         return
     _warned().append(why)
     warnings.warn(
-        f"compiled loops cannot be kept ({why}): they are compiled anew in every process, which "
-        "takes a few seconds; NUMBA_CACHE_DIR names a folder for them",
+        f"compiled loops cannot be stored ({why}) and are compiled again in every process, which "
+        "takes a few seconds; set NUMBA_CACHE_DIR to a writable folder",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -86,7 +86,12 @@ class PackedMask:
         self.bytes[start // 8 : start // 8 + len(packed)] = torch.from_numpy(packed)
 
     def write_on_device(self, start: int, mask: Tensor) -> None:
-        """`write`, in torch, where the mask is."""
+        """`write` in torch operations, for any device.
+
+        Args:
+            start: index of the first entry, a multiple of 8.
+            mask: the new entries, bool, 1-D.
+        """
         length = -(-mask.numel() // 8)
         padded = mask.new_zeros(length * 8)
         padded[: mask.numel()] = mask
@@ -159,7 +164,16 @@ def compare(mask: PackedMask, others: Sequence[PackedMask | None], ever: PackedM
 def compare_on_device(
     mask: PackedMask, others: Sequence[PackedMask | None], ever: PackedMask
 ) -> Tensor:
-    """`compare`, in torch, where the masks are."""
+    """`compare` in torch operations, for any device.
+
+    Args:
+        mask: as in `compare`.
+        others: as in `compare`.
+        ever: as in `compare`.
+
+    Returns:
+        As `compare`.
+    """
     ever.bytes |= mask.bytes
     last = others[-1]
     to_count = [

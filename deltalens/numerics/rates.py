@@ -13,8 +13,8 @@ __all__ = ["Rate", "exact_rate", "exact_rates", "parse_rates", "show_rate"]
 Rate = str | float | int | Decimal | Fraction
 """A rate as text or as a number."""
 
-_MOST = 10_000
-_MOST_DECIMALS = 1_000
+_MAX_RATES = 10_000
+_MAX_DECIMALS = 1_000
 
 
 def exact_rate(rate: Rate, argument: str = "rate") -> Fraction:
@@ -39,9 +39,9 @@ def exact_rate(rate: Rate, argument: str = "rate") -> Fraction:
         raise DeltaLensError(f"{argument} {str(rate)!r} is not a number between 0 and 1")
     if not inside:
         raise DeltaLensError(f"{argument} {rate} is outside [0, 1]")
-    # As a fraction, 1e-999999999 would have as many digits.
-    if isinstance(number, Decimal) and number and number.adjusted() < -_MOST_DECIMALS:
-        raise DeltaLensError(f"{argument} {rate}: has more than {_MOST_DECIMALS:,} decimals")
+    # As a fraction, 1e-999999999 would have a billion digits.
+    if isinstance(number, Decimal) and number and number.adjusted() < -_MAX_DECIMALS:
+        raise DeltaLensError(f"{argument} {rate}: has more than {_MAX_DECIMALS:,} decimals")
     return Fraction(number)
 
 
@@ -67,9 +67,11 @@ def parse_rates(text: str) -> list[Fraction]:
             raise DeltaLensError(f"rates {part!r}: write start:stop:step, as in 0:1:0.1")
         start, stop, step = (exact_rate(end) for end in ends)
         if step == 0 or stop < start:
-            raise DeltaLensError(f"rates {part!r}: the step must lead from start up to stop")
-        if (stop - start) / step > _MOST:
-            raise DeltaLensError(f"rates {part!r}: more than {_MOST:,} of them")
+            raise DeltaLensError(
+                f"rates {part!r}: the step must be above 0, and stop not below start"
+            )
+        if (stop - start) / step > _MAX_RATES:
+            raise DeltaLensError(f"rates {part!r}: more than {_MAX_RATES:,} rates")
         rates += [start + step * i for i in range(int((stop - start) / step) + 1)]
     return sorted(set(rates))
 

@@ -18,7 +18,7 @@ class Scratch(threading.local):
     """
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def get(
         self, what: str, dtype: torch.dtype, size: int, device: torch.device | str = "cpu"
@@ -34,11 +34,11 @@ class Scratch(threading.local):
         Returns:
             1-D, of `size` entries.
         """
-        held = self._held.get((what, dtype))
-        if held is None or held.numel() < size:
-            held = torch.empty(size, dtype=dtype, device=device)
-            self._held[what, dtype] = held
-        return held[:size]
+        buffer = self._buffers.get((what, dtype))
+        if buffer is None or buffer.numel() < size:
+            buffer = torch.empty(size, dtype=dtype, device=device)
+            self._buffers[what, dtype] = buffer
+        return buffer[:size]
 
     def zeros(
         self, what: str, dtype: torch.dtype, size: int, device: torch.device | str = "cpu"
@@ -54,8 +54,8 @@ class Scratch(threading.local):
         Returns:
             1-D, of `size` entries.
         """
-        held = self._held.get((what, dtype))
-        if held is None:
-            held = torch.zeros(size, dtype=dtype, device=device)
-            self._held[what, dtype] = held
-        return held
+        buffer = self._buffers.get((what, dtype))
+        if buffer is None:
+            buffer = torch.zeros(size, dtype=dtype, device=device)
+            self._buffers[what, dtype] = buffer
+        return buffer

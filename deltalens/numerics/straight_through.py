@@ -60,8 +60,8 @@ class _StraightThrough(torch.autograd.Function):
 
 def _score_gradient(gradient: Tensor, weight: Tensor, signs: Tensor | None, like: Tensor) -> Tensor:
     gradient = gradient.to(like.dtype).contiguous()
-    # On the CPU in parts that stay in its caches. torch's own threads still spin from the product
-    # before; others would have to share the cores with them.
+    # On the CPU in parts that fit into its caches, on this thread: torch's threads still spin after
+    # the matrix product, and further threads would compete with them for the cores.
     step = _CACHE_ENTRIES if gradient.device.type == "cpu" else max(1, gradient.numel())
     factors = [weight] if signs is None else [weight, signs]
     parts = [tensor.reshape(-1).split(step) for tensor in (gradient, *factors)]

@@ -32,7 +32,15 @@ class Mapper(Protocol):
     """Calls a function on every item; results come in the order of the items."""
 
     def __call__(self, function: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]:
-        """Like the builtin `map`."""
+        """Like the builtin `map`.
+
+        Args:
+            function: called with each item.
+            items: the items.
+
+        Returns:
+            An iterable over the results, in order.
+        """
         ...
 
 

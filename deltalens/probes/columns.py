@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deltalens.gradients.ranked import Survey
+from deltalens.gradients.surveys import Survey
 
 __all__ = ["QUANTILES", "columns_of", "histograms_of", "mask_rows", "tensor_row"]
 

@@ -25,14 +25,9 @@ from deltalens.gradients import (
     choose_parameters,
     named_parameters,
 )
-from deltalens.gradients.ranked import (
-    Survey,
-    TopEntries,
-    fetch_surveys,
-    rank_gradients,
-    reducer_for,
-)
+from deltalens.gradients.ranked import rank_gradients, reducer_for
 from deltalens.gradients.step_units import StepUnits
+from deltalens.gradients.surveys import Survey, TopEntries, fetch_surveys
 from deltalens.io.records import RunWriter
 from deltalens.names import check_scope
 from deltalens.numerics.masks import PackedMask, compare

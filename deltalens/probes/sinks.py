@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from deltalens.errors import DeltaLensError
-from deltalens.gradients.ranked import Survey
+from deltalens.gradients.surveys import Survey
 
 __all__ = ["Sink", "make_sink"]
 

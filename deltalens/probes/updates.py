@@ -48,7 +48,7 @@ class Updates:
             gradients: the gradients of the step.
         """
         for gradient in gradients:
-            # In the order of the parameter, not of the gradient's memory.
+            # Flattened in the parameter's order, whatever the gradient's memory layout.
             grad = gradient.parameter.grad
             assert grad is not None
             nonzero = (to_strided(local_part(grad)) != 0).reshape(-1)

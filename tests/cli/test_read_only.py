@@ -90,5 +90,5 @@ def test_every_command_of_readme_runs_on_a_read_only_system(tmp_path: Path) -> N
     assert "Traceback" not in run.stdout
     assert "MPLCONFIGDIR" not in run.stdout
     assert not [line for line in lines if line.endswith(".part")]
-    warnings = [line for line in lines if "compiled loops cannot be kept" in line]
+    warnings = [line for line in lines if "compiled loops cannot be stored" in line]
     assert 0 < len(warnings) <= wanted

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from deltalens import GradientMask
 from deltalens.gradients import Gradient, GradientStep
-from deltalens.gradients.ranked import Survey, fetch_surveys, rank_gradients
+from deltalens.gradients.ranked import rank_gradients
+from deltalens.gradients.surveys import Survey, fetch_surveys
 from deltalens.names import Scope
 from deltalens.numerics.masks import PackedMask, compare
 from deltalens.numerics.scratch import Scratch

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from deltalens.gradients import Gradient, GradientStep, ranked
-from deltalens.gradients.ranked import Survey, fetch_surveys
+from deltalens.gradients.surveys import Survey, fetch_surveys
 from deltalens.names import Scope
 from deltalens.numerics import constants
 from deltalens.numerics.masks import (

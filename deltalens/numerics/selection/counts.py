@@ -162,7 +162,7 @@ class Counts:
         size = max(part.first + part.counts.numel() for part in parts) - first
         if all(part.counts.numel() == size for part in parts):
             counts = functools.reduce(torch.add, (part.counts for part in parts))
-        else:  # On the CPU, over what each has occupied.
+        else:  # On the CPU each covers only its own range of prefixes.
             counts = torch.zeros(size, dtype=torch.int64)
             target = counts.numpy()
             for occupied, start in (

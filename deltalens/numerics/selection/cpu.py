@@ -29,7 +29,7 @@ from deltalens.numerics.workers import Mapper, map_balanced, serial_map
 
 __all__ = ["OnCpu", "compile_loops", "count"]
 
-_MOST = 1 << 32
+_ENTRY_LIMIT = 1 << 32
 """A tensor must have fewer entries than this: they are counted in 32 bits."""
 T = TypeVar("T")
 
@@ -62,8 +62,10 @@ def count(tensor: Entries, scratch: Scratch) -> Counts:
     from deltalens.numerics.selection import loops
 
     values = tensor.values
-    if values.numel() >= _MOST:
-        raise DeltaLensError(f"a tensor of {values.numel():,} entries: 2^32 are too many")
+    if values.numel() >= _ENTRY_LIMIT:
+        raise DeltaLensError(
+            f"{tensor.name}: has {values.numel():,} entries; at most 2^32 - 1 can be ranked"
+        )
     tables = scratch.zeros("counted", torch.int32, 2 * PREFIXES).view(2, PREFIXES).numpy()
     tables = tables.view(np.uint32)
     total, squares, zeros, least, greatest = 0.0, 0.0, 0, PREFIXES, 0

@@ -158,7 +158,7 @@ def find_boundary(
     )
     if 0 < size < total:
         target = RankSearch(iter([window_from_sample(sample, size - 1, total, seed)]), size - 1)
-    stream, zeros, finite = Stream(source, mapper, seed, whole=True), 0, True
+    stream, zeros, finite = Stream(source, mapper, seed, count_all=True), 0, True
 
     def visit(windows: Sequence[Window]) -> list[Observed]:
         nonlocal zeros, finite

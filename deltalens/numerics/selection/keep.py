@@ -137,7 +137,7 @@ class KeepVisit:
         if any(piece[2] for piece in parts):
             raise self._nan_error()
         if any(piece[1] < 0 for piece in parts):
-            # Far more lies in the window than was thought: as good as a miss.
+            # Far more lies in the window than expected: treated as a miss.
             return Observed(bits.size)
         indices = np.concatenate([np.empty(0, np.int64), *(piece[3] for piece in parts)])
         keys = np.concatenate([np.empty(0, bits.dtype), *(piece[4] for piece in parts)])
@@ -145,7 +145,7 @@ class KeepVisit:
 
     def _nan_error(self) -> DeltaLensError:
         return DeltaLensError(
-            f"{self._name}: NaN among what is to be ranked; has the training diverged?"
+            f"{self._name}: holds NaN and cannot be ranked; has the training diverged?"
         )
 
     def finish(self, boundary: Boundary) -> None:

@@ -64,7 +64,7 @@ def _count_32(words: Any, low: Any, high: Any) -> None:
     empty = 0
     for index in range(words.size):
         word = words[index]
-        # Rows of zeros are common, and equal neighbors would wait for each other.
+        # Rows of zeros are common, and would wait for each other at the same counter.
         if word == 0:
             empty += 1
         else:
@@ -198,7 +198,7 @@ def mark(
             low_bits, high_bits = low[row], high[row]
             marked, candidates = uint32(0), int32(0)
             if entries.size == 32:
-                # A length known beforehand, and narrow numbers: it becomes vector instructions.
+                # A fixed length and narrow integers let the compiler vectorize this.
                 for bit in range(32):
                     key = entries[bit] & mask
                     marked = uint32(marked | uint32(uint32(key >= high_bits) << uint32(bit)))
@@ -331,7 +331,7 @@ def mark_above(
         entries = bits[start : start + 32]
         marked_bits, near = uint32(0), uint32(0)
         if entries.size == 32:
-            # A length known beforehand, and narrow numbers: it becomes vector instructions.
+            # A fixed length and narrow integers let the compiler vectorize this.
             for bit in range(32):
                 key = _key(entries[bit], magnitude_mask, flag)
                 marked_bits = uint32(marked_bits | uint32(uint32(key >= high_key) << uint32(bit)))

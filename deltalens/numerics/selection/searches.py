@@ -1,4 +1,4 @@
-"""What is searched: the entry at a rank, a boundary that is known, or magnitudes digit by digit."""
+"""The kinds of searches: for the entry at a rank, for a known boundary, or digit by digit."""
 
 from __future__ import annotations
 
@@ -95,6 +95,10 @@ class KnownBoundary:
 
     def settle(self, window: Window, observed: Observed) -> Boundary:
         """Return the boundary.
+
+        Args:
+            window: the window that was visited.
+            observed: what was observed in it.
 
         Returns:
             The boundary.

@@ -42,7 +42,7 @@ class Stream:
         source: chunks of one dtype (fp16, bf16, fp32, fp64), or of the hashes of all entries.
         mapper: how the parts are visited.
         seed: seed of the hash; None if the source gives hashes.
-        whole: whether a visit counts everything below a window; otherwise it counts, among the
+        count_all: whether a visit counts everything below a window; otherwise it counts, among the
             entries that tie at the window's single key, those with lesser hashes.
         masks: tensor name -> bool mask, 1-D, in which hashes up to the end of a single window are
             set to true, and all others to false.
@@ -53,10 +53,10 @@ class Stream:
         source: Source,
         mapper: Mapper,
         seed: int | None = None,
-        whole: bool = False,
+        count_all: bool = False,
         masks: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self._source, self._mapper, self._seed, self._count_all = source, mapper, seed, whole
+        self._source, self._mapper, self._seed, self._count_all = source, mapper, seed, count_all
         self._masks, self._scratch = masks, Scratch()
 
     def count(self) -> Counts | None:
