@@ -40,7 +40,7 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def choose_parameters(
-    model: nn.Module, include: str | None, exclude: str | None, who: str
+    model: nn.Module, include: str | None, exclude: str | None, owner: str
 ) -> NameFilter:
     """Select parameters by two patterns, including parameters that are added later.
 
@@ -48,7 +48,7 @@ def choose_parameters(
         model: the model.
         include: a regular expression that names must match; None selects all.
         exclude: a regular expression that names must not match; None excludes none.
-        who: the object that selects, for messages.
+        owner: the object that selects, for messages.
 
     Returns:
         The filter over parameter names.
@@ -64,7 +64,7 @@ def choose_parameters(
     if not any(parameter.requires_grad for _, parameter in selected):
         warnings.warn(
             fault_list(
-                f"{who}: all selected parameters are frozen; they are watched from when they are "
+                f"{owner}: all selected parameters are frozen; they are watched from when they are "
                 "unfrozen:",
                 [name for name, _ in selected],
             ),

@@ -131,9 +131,9 @@ class GradientPass:
         chosen = None if optimizer is None else _unwrapped(optimizer)
         model = self._model()
         if chosen is not None and model is not None:
-            own = {id(parameter) for parameter in model.parameters()}
+            parameter_ids = {id(parameter) for parameter in model.parameters()}
             for one in chosen:
-                if not any(id(p) in own for p in _parameters_of(one)):
+                if not any(id(p) in parameter_ids for p in _parameters_of(one)):
                     raise DeltaLensError(
                         f"{type(one).__name__} steps no parameter of {type(model).__name__}: pass "
                         "the optimizer made for this model, or omit optimizer to watch all"

@@ -142,11 +142,11 @@ def _checked_modules(modules: Iterable[str]) -> set[str]:
 
 
 def _included(layers: Sequence[Layer], include: str) -> list[Layer]:
-    choice = NameFilter(include)
-    chosen = [layer for layer in layers if layer.name in choice]
+    names_filter = NameFilter(include)
+    chosen = [layer for layer in layers if layer.name in names_filter]
     if not chosen:
         names = [layer.name for layer in layers]
-        raise DeltaLensError(choice.explain_no_match(names, "linear layer"))
+        raise DeltaLensError(names_filter.explain_no_match(names, "linear layer"))
     return chosen
 
 

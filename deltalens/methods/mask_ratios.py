@@ -77,8 +77,8 @@ def ratios_of(mask_ratio: Ratios, layers: Sequence[Layer]) -> dict[str, Fraction
 
         ratios_of({"": "0.1", "q": "0.2", "4-7.down": "0.05"}, layers)
     """
-    given = mask_ratio if isinstance(mask_ratio, Mapping) else {"": mask_ratio}
-    rules = [_rule(str(key).strip(), ratio) for key, ratio in given.items()]
+    by_key = mask_ratio if isinstance(mask_ratio, Mapping) else {"": mask_ratio}
+    rules = [_rule(str(key).strip(), ratio) for key, ratio in by_key.items()]
     _refuse_unused(rules, layers)
     faults, ratios = [], {}
     for layer in layers:

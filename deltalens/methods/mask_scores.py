@@ -294,11 +294,11 @@ def _read_plain(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
     weight = state.pop(f"{prefix}weight", None)
     if weight is None:
         return
-    own = module.get_parameter(_ORIGINAL)
-    if isinstance(own, DTensor) and isinstance(weight, DTensor):
-        stored, current = local_part(weight), local_part(own)
+    original = module.get_parameter(_ORIGINAL)
+    if isinstance(original, DTensor) and isinstance(weight, DTensor):
+        stored, current = local_part(weight), local_part(original)
     else:
-        stored, current = gathered(weight), gathered(own)
+        stored, current = gathered(weight), gathered(original)
     stored = stored.to(current)
     if stored.shape != current.shape or not bool(((stored == current) | (stored == 0)).all()):
         raise DeltaLensError(
@@ -306,7 +306,7 @@ def _read_plain(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
             "unmasked. Masks are learned on frozen weights: load the model that the masks were "
             "started from"
         )
-    state[prefix + _ORIGINAL] = own.detach()
+    state[prefix + _ORIGINAL] = original.detach()
 
 
 def check_init_std(init_std: float) -> float:

@@ -21,7 +21,7 @@ class Scratch(threading.local):
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def get(
-        self, what: str, dtype: torch.dtype, size: int, device: torch.device | str = "cpu"
+        self, name: str, dtype: torch.dtype, size: int, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Return a buffer with arbitrary contents; the same memory at every call.
 
@@ -34,14 +34,14 @@ class Scratch(threading.local):
         Returns:
             1-D, of `size` entries.
         """
-        buffer = self._buffers.get((what, dtype))
+        buffer = self._buffers.get((name, dtype))
         if buffer is None or buffer.numel() < size:
             buffer = torch.empty(size, dtype=dtype, device=device)
-            self._buffers[what, dtype] = buffer
+            self._buffers[name, dtype] = buffer
         return buffer[:size]
 
     def zeros(
-        self, what: str, dtype: torch.dtype, size: int, device: torch.device | str = "cpu"
+        self, name: str, dtype: torch.dtype, size: int, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Return a buffer that is zero when allocated; its user leaves it zero.
 
@@ -54,8 +54,8 @@ class Scratch(threading.local):
         Returns:
             1-D, of `size` entries.
         """
-        buffer = self._buffers.get((what, dtype))
+        buffer = self._buffers.get((name, dtype))
         if buffer is None:
             buffer = torch.zeros(size, dtype=dtype, device=device)
-            self._buffers[what, dtype] = buffer
+            self._buffers[name, dtype] = buffer
         return buffer
