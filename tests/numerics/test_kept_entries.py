@@ -154,5 +154,5 @@ def test_a_nan_is_reported_by_name(select: Any, sign: float) -> None:
     values = torch.ones(100)
     values[37] = math.copysign(math.nan, sign)
     more = (10, 0) if select is keep_highest else (0.0,)
-    with pytest.raises(DeltaLensError, match=r"scores of q_proj: NaN"):
+    with pytest.raises(DeltaLensError, match=r"scores of q_proj: holds NaN"):
         select(values, *more, name="scores of q_proj")
