@@ -1,4 +1,5 @@
-"""The anatomy of a delta: the distribution of |delta| and the curve of its energy, by layer."""
+"""The anatomy of a delta, by layer: the distribution of |delta|, and the share of the squared norm
+that its largest entries hold."""
 
 from __future__ import annotations
 
@@ -37,14 +38,14 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     record = load_finite(folder)
     histograms: dict[str, Bins] = record.facts.get("histograms", {})
     if record.kind != "inspect" or not histograms:
-        raise RecordError(f"{record.path}: no inspection of a delta")
+        raise RecordError(f"{record.path}: no inspection with finished cells")
     layers = record.cells[record.cells["level"] == "layer"]
     entries = layers.drop_duplicates("name").set_index("name")["n"]
     drawn = {name: bins for name, bins in histograms.items() if bins}
     lacking = [name for name in drawn if not entries.get(name, 0)]
     if lacking:
         raise RecordError(
-            f"{record.path}: its journal lacks the layer {lacking[0]!r}: inspect again"
+            f"{record.path}: its journal lacks the layer {lacking[0]!r}; inspect again"
         )
     with styled():
         figure = new_figure(3.1, layout="constrained")
@@ -57,8 +58,8 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
             xlim=_range(drawn, record.facts["per_octave"]),
         )
         energy.set(
-            xlabel="largest entries taken (share)",
-            ylabel="share of ‖δ‖²",
+            xlabel="share of entries, largest first",
+            ylabel="share of ‖δ‖² that they hold",
             xscale="log",
             xlim=(1e-4, 1),
             ylim=(0, 1.02),
@@ -68,23 +69,23 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
 
 
 def _range(drawn: dict[str, Bins], per_octave: int) -> tuple[float, float]:
-    """All of log2|delta| but the smallest 0.1 %, which can trail far to the left."""
+    """The range of log2|delta| without the smallest 0.1 %, which can trail far to the left."""
     counts: dict[int, int] = {}
     for bins in drawn.values():
-        for place, count in bins:
-            counts[place] = counts.get(place, 0) + count
+        for bin_, count in bins:
+            counts[bin_] = counts.get(bin_, 0) + count
     seen, least = 0, 0.001 * sum(counts.values())
     low = min(counts)
-    for place in sorted(counts):
-        seen += counts[place]
+    for bin_ in sorted(counts):
+        seen += counts[bin_]
         if seen >= least:
-            low = place
+            low = bin_
             break
     return low / per_octave - 0.5, (max(counts) + 1) / per_octave + 0.5
 
 
 def _colors(names: list[str]) -> list[Any]:
-    """Blocks from dark to light in their order; what lies outside the blocks in gray."""
+    """Blocks from dark to light in their order; layers outside the blocks in gray."""
     import matplotlib as mpl
 
     blocks = [name for name in names if is_block(name)]
@@ -94,18 +95,21 @@ def _colors(names: list[str]) -> list[Any]:
 
 
 def _curves(density: Any, energy: Any, bins: Bins, per: int, entries: int, color: Any) -> None:
-    places = range(bins[0][0], bins[-1][0] + 1)
-    counts = dict((place, count) for place, count in bins)
-    heights = [counts.get(place, 0) * per / entries for place in places]
-    density.step([p / per for p in places], heights, where="post", color=color, linewidth=1)
-    top = 2 * bins[-1][0] / per
-    squares = [(count, count * 2 ** (2 * (p + 0.5) / per - top)) for p, count in reversed(bins)]
+    """Draw one layer; a bin is [floor(per * log2|delta|), entries]."""
+    drawn = range(bins[0][0], bins[-1][0] + 1)
+    counts = dict((bin_, count) for bin_, count in bins)
+    heights = [counts.get(bin_, 0) * per / entries for bin_ in drawn]
+    density.step([bin_ / per for bin_ in drawn], heights, where="post", color=color, linewidth=1)
+    top = 2 * bins[-1][0] / per  # Relative to the largest, no square overflows.
+    squares = [
+        (count, count * 2 ** (2 * (bin_ + 0.5) / per - top)) for bin_, count in reversed(bins)
+    ]
     whole = math.fsum(square for _, square in squares)
-    taken, held, xs, ys = 0, 0.0, [], []
+    counted, summed, xs, ys = 0, 0.0, [], []
     for count, square in squares:
-        taken, held = taken + count, held + square
-        xs.append(taken / entries)
-        ys.append(held / whole)
+        counted, summed = counted + count, summed + square
+        xs.append(counted / entries)
+        ys.append(summed / whole)
     energy.plot(xs, ys, color=color, linewidth=1)
 
 

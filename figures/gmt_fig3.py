@@ -1,4 +1,4 @@
-"""GMT, Figure 3: performance over the drop rate, one line per strategy (2406.15330v1)."""
+"""GMT, Figure 3: performance over the drop rate, a line for each strategy (2406.15330v1)."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     with styled():
         figure = new_figure(2.7 * lines + 0.5, layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False)
-        for place, metric in enumerate(metrics):
-            _panel(axes.flat[place], record, metric)
+        for axis, metric in zip(axes.flat, metrics, strict=False):
+            _panel(axis, record, metric)
         for spare in axes.flat[len(metrics) :]:
             spare.set_visible(False)
         handles, labels = axes.flat[0].get_legend_handles_labels()
@@ -61,10 +61,10 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
 def _panel(axis: Any, record: StudyRecord, metric: str) -> None:
     frame = record.cells[record.cells["metric"] == metric]
     scale = scale_of(metric)
-    own_base = frame["strategy"] == "base"
-    for strategy in dict.fromkeys(frame[~own_base]["strategy"]):
+    base_itself = frame["strategy"] == "base"
+    for strategy in dict.fromkeys(frame[~base_itself]["strategy"]):
         _line(axis, frame[frame["strategy"] == strategy], str(strategy), scale)
-    at_base = own_base if record.facts.get("unpaired") else frame["rate"] == 1.0
+    at_base = base_itself if record.facts.get("unpaired") else frame["rate"] == 1.0
     for at, label, style in ((frame["rate"] == 0.0, "fine-tuned", ":"), (at_base, "base", "--")):
         ends = frame[at]["value"]
         if not ends.empty and isfinite(ends.iloc[0]):
@@ -72,9 +72,8 @@ def _panel(axis: Any, record: StudyRecord, metric: str) -> None:
             axis.axhline(level, color="0.35", linestyle=style, linewidth=1, label=label)
     unchanged = record.facts["unchanged"] / record.facts["entries"]
     if unchanged >= 0.005 and not record.spec["changed_only"]:
-        axis.axvspan(
-            0, unchanged, facecolor="0.92", edgecolor="none", zorder=0, label="exactly unchanged"
-        )
+        shade = {"facecolor": "0.92", "edgecolor": "none", "zorder": 0}
+        axis.axvspan(0, unchanged, label="entries exactly unchanged", **shade)
     if is_lower_better(better_of(metric)) and _spans_decades(frame):
         if float(frame["value"].min()) > 0:
             axis.set_yscale("log")
@@ -88,7 +87,7 @@ def _panel(axis: Any, record: StudyRecord, metric: str) -> None:
 
 def _rate_label(record: StudyRecord) -> str:
     if record.facts.get("unpaired"):
-        return "drop rate (of the tensors that both have)"
+        return "drop rate (of the tensors in both checkpoints)"
     return "drop rate"
 
 
@@ -109,7 +108,7 @@ def _line(axis: Any, frame: pd.DataFrame, strategy: str, scale: float) -> None:
             alpha=0.2,
             linewidth=0,
         )
-    elif strategy != "random":  # How far orders lie apart is not known from one of them.
+    elif strategy != "random":  # A single random order does not tell how far orders lie apart.
         spread = scale * frame.set_index("rate")["stderr"].reindex(rates).fillna(0.0)
         axis.fill_between(rates, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
 

@@ -62,7 +62,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry, ratio: float | None = None
     leading = " or ".join(dict.fromkeys(in_words(m[0]) for m in sweep.sets.values()))
     notes = (
         *sweep.notes(leading, ratio),
-        f"The paper: {paper.source}; bold: the best of a model's fine-tuned rows.",
+        f"The paper: {paper.source}; bold: the best of each model's fine-tuned rows.",
         *paper.notes,
     )
     return [draw_table(TableFigure(entry.file_name, entry.title, tuple(blocks), notes))]

@@ -42,7 +42,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry, ratio: float | None = None
     sweep, paper = load_sweep(folder), paper_table(entry.file_name)
     shared = shared_metrics(sweep)
     if not shared:
-        raise RecordError(f"{sweep.record.path}: no metric that several data sets share")
+        raise RecordError(f"{sweep.record.path}: no metric that several data sets have in common")
     averaged = _with_average(sweep, shared)
     ratios = averaged.chosen(f"{_AVERAGE}/{shared[0]}", ratio)
     blocks = [
@@ -51,7 +51,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry, ratio: float | None = None
             averaged.frame,
             ratios,
             [
-                *(measure(f"{one}/{name}", one) for one in sweep.sets),
+                *(measure(f"{data}/{name}", data) for data in sweep.sets),
                 measure(f"{_AVERAGE}/{name}", "average"),
             ],
         )
@@ -64,8 +64,8 @@ def draw(folders: Sequence[Path], entry: FigureEntry, ratio: float | None = None
     )
     notes = (
         *sweep.notes(f"average {in_words(shared[0])}", ratio),
-        "The average is taken over the data sets for each seed, each set counting alike.",
-        f"The paper: {paper.source}; bold: the best of a model's fine-tuned rows.",
+        "Averages are taken over the data sets, seed by seed, with equal weights.",
+        f"The paper: {paper.source}; bold: the best of each model's fine-tuned rows.",
         *paper.notes,
     )
     return [draw_table(TableFigure(entry.file_name, entry.title, tuple(blocks), notes))]
@@ -87,14 +87,14 @@ def shared_metrics(sweep: Sweep) -> list[str]:
 
 
 def _with_average(sweep: Sweep, shared: list[str]) -> Sweep:
-    """The sweep with one more data set: the average of all, training by training."""
+    """The sweep with another data set: the average of all, training by training."""
     import pandas as pd
 
     parts: list[pd.DataFrame] = [sweep.frame]
     for name in shared:
-        wanted = {f"{one}/{name}" for one in sweep.sets}
+        averaged = {f"{data}/{name}" for data in sweep.sets}
         mean = (
-            sweep.frame[sweep.frame["metric"].isin(wanted)]
+            sweep.frame[sweep.frame["metric"].isin(averaged)]
             .pivot(index=["method", "mask_ratio", "seed"], columns="metric", values="value")
             .mean(axis=1, skipna=False)
         )

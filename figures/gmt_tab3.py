@@ -1,4 +1,4 @@
-"""GMT, Table 3: what a method costs a training (2406.15330v1)."""
+"""GMT, Table 3: the cost of each method in training speed (2406.15330v1)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _HEADS = (
     "method",
     "samples/s",
     "relative to SFT",
-    "in our hooks (%)",
-    "GFLOP (micro-batch and step)",
-    "peak (MB)",
+    "method overhead (%)",
+    "GFLOP (per micro-batch)",
+    "peak memory (MB)",
     "blocks",
 )
 
@@ -51,12 +51,12 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         raise RecordError(f"{record.path}: no efficiency study with finished cells")
     paper = paper_table(entry.file_name)
     notes = [
-        "Medians over blocks of steps in which the methods take turns; relative: the median of the "
-        "ratios to plain fine-tuning's block of the same repeat, with their 10th and 90th "
-        "percentile. Bold: the fastest.",
-        "In our hooks: the part of a block that is the method's own work. FLOPs are counted by "
-        "torch for one micro-batch and one optimizer step, and are the same for every method.",
-        f"The paper: {paper.source}. Relative to SFT is computed from the speeds it prints.",
+        "Medians over blocks of steps; the methods take turns. Bold: the fastest. Relative to SFT: "
+        "the median of each block's speed over that of SFT's block in the same repeat, in brackets "
+        "the 10th and 90th percentile.",
+        "Method overhead: the share of a block's time spent in the method itself. FLOPs are counted"
+        " by torch for one micro-batch with an optimizer step, and are the same for every method.",
+        f"The paper: {paper.source}. Relative to SFT is computed from the printed speeds.",
         *paper.notes,
     ]
     blocks = (_study(record), _paper(paper))
@@ -67,7 +67,7 @@ def _study(record: StudyRecord) -> Block:
     names = dict.fromkeys([*record.spec.get("methods", ()), *record.cells["method"]])
     shown = ("samples_per_second", "peak_mb", "hook_share")
     speed, memory, hooks = (_wide(record, metric) for metric in shown)
-    # A table leaves out a method of which nothing is finite.
+    # pivot_table leaves out a method without a finite value.
     hooks, memory = (wide.reindex(columns=speed.columns) for wide in (hooks, memory))
     flops = float(record.facts["flops_of_a_step"]) / 1e9
     paired = speed.dropna()
@@ -117,13 +117,14 @@ def _relative(ratio: pd.Series[float]) -> Entry:
 
 
 def _paper(table: PaperTable) -> Block:
-    """As printed, and one column more: the speed relative to plain fine-tuning's."""
+    """The paper's block with another column: the speed relative to plain fine-tuning's."""
     speed = table.measures[0]
     labels = ["model", "domain", "method"]
     block = printed("The paper", table, labels, table.measures, grouped=2, best=False)
     first = table.cells.groupby(["model", "domain"], sort=False)[speed].transform("first")
     ratios = [
-        as_number(own) / as_number(sft) for own, sft in zip(table.cells[speed], first, strict=True)
+        as_number(each) / as_number(sft)
+        for each, sft in zip(table.cells[speed], first, strict=True)
     ]
     rows = tuple(
         (*row, Entry(f"{ratio:.3f}", ratio)) for row, ratio in zip(block.rows, ratios, strict=True)

@@ -55,10 +55,11 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         printed("The paper", paper, ["model", "domain"], paper.measures, best=False),
     )
     notes = (
-        "Best: the best mean over seeds on the data named, ratio 0 (plain fine-tuning) among the "
-        "candidates. Mean ± standard deviation over seeds.",
-        "Within one standard error of the best mean: that over seeds, the deviation / √seeds; with "
-        "one seed the measurement's own. By this rule the study cannot tell those ratios apart.",
+        "Best: the mask ratio with the best mean over seeds; ratio 0, plain fine-tuning, is a "
+        "candidate. Its value: mean ± standard deviation over seeds.",
+        "Within one standard error: the ratios whose mean is that close to the best one, and which "
+        "the study cannot tell apart. The standard error is deviation / √seeds, or with a single "
+        "seed the measurement's own.",
         *sweep.unfinished(),
         f"The paper: {paper.source}.",
         *paper.notes,
@@ -69,15 +70,15 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
 def _row(sweep: Sweep, name: str, metric: str, method: str) -> tuple[Entry, ...]:
     shown = measure(metric)
     labels = (Entry(name), Entry(shown.head), Entry(sweep.label(method)))
-    held = sweep.candidates(method, metric, plain=True)
-    if not held:
+    candidates = sweep.candidates(method, metric, plain=True)
+    if not candidates:
         return (*labels, *[Entry("–")] * 3, Entry("0"))
-    best = best_ratio(held, metric)
-    value = over_seeds(held[best], shown)
-    error = shown.scale * _error_of_one(sweep, method, metric, best)
+    best = best_ratio(candidates, metric)
+    value = over_seeds(candidates[best], shown)
+    error = shown.scale * _measured_error(sweep, method, metric, best)
     if value.seeds > 1:
         error = value.deviation / math.sqrt(value.seeds)
-    means = {ratio: over_seeds(values, shown).value for ratio, values in held.items()}
+    means = {ratio: over_seeds(values, shown).value for ratio, values in candidates.items()}
     near = [r for r, mean in means.items() if r == best or abs(mean - value.value) <= error]
     percent = 100 * best
     return (
@@ -89,9 +90,9 @@ def _row(sweep: Sweep, name: str, metric: str, method: str) -> tuple[Entry, ...]
     )
 
 
-def _error_of_one(sweep: Sweep, method: str, metric: str, ratio: float) -> float:
+def _measured_error(sweep: Sweep, method: str, metric: str, ratio: float) -> float:
     frame = sweep.frame
-    own = frame[
+    cells = frame[
         (frame["method"] == method) & (frame["metric"] == metric) & (frame["mask_ratio"] == ratio)
     ]
-    return float(own["stderr"].iloc[0])
+    return float(cells["stderr"].iloc[0])

@@ -1,4 +1,4 @@
-"""What a probe logged of a training's gradients: magnitudes, masks and updates over the steps."""
+"""A probe's run: gradient magnitudes, the overlap of their masks, and updates over the steps."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from deltalens.catalog.layers import LAYER_GROUPS, layer_group
 from deltalens.errors import Lines, RecordError
 from deltalens.figures.drawing import Drawing
-from deltalens.figures.learned_masks import learned_masks
+from deltalens.figures.learned_masks import draw_learned_masks
 from deltalens.figures.registry import FigureEntry
-from deltalens.figures.style import new_figure, styled
+from deltalens.figures.style import BLUE, ORANGE, PALETTE, VERMILION, new_figure, styled
 from deltalens.io.records import RunRecord, load_run
 from deltalens.names import block_of, is_block
 
@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 _COLUMNS = 400
-"""Steps are averaged together beyond so many."""
+"""With more logged steps than this, neighbors are averaged."""
 _FAINTEST = 1e-4
-# Okabe and Ito's palette, as in `style`.
-_BLUE, _ORANGE, _RED = "#0072B2", "#E69F00", "#D55E00"
-_PALETTE = (_BLUE, _RED, _ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#000000")
+"""The lowest share of entries on the color scale."""
 
 
 def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
@@ -49,8 +47,9 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     run = load_run(folder)
     if run.tensors.empty:
         raise RecordError(f"{run.path}: no step logged yet; nothing to draw")
-    # Of a step that was cut short by a kill some tables have rows, and this one has none.
-    run = replace(run, histograms=_known(run.histograms, run), masks=_known(run.masks, run))
+    # A killed process can leave rows of a step in some tables and none in this one.
+    histograms, masks = (_in_tensors(frame, run) for frame in (run.histograms, run.masks))
+    run = replace(run, histograms=histograms, masks=masks)
     time = _Time.of(run.tensors["step"])
     masks = run.masks.assign(column=time.column(run.masks["step"]))
     drawings: list[Drawing] = []
@@ -65,28 +64,27 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         if run.tensors["bits_changed"].notna().any():
             drawings.append(Drawing("updates", _updates(run.tensors, time)))
         if run.learned["step"].nunique() > 1:
-            drawings.append(Drawing("learned_masks", learned_masks(run.learned)))
+            drawings.append(Drawing("learned_masks", draw_learned_masks(run.learned)))
     return drawings
 
 
-def _known(frame: pd.DataFrame, run: RunRecord) -> pd.DataFrame:
-    """The rows about steps and tensors that the table of tensors has."""
-    known = run.tensors
-    there = frame["step"].isin(known["step"].unique()) & frame["tensor"].isin(
-        known["tensor"].unique()
-    )
-    return frame if there.all() else frame[there]
+def _in_tensors(frame: pd.DataFrame, run: RunRecord) -> pd.DataFrame:
+    """The rows whose step and tensor are in the table of tensors."""
+    steps, tensors = (run.tensors[column].unique() for column in ("step", "tensor"))
+    complete = frame["step"].isin(steps) & frame["tensor"].isin(tensors)
+    return frame if complete.all() else frame[complete]
 
 
 @dataclass(frozen=True)
 class _Time:
-    """The columns that steps fall into, at most `_COLUMNS`."""
+    """The x-axis: steps grouped into at most `_COLUMNS` columns."""
 
     starts: np.ndarray
     """First step of each column."""
     centers: np.ndarray
+    """Mean step of each column."""
     edges: np.ndarray
-    """In steps, one more than columns."""
+    """Edges of the columns, in steps: one more than there are columns."""
 
     @staticmethod
     def of(steps: pd.Series[int]) -> _Time:
@@ -106,7 +104,7 @@ class _Time:
 
 
 def _grid(panels: int, across: int, height: float, **options: Any) -> tuple[Any, list[Any]]:
-    """A figure of so many panels in rows of `across`, and their axes."""
+    """A figure with a number of panels, `across` to a row; and their axes."""
     across = min(across, panels)
     down = -(-panels // across)
     figure = new_figure(height * down + 0.5, layout="constrained")
@@ -121,20 +119,20 @@ def _grid(panels: int, across: int, height: float, **options: Any) -> tuple[Any,
 
 
 def _per(frame: pd.DataFrame, keys: list[str], column: str) -> pd.Series[float]:
-    """The mean of a column over entries, within the keys; rows without a value left out."""
-    known = frame[frame[column].notna()]
-    weighted = known[keys].assign(
-        total=known[column].astype(float) * known["entries"], entries=known["entries"]
+    """The mean of a column within the keys, weighted by entries; empty rows are left out."""
+    logged = frame[frame[column].notna()]
+    weighted = logged[keys].assign(
+        total=logged[column].astype(float) * logged["entries"], entries=logged["entries"]
     )
     sums = weighted.groupby(keys, observed=True)[["total", "entries"]].sum()
     return sums["total"] / sums["entries"]
 
 
 def _groups(frame: pd.DataFrame, shown: list[str]) -> np.ndarray:
-    """The place of each row's layer group among those shown."""
+    """The index of each row's layer group among those shown."""
     tensors = frame["tensor"].astype("category").cat
-    places = np.array([shown.index(layer_group(str(name))) for name in tensors.categories])
-    return places[tensors.codes.to_numpy()]
+    indices = np.array([shown.index(layer_group(str(name))) for name in tensors.categories])
+    return indices[tensors.codes.to_numpy()]
 
 
 def _histograms(run: RunRecord, time: _Time) -> Any:
@@ -144,30 +142,30 @@ def _histograms(run: RunRecord, time: _Time) -> Any:
     shown = [group for group in LAYER_GROUPS if group in present]
     counts, first = _counts(run.histograms, time, shown)
     entries = np.zeros((len(shown), len(time.centers)))
-    places = (_groups(run.tensors, shown), time.column(run.tensors["step"]))
-    np.add.at(entries, places, run.tensors["entries"].to_numpy(dtype=float))
+    indices = (_groups(run.tensors, shown), time.column(run.tensors["step"]))
+    np.add.at(entries, indices, run.tensors["entries"].to_numpy(dtype=float))
     edges = _row_edge(np.arange(first, first + counts.shape[2] + 1))
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = counts / entries[:, :, None] / np.diff(edges)
     shares[(shares == 0) | ~np.isfinite(shares)] = np.nan
     figure, axes = _grid(len(shown), 2, 1.9, sharex=True, sharey=True)
     norm = LogNorm(_FAINTEST, max(2 * _FAINTEST, np.nanmax(shares)))
-    for place, (axis, group) in enumerate(zip(axes, shown, strict=True)):
+    for index, (axis, group) in enumerate(zip(axes, shown, strict=True)):
         mesh = axis.pcolormesh(
-            time.edges, edges, shares[place].T, norm=norm, cmap="viridis", rasterized=True
+            time.edges, edges, shares[index].T, norm=norm, cmap="viridis", rasterized=True
         )
-        _median_line(axis, time, counts[place], edges)
+        _median_line(axis, time, counts[index], edges)
         axis.set_title(group, fontsize=9)
         axis.grid(False)
     axes[0].set_ylim(_lowest(counts, edges), edges[-1])
-    figure.supylabel("log₂ |g|", fontsize=9)
+    figure.supylabel("log₂ |gradient|", fontsize=9)
     figure.colorbar(mesh, ax=axes, label="share of entries per octave", extend="min", aspect=30)
     figure.legend(handles=axes[0].lines, loc="outside lower center")
     return figure
 
 
 def _counts(frame: pd.DataFrame, time: _Time, shown: list[str]) -> tuple[np.ndarray, int]:
-    """Entries by layer group, column and quarter of an octave; and the first such quarter."""
+    """Entries by layer group, column and quarter of an octave; and the lowest such quarter."""
     mantissa, exponent = np.frexp(frame["low"].to_numpy(dtype=float))
     rows = 4 * (exponent.astype(np.int64) - 1) + np.rint(8 * mantissa - 4).astype(np.int64)
     first = int(rows.min())
@@ -180,13 +178,14 @@ def _counts(frame: pd.DataFrame, time: _Time, shown: list[str]) -> tuple[np.ndar
 
 
 def _row_edge(rows: np.ndarray) -> np.ndarray:
-    """log₂ of the lower edge: the quarters of an octave are of equal length in |g|."""
+    """log₂ of the lower edge: the quarters of an octave have equal lengths in |gradient|."""
     edges: np.ndarray = rows // 4 + np.log2(1 + rows % 4 / 4)
     return edges
 
 
 def _lowest(counts: np.ndarray, edges: np.ndarray) -> float:
-    """All of log₂|g| but the smallest 0.01 % of any group, which can trail far down."""
+    """The lowest log₂ |gradient| to show: without the smallest 0.01 % of any group, which can trail
+    far down."""
     by_group = counts.sum(1).cumsum(1)
     starts = [int(np.argmax(row >= 1e-4 * row[-1])) for row in by_group if row[-1]]
     return float(edges[min(starts)])
@@ -204,7 +203,7 @@ def _median_line(axis: Any, time: _Time, counts: np.ndarray, edges: np.ndarray) 
         middle,
         color="black",
         linewidth=1,
-        label="median of the entries that are not zero",
+        label="median of the nonzero entries",
         path_effects=outline,
     )
 
@@ -215,13 +214,13 @@ def _overlap(masks: pd.DataFrame, time: _Time) -> Any:
     for axis, ratio in zip(axes, ratios, strict=True):
         rows = masks[masks["mask_ratio"] == ratio]
         for column, label, color in (
-            ("jaccard_first", "with the first", _ORANGE),
-            ("jaccard_previous", "with the previous logged step", _BLUE),
+            ("jaccard_first", "with the first logged step", ORANGE),
+            ("jaccard_previous", "with the previous logged step", BLUE),
         ):
-            known = rows[rows[column].notna()]
-            tensors = known.groupby(["column", "tensor"], observed=True)[column].mean()
+            logged = rows[rows[column].notna()]
+            tensors = logged.groupby(["column", "tensor"], observed=True)[column].mean()
             low, high = (tensors.groupby("column").quantile(q) for q in (0.1, 0.9))
-            mean = _per(known, ["column"], column)
+            mean = _per(logged, ["column"], column)
             steps = time.centers[mean.index]
             axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
             axis.plot(steps, mean, color=color, linewidth=1.3, label=label)
@@ -232,7 +231,7 @@ def _overlap(masks: pd.DataFrame, time: _Time) -> Any:
     figure.supylabel("Jaccard index of the masks", fontsize=9)
     handles, labels = axes[0].get_legend_handles_labels()
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    legend.set_title("mean over entries; band: 10th to 90th percentile of the tensors")
+    legend.set_title("lines: means over entries; bands: 10th to 90th percentile of the tensors")
     return figure
 
 
@@ -242,7 +241,7 @@ def _compared(masks: pd.DataFrame) -> list[float]:
 
 
 def _widen(axis: Any, least: float) -> None:
-    """Let noise around a level look small: at least so much of the y axis is shown."""
+    """Show at least so much of the y-axis, so that noise around a level looks as small as it is."""
     low, high = axis.get_ylim()
     more = max(0.0, least - (high - low)) / 2
     axis.set_ylim(low - more, high + more)
@@ -252,14 +251,14 @@ def _by_layer(masks: pd.DataFrame, time: _Time) -> Any:
     names = masks["tensor"].astype("category").cat
     blocks = np.array([block_of(str(name)) for name in names.categories])
     masks = masks.assign(block=blocks[names.codes.to_numpy()])
-    order = sorted(set(blocks), key=_place)
+    order = sorted(set(blocks), key=_rank)
     ratios = _compared(masks)
     height = min(7.0 if len(ratios) <= 3 else 4.5, max(2.2, 0.16 * len(order) + 1.2))
     figure, axes = _grid(len(ratios), 3, height, sharex=True, sharey=True)
     for axis, ratio in zip(axes, ratios, strict=True):
         rows = masks[masks["mask_ratio"] == ratio]
-        found = _per(rows, ["block", "column"], "jaccard_previous").unstack("column")
-        cells = found.reindex(index=order, columns=range(len(time.centers))).to_numpy(dtype=float)
+        table = _per(rows, ["block", "column"], "jaccard_previous").unstack("column")
+        cells = table.reindex(index=order, columns=range(len(time.centers))).to_numpy(dtype=float)
         low, high = np.nanpercentile(cells, [1, 99])
         mesh = axis.pcolormesh(
             time.edges,
@@ -279,25 +278,25 @@ def _by_layer(masks: pd.DataFrame, time: _Time) -> Any:
     every = -(-len(order) // int(6 * (height - 0.9)))
     shown = range(0, len(order), every)
     labels = _short(order)
-    axes[0].set_yticks(shown, [labels[place] for place in shown])
+    axes[0].set_yticks(shown, [labels[index] for index in shown])
     axes[0].invert_yaxis()
     figure.supxlabel("Jaccard index with the mask of the previous logged step", fontsize=9)
     return figure
 
 
-def _place(block: str) -> tuple[int, list[tuple[int, str]]]:
-    """Embeddings, then blocks by number, then the rest, then the output head."""
+def _rank(block: str) -> tuple[int, list[tuple[int, str]]]:
+    """Sort key: embeddings, blocks by number, the rest, the output head."""
     ranks = {"embeddings": 0, "output head": 3}
     rank = 1 if is_block(block) else ranks.get(layer_group(block), 2)
     return rank, [
-        # What int takes: neither a superscript nor thousands of digits.
+        # int takes neither superscripts nor thousands of digits.
         (int(part), "") if part.isdecimal() and len(part) < 10 else (-1, part)
         for part in block.split(".")
     ]
 
 
 def _short(names: list[str]) -> list[str]:
-    """Without what most begin with, and without `.weight`; the end of a long one."""
+    """Names without their most common beginning and without `.weight`; of a long one the end."""
     short = [name.removesuffix(".weight") for name in names]
     while True:
         heads = [name.partition(".")[0] for name in short]
@@ -310,11 +309,11 @@ def _short(names: list[str]) -> list[str]:
 
 def _coverage(masks: pd.DataFrame, time: _Time) -> Any:
     figure, (axis,) = _grid(1, 1, 2.5)
-    for place, ratio in enumerate(sorted(masks["mask_ratio"].unique())):
+    for index, ratio in enumerate(sorted(masks["mask_ratio"].unique())):
         share = 100 * _per(masks[masks["mask_ratio"] == ratio], ["column"], "coverage")
-        color = _PALETTE[place % len(_PALETTE)]
+        color = PALETTE[index % len(PALETTE)]
         axis.plot(time.centers[share.index], share, color=color, label=f"{ratio:g}")
-    axis.set(ylabel="entries ever in the mask (%)", ylim=(0, 102))
+    axis.set(ylabel="entries in the mask at least once (%)", ylim=(0, 102))
     figure.legend(title="mask ratio", loc="outside right center")
     return figure
 
@@ -323,9 +322,9 @@ def _updates(tensors: pd.DataFrame, time: _Time) -> Any:
     tensors = tensors.assign(column=time.column(tensors["step"]))
     figure, (axis,) = _grid(1, 1, 2.5)
     for column, label, color in (
-        ("bits_changed", "stored bits changed", _BLUE),
-        ("bf16_changed", "bits changed, rounded to bf16", _ORANGE),
-        ("stalled", "stalled: gradient, but no change", _RED),
+        ("bits_changed", "stored bits changed", BLUE),
+        ("bf16_changed", "bits changed after rounding to bf16", ORANGE),
+        ("stalled", "stalled: nonzero gradient, no change", VERMILION),
     ):
         share = 100 * _per(tensors, ["column"], column)
         axis.plot(time.centers[share.index], share, color=color, linewidth=1.3, label=label)

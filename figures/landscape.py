@@ -1,4 +1,4 @@
-"""A loss landscape: filled contours, a surface, or lines, with the models marked where they are."""
+"""A loss landscape as filled contours, as a surface or along a line, with the models marked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from deltalens.figures.style import WIDTH, new_figure, styled
 __all__ = ["draw", "draw_contours"]
 
 _WIDE = 1.7
-"""Panels wider than this, over their height, are stacked rather than set side by side."""
+"""Panels with a larger ratio of width to height are stacked rather than set side by side."""
 
 
 def draw(folders: Sequence[Path], entry: FigureEntry, *, first_only: bool = False) -> list[Drawing]:
@@ -85,24 +85,24 @@ def draw_contours(
         stacked = len(rows) == 1 and _shape(rows[0][0]) > _WIDE
         lines = [[panel] for panel in rows[0]] if stacked else [list(row) for row in rows]
         across = max(len(line) for line in lines)
-        # What is left beside the color scale, its labels, and the labels of the axes.
+        # The page's width without the color scale, its labels, and the labels of the axes.
         width = (WIDTH - 1.0 - 0.55 - 0.3 * across) / across
         height = sum(width / min(max(_shape(line[0]), 0.6), 3.2) + 0.75 for line in lines)
         figure = new_figure(height + 0.35, layout="constrained")
         axes = figure.subplots(len(lines), across, squeeze=False)
-        for place, row in enumerate(rows):
-            own = axes[:, 0] if stacked else axes[place]
+        for index, row in enumerate(rows):
+            line = axes[:, 0] if stacked else axes[index]
             scale = Scale.of(row)
             filled = None
-            for axis, panel in zip(own, row, strict=False):
+            for axis, panel in zip(line, row, strict=False):
                 filled = _contours(axis, panel, scale) or filled
-                if axis is not own[0] and not stacked:
+                if axis is not line[0] and not stacked:
                     axis.set_ylabel("")
                     axis.tick_params(labelleft=False)
-            for spare in own[len(row) :]:
+            for spare in line[len(row) :]:
                 spare.set_visible(False)
             if filled is not None:
-                bar = figure.colorbar(filled, ax=list(own[: len(row)]), pad=0.02, aspect=28)
+                bar = figure.colorbar(filled, ax=list(line[: len(row)]), pad=0.02, aspect=28)
                 bar.set_label(label_of(row[0].metric))
                 labels = [f"{level:g}" for level in scale.levels]
                 bar.set_ticks(scale.height(scale.levels), labels=labels)
@@ -111,7 +111,7 @@ def draw_contours(
 
 
 def _contours(axis: Any, panel: Panel, scale: Scale) -> Any:
-    """The surface from above; where a value is not finite, the hatched ground shows."""
+    """The surface from above; a value that is not finite leaves the hatched background."""
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
@@ -130,7 +130,7 @@ def _contours(axis: Any, panel: Panel, scale: Scale) -> Any:
         drawn = axis.contourf(a, b, masked, cmap="viridis", zorder=1, **shared)
         curves = axis.contour(a, b, masked, zorder=2, **lines)
     elif spans(with_height):
-        # Not all measured yet, or not on a grid: what there is, in triangles.
+        # Not measured completely, or not on a grid: triangles between the points there are.
         xs, ys, values = columns_of(with_height)
         drawn = axis.tricontourf(xs, ys, scale.height(values), cmap="viridis", zorder=1, **shared)
         curves = axis.tricontour(xs, ys, scale.height(values), zorder=2, **lines)
@@ -178,7 +178,7 @@ def _mark(axis: Any, panel: Panel) -> None:
 
 
 def _shape(panel: Panel) -> float:
-    """Width over height of what is shown; 1 where the axes have no common unit."""
+    """Ratio of width to height of what is shown; 1.15 if the axes have no common unit."""
     if not panel.distances:
         return 1.15
     width, height = (high - low for low, high in panel.ranges)

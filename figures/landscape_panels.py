@@ -1,4 +1,4 @@
-"""What the pictures of a loss landscape have in common: panels, marks, one scale for several."""
+"""What the figures of a loss landscape have in common: panels, marks, and a scale for several."""
 
 from __future__ import annotations
 
@@ -45,33 +45,39 @@ _DECADES = 10.0
 
 @dataclass(frozen=True)
 class Panel:
-    """One data set's metric over a landscape."""
+    """A metric on one data set over a landscape."""
 
     title: str
     metric: str
     frame: pd.DataFrame
-    """The grid's points: a, b, value."""
+    """The grid's points: columns `a`, `b` and `value`."""
     marks: Sequence[Mapping[str, Any]]
-    """Each marked model: name, role, a, b, distance; and `value`, NaN if not measured yet."""
+    """The marked models: name, role, a, b, distance, and `value`, NaN if not measured yet."""
     labels: Sequence[str]
-    """Of the axes."""
+    """Labels of the axes."""
     ranges: Sequence[Sequence[float]]
-    """Where the axes begin and end."""
+    """Lowest and highest coordinate of each axis."""
     distances: bool
-    """Whether the axes are distances in weight space, of one unit."""
+    """Whether both axes are distances in weight space, in the same unit."""
 
     @property
     def finite(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """All values that have a height."""
+        """All values of the grid that are finite."""
         values = np.asarray(self.frame["value"].dropna(), float)
         return values
 
 
 def load_landscape(folder: str | Path) -> StudyRecord:
-    """Read a landscape.
+    """Read a landscape for a figure.
+
+    Args:
+        folder: of the study.
+
+    Returns:
+        The study.
 
     Raises:
-        RecordError: another study, or no finished point of the grid.
+        RecordError: it is another kind of study, or no point of its grid is finished.
     """
     record = load_finite(folder)
     if record.kind != "landscape" or (record.cells["mark"] == "grid").sum() == 0:
@@ -80,10 +86,18 @@ def load_landscape(folder: str | Path) -> StudyRecord:
 
 
 def panels(record: StudyRecord, metric: str) -> list[Panel]:
-    """A panel for each data set that a metric was measured on."""
+    """Make a panel for each data set that a metric was measured on.
+
+    Args:
+        record: of the landscape.
+        metric: as the records name it.
+
+    Returns:
+        The panels.
+    """
     plane = record.facts["plane"]
     cells = record.cells[record.cells["metric"] == metric]
-    made = []
+    shown = []
     for data, frame in cells.groupby("data", sort=False):
         value = frame["value"].where(is_finite(frame["value"]))
         frame = frame.assign(value=scale_of(metric) * value)
@@ -93,20 +107,28 @@ def panels(record: StudyRecord, metric: str) -> list[Panel]:
         title = "" if data == "-" else str(data)
         distances = record.spec["plane"] in ("checkpoints", "line", "trajectory")
         ranges = record.spec["range"] or plane["ranges"]
-        made.append(Panel(title, metric, grid, marks, plane["labels"], ranges, distances))
-    return made
+        shown.append(Panel(title, metric, grid, marks, plane["labels"], ranges, distances))
+    return shown
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One color scale for several panels."""
+    """A color scale for several panels."""
 
     levels: tuple[float, ...]
+    """Values of the contours, ascending; the first and last are the ends of the scale."""
     logarithmic: bool
 
     @classmethod
     def of(cls, row: Sequence[Panel]) -> Scale:
-        """Over all that the panels show."""
+        """Choose a scale that covers all values.
+
+        Args:
+            row: the panels.
+
+        Returns:
+            The scale; logarithmic if the values are positive and span more than a factor of 10.
+        """
         from matplotlib.ticker import MaxNLocator
 
         values = np.concatenate([panel.finite for panel in row])
@@ -121,14 +143,25 @@ class Scale:
         return cls(tuple(levels), False)
 
     def height(self, values: Any) -> Any:
-        """What is drawn for a value: itself, or its logarithm."""
+        """Compute the height that is drawn for values.
+
+        Args:
+            values: a number or an array.
+
+        Returns:
+            The values, or their decimal logarithms.
+        """
         if not self.logarithmic:
             return np.asarray(values, float)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.log10(values)
 
     def norm(self) -> Any:
-        """From a height to a place on the scale: 0 to 1."""
+        """Make matplotlib's map from heights to colors.
+
+        Returns:
+            A `Normalize` from a height to the range 0 to 1.
+        """
         from matplotlib.colors import Normalize
 
         low, high = self.height((self.levels[0], self.levels[-1]))
@@ -136,7 +169,7 @@ class Scale:
 
 
 def _round_levels(low: float, high: float) -> list[float]:
-    """1, 2, 5 per decade around the values; fewer where they span many decades."""
+    """1, 2 and 5 per decade around the values; fewer if they span many decades."""
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     steps: tuple[int, ...] = (1, 2, 5)
     if len(decades) > 7:
@@ -155,7 +188,14 @@ def _round_levels(low: float, high: float) -> list[float]:
 def draw_legend(
     figure: Any, rows: Sequence[Sequence[Panel]], names: Mapping[str, str] | None = None
 ) -> None:
-    """The marked models below a figure, and what a gap is if there is one."""
+    """Draw the legend below a figure: the marked models, and what a gap means if there is one.
+
+    Args:
+        figure: matplotlib's.
+        rows: the panels of each landscape.
+        names: what to call the origin, b and c, by their role; by default the names of their
+            folders.
+    """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -184,22 +224,51 @@ def _name(mark: Mapping[str, Any], names: Mapping[str, str] | None) -> str:
 
 
 def heights_of(frame: pd.DataFrame) -> tuple[Any, Any, Any]:
-    """Ascending a, ascending b, and heights (B, A); None for the heights if any is missing."""
+    """Arrange a grid as matplotlib draws it.
+
+    Args:
+        frame: the grid's points: columns `a`, `b` and `value`.
+
+    Returns:
+        Ascending a (A,), ascending b (B,) and the values (B, A); None for the values if a point is
+        missing.
+    """
     table = frame.pivot(index="b", columns="a", values="value")
     whole = len(frame) == table.size and min(table.shape) > 1
     return table.columns.to_numpy(), table.index.to_numpy(), table.to_numpy() if whole else None
 
 
 def spans(frame: pd.DataFrame) -> bool:
-    """Whether points make a triangle."""
+    """Tell whether points span an area.
+
+    Args:
+        frame: columns `a` and `b`.
+
+    Returns:
+        Whether at least three of them are not on a line along an axis.
+    """
     return len(frame) >= 3 and frame["a"].nunique() > 1 and frame["b"].nunique() > 1
 
 
 def columns_of(frame: pd.DataFrame) -> tuple[Any, Any, Any]:
-    """a, b and value of every point."""
+    """Take the columns apart.
+
+    Args:
+        frame: columns `a`, `b` and `value`.
+
+    Returns:
+        The three columns as arrays.
+    """
     return frame["a"].to_numpy(), frame["b"].to_numpy(), frame["value"].to_numpy()
 
 
 def label_of(metric: str) -> str:
-    """An axis' label for a metric."""
+    """Label an axis or a color scale.
+
+    Args:
+        metric: as the records name it.
+
+    Returns:
+        The metric's label with its unit.
+    """
     return axis_label(metric, "the origin")

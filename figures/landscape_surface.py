@@ -1,4 +1,4 @@
-"""A loss landscape from the side: as a surface, or along a line."""
+"""A loss landscape as a surface, seen from the side, or along a line."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def draw_surfaces(row: Sequence[Panel], name: str) -> Drawing:
         across = min(2, len(row))
         down = -(-len(row) // across)
         figure = new_figure((4.6 if across == 1 else 3.4) * down + 0.4)
-        for place, panel in enumerate(row, 1):
-            axis = figure.add_subplot(down, across, place, projection="3d", computed_zorder=False)
+        for index, panel in enumerate(row, 1):
+            axis = figure.add_subplot(down, across, index, projection="3d", computed_zorder=False)
             _surface(axis, panel, scale)
         figure.subplots_adjust(left=0.01, right=0.93, bottom=0.12, top=0.96, wspace=0.14)
         draw_legend(figure, [row])
@@ -55,8 +55,8 @@ def draw_surfaces(row: Sequence[Panel], name: str) -> Drawing:
 def _surface(axis: Any, panel: Panel, scale: Scale) -> None:
     a, b, heights = heights_of(panel.frame)
     norm = scale.norm()
-    # With a color map a face takes the mean of its corners; with colors of ours it would take the
-    # first one's.
+    # With a color map a face takes the mean of its corners; with given colors it would take that
+    # of its first corner.
     look: dict[str, Any] = {"cmap": "viridis", "norm": norm, "shade": False, "zorder": 1}
     look |= {"linewidth": 0.15, "edgecolor": (1, 1, 1, 0.35)}
     if heights is not None:
@@ -103,7 +103,7 @@ def _surface(axis: Any, panel: Panel, scale: Scale) -> None:
 
 
 def _short(label: str) -> str:
-    """A label that fits beside a surface."""
+    """A label short enough to fit beside a surface."""
     return label.split(" (")[0].replace("distance from ", "").replace("distance at a ", "")
 
 
@@ -113,8 +113,7 @@ def _thinned(ticks: Sequence[float], most: int) -> list[float]:
 
 
 def _along(panel: Panel) -> pd.DataFrame:
-    """All that was measured on a line, in its order: the grid's points, and the marked models
-    between them."""
+    """The grid's points and the marked models on a line, in their order."""
     import pandas as pd
 
     marked = pd.DataFrame([*panel.marks], columns=["a", "value"])
@@ -136,8 +135,8 @@ def draw_lines(row: Sequence[Panel], name: str) -> Drawing:
         figure = new_figure(3.6, layout="constrained")
         axis = figure.subplots()
         scale = Scale.of(row)
-        for place, panel in enumerate(row):
-            color = _COLORS[place % len(_COLORS)]
+        for index, panel in enumerate(row):
+            color = _COLORS[index % len(_COLORS)]
             frame = _along(panel)
             axis.plot(frame["a"], frame["value"], color=color, linewidth=1.5, label=panel.title)
             for a in frame["a"][frame["value"].isna()]:

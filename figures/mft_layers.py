@@ -1,5 +1,5 @@
-"""Performance by the group of blocks that is masked, or whose delta is dropped: of what MFT's
-Figures 3 and 7 are made."""
+"""Performance by the group of blocks that is masked, or whose delta is dropped: what MFT's Figures
+3 and 7 have in common."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _COLORS = ("#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#8C510A")
 _SWEPT = {"mft": ("-", "^"), "drop": ("-", "v"), "keep": ((0, (3, 1)), "o")}
 _VERBS = {"mft": "MFT,", "drop": "dropped:", "keep": "kept:"}
 _NOTES = {
-    "mft": "A step spans the blocks whose weights were masked, together.",
-    "drop": "A step spans the blocks whose delta was put back to the base (dropped), or was all "
-    "that was kept.",
+    "mft": "Each step of a line spans the blocks that were masked together.",
+    "drop": "Each step of a line spans a group of blocks: its delta was dropped, or was the only "
+    "one kept.",
 }
 
 
@@ -70,9 +70,11 @@ def draw_layers(folders: Sequence[Path], sizes: Sequence[int], name: str) -> lis
     studies = load_all(folders, "layer-sweep")
     measured = sorted({size for study in studies for size in _sizes(study)})
     if not {*sizes} & {*measured}:
-        held = ", ".join(map(str, measured)) or "none yet"
-        wanted = ", ".join(map(str, sizes)) or "the sizes of this figure"
-        raise RecordError(f"{studies[0].path}: no groups of {wanted} blocks; there are: {held}")
+        present = ", ".join(map(str, measured)) or "none yet"
+        wanted = f"of {', '.join(map(str, sizes))} blocks" if sizes else "of this figure's sizes"
+        raise RecordError(
+            f"{studies[0].path}: no groups {wanted}; sizes that were measured: {present}"
+        )
     colors = {size: _COLORS[index % len(_COLORS)] for index, size in enumerate(measured)}
     rows = [
         [Panel(study, data, metric) for metric in metrics]
@@ -86,9 +88,9 @@ def draw_layers(folders: Sequence[Path], sizes: Sequence[int], name: str) -> lis
             level(axis, frame[frame["method"] == method], LOOKS[method], scale)
         for size in [size for size in measured if size in sizes]:
             for method in _SWEPT:
-                own = frame[(frame["method"] == method) & (frame["size"] == size)]
-                if not own.empty:
-                    _steps(axis, own, method, size, colors[size], scale)
+                cells = frame[(frame["method"] == method) & (frame["size"] == size)]
+                if not cells.empty:
+                    _steps(axis, cells, method, size, colors[size], scale)
         blocks = _blocks(panel.study)
         axis.set_xlim(-0.5, blocks - 0.5)
         axis.set_xticks(range(0, blocks, -(-blocks // 12)))
@@ -103,13 +105,13 @@ def _sizes(study: MftStudy) -> set[int]:
 
 
 def _blocks(study: MftStudy) -> int:
-    """As the study says; else those that its groups reach."""
-    said = study.record.facts.get("blocks")
-    if isinstance(said, int):
-        return said
+    """The number of blocks, as the study says; else as far as its groups reach."""
+    blocks = study.record.facts.get("blocks")
+    if isinstance(blocks, int):
+        return blocks
     reached = [_span(str(group))[1] + 1 for group in study.frame["group"] if group]
-    # Without training: what is known of each block, by its number.
-    return max([*reached, *(int(number) + 1 for number in said or ())], default=1)
+    # A study without training has facts for each block, by its number.
+    return max([*reached, *(int(number) + 1 for number in blocks or ())], default=1)
 
 
 def _span(group: str) -> tuple[int, int]:
@@ -122,8 +124,8 @@ def _steps(
     axis: Any, frame: pd.DataFrame, method: str, size: int, color: str, scale: float
 ) -> None:
     line, marker = _SWEPT[method]
-    held = spread(frame, ["group"], scale)
-    spans = sorted((*_span(str(group)), str(group)) for group in held.index)
+    points_of = spread(frame, ["group"], scale)
+    spans = sorted((*_span(str(group)), str(group)) for group in points_of.index)
     edges: list[float] = []
     points: list[list[float]] = []
     for first, last, group in spans:
@@ -131,17 +133,17 @@ def _steps(
             edges.append(np.nan)
             points.append([np.nan] * 3)
         edges += [first - 0.5, last + 0.5]
-        points += 2 * [[float(held[part][group]) for part in ("mean", "low", "high")]]
+        points += 2 * [[float(points_of[part][group]) for part in ("mean", "low", "high")]]
     mean, low, high = np.transpose(points)
     style = {"color": color, "linestyle": line, "linewidth": 1.4}
     axis.plot(edges, mean, **style)
     axis.fill_between(edges, low, high, color=color, alpha=0.2, linewidth=0)
     middles = [(first + last) / 2 for first, last, _ in spans]
-    centers = [float(held["mean"][group]) for *_, group in spans]
+    centers = [float(points_of["mean"][group]) for *_, group in spans]
     axis.plot(middles, centers, color=color, marker=marker, markersize=4.5, linestyle="")
     axis.plot([], [], marker=marker, markersize=4.5, label=_named(method, size), **style)
 
 
 def _named(method: str, size: int) -> str:
-    many = f"{size} blocks" if size > 1 else "1 block"
-    return f"{_VERBS[method]} {many}"
+    count = f"{size} blocks" if size > 1 else "1 block"
+    return f"{_VERBS[method]} {count}"

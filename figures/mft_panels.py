@@ -1,4 +1,4 @@
-"""Panels of MFT's figures: lines with bands over seeds, and levels to hold them against."""
+"""Panels of MFT's figures: lines with bands over seeds, and levels to compare them with."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["Panel", "curve", "draw_panels", "level", "spread"]
 
 _BANDS = (
-    "Lines: means over seeds. Bands: from the lowest seed to the highest; of a single seed, the "
-    "measurement's standard error."
+    "Lines: means over seeds. Bands: from the lowest seed to the highest, or with a single seed "
+    "the measurement's standard error."
 )
 
 
 class Panel(NamedTuple):
-    """One metric on one data set."""
+    """A metric of a study on a data set."""
 
     study: MftStudy
     data: str
@@ -34,8 +34,17 @@ class Panel(NamedTuple):
 
 
 def spread(frame: pd.DataFrame, by: Sequence[str], scale: float) -> pd.DataFrame:
-    """`mean`, `low` and `high` at each point: over seeds, from the lowest to the highest; of a
-    single seed, a standard error to either side."""
+    """Compute lines and bands.
+
+    Args:
+        frame: cells with `value` and `stderr`.
+        by: the columns that identify a point.
+        scale: factor from the records to the axis.
+
+    Returns:
+        `mean`, `low` and `high` at each point: the range over seeds, or with a single seed a
+        standard error to either side.
+    """
     import pandas as pd
 
     points = frame.groupby(list(by))
@@ -47,17 +56,33 @@ def spread(frame: pd.DataFrame, by: Sequence[str], scale: float) -> pd.DataFrame
 
 
 def curve(axis: Any, frame: pd.DataFrame, x: str, look: Look, scale: float) -> None:
-    """A method over something."""
-    held = spread(frame, [x], scale)
+    """Draw a method as a line with a band.
+
+    Args:
+        axis: matplotlib's axes.
+        frame: the method's cells.
+        x: the column of the x-axis.
+        look: label, color, marker and line style.
+        scale: factor from the records to the axis.
+    """
+    points = spread(frame, [x], scale)
     style = {"color": look.color, "linestyle": look.line, "linewidth": 1.4, "label": look.label}
-    axis.plot(held.index, held["mean"], marker=look.marker, markersize=4, **style)
+    axis.plot(points.index, points["mean"], marker=look.marker, markersize=4, **style)
     axis.fill_between(
-        held.index, held["low"], held["high"], color=look.color, alpha=0.15, linewidth=0
+        points.index, points["low"], points["high"], color=look.color, alpha=0.15, linewidth=0
     )
 
 
 def level(axis: Any, frame: pd.DataFrame, look: Look, scale: float) -> None:
-    """A method that knows no x: a line across, with a band if there are several seeds."""
+    """Draw a method that does not depend on x: a horizontal line, with a band if there are several
+    seeds.
+
+    Args:
+        axis: matplotlib's axes.
+        frame: the method's cells.
+        look: label, color and line style.
+        scale: factor from the records to the axis.
+    """
     values = frame["value"] * scale
     if values.empty:
         return
@@ -129,12 +154,12 @@ def _legend(figure: Any) -> None:
     handles: dict[str, Any] = {}
     for axis in figure.axes:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    order = {look.label: place for place, look in enumerate(LOOKS.values())}
+    order = {look.label: index for index, look in enumerate(LOOKS.values())}
     names = sorted(handles, key=lambda name: order.get(name, len(order)))
-    if not names:  # Nothing is finite.
+    if not names:  # No value is finite.
         return
-    abreast = max(1, 110 // (max(map(len, names)) + 8))
-    lines = -(-len(names) // abreast)
+    across = max(1, 110 // (max(map(len, names)) + 8))
+    lines = -(-len(names) // across)
     figure.legend(
         [handles[name] for name in names],
         names,

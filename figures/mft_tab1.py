@@ -45,7 +45,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry, mixed: Sequence[Path] = ()
         ("mixed-domain FFT", studies[len(folders) :]),
     ]
     paper = paper_table(entry.file_name)
-    blocks = [_block(f"This study: {kind}", own) for kind, own in halves if own]
+    blocks = [_block(f"This study: {kind}", half) for kind, half in halves if half]
     blocks.append(
         printed(
             "The paper (%; in brackets: the distance to FFT)",
@@ -60,10 +60,10 @@ def draw(folders: Sequence[Path], entry: FigureEntry, mixed: Sequence[Path] = ()
         SPREAD,
         *(
             (f"{kind}: " if mixed else "") + note
-            for kind, own in halves
-            for note in study_notes(own)
+            for kind, half in halves
+            for note in study_notes(half)
         ),
-        f"The paper: {paper.source}; bold: the best of a setting.",
+        f"The paper: {paper.source}; bold: the best of each setting.",
         *paper.notes,
     )
     return [draw_table(TableFigure(entry.file_name, entry.title, tuple(blocks), notes))]
@@ -71,5 +71,5 @@ def draw(folders: Sequence[Path], entry: FigureEntry, mixed: Sequence[Path] = ()
 
 def _block(title: str, studies: list[MftStudy]) -> Block:
     one_a_domain(studies)
-    lines = [Line((label(one),), one, studies) for one in spec_methods(studies)]
+    lines = [Line((label(method),), method, studies) for method in spec_methods(studies)]
     return block(title, own_columns(studies), lines, ["method"])

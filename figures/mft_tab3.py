@@ -44,14 +44,20 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     glob = [study for study in studies if study.record.setting("threshold", "mft") is not None]
     local = [study for study in studies if study not in glob]
     if not glob:
-        raise RecordError(f"{studies[0].path}: no comparison with a threshold: train it with one")
+        raise RecordError(
+            f"{studies[0].path}: no comparison with a threshold; run one with threshold"
+        )
     one_a_domain(glob)
     one_a_domain(local)
     present = spec_methods(studies)
-    lines = [Line((label(one),), one, [*local, *glob]) for one in REFERENCES if one in present]
-    for kind, own in (("local", local), ("global", glob)):
-        if own:
-            lines.append(Line((_named(kind, own),), "mft", own))
+    lines = [
+        Line((label(method),), method, [*local, *glob])
+        for method in REFERENCES
+        if method in present
+    ]
+    for kind, masks in (("local", local), ("global", glob)):
+        if masks:
+            lines.append(Line((_named(kind, masks),), "mft", masks))
     blocks = (
         block("This study", own_columns([*local, *glob]), lines, ["method"]),
         printed(
@@ -65,12 +71,12 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     )
     notes = (
         SPREAD,
-        "Base, FFT and continued FFT stand as the first study of a domain measured them, local "
-        "before global."
+        "Base, FFT and continued FFT: from a domain's comparison with a local ratio, if there is "
+        "one, else from that with a threshold."
         if local
-        else "No comparison with a local ratio was named to hold this one against.",
+        else "No comparison with a local ratio was given to compare with.",
         *study_notes(studies),
-        f"The paper: {paper.source}; bold: the best of a model.",
+        f"The paper: {paper.source}; bold: the best of each model.",
         *paper.notes,
     )
     return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes))]

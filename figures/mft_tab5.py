@@ -63,10 +63,10 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     blocks.append(printed("The paper (%)", paper, ["method"], paper.measures, unranked=unranked))
     notes = (
         SPREAD,
-        "This study's rows are grouped by the domain that a model was trained on (the paper's by "
-        "method), and the best of a group is marked.",
+        "This study's rows are grouped by the domain that a model was trained on, the paper's by "
+        "method; the best of each group is bold.",
         *study_notes(studies),
-        f"The paper: {paper.source}; bold: the best of a column.",
+        f"The paper: {paper.source}; bold: the best of each column.",
         *paper.notes,
     )
     return [draw_table(TableFigure(entry.file_name, entry.title, tuple(blocks), notes))]

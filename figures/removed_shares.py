@@ -1,4 +1,4 @@
-"""What share of each layer's weights a training removed: learned where masks have a threshold."""
+"""The share of each layer's weights that a training removed; masks with a threshold learn it."""
 
 from __future__ import annotations
 
@@ -37,40 +37,40 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     facts = load_training(path).facts
     removed = facts.get("removed")
     if not removed:
-        raise RecordError(f"{path}: nothing is drawn of a training that removes no weights")
+        raise RecordError(f"{path}: no figure exists for a training that removes no weights")
     with styled():
         figure = new_figure(3.2, layout="constrained")
         axis = figure.subplots()
-        for place, (name, points) in enumerate(_lines(removed).items()):
+        for index, (name, points) in enumerate(_lines(removed).items()):
             axis.plot(
                 *zip(*sorted(points), strict=True),
-                color=_COLORS[place % len(_COLORS)],
-                marker=_MARKERS[place % len(_MARKERS)],
+                color=_COLORS[index % len(_COLORS)],
+                marker=_MARKERS[index % len(_MARKERS)],
                 linewidth=1.2,
                 markersize=4,
                 label=name,
             )
         total = facts.get("removed_of_all")
         if isinstance(total, int | float):
-            label = f"of all masked layers: {100 * total:.2f} %"
+            label = f"all masked layers: {100 * total:.2f} %"
             axis.axhline(100 * total, color="0.4", linestyle=":", label=label)
         _set_axes(axis)
         return [Drawing(entry.file_name, figure)]
 
 
 def _lines(removed: dict[str, float]) -> dict[str, list[tuple[float, float]]]:
-    """Projection -> (block, per cent); what is in no block stands left of them."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    """Projection -> (block, per cent); layers outside the blocks are at -1, left of them."""
+    lines: dict[str, list[tuple[float, float]]] = {}
     parts = {name: split_block(name) for name in removed}
     stacks = {stack for stack, number, _ in parts.values() if number >= 0}
     for name, share in removed.items():
-        stack, place, label = parts[name]
-        if place < 0:
+        stack, block, label = parts[name]
+        if block < 0:
             label = name
         elif len(stacks) > 1:
             label = f"{stack}: {label}"
-        found.setdefault(label or "weight", []).append((place, 100 * share))
-    return found
+        lines.setdefault(label or "weight", []).append((block, 100 * share))
+    return lines
 
 
 def _set_axes(axis: Any) -> None:

@@ -1,4 +1,4 @@
-"""A table as a picture: three rules, text to the left, numbers to the right."""
+"""A table as a picture: three rules, text on the left, numbers on the right."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_blocks"]
 
-# In points.
+# Sizes and distances in points.
 _SIZE, _TITLE, _SMALL = 9.0, 10.5, 7.5
 _LINE, _SMALL_LINE = 14.5, 10.5
 _BETWEEN, _WIDEST, _INSET = 14.0, 72.0, 3.0
 _HINTED = 0.97
-"""Small text comes out wider than its outlines, which are what is measured."""
+"""Small text is rendered wider than its outlines, which is what is measured."""
 
 
 def draw_blocks(table: TableFigure) -> Figure:
@@ -57,8 +57,8 @@ def draw_blocks(table: TableFigure) -> Figure:
 
 @dataclass
 class _Pen:
-    """Goes down a page of a known width, and keeps what is to be drawn: how tall the page is
-    turns out at the end."""
+    """Moves down a page of a known width and collects what to draw; how tall the page must be is
+    known only at the end."""
 
     width: float
     down: float = 0.0
@@ -93,12 +93,12 @@ class _Pen:
             x += column + gap
         heads = [_head_lines(head) for head in block.heads]
         deepest = max(map(len, heads))
-        for place in range(deepest):
-            self.down += 11.5 if place else 13.0
+        for line in range(deepest):
+            self.down += 11.5 if line else 13.0
             for column, lines in enumerate(heads):
-                at = place - deepest + len(lines)
-                if at >= 0:
-                    self._put(block, column, rights[column], widths[column], lines[at])
+                own_line = line - deepest + len(lines)
+                if own_line >= 0:
+                    self._put(block, column, rights[column], widths[column], lines[own_line])
         self._rule(4.5, 0.6)
         before: tuple[Entry, ...] = ()
         for row in block.rows:
@@ -127,22 +127,22 @@ class _Pen:
 
 
 def _widths(block: Block) -> list[float]:
-    found = [max(_width(line, _SIZE) for line in _head_lines(head)) for head in block.heads]
+    widths = [max(_width(line, _SIZE) for line in _head_lines(head)) for head in block.heads]
     for row in block.rows:
         for column, entry in enumerate(row):
             weight = "bold" if entry.best else "normal"
-            found[column] = max(found[column], _width(entry.text, _SIZE, weight))
-    return found
+            widths[column] = max(widths[column], _width(entry.text, _SIZE, weight))
+    return widths
 
 
 def _agreeing(before: Sequence[Entry], row: Sequence[Entry]) -> int:
-    """In how many leading columns two rows agree."""
+    """The number of leading columns in which two rows agree."""
     pairs = zip(before, row, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _head_lines(head: str) -> list[str]:
-    """A head of one line that ends with a longer remark in brackets gets two."""
+    """The lines of a head; a long remark in brackets at its end gets a line of its own."""
     name, _, remark = head.partition(" (")
     if isinstance(head, Lines) and "\n" in head:
         return head.split("\n")
@@ -162,7 +162,7 @@ def _wrapped(text: str, width: float, size: float, weight: str) -> list[str]:
 
 @cache
 def _width(text: str, size: float, weight: str = "normal") -> float:
-    """Points that a line of text takes."""
+    """The width of a line of text in points."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextToPath
 

@@ -1,7 +1,7 @@
-"""A paper's table with the user's numbers: above what a study measured, below what was printed.
+"""A paper's table with the user's numbers: a study's block above the paper's.
 
 A figure makes blocks, `measured` from a tidy frame with a row for each seed and `printed` from a
-paper's table, and `draw_table` makes a picture, CSV and Markdown of them.
+paper's table. `draw_table` turns them into a picture, CSV and Markdown.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ __all__ = [
 ]
 
 NOTHING = "–"
-SPREAD = "Mean ± standard deviation over seeds; bold: the best mean, significant or not."
+"""Stands where a table has no number."""
+SPREAD = "Mean ± standard deviation over seeds; bold: the best mean, whether significant or not."
 
 
 @dataclass(frozen=True)
@@ -48,32 +49,34 @@ class Measure:
     """A column of numbers."""
 
     name: str
-    """In the frame."""
+    """The metric's name in the frame."""
     head: str
-    """In the table, with its unit."""
+    """The column's head in the table, with its unit."""
     scale: float = 1.0
-    """From the frame's unit to the table's."""
+    """Factor from the frame's unit to the table's."""
     digits: int = 1
+    """Decimal places."""
     better: Better | None = None
-    """Which way the numbers are better; without one, none is marked as the best."""
+    """Whether higher or lower numbers are better; if unknown, none is marked as the best."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands in one place of a table."""
+    """A cell of a table."""
 
     text: str
     value: float = math.nan
-    """In the unit of the column's head; NaN where there is no number."""
+    """In the unit of the column's head; NaN if the cell has no number."""
     deviation: float = math.nan
-    """Standard deviation over seeds; NaN with one seed."""
+    """Standard deviation over seeds; NaN with a single seed."""
     seeds: int = 0
     best: bool = False
+    """Whether it is shown in bold."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows under one header: a study's, or a paper's."""
+    """Rows under a header: a study's or a paper's."""
 
     source: str
     """`study` or `paper`."""
@@ -81,9 +84,9 @@ class Block:
     heads: tuple[str, ...]
     rows: tuple[tuple[Entry, ...], ...]
     labels: int = 1
-    """So many leading columns name the row."""
+    """Number of leading columns that name the row."""
     grouped: int = 0
-    """Rows that agree in so many leading columns belong together."""
+    """Number of leading columns in which the rows of a group agree."""
 
 
 @dataclass(frozen=True)
@@ -91,28 +94,44 @@ class TableFigure:
     """A whole table."""
 
     name: str
-    """Of the files, and of the paper's table: `gmt_tab1`."""
+    """Name of the files, and of the paper's table: `gmt_tab1`."""
     title: str
     blocks: tuple[Block, ...]
     notes: tuple[str, ...]
 
 
 def over_seeds(values: Iterable[float], measure: Measure) -> Entry:
-    """Mean and standard deviation (of a sample, n - 1) of one value a seed. A value that is not
-    finite is not left out: it makes the mean so."""
-    held = measure.scale * np.asarray(list(values), dtype=float)
-    if not held.size:
+    """Take mean and standard deviation (of a sample, n - 1) over seeds.
+
+    Args:
+        values: one for each seed. A value that is not finite makes the mean so.
+        measure: how they are shown.
+
+    Returns:
+        The cell: `mean ± deviation`.
+    """
+    scaled = measure.scale * np.asarray(list(values), dtype=float)
+    if not scaled.size:
         return Entry(NOTHING)
-    mean = float(held.mean())
-    spread = float(held.std(ddof=1)) if held.size > 1 and math.isfinite(mean) else math.nan
+    mean = float(scaled.mean())
+    spread = float(scaled.std(ddof=1)) if scaled.size > 1 and math.isfinite(mean) else math.nan
     text = f"{mean:.{measure.digits}f}"
     if math.isfinite(spread):
         text += f" ± {spread:.{measure.digits}f}"
-    return Entry(text, mean, spread, held.size)
+    return Entry(text, mean, spread, scaled.size)
 
 
 def mark_best(column: Sequence[Entry], digits: int, better: Better | None) -> list[Entry]:
-    """A column with its best values marked, equal ones (as shown) alike; of one value, nothing."""
+    """Mark the best cells of a column.
+
+    Args:
+        column: the cells.
+        digits: decimal places as shown; cells that look equal are marked alike.
+        better: whether higher or lower numbers are better; None marks nothing.
+
+    Returns:
+        The same cells; a column with a single number has none marked.
+    """
     values = [round(entry.value, digits) for entry in column]
     finite = [value for value in values if math.isfinite(value)]
     if len(finite) < 2 or better is None:
@@ -129,22 +148,26 @@ def measured(
     measures: Sequence[Measure],
     grouped: int = 0,
 ) -> Block:
-    """A study's block: means over seeds.
+    """Make a study's block: means over seeds.
 
     Args:
         title: above the block.
-        frame: tidy: the columns of `labels` as text, `metric`, `value`, and `n`; a row for each
-            seed.
-        rows: which rows, as values of `labels`; one that the frame does not have stays empty.
+        frame: tidy, a row for each seed: the columns of `labels` as text, `metric`, `value` and
+            `n`.
+        rows: the rows, as values of `labels`; one that is missing in the frame stays empty.
         labels: the columns that name a row.
-        measures: the columns of numbers, each with the `n` it was measured over in its head.
-        grouped: rows that agree in so many leading labels are a group, with a best of its own.
+        measures: the columns of numbers; each head says the `n` that it was measured on.
+        grouped: number of leading labels in which the rows of a group agree; each group has its own
+            best.
+
+    Returns:
+        The block.
     """
-    groups = _places(rows, grouped)
+    groups = _groups(rows, grouped)
     columns = []
     for measure in measures:
         part = frame[frame["metric"] == measure.name]
-        of_row = {key: own["value"] for key, own in part.groupby(list(labels), sort=False)}
+        of_row = {key: seeds["value"] for key, seeds in part.groupby(list(labels), sort=False)}
         entries = [over_seeds(of_row.get(row, ()), measure) for row in rows]
         columns.append(_marked(entries, groups, measure.digits, measure.better))
     lines = tuple(
@@ -180,24 +203,28 @@ def printed(
     best: bool = True,
     unranked: Sequence[str] = ("Pre-trained",),
 ) -> Block:
-    """A paper's block: its cells as printed, the best of each group in bold.
+    """Make a paper's block: its cells as printed, the best of each group in bold.
 
     Args:
         title: above the block.
         table: the paper's.
-        labels, measures: which of its columns.
-        where: only rows with these labels.
-        grouped: rows that agree in so many leading labels are a group, with a best of its own.
-        best: mark the best, which is the largest.
+        labels, measures: the columns to show.
+        where: label -> its value in the rows to show.
+        grouped: number of leading labels in which the rows of a group agree; each group has its own
+            best.
+        best: whether to mark the best, which is the largest.
         unranked: methods that do not compete.
+
+    Returns:
+        The block.
     """
     cells = table.cells
     for column, value in (where or {}).items():
         cells = cells[cells[column] == value]
     keys = [tuple(str(row[name]) for name in labels) for _, row in cells.iterrows()]
     groups = [
-        [place for place in group if not {*unranked} & {*keys[place]}]
-        for group in _places(keys, grouped)
+        [index for index in group if not {*unranked} & {*keys[index]}]
+        for group in _groups(keys, grouped)
     ]
     columns = [
         [Entry(_airy(text) or NOTHING, as_number(text)) for text in cells[m]] for m in measures
@@ -211,11 +238,11 @@ def printed(
     return Block("paper", title, (*labels, *measures), rows, len(labels), grouped)
 
 
-def _places(rows: Sequence[tuple[str, ...]], grouped: int) -> list[list[int]]:
-    """Where the rows of each group stand."""
+def _groups(rows: Sequence[tuple[str, ...]], grouped: int) -> list[list[int]]:
+    """The indices of each group's rows."""
     groups: dict[tuple[str, ...], list[int]] = {}
-    for place, row in enumerate(rows):
-        groups.setdefault(row[:grouped], []).append(place)
+    for index, row in enumerate(rows):
+        groups.setdefault(row[:grouped], []).append(index)
     return list(groups.values())
 
 
@@ -226,10 +253,10 @@ def _marked(
     better: Better | None,
 ) -> list[Entry]:
     marked = list(column)
-    for places in groups:
-        own = mark_best([column[place] for place in places], digits, better)
-        for place, entry in zip(places, own, strict=True):
-            marked[place] = entry
+    for group in groups:
+        entries = mark_best([column[index] for index in group], digits, better)
+        for index, entry in zip(group, entries, strict=True):
+            marked[index] = entry
     return marked
 
 
@@ -254,17 +281,17 @@ _CSV = ("column", "value", "deviation", "seeds", "best", "text")
 
 
 def _as_csv(table: TableFigure) -> str:
-    """Tidy: a row for each entry; labels that a block does not have are empty."""
+    """Tidy: a row for each cell; labels that a block does not have are empty."""
     names = dict.fromkeys(name for block in table.blocks for name in block.heads[: block.labels])
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(map(plain_cell, ["source", "block", *names, *_CSV]))
     for block in table.blocks:
         for row in block.rows:
-            held = dict(
+            named = dict(
                 zip(block.heads, (entry.text for entry in row[: block.labels]), strict=False)
             )
-            labels = [held.get(name, "") for name in names]
+            labels = [named.get(name, "") for name in names]
             for head, entry in list(zip(block.heads, row, strict=True))[block.labels :]:
                 numbers = [_number(entry.value), _number(entry.deviation), entry.seeds or ""]
                 where = [block.source, block.title, *labels, _joined(head)]
@@ -273,7 +300,7 @@ def _as_csv(table: TableFigure) -> str:
 
 
 def _joined(head: str) -> str:
-    """A head on one line; a line end that came with a name stays, to be escaped."""
+    """A head on one line. A line end that came with a name stays, and is escaped later."""
     return head.replace("\n", ", ") if isinstance(head, Lines) else head
 
 
@@ -289,7 +316,7 @@ def _as_markdown(table: TableFigure) -> str:
             "",
             _line(map(_joined, block.heads)),
         ]
-        sides = [":--" if place < block.labels else "--:" for place in range(len(block.heads))]
+        sides = [":--" if column < block.labels else "--:" for column in range(len(block.heads))]
         lines.append(_line(sides))
         for row in block.rows:
             lines.append(_line((e.text for e in row), [e.best for e in row]))

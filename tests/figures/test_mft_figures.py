@@ -214,7 +214,9 @@ def test_wrong_empty_or_unfit_studies_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="nothing was measured on the way"):
         draw_figure("mft-fig2", other)
     small = write_study(tmp_path / "small", "layer-sweep", layers(8, (1,)))
-    with pytest.raises(RecordError, match=r"no groups of .* blocks; there are: 1"):
+    with pytest.raises(
+        RecordError, match=r"no groups of this figure's sizes; sizes that were measured: 1"
+    ):
         draw_figure("mft-fig7", small)
 
 

@@ -128,7 +128,7 @@ def test_unchanged_entries_are_a_shade_and_no_line_that_could_be_an_axis(tmp_pat
     for axis in drawn("gmt-fig3", tmp_path)[0].axes:
         upright = [line for line in axis.lines if len({*line.get_xdata()}) == 1]
         assert upright == []
-        (shade,) = [one for one in axis.patches if one.get_label() == "exactly unchanged"]
+        (shade,) = [one for one in axis.patches if one.get_label() == "entries exactly unchanged"]
         box = shade.get_extents().transformed(axis.transData.inverted())
         assert (box.x0, box.x1) == pytest.approx((0, 0.25))
 

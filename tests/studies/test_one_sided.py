@@ -268,7 +268,7 @@ def test_figure_draws_the_base_itself_and_says_whose_rate_it_is(tmp_path: Path) 
     axis = drawing.figure.axes[0]
     labels = [line.get_label() for line in axis.lines]
     assert [labels.count(name) for name in ("trivial", "base", "fine-tuned")] == [1, 1, 1]
-    assert axis.get_xlabel() == "drop rate (of the tensors that both have)"
+    assert axis.get_xlabel() == "drop rate (of the tensors in both checkpoints)"
 
 
 def test_inspection_and_drop_say_what_is_on_one_side_only(tmp_path: Path) -> None:
