@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.measure import AT_ONCE
 from benchmarks.probe import Training, report
 from deltalens import GradientMask
-from deltalens.studies.efficiency import forget_peak, peak_mb
+from deltalens.studies.efficiency import peak_mb, reset_peak
 
 BLOCKS = 10
 STEPS = 5
@@ -90,7 +90,7 @@ def _peak(training: Training, within: AbstractContextManager[Any]) -> float:
     """MB at the peak of four steps of the optimizer, above what was there before."""
     device = torch.device("cpu")
     gc.collect()
-    forget_peak(device)
+    reset_peak(device)
     before = peak_mb(device)
     with within:
         for _ in range(4):

@@ -20,7 +20,7 @@ from deltalens.numerics.workers import workers
 from deltalens.studies.landscape.directions import random_directions
 from deltalens.studies.landscape.grid import Axis, Point, coarse_to_fine
 from deltalens.studies.live import LiveTensors
-from deltalens.studies.places import slots_of_checkpoint
+from deltalens.studies.slots import slots_of_checkpoint
 from deltalens.studies.weights import StoredWeights
 
 TURNS = 150

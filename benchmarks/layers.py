@@ -1,4 +1,4 @@
-"""What the cached prefix spares `sweep layers drop`: the sweep over the sweep in full."""
+"""What the cached prefix spares `sweep layers-drop`: the sweep over the sweep in full."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import nn
 from benchmarks.measure import KEPT
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.layer_drop import sweep_layers_drop
+from deltalens.studies.measuring import Measuring
 
 HIDDEN, BLOCKS, VOCABULARY = 512, 8, 1024
 ROWS, LENGTH, BATCH_TOKENS = 32, 255, 512
@@ -116,11 +117,13 @@ def sweeps(folder: str, data: str, cache_gb: str) -> None:
                 Path(folder) / "ft",
                 Path(folder) / "base",
                 Path(out) / "study",
-                data=[Path(data)],
-                batch_tokens=BATCH_TOKENS,
-                device="cpu",
+                Measuring(
+                    data=[Path(data)],
+                    batch_tokens=BATCH_TOKENS,
+                    device="cpu",
+                    watch=StudyWatch(on_cell=lambda path, cell: end_part()),
+                ),
                 cache_gb=float(cache_gb),
-                watch=StudyWatch(on_cell=lambda path, cell: end_part()),
             )
             parts.append(time.perf_counter() - begun)
             assert not record.facts["notes"], record.facts["notes"]

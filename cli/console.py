@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from deltalens.cli.fitting import FittingTable
-from deltalens.errors import DeltaLensError
+from deltalens.errors import DeltaLensError, Lines
 from deltalens.io.escaping import plain, plain_lines
 from deltalens.io.stopping import on_request
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Meter",
-    "changed_only",
     "command",
     "console",
     "meter",
@@ -49,18 +49,41 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextmanager
-def command(debug: bool, interrupted: str = "stopped; nothing was written") -> Iterator[None]:
-    """The frame of a command: a `DeltaLensError` becomes its message and exit code 2, Ctrl-C (or a
-    polite kill, or a terminal that closes) what it means here and exit code 130."""
+def command(
+    debug: bool,
+    interrupted: str = "stopped; nothing was written",
+    *,
+    as_json: bool = False,
+    options: Sequence[str] = (),
+) -> Iterator[None]:
+    """The frame of a command: an error becomes one message, Ctrl-C what it means here.
+
+    A `DeltaLensError` leaves exit code 2; Ctrl-C (or a polite kill, or a terminal that closes) 130.
+
+    Args:
+        debug: show where an error comes from.
+        interrupted: what Ctrl-C leaves.
+        as_json: print an error as JSON on standard output, too.
+        options: names of the command's parameters: a message that names one as an argument names
+            the option instead.
+
+    Yields:
+        For the length of the command.
+    """
     shown, warnings.showwarning = warnings.showwarning, _warn
     try:
         with on_request(signal.default_int_handler):
             yield
     except DeltaLensError as error:
+        message = _as_typed(str(error), options)
         if debug:
             say_trace()
         else:
-            say(error, err=True, before="deltalens: ")
+            lines = Lines(*message.split("\n")) if isinstance(error.args[0], Lines) else message
+            say(lines, err=True, before="deltalens: ")
+        if as_json:
+            kind = type(error).__name__
+            print_json({"error": {"kind": kind, "message": message, "exit_code": BAD_INPUT}})
         raise typer.Exit(BAD_INPUT) from error
     except KeyboardInterrupt as error:
         if debug:
@@ -73,6 +96,22 @@ def command(debug: bool, interrupted: str = "stopped; nothing was written") -> I
         raise typer.Exit(1) from error
     finally:
         warnings.showwarning = shown
+
+
+def _as_typed(message: str, options: Sequence[str]) -> str:
+    """A message with `--eval-data` where the library says `eval_data`; paths stay as they are."""
+    names = sorted((name for name in options if "_" in name), key=len, reverse=True)
+    quoted = rf"`({'|'.join(map(re.escape, sorted(options, key=len, reverse=True)))})`"
+    if options:
+        message = re.sub(quoted, _flag, message)
+    if names:
+        bare = rf"(?<![\w./\\-])({'|'.join(map(re.escape, names))})(?![\w./\\])"
+        message = re.sub(bare, _flag, message)
+    return message
+
+
+def _flag(match: re.Match[str]) -> str:
+    return f"--{match[1].replace('_', '-')}"
 
 
 def say(text: object, err: bool = False, before: str = "") -> None:
@@ -105,15 +144,12 @@ class _PlainLog(logging.Formatter):
         return plain(super().format(record))
 
 
-def changed_only(of: str) -> bool:
-    """What `--of` says."""
-    if of not in ("all", "changed"):
-        raise DeltaLensError(f"--of {of}: choose all or changed")
-    return of == "changed"
-
-
 def console() -> Console:
-    """Where results are printed; without color under NO_COLOR or into a pipe."""
+    """Make the console that results are printed on.
+
+    Returns:
+        It has no color under NO_COLOR or into a pipe, and is 120 columns wide there.
+    """
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 120
@@ -131,9 +167,19 @@ def print_json(value: Any) -> None:
         say(line)
 
 
-def quieten() -> None:
+def quieten(verbose: bool = False) -> None:
     """Keep transformers' own bars and notices off the terminal: deltalens says what matters. What
-    one library will rename in another is no news to a user."""
+    one library will rename in another is no news to a user.
+
+    Args:
+        verbose: let all libraries log what they do, instead.
+    """
+    if verbose:
+        logging.basicConfig(level=logging.INFO)
+        logging.getLogger("matplotlib").setLevel(logging.WARNING)
+        for root_handler in logging.getLogger().handlers:
+            root_handler.setFormatter(_PlainLog(logging.BASIC_FORMAT))
+        return
     from transformers.utils import logging as theirs
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
@@ -223,7 +269,14 @@ def _clock(seconds: float) -> str:
 
 @contextmanager
 def meter(quiet: bool) -> Iterator[Meter]:
-    """A meter for the duration of the work."""
+    """Show progress on standard error for the duration of the work.
+
+    Args:
+        quiet: show none.
+
+    Yields:
+        What is told of it.
+    """
     if quiet or not sys.stderr.isatty():
         yield Meter(None, quiet)
         return
@@ -242,15 +295,37 @@ def meter(quiet: bool) -> Iterator[Meter]:
 
 
 def notes(pairing: Pairing) -> list[str]:
-    """What a reader should know about a pairing; kept tensors are counted by reason."""
+    """List what a reader should know about a pairing.
+
+    Args:
+        pairing: of two checkpoints.
+
+    Returns:
+        Its notes, and how many tensors stay as they are, by reason.
+    """
     reasons: dict[str, int] = {}
     for why in pairing.kept.values():
         reasons[why] = reasons.get(why, 0) + 1
     return [*pairing.notes, *(f"{n} tensors stay: {why}" for why, n in reasons.items())]
 
 
-def show(record: StudyRecord, pictures: list[Path], *, as_json: bool, quiet: bool) -> None:
-    """What a study found, as text with tables or as JSON, and where it lies."""
+def show(
+    record: StudyRecord,
+    pictures: list[Path],
+    *,
+    as_json: bool,
+    quiet: bool,
+    options: Sequence[str] = (),
+) -> None:
+    """Print what a study found, and where it lies.
+
+    Args:
+        record: of the study.
+        pictures: that were drawn.
+        as_json: print one JSON object, instead of tables and sentences.
+        quiet: print nothing.
+        options: names of the command's parameters, which are shown as they are typed.
+    """
     from deltalens.reports import summarize
 
     summary = summarize(record)
@@ -262,7 +337,7 @@ def show(record: StudyRecord, pictures: list[Path], *, as_json: bool, quiet: boo
     for table in summary.tables():
         console().print(FittingTable(table))
     for sentence in summary.sentences():
-        say(sentence)
+        say(sentence if isinstance(sentence, Lines) else _as_typed(str(sentence), options))
     for note in record.facts.get("notes", []):
         say(f"note: {note}")
     say(f"table:   {record.path / 'cells.csv'}")

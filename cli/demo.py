@@ -1,98 +1,143 @@
-"""`deltalens demo`: the main job on models made on the spot; its sub-commands show more on them."""
+"""`deltalens demo`: models made on the spot, and commands on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Annotated, TypeVar
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from deltalens.api import training
+from deltalens.api.demos import DemoWatch, Step, build_demo
+from deltalens.api.described import Arg, parameters_of
 from deltalens.cli import console
-from deltalens.cli.drop_study import drop_study
-from deltalens.cli.inspect import inspect
-from deltalens.cli.options import Debug, Quiet
-from deltalens.errors import Lines
+from deltalens.cli.commands import COMMANDS, SWEEPS, train_command
+from deltalens.cli.generate import Command, Terminal
+from deltalens.cli.running import framed
 
-__all__ = ["DEFAULT_FOLDER", "Folder", "app", "interrupted", "made", "say"]
+if TYPE_CHECKING:
+    from deltalens.cli.console import Meter
 
-DEFAULT_FOLDER = Path("deltalens-demo")
-
-Made = TypeVar("Made")
-"""Where the parts of a demo lie that were made."""
-
-Folder = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the demo is made.")]
-
-app = typer.Typer(invoke_without_command=True, subcommand_metavar="[COMMAND]")
+__all__ = ["DEMO", "typed_line"]
 
 
-@app.callback()
-def demo(
-    context: typer.Context,
-    out: Folder = DEFAULT_FOLDER,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Train a tiny base and a fine-tune of it, then inspect them and study drops.
+def _run(command: Command, terminal: Terminal, typed: dict[str, Any]) -> None:
+    """Make the demo; each step is shown as it would be typed, and run as that command."""
+    with framed(command, terminal, typed):
+        console.quieten(terminal.verbose)
+        training = _Training(terminal.quiet or terminal.as_json)
+        inner = Terminal(quiet=terminal.quiet or terminal.as_json, debug=terminal.debug)
 
-    Takes about three minutes on two cores, downloads nothing, and leaves ordinary Hugging Face
-    folders, and rows to train on and to test by, to try the other commands on. A second run starts
-    at once.
+        def take(step: Step) -> Any:
+            training.end()
+            step_command = _command(step)
+            if not inner.quiet:
+                console.say("")
+                console.say(step.question)
+                console.say(f"$ {typed_line(step_command, step.arguments)}")
+                console.say("")
+            step_command.run(step_command, _with_extra(inner, step_command), {**step.arguments})
+            for picture in step.pictures():
+                if not inner.quiet and picture.suffix in (".png", ".md"):
+                    console.say(f"picture: {picture}")
 
-    \b
-    Example:
-    deltalens demo -o deltalens-demo/
+        with training:
+            found = command.call(typed, watch=DemoWatch(train=training.report, step=take))
+        if terminal.as_json:
+            console.print_json({"folders": [*found]})
+        elif not terminal.quiet:
+            out = typed.get("out") or command.parameters["out"].default
+            console.say(f"models and rows to try other commands on: {out}")
+
+
+class _Training:
+    """Progress of the demo's own models."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._open: Any = None
+        self._meter: Meter | None = None
+        self._stage = ""
+
+    def __enter__(self) -> _Training:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def report(self, name: str, done: int, total: int) -> None:
+        """Steps of a model are taken."""
+        if self._meter is None:
+            self._open = console.meter(self._quiet)
+            self._meter = self._open.__enter__()
+        if name != self._stage:
+            self._stage = name
+            self._meter.stage(f"training the demo's {_CALLED.get(name, name)}", total)
+        self._meter.at(done, total)
+
+    def end(self) -> None:
+        """The models are made."""
+        if self._open is not None:
+            self._open.__exit__(None, None, None)
+        self._open = self._meter = None
+
+
+_CALLED = {"ft": "fine-tune", "continued": "continued fine-tune"}
+
+
+def _command(step: Step) -> Command:
+    """The command of a step's function."""
+    if step.function is training.train:
+        return train_command(step.arguments["method"])
+    return next(each for each in (*COMMANDS, *SWEEPS) if each.function is step.function)
+
+
+def _with_extra(terminal: Terminal, command: Command) -> Terminal:
+    extra = {each.name: each.default for each in command.extra}
+    return Terminal(quiet=terminal.quiet, debug=terminal.debug, extra=extra)
+
+
+def typed_line(command: Command, arguments: Mapping[str, Any]) -> str:
+    """A call of a function as it would be typed.
+
+    Args:
+        command: of the function.
+        arguments: of the call, by name.
+
+    Returns:
+        A line for a shell.
     """
-    if context.invoked_subcommand is not None:
-        # An option counts on either side of the sub-command's name.
-        context.default_map = {context.invoked_subcommand: dict(context.params)}
-        return
-    with console.command(debug, interrupted(out)):
-        from deltalens.demo import build_demo
-
-        paths = made(build_demo, out, quiet, {"base": "base", "ft": "fine-tune"})
-        say(quiet, f"base:      {paths.base}\nfine-tune: {paths.ft}")
-        say(quiet, f"rows:      {paths.train}, {paths.test}")
-        ft, base, test = str(paths.ft), str(paths.base), paths.data["maths"]["test"]
-        places = [out / name for name in ("anatomy", "study-fidelity", "study-maths")]
-        say(quiet, _ASKED[0].format(ft=ft, base=base, out=places[0]))
-        inspect(ft, base, places[0], quiet=quiet)
-        say(quiet, _ASKED[1].format(ft=ft, base=base, out=places[1]))
-        drop_study(ft, base, places[1], quiet=quiet)
-        say(quiet, _ASKED[2].format(ft=ft, base=base, out=places[2], data=test))
-        drop_study(ft, base, places[2], data=[test], quiet=quiet)
+    groups = {**{each.name: "sweep " for each in SWEEPS}}
+    group = "train " if command.more_as else groups.get(command.name, "")
+    words: list[str] = ["deltalens", *f"{group}{command.name}".split()]
+    options: list[str] = []
+    for name, parameter in parameters_of(command.function).items():
+        value = arguments.get(name)
+        if value is None or name in command.fixed:
+            continue
+        if isinstance(parameter.said, Arg):
+            words += map(str, value) if parameter.said.repeat else [str(value)]
+            continue
+        flag = parameter.said.flags[0] if parameter.said.flags else f"--{name.replace('_', '-')}"
+        for each in _values(name, value):
+            options += [flag] if each is True else [flag, each]
+    return shlex.join([*words, *options])
 
 
-_ASKED = (
-    "\nHow is the delta made?\n$ deltalens inspect {ft} {base} -o {out}\n",
-    "\nHow much can be put back, judged without data?\n"
-    "$ deltalens drop-study {ft} {base} -o {out}\n",
-    "\n... and judged on 300 problems that it has not seen?\n"
-    "$ deltalens drop-study {ft} {base} --data {data} -o {out}\n",
+def _values(name: str, value: Any) -> list[Any]:
+    """What is typed behind a flag, once or several times."""
+    if isinstance(value, Mapping):
+        return [f"{key.replace('_', '-')}={each}" for key, each in value.items()]
+    if isinstance(value, list):
+        return [str(each) for each in value]
+    if isinstance(value, tuple):
+        return [",".join(map(str, value))]
+    return [True] if value is True else [str(value)]
+
+
+DEMO = Command(
+    name="demo",
+    function=build_demo,
+    run=_run,
+    examples=("deltalens demo -o deltalens-demo/", "deltalens demo gmt -o deltalens-demo/"),
+    interrupted="stopped; what is finished is kept, and the same command goes on",
 )
-
-
-def made(build: Callable[..., Made], out: Path, quiet: bool, trained: Mapping[str, str]) -> Made:
-    """Build a part of the demo, with progress; `trained` says in words what each stage trains."""
-    console.quieten()
-    with console.meter(quiet) as meter:
-        stage: list[str] = []
-
-        def report(name: str, done: int, total: int) -> None:
-            if stage[-1:] != [name]:
-                stage.append(name)
-                meter.stage(f"training the demo's {trained[name]}", total)
-            meter.at(done, total)
-
-        return build(out, report=report)
-
-
-def interrupted(out: Path) -> str:
-    """What Ctrl-C leaves."""
-    return f"stopped; what is finished is kept in {out}"
-
-
-def say(quiet: bool, text: str) -> None:
-    """Print the lines of a text, unless asked for quiet."""
-    if not quiet:
-        console.say(Lines(*text.split("\n")))

@@ -18,21 +18,31 @@ __all__ = ["command_of", "names"]
 
 
 def names(ours: Collection[str]) -> list[str]:
-    """What packages call their kinds of studies; nothing is imported.
+    """Name the kinds of studies that packages add; nothing is imported.
 
     Args:
         ours: our own commands, whose names are taken.
+
+    Returns:
+        Their names, sorted.
     """
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        found = sorted(plugins("study", {*ours, *STUDIES}))
-    for one in told:
-        console.say(one.message, err=True, before="deltalens: ")
-    return found
+        kinds = sorted(plugins("study", {*ours, *STUDIES}))
+    for warning in warned:
+        console.say(warning.message, err=True, before="deltalens: ")
+    return kinds
 
 
 def command_of(name: str, ours: Collection[str]) -> TyperCommand | None:
-    """The command of a package's kind of study; None where no package has such a kind.
+    """Find the command of a package's kind of study.
+
+    Args:
+        name: of the kind.
+        ours: our own commands, whose names are taken.
+
+    Returns:
+        The command, which is imported when it runs; None if no package has such a kind.
 
     Raises:
         DeltaLensError: several packages have it.

@@ -9,28 +9,13 @@ from contextlib import contextmanager
 from typing import Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
 
-from deltalens.cli import (
-    compare,
-    console,
-    demo,
-    demo_gmt,
-    demo_landscape,
-    demo_mft,
-    demo_probe,
-    drop,
-    drop_study,
-    efficiency,
-    inspect,
-    installed,
-    landscape,
-    monitor,
-    plot,
-    sweep,
-    train,
-)
+from deltalens.cli import console, installed
+from deltalens.cli.commands import COMMANDS
 from deltalens.cli.console import BAD_INPUT
+from deltalens.cli.demo import DEMO
+from deltalens.cli.generate import command_of
+from deltalens.cli.groups import ListingGroup, SweepGroup, TrainGroup, title_of
 from deltalens.cli.output import check_streams
 from deltalens.errors import DeltaLensError
 from deltalens.io.escaping import plain
@@ -41,17 +26,27 @@ _UsageError = cast("type[Exception]", typer.BadParameter.__bases__[0])
 """What typer raises for a command line; the library that it is from changes with typer."""
 
 
-class _Commands(TyperGroup):
+class _Commands(ListingGroup):
     """Ours, and those of installed packages. Words on a command line can be names of files, which a
     shell's pattern brought."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        ours = super().list_commands(ctx)
+        ours = self._ours(ctx)
         return [*ours, *installed.names(ours)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        ours = super().get_command(ctx, cmd_name)
-        return ours or installed.command_of(cmd_name, super().list_commands(ctx))
+        for command in (*COMMANDS, DEMO):
+            if command.name == cmd_name:
+                return command_of(command)
+        group = super().get_command(ctx, cmd_name)
+        return group or installed.command_of(cmd_name, self._ours(ctx))
+
+    def title(self, name: str) -> str | None:
+        """What one of our own commands does."""
+        return next((title_of(each) for each in (*COMMANDS, DEMO) if each.name == name), None)
+
+    def _ours(self, ctx: Any) -> list[str]:
+        return [*(command.name for command in COMMANDS), *super().list_commands(ctx), DEMO.name]
 
     def make_context(self, *given: Any, **more: Any) -> Any:
         with _plain_usage():
@@ -67,7 +62,9 @@ def _plain_usage() -> Iterator[None]:
     try:
         yield
     except _UsageError as error:
-        error.message = plain(error.message)  # type: ignore[attr-defined]
+        # Help is of our own making; everything else may quote what was typed.
+        if type(error).__name__ != "NoArgsIsHelpError":
+            error.message = plain(error.message)  # type: ignore[attr-defined]
         raise
 
 
@@ -75,29 +72,30 @@ app = typer.Typer(
     name="deltalens",
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="See what a fine-tune changed: which weights carry it, and which can go back.",
-    epilog="Begin with `deltalens demo`, or with `deltalens drop-study ft/ base/ -o study/`.",
+    epilog="Begin with `deltalens demo`, or with `deltalens drop-study ft/ base/ -o study/`. "
+    "Exit codes: 0 done, 1 a bug of ours, 2 bad input, 130 stopped.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("drop-study")(drop_study.drop_study)
-app.command("inspect")(inspect.inspect)
-app.command("drop")(drop.drop)
-app.command("plot")(plot.plot)
-app.command("monitor")(monitor.monitor)
-app.command("train")(train.train)
-app.add_typer(sweep.app, name="sweep")
-app.command("compare")(compare.compare)
-app.command("efficiency")(efficiency.efficiency)
-app.command("landscape")(landscape.landscape)
-app.add_typer(demo.app, name="demo")
-demo.app.command("probe")(demo_probe.demo_probe)
-demo.app.command("gmt")(demo_gmt.demo_gmt)
-demo.app.command("mft")(demo_mft.demo_mft)
-demo.app.command("landscape")(demo_landscape.demo_landscape)
+train = typer.Typer(cls=TrainGroup, help="Train a model by a method.", no_args_is_help=True)
+sweep = typer.Typer(
+    cls=SweepGroup,
+    help="Train over and over along one setting, and draw the result.",
+    no_args_is_help=True,
+)
+
+
+@train.callback()
+@sweep.callback()
+def _group() -> None:
+    """Its commands are made when they are typed."""
+
+
+app.add_typer(train, name="train")
+app.add_typer(sweep, name="sweep")
 
 
 def _version(wanted: bool) -> None:
@@ -112,7 +110,9 @@ def _version(wanted: bool) -> None:
 def root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "-V", "--version", callback=_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """See what a fine-tune changed: which weights carry it, and which can go back."""

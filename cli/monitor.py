@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from deltalens.cli import console
 from deltalens.cli.fitting import FittingTable
-from deltalens.cli.options import Debug, Json, Quiet
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.io.escaping import plain
 
@@ -20,52 +17,46 @@ if TYPE_CHECKING:
 
     from deltalens.reports.run import RunSummary
 
+__all__ = ["monitor"]
+
 _SECONDS = 2.0
 """Between two looks at a run that is followed."""
 
 
 def monitor(
-    folder: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder of a run, or of a training with a probe.")
-    ],
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Look again every 2 seconds, until Ctrl-C.")
-    ] = False,
-    no_pictures: Annotated[
-        bool, typer.Option("--no-pictures", help="Draw nothing into the run's folder.")
-    ] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    path: str | Path, *, follow: bool, no_pictures: bool, as_json: bool, quiet: bool
 ) -> None:
-    """Show what a probe logged: gradients by layer group, overlap of their masks, updates.
+    """Show what a probe logged, once or until Ctrl-C.
 
-    Reads the records alone, also while the training runs; draws PNG and SVG beside them.
+    Args:
+        path: of a run, or of a training that has one.
+        follow: look again every 2 seconds.
+        no_pictures: draw nothing into the run's folder.
+        as_json: print one JSON object instead.
+        quiet: print nothing.
 
-    \b
-    Example:
-    deltalens monitor runs/sft/ --follow
+    Raises:
+        DeltaLensError: no run there, a damaged one, or options that exclude each other.
     """
-    with console.command(debug, "stopped"):
-        from deltalens.io.records import find_run, load_run
-        from deltalens.reports.run import summarize_run
+    from deltalens.io.records import find_run, load_run
+    from deltalens.reports.run import summarize_run
 
-        if follow and (as_json or quiet):
-            raise DeltaLensError("--follow shows a summary: leave out --json and --quiet")
-        folder = find_run(folder)
-        summary = _followed(folder) if follow else summarize_run(load_run(folder))
-        if not (follow or as_json or quiet):
-            console.console().print(_shown(folder, summary))
-        pictures: list[Path] = []
-        if summary.steps and not no_pictures:
-            from deltalens.figures import draw_figure
+    if follow and (as_json or quiet):
+        raise DeltaLensError("--follow shows a summary: leave out --json and --quiet")
+    folder = find_run(path)
+    summary = _followed(folder) if follow else summarize_run(load_run(folder))
+    if not (follow or as_json or quiet):
+        console.console().print(_shown(folder, summary))
+    pictures: list[Path] = []
+    if summary.steps and not no_pictures:
+        from deltalens.figures import draw_figure
 
-            pictures = draw_figure("gradients", folder)
-        if as_json:
-            console.print_json({**summary.as_json(), "pictures": [str(p) for p in pictures]})
-        elif not quiet:
-            for picture in pictures:
-                console.say(f"picture: {picture}")
+        pictures = draw_figure("gradients", folder)
+    if as_json:
+        console.print_json({**summary.as_json(), "pictures": [str(p) for p in pictures]})
+    elif not quiet:
+        for picture in pictures:
+            console.say(f"picture: {picture}")
 
 
 def _shown(folder: Path, summary: RunSummary) -> Group:

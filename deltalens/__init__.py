@@ -1,5 +1,6 @@
 """Analysis and diagnostics of delta and gradient sparsity in fine-tuned language models.
 
+A function for every command, with the same options, and the classes for your own training loop.
 The names below are loaded when first used: importing deltalens loads neither torch nor
 transformers nor matplotlib.
 """
@@ -10,41 +11,62 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deltalens.api.deltas import drop as drop
+    from deltalens.api.deltas import inspect as inspect
+    from deltalens.api.demos import build_demo as build_demo
+    from deltalens.api.records import list_methods as list_methods
+    from deltalens.api.records import load_run as load_run
+    from deltalens.api.records import load_study as load_study
+    from deltalens.api.records import monitor as monitor
+    from deltalens.api.records import plot as plot
+    from deltalens.api.records import show_environment as show_environment
+    from deltalens.api.results import Inspection as Inspection
+    from deltalens.api.results import Run as Run
+    from deltalens.api.results import Study as Study
+    from deltalens.api.results import Training as Training
+    from deltalens.api.studies import drop_study as drop_study
+    from deltalens.api.studies import scan_landscape as scan_landscape
+    from deltalens.api.studies import sweep_layers_drop as sweep_layers_drop
+    from deltalens.api.sweeps import compare as compare
+    from deltalens.api.sweeps import sweep_data_ratio as sweep_data_ratio
+    from deltalens.api.sweeps import sweep_layers as sweep_layers
+    from deltalens.api.sweeps import sweep_mask_ratio as sweep_mask_ratio
+    from deltalens.api.training import efficiency as efficiency
+    from deltalens.api.training import train as train
     from deltalens.errors import DeltaLensError as DeltaLensError
     from deltalens.io.checkpoint import open_checkpoint as open_checkpoint
     from deltalens.io.matching import pair as pair
-    from deltalens.io.records import load_run as load_run
-    from deltalens.io.records import load_study as load_study
     from deltalens.methods.baselines import HalfFreeze as HalfFreeze
     from deltalens.methods.baselines import RandomMask as RandomMask
     from deltalens.methods.gmt import GradientMask as GradientMask
     from deltalens.methods.mft import MaskTuning as MaskTuning
     from deltalens.methods.weight_masks import apply_masks as apply_masks
     from deltalens.probes.gradient import GradientProbe as GradientProbe
-    from deltalens.studies.drop import drop as drop
-    from deltalens.studies.drop_study import drop_study as drop_study
-    from deltalens.studies.inspect import inspect as inspect
-    from deltalens.studies.landscape.scan import scan_landscape as scan_landscape
+    from deltalens.training.methods import Method as Method
 
-_HOME = {
-    "DeltaLensError": "deltalens.errors",
-    "apply_masks": "deltalens.methods.weight_masks",
-    "open_checkpoint": "deltalens.io.checkpoint",
-    "pair": "deltalens.io.matching",
-    "drop": "deltalens.studies.drop",
-    "drop_study": "deltalens.studies.drop_study",
-    "inspect": "deltalens.studies.inspect",
-    "GradientMask": "deltalens.methods.gmt",
-    "GradientProbe": "deltalens.probes.gradient",
-    "HalfFreeze": "deltalens.methods.baselines",
-    "MaskTuning": "deltalens.methods.mft",
-    "RandomMask": "deltalens.methods.baselines",
-    "load_run": "deltalens.io.records",
-    "load_study": "deltalens.io.records",
-    "scan_landscape": "deltalens.studies.landscape.scan",
+_NAMES = {
+    "deltalens.api.deltas": ("drop", "inspect"),
+    "deltalens.api.demos": ("build_demo",),
+    "deltalens.api.records": (
+        *("list_methods", "load_run", "load_study", "monitor", "plot", "show_environment"),
+    ),
+    "deltalens.api.results": ("Inspection", "Run", "Study", "Training"),
+    "deltalens.api.studies": ("drop_study", "scan_landscape", "sweep_layers_drop"),
+    "deltalens.api.sweeps": (*("compare", "sweep_data_ratio", "sweep_layers", "sweep_mask_ratio"),),
+    "deltalens.api.training": ("efficiency", "train"),
+    "deltalens.errors": ("DeltaLensError",),
+    "deltalens.io.checkpoint": ("open_checkpoint",),
+    "deltalens.io.matching": ("pair",),
+    "deltalens.methods.baselines": ("HalfFreeze", "RandomMask"),
+    "deltalens.methods.gmt": ("GradientMask",),
+    "deltalens.methods.mft": ("MaskTuning",),
+    "deltalens.methods.weight_masks": ("apply_masks",),
+    "deltalens.probes.gradient": ("GradientProbe",),
+    "deltalens.training.methods": ("Method",),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = list(_HOME)
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

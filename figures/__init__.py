@@ -6,6 +6,7 @@ Both save it; `drawings` and `draw_named` return matplotlib figures instead.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from deltalens.figures.drawing import Drawing, save_all
@@ -43,6 +44,27 @@ def drawings(folder: str | Path) -> list[Drawing]:
     Raises:
         RecordError: the folder holds neither, or no figure exists for its kind.
     """
+    return [*_drawn_in_turn(folder)]
+
+
+def draw(folder: str | Path) -> list[Path]:
+    """Draw the figures of a study or a training into its folder; each is saved before the next one
+    is drawn.
+
+    Args:
+        folder: of a study of any kind, or of a training that removed weights.
+
+    Returns:
+        The files: PNG and SVG; of a table CSV and Markdown as well.
+
+    Raises:
+        RecordError: the folder holds neither, or no figure exists for its kind.
+    """
+    return save_all(_drawn_in_turn(folder), Path(folder))
+
+
+def _drawn_in_turn(folder: str | Path) -> Iterable[Drawing]:
+    """As `drawings`; where a later figure cannot be drawn, the earlier ones still can."""
     from deltalens.catalog.plugins import load_code
     from deltalens.catalog.studies import study_of
     from deltalens.errors import RecordError
@@ -54,23 +76,8 @@ def drawings(folder: str | Path) -> list[Drawing]:
     study = study_of(record.spec)
     if study is None or not study.figure:
         raise RecordError(f"{record.path}: no figure exists for a study of kind {record.kind!r}")
-    drawn: list[Drawing] = load_code(study.figure)(record.path)
+    drawn: Iterable[Drawing] = load_code(study.figure)(record.path)
     return drawn
-
-
-def draw(folder: str | Path) -> list[Path]:
-    """Draw the figures of a study or a training into its folder.
-
-    Args:
-        folder: of a study of any kind, or of a training that removed weights.
-
-    Returns:
-        The files: PNG and SVG; of a table CSV and Markdown as well.
-
-    Raises:
-        RecordError: the folder holds neither, or no figure exists for its kind.
-    """
-    return save_all(drawings(folder), Path(folder))
 
 
 def draw_figure(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from deltalens.catalog.methods import METHODS
+from deltalens.catalog.methods import facts_of
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.gmt_tab2 import shared_metrics
 from deltalens.figures.mft_layers import group_sizes
@@ -73,8 +74,8 @@ def draw_landscape(folder: Path) -> list[Drawing]:
     return draw_named("landscape", folder)
 
 
-def draw_mask_ratio_sweep(folder: Path) -> list[Drawing]:
-    """Draw MFT's Figure 4 if the sweep has MFT; else GMT's Figure 2 and its Tables 1 and 4, and
+def draw_mask_ratio_sweep(folder: Path) -> Iterable[Drawing]:
+    """Draw MFT's Figure 4 if weights are removed; else GMT's Figure 2 and its Tables 1 and 4, and
     Table 2 if several data sets share a metric.
 
     Args:
@@ -83,7 +84,7 @@ def draw_mask_ratio_sweep(folder: Path) -> list[Drawing]:
     Returns:
         The figures and tables.
     """
-    if "mft" in _methods(load_study(folder)):
+    if _masks(_methods(load_study(folder)), "weights"):
         return draw_named("mft-fig4", folder)
     several = ["gmt-tab2"] if shared_metrics(load_sweep(folder)) else []
     return _draw_all(["gmt-fig2", "gmt-tab1", *several, "gmt-tab4"], folder)
@@ -99,11 +100,10 @@ def draw_data_ratio_sweep(folder: Path) -> list[Drawing]:
         The figure.
     """
     spec = load_study(folder).spec.get("methods", ())
-    masked = any(METHODS[name].masks == "gradients" for name in spec if name in METHODS)
-    return draw_named("gmt-data" if masked else "mft-fig5", folder)
+    return draw_named("gmt-data" if _masks(spec, "gradients") else "mft-fig5", folder)
 
 
-def draw_layer_sweep(folder: Path) -> list[Drawing]:
+def draw_layer_sweep(folder: Path) -> Iterable[Drawing]:
     """Draw MFT's Figure 3 if the sweep has small groups of blocks, and Figure 7 if it has large
     ones.
 
@@ -118,7 +118,7 @@ def draw_layer_sweep(folder: Path) -> list[Drawing]:
     return _draw_all(names, folder)
 
 
-def draw_comparison(folder: Path) -> list[Drawing]:
+def draw_comparison(folder: Path) -> Iterable[Drawing]:
     """Draw MFT's Table 1; Figure 2 if the methods were measured during training, Table 3 if MFT has
     a threshold, and Table 5 if there are several data sets.
 
@@ -138,9 +138,16 @@ def draw_comparison(folder: Path) -> list[Drawing]:
     return _draw_all([name for name, suited in suits.items() if suited], folder)
 
 
-def _draw_all(names: list[str], folder: Path) -> list[Drawing]:
-    return [drawing for name in names for drawing in draw_named(name, folder)]
+def _draw_all(names: list[str], folder: Path) -> Iterator[Drawing]:
+    for name in names:
+        yield from draw_named(name, folder)
 
 
 def _methods(record: StudyRecord) -> set[str]:
     return {*record.spec.get("methods", ()), *record.cells["method"]}
+
+
+def _masks(methods: Iterable[str], what: str) -> bool:
+    """Whether one of the methods masks gradients, or weights."""
+    facts = [facts_of(method) for method in methods]
+    return any(each is not None and each.masks == what for each in facts)

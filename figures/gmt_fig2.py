@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog.methods import METHODS, Look, has_ratio
+from deltalens.catalog.methods import Look, has_ratio, look_of
 from deltalens.catalog.metrics import axis_label, is_shown, scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.drawing import Drawing
@@ -57,7 +57,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         for axis in figure.axes:
             handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
         if any(len(metrics) > 1 for metrics in sets.values()):
-            handles["open, dotted: the right axis"] = Line2D(
+            handles["open markers, dotted: right axis"] = Line2D(
                 [],
                 [],
                 color="0.4",
@@ -88,8 +88,8 @@ def _panel(axis: Any, frame: pd.DataFrame, metrics: list[str]) -> None:
 
 def _line(axis: Any, frame: pd.DataFrame, method: str, scale: float, *, dashed: bool) -> None:
     """One method; dashed lines belong to the second metric, and have no place in the legend."""
-    known = METHODS.get("sft" if method == "dpo" else method)  # Plain, whatever it learns by.
-    look = (known and known.on_base) or Look(method, "0.2", "x")
+    # Plain training looks the same whatever it learns by.
+    look = look_of("sft" if method == "dpo" else method, on_base=True) or Look(method, "0.2", "x")
     color, marker = look.color, look.marker
     label = None if dashed else method
     seeds = frame.groupby("mask_ratio")["value"]

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog.methods import METHODS, Look
+from deltalens.catalog.methods import METHODS
 from deltalens.catalog.metrics import scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.mft_panels import Panel, curve, draw_panels, level
-from deltalens.figures.mft_studies import LOOKS, MftStudy, in_order, load_all
+from deltalens.figures.mft_studies import LOOKS, MftStudy, in_order, load_all, look_in
 from deltalens.figures.registry import FigureEntry
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     for study in studies:
         if study.frame["step"].isna().all():
             raise RecordError(
-                f"{study.path}: nothing was measured on the way; `compare` does so if asked to"
+                f"{study.path}: nothing was measured during training; run it with eval_every"
             )
     rows = [
         [Panel(study, data, metric) for metric in metrics]
@@ -69,7 +69,7 @@ def _panel(axis: Any, panel: Panel) -> None:
     way = _on_the_way(panel)
     for method in in_order([str(one) for one in way["method"]]):
         own = way[way["method"] == method]
-        look = LOOKS.get(method, Look(method, "0.2", "x", "-"))
+        look = look_in(LOOKS, method)
         curve(axis, own, "step", look._replace(line="-"), scale)
     tuned = end[end["method"] == "ft"]["value"]
     if not tuned.empty:

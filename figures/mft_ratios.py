@@ -11,7 +11,7 @@ from deltalens.catalog.methods import REFERENCES, Look
 from deltalens.catalog.metrics import scale_of
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.mft_panels import Panel, curve, draw_panels, level
-from deltalens.figures.mft_studies import LOOKS, in_order, load_all
+from deltalens.figures.mft_studies import LOOKS, in_order, load_all, look_in
 
 __all__ = ["DATA_RATIO_LABEL", "draw_ratios"]
 
@@ -59,8 +59,7 @@ def draw_ratios(
             if method in REFERENCES and constant:
                 level(axis, cells, looks[method], scale)
             else:
-                look = looks.get(method, Look(method, "0.2", "x", "-"))
-                curve(axis, cells, column, look, scale)
+                curve(axis, cells, column, look_in(looks, method), scale)
         axis.set_xlim(left=0)
 
     return [draw_panels(rows, draw, name, xlabel=xlabel, note=note)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog.methods import METHODS
+from deltalens.catalog.methods import METHODS, Look, look_of
 from deltalens.catalog.metrics import is_shown
 from deltalens.errors import RecordError
 from deltalens.figures.loading import load_finite
@@ -19,24 +19,51 @@ from deltalens.io.records import StudyRecord
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LOOKS", "MftStudy", "in_order", "label", "load", "load_all"]
+__all__ = ["LOOKS", "MftStudy", "in_order", "label", "load", "load_all", "look_in"]
 
 
 _AT_STEP = re.compile(r"\A(?P<name>[^@]*)@(?P<step>\d{1,15})")
 
 
 LOOKS = {name: one.look for name, one in METHODS.items() if one.look is not None}
-"""Of what a fine-tune is compared with, in the paper's order. Plain training goes on with the
+"""How each method is called and drawn, in the paper's order. Plain training continues the
 fine-tune, under DPO by preferences."""
 
 
+def look_in(looks: Mapping[str, Look], method: str) -> Look:
+    """How a method is called and drawn.
+
+    Args:
+        looks: of our methods, in this kind of figure.
+        method: ours, a package's, or one that nobody knows any more.
+
+    Returns:
+        Its look.
+    """
+    return looks.get(method) or look_of(method) or Look(method, "0.2", "x", "-")
+
+
 def label(method: str) -> str:
-    """What a method is called."""
-    return LOOKS[method].label if method in LOOKS else method
+    """Name a method as MFT's figures do.
+
+    Args:
+        method: its name in records.
+
+    Returns:
+        Its label.
+    """
+    return look_in(LOOKS, method).label
 
 
 def in_order(methods: Sequence[str]) -> list[str]:
-    """Methods as the paper lists them, without repetition; those it does not know at the end."""
+    """Sort methods as the paper lists them.
+
+    Args:
+        methods: with repetitions or without.
+
+    Returns:
+        Each method once; those that the paper does not have at the end.
+    """
     known = [method for method in LOOKS if method in methods]
     return [*known, *dict.fromkeys(method for method in methods if method not in LOOKS)]
 
@@ -57,7 +84,7 @@ class MftStudy:
 
     @property
     def methods(self) -> list[str]:
-        """Methods that the study was asked for or has, in the paper's order."""
+        """The methods of the specification and of the cells, in the paper's order."""
         spec = (_shown_as(self.record, str(one)) for one in self.record.spec.get("methods") or [])
         return in_order([*spec, *map(str, self.frame["method"])])
 
@@ -65,7 +92,7 @@ class MftStudy:
     def trained_on(self) -> str:
         """The name of the training file; of the folder, if nothing was trained."""
         data = self.record.spec.get("data") or [self.path.name]
-        # A study without training has a list of files there, those it is measured on.
+        # A study without training lists the files that it is measured on instead.
         return data[0] if isinstance(data[0], str) else self.path.name
 
     @property
@@ -85,9 +112,17 @@ class MftStudy:
         return own or self.sets
 
     def of(self, data: str, name: str) -> pd.DataFrame:
-        """The cells of one metric at the end."""
-        held = self.frame
-        return held[(held["data"] == data) & (held["name"] == name) & held["step"].isna()]
+        """Select the cells of a metric at the end of the trainings.
+
+        Args:
+            data: the data set.
+            name: the metric.
+
+        Returns:
+            The cells, one for each method, setting and seed.
+        """
+        frame = self.frame
+        return frame[(frame["data"] == data) & (frame["name"] == name) & frame["step"].isna()]
 
 
 def _domain(name: str) -> str:
@@ -102,16 +137,19 @@ def _sets(frame: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def load(folder: str | Path, kind: str) -> MftStudy:
-    """Read a study of a kind.
+    """Read a study of one kind.
+
+    Returns:
+        The study.
 
     Raises:
-        RecordError: none of that kind there, or nothing measured in it.
+        RecordError: no study of this kind is there, or no cell of it is finished.
     """
     record = load_finite(folder)
     if record.kind != kind or record.cells.empty:
         raise RecordError(f"{record.path}: no {kind} with finished cells")
     keys = [name for name in record.cells.columns if name not in ("metric", "value", "stderr", "n")]
-    # The journal has the cells as they finished; means are to repeat byte for byte.
+    # The journal is in the order in which cells finished; means must repeat byte for byte.
     cells = record.cells.sort_values(keys, kind="stable")
     (only, *_), *_ = _files(record) or [["the study's data"]]
     parts = [_parts(metric, str(only)) for metric in cells["metric"]]
@@ -125,8 +163,8 @@ def load(folder: str | Path, kind: str) -> MftStudy:
 
 
 def _shown_as(record: StudyRecord, method: str) -> str:
-    """Under which name of ours a record's method is shown: by where it starts and what it learns
-    by. (The first version trained every LoRA on the fine-tune, as other studies do.)"""
+    """The name under which a record's method is shown, by where it starts and its objective. (The
+    first version trained every LoRA on the fine-tune, as other studies do.)"""
     if method == "lora" and record.setting("from", method) != "base":
         return "lora-on-ft"
     if method == "sft" and record.spec.get("objective") == "dpo":
@@ -148,10 +186,17 @@ def _parts(metric: str, only: str) -> tuple[str, str, float]:
 
 
 def load_all(folders: Sequence[str | Path], kind: str) -> list[MftStudy]:
-    """Read several studies that will stand in one picture.
+    """Read several studies for one figure.
+
+    Args:
+        folders: of the studies.
+        kind: that they must have.
+
+    Returns:
+        The studies, in the same order.
 
     Raises:
-        RecordError: as `load`; or two of them measured on different data of the same name.
+        RecordError: as `load`; or two were measured on different data of the same name.
     """
     studies = [load(folder, kind) for folder in folders]
     seen: dict[str, tuple[Any, Path]] = {}
@@ -160,7 +205,7 @@ def load_all(folders: Sequence[str | Path], kind: str) -> list[MftStudy]:
             first, where = seen.setdefault(str(name), (what, study.path))
             if first != what:
                 raise RecordError(
-                    f"{study.path}: its data {name!r} is not that of {where} (other rows under "
-                    "the same name): their numbers do not compare"
+                    f"{study.path}: its data {name!r} has other rows than in {where}, so their "
+                    "numbers cannot be compared"
                 )
     return studies

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from deltalens.catalog.methods import METHODS
+from deltalens.catalog.methods import facts_of
 from deltalens.errors import Lines, RecordError
 from deltalens.figures.mft_studies import MftStudy, in_order, label
 from deltalens.figures.sweep_tables import measure
@@ -55,7 +55,14 @@ class Line(NamedTuple):
     """In each column stands the first of them that has a number for it."""
 
     def cells(self, column: Column) -> pd.DataFrame | None:
-        """A row for each seed."""
+        """Find the cells of a column.
+
+        Args:
+            column: a metric on a data set.
+
+        Returns:
+            A row for each seed; None if no study has a number for it.
+        """
         for study in self.studies:
             held = study.of(column.data, column.name)
             own = held[held["method"] == self.method]
@@ -71,7 +78,18 @@ def block(
     labels: Sequence[str],
     grouped: int = 0,
 ) -> Block:
-    """A study's block: in each place the mean over seeds."""
+    """Make a block of a table: means over seeds.
+
+    Args:
+        title: of the block.
+        columns: a metric on a data set each.
+        lines: its rows.
+        labels: heads of the rows' labels.
+        grouped: how many labels are printed once for equal neighbors.
+
+    Returns:
+        The block.
+    """
     import pandas as pd
 
     parts = [pd.DataFrame(columns=[*labels, "metric", "value", "n"])]
@@ -87,7 +105,14 @@ def block(
 
 
 def own_columns(studies: Sequence[MftStudy]) -> list[Column]:
-    """The metrics of each study on the data of its own domain."""
+    """List the columns of studies on the data of their own domains.
+
+    Args:
+        studies: the studies.
+
+    Returns:
+        A column for each metric on each such data set.
+    """
     return list(
         dict.fromkeys(
             Column(data, metric, study.domain)
@@ -99,13 +124,22 @@ def own_columns(studies: Sequence[MftStudy]) -> list[Column]:
 
 
 def spec_methods(studies: Sequence[MftStudy]) -> list[str]:
-    """All methods that the studies were asked for or have, in the paper's order."""
-    found = [method for study in studies for method in study.methods]
-    return in_order(found)
+    """List the methods of several studies.
+
+    Args:
+        studies: the studies.
+
+    Returns:
+        The methods of their specifications and cells, in the paper's order.
+    """
+    return in_order([method for study in studies for method in study.methods])
 
 
 def one_a_domain(studies: Sequence[MftStudy]) -> None:
-    """Refuse two studies that would stand in the same place of a table.
+    """Refuse two studies that would fill the same cells of a table.
+
+    Args:
+        studies: the studies.
 
     Raises:
         RecordError: two of them were trained on the same domain.
@@ -116,12 +150,19 @@ def one_a_domain(studies: Sequence[MftStudy]) -> None:
         if other is not study:
             raise RecordError(
                 f"{study.path}: a second comparison of the domain {study.domain!r} (trained on "
-                f"{study.trained_on}) beside {other.path}; name one of them"
+                f"{study.trained_on}) beside {other.path}; draw only one of them"
             )
 
 
 def study_notes(studies: Sequence[MftStudy]) -> tuple[str, ...]:
-    """What each study masked and learned from, and what of it is not finished."""
+    """Say what each study was trained on and masked, and what of it is missing.
+
+    Args:
+        studies: the studies.
+
+    Returns:
+        Sentences.
+    """
     notes = []
     for study in studies:
         spec = study.record.spec
@@ -138,7 +179,14 @@ def study_notes(studies: Sequence[MftStudy]) -> tuple[str, ...]:
 
 
 def masked(study: MftStudy) -> str:
-    """The rule by which weights were removed, in words; nothing where the study does not say."""
+    """Put the rule by which weights were removed into words.
+
+    Args:
+        study: the study.
+
+    Returns:
+        `mask ratio 0.1`, `threshold -0.035`, ...; empty if the study does not say.
+    """
     threshold = study.record.setting("threshold", "mft")
     if threshold is not None:
         return f"threshold {threshold:g}"
@@ -158,14 +206,18 @@ def masked(study: MftStudy) -> str:
 
 
 def _missing(study: MftStudy) -> list[str]:
-    """Methods without a number, and those that were trained with fewer seeds than asked for."""
+    """Methods without a number, and those of which not all seeds are trained."""
     wanted = study.record.spec.get("seeds")
-    trained = {name for name, one in METHODS.items() if one.trains}
     found = []
     for method in study.methods:
         seeds = study.frame[study.frame["method"] == method]["seed"].nunique()
         if not seeds:
             found.append(f"nothing of {label(method)} yet")
-        elif method in trained and isinstance(wanted, int) and seeds < wanted:
+        elif _trains(method) and isinstance(wanted, int) and seeds < wanted:
             found.append(f"{seeds} of {wanted} seeds of {label(method)}")
     return found
+
+
+def _trains(method: str) -> bool:
+    facts = facts_of(method)
+    return facts is not None and facts.trains

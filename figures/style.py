@@ -51,7 +51,11 @@ SETTINGS: dict[Any, Any] = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Apply deltalens' matplotlib settings for the duration of a `with` block."""
+    """Apply deltalens' matplotlib settings for the duration of a `with` block.
+
+    Yields:
+        For as long as they apply.
+    """
     import matplotlib as mpl
 
     with mpl.rc_context(SETTINGS):

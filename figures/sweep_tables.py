@@ -1,5 +1,5 @@
-"""What GMT's Tables 1, 2 and 4 take from a mask-ratio sweep: its data sets, its measures, and
-a mask ratio for each method."""
+"""A mask-ratio sweep as GMT's Tables 1, 2 and 4 show it: its data sets, its metrics, and a mask
+ratio for each method."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltalens.catalog.methods import METHODS, has_ratio
+from deltalens.catalog.methods import METHODS, facts_of, has_ratio
 from deltalens.catalog.metrics import (
     axis_label,
     better_of,
@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Sweep", "best_ratio", "in_words", "load_sweep", "measure"]
 
-_ROWS = {name: one.printed for name, one in METHODS.items() if one.printed}
-"""Methods in the paper's order, by its names."""
+
+def _row(method: str) -> str:
+    """A method's row in GMT's tables; its own name where they have none."""
+    facts = facts_of(method)
+    return (facts and facts.printed) or method
 
 
 @dataclass(frozen=True)
@@ -40,48 +43,66 @@ class Sweep:
     frame: pd.DataFrame
     """Its cells without the training loss, and without perplexity, which is the loss again."""
     methods: tuple[str, ...]
-    """All that were asked for, in the paper's order."""
+    """All methods of the specification, in the paper's order."""
 
     @property
     def sets(self) -> dict[str, list[str]]:
-        """Data set -> its metrics, the leading one first; a single set has the name that the study
-        was asked with."""
-        found: dict[str, list[str]] = {}
+        """Data set -> its metrics, the leading one first. A single set is named as in the study's
+        specification."""
+        sets: dict[str, list[str]] = {}
         for metric in dict.fromkeys(self.frame["metric"]):
-            found.setdefault(metric.rpartition("/")[0], []).append(metric)
+            sets.setdefault(metric.rpartition("/")[0], []).append(metric)
         spec = self.record.spec.get("eval_data") or [["the study's data"]]
-        return {name or str(spec[0][0]): metrics for name, metrics in found.items()}
+        return {name or str(spec[0][0]): metrics for name, metrics in sets.items()}
 
     def label(self, method: str) -> str:
-        """A method's name in the paper; plain training's is that of what it learns by."""
-        return self.record.plain.upper() if method == "sft" else _ROWS.get(method, method)
+        """Name a method as the paper does; plain training by its objective.
+
+        Args:
+            method: its name in records.
+
+        Returns:
+            The name of its row.
+        """
+        return self.record.plain.upper() if method == "sft" else _row(method)
 
     def candidates(self, method: str, metric: str, *, plain: bool) -> dict[float, list[float]]:
-        """Mask ratio -> its value with each seed: the ratios of which the most seeds have finished.
+        """List the mask ratios that compete for a method: those with the most finished seeds.
 
         Args:
             method: one that has a mask ratio.
-            metric: as the study names it.
-            plain: ratio 0, which is plain fine-tuning, is among them.
+            metric: as the records name it.
+            plain: whether ratio 0, which is plain fine-tuning, is a candidate.
+
+        Returns:
+            Mask ratio -> its values, one for each seed.
         """
         part = self.frame[(self.frame["method"] == method) & (self.frame["metric"] == metric)]
-        held: dict[float, list[float]] = {}
+        by_ratio: dict[float, list[float]] = {}
         for ratio, value in zip(part["mask_ratio"], part["value"], strict=True):
             if ratio or plain:
-                held.setdefault(float(ratio), []).append(float(value))
-        most = max(map(len, held.values()), default=0)
-        return {ratio: values for ratio, values in held.items() if len(values) == most}
+                by_ratio.setdefault(float(ratio), []).append(float(value))
+        most = max(map(len, by_ratio.values()), default=0)
+        return {ratio: values for ratio, values in by_ratio.items() if len(values) == most}
 
     def chosen(self, metric: str, ratio: float | None) -> dict[str, float]:
-        """Method -> the mask ratio at which it is shown: the one named, or that of the best mean.
+        """Choose the mask ratio at which each method is shown.
+
+        Args:
+            metric: whose best mean decides.
+            ratio: the same ratio for all methods; None to choose.
+
+        Returns:
+            Method -> its mask ratio.
 
         Raises:
-            RecordError: the study has no such ratio.
+            RecordError: the study has no such ratio, or whether higher or lower is better is
+                unknown.
         """
         if ratio is not None:
-            there = sorted(self.record.cells["mask_ratio"].unique())
-            if ratio not in there:
-                shown = ", ".join(f"{one:g}" for one in there)
+            measured_at = sorted(self.record.cells["mask_ratio"].unique())
+            if ratio not in measured_at:
+                shown = ", ".join(f"{each:g}" for each in measured_at)
                 raise RecordError(f"{self.record.path}: no mask ratio {ratio:g}; it has {shown}")
         found: dict[str, float] = {}
         for method in self.methods:
@@ -95,7 +116,17 @@ class Sweep:
     def block(
         self, title: str, frame: pd.DataFrame, ratios: dict[str, float], measures: list[Measure]
     ) -> Block:
-        """A row for each method, at its ratio."""
+        """Make a block with a row for each method, at its mask ratio.
+
+        Args:
+            title: above the block.
+            frame: the cells.
+            ratios: method -> its mask ratio.
+            measures: the columns of numbers.
+
+        Returns:
+            The block.
+        """
         keys = {method: (self.label(method), _ratio(ratios.get(method))) for method in self.methods}
         plain = {method: 0.0 for method in self.methods if not has_ratio(method)}
         at = frame["method"].map({**plain, **ratios})
@@ -106,30 +137,37 @@ class Sweep:
         return measured(title, own, list(keys.values()), labels, measures)
 
     def notes(self, chosen: str, ratio: float | None) -> tuple[str, ...]:
-        """What a reader of the table has to know about the study's rows.
+        """Explain the study's rows to a reader of the table.
 
         Args:
-            chosen: by what the ratios are the best: a metric, in words.
-            ratio: the one named, if one was.
+            chosen: the metric that decided the mask ratios, in words.
+            ratio: the ratio that was given for all methods, or None.
+
+        Returns:
+            Sentences.
         """
         if ratio is not None:
             how = (
-                f"The mask ratio, {ratio:g}, was named for all methods: this table chose nothing "
-                "on the data shown."
+                f"All methods are shown at mask ratio {ratio:g}, which was given: this table chose "
+                "nothing on the data shown."
             )
         else:
             plain = self.label("sft")
             tried = len({r for r in self.record.cells["mask_ratio"] if r})
             how = (
-                f"A method stands at the mask ratio of its best mean {chosen}, one out of {tried} "
-                "that were tried: chosen on the very data it is shown on, so it is flattered; "
-                f"{plain} had no such choice. Ratio 0, which is {plain}, is no candidate. "
-                "draw(folder, ratio=R) shows all methods at one ratio, named beforehand."
+                f"Each method is shown at the mask ratio with its best mean {chosen}, out of "
+                f"{tried}. The ratio was chosen on the very data it is shown on, which flatters it;"
+                f" {plain} had no such choice. Ratio 0, which is {plain}, is not a "
+                "candidate. Drawn with ratio=R, the table shows all methods at one ratio instead."
             )
         return (SPREAD, how, *self.unfinished())
 
     def unfinished(self) -> tuple[str, ...]:
-        """A sentence, if cells are missing."""
+        """Say how much of the study is missing.
+
+        Returns:
+            A sentence, or none if the study is finished.
+        """
         spec = self.record.spec
         if not {"methods", "ratios", "seeds"} <= spec.keys():
             return ()
@@ -139,32 +177,44 @@ class Sweep:
         if done >= wanted:
             return ()
         return (
-            f"The study is not finished: {done} of {wanted} cells. Of a method's mask ratios, "
-            "those compete of which the most seeds have finished.",
+            f"The study is not finished: {done} of {wanted} cells. Only mask ratios with the most "
+            "finished seeds compete.",
         )
 
 
 def load_sweep(folder: str | Path) -> Sweep:
-    """Read a sweep for a table.
+    """Read a mask-ratio sweep for a table.
+
+    Returns:
+        The sweep.
 
     Raises:
-        RecordError: no mask-ratio sweep there, or nothing measured in it.
+        RecordError: no mask-ratio sweep is there, or no cell of it is finished.
     """
     record = load_finite(folder)
     if record.kind != "mask-ratio-sweep" or record.cells.empty:
         raise RecordError(f"{record.path}: no mask-ratio sweep with finished cells")
-    # The journal has the cells as they finished; means are to repeat byte for byte.
+    # The journal is in the order in which cells finished; means must repeat byte for byte.
     cells = record.cells.sort_values(["method", "mask_ratio", "seed"], kind="stable")
     frame = cells[cells["metric"].map(is_shown)]
     if frame.empty:
         raise RecordError(f"{record.path}: a sweep without a metric of its evaluation data")
     found = dict.fromkeys([*record.spec.get("methods", ()), *frame["method"]])
-    order = [*(m for m in _ROWS if m in found), *(m for m in found if m not in _ROWS)]
+    printed = [name for name, facts in METHODS.items() if facts.printed]
+    order = [*(m for m in printed if m in found), *(m for m in found if m not in printed)]
     return Sweep(record, frame, tuple(order))
 
 
 def measure(metric: str, head: str = "") -> Measure:
-    """How a metric is shown: a fraction in per cent, a loss with four digits."""
+    """Say how a metric is shown: a fraction in per cent, all else with four decimal places.
+
+    Args:
+        metric: as the records name it.
+        head: of its column; by default the metric's label with its unit.
+
+    Returns:
+        The column.
+    """
     scale = scale_of(metric)
     return Measure(
         metric,
@@ -176,23 +226,38 @@ def measure(metric: str, head: str = "") -> Measure:
 
 
 def in_words(metric: str) -> str:
-    """A metric's name in a sentence."""
+    """Write a metric's name for a sentence.
+
+    Args:
+        metric: as the records name it.
+
+    Returns:
+        Its words.
+    """
     return short_name(metric).replace("_", " ")
 
 
-def best_ratio(held: dict[float, list[float]], metric: str) -> float:
-    """The mask ratio of the best mean; the smaller of two that are equal.
+def best_ratio(candidates: dict[float, list[float]], metric: str) -> float:
+    """Choose the mask ratio with the best mean.
+
+    Args:
+        candidates: mask ratio -> its values, one for each seed.
+        metric: as the records name it.
+
+    Returns:
+        The ratio; the smaller of two that are equally good.
 
     Raises:
-        RecordError: nobody has said which way the metric is better.
+        RecordError: whether higher or lower values of the metric are better is unknown.
     """
     better = better_of(metric)
     if better is None:
         raise RecordError(
-            f"{metric!r}: which way is better is not known; name the ratio: draw(folder, ratio=R)"
+            f"{metric!r}: unknown whether higher or lower is better, so no ratio is the best; give "
+            "ratio"
         )
     sign = 1 if is_lower_better(better) else -1
-    return min(held, key=lambda ratio: (_rank(sign, held[ratio]), ratio))
+    return min(candidates, key=lambda ratio: (_rank(sign, candidates[ratio]), ratio))
 
 
 def _rank(sign: int, values: Sequence[float]) -> float:

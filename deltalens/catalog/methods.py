@@ -1,10 +1,13 @@
-"""The methods: how each is called, drawn and printed, what it masks, and what it can be told."""
+"""The methods: how each is called, drawn and printed, what it masks, and which class trains it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
+
+from deltalens.catalog.plugins import find, plugins
+from deltalens.errors import DeltaLensError
 
 __all__ = [
     "METHODS",
@@ -12,9 +15,11 @@ __all__ = [
     "REFERENCES",
     "TRAININGS",
     "Look",
-    "Method",
+    "MethodFacts",
+    "facts_of",
     "has_ratio",
-    "options_of",
+    "look_of",
+    "package_methods",
     "row_in_table3",
 ]
 
@@ -29,157 +34,261 @@ class Look(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class MethodFacts:
     """What is known of something that is done to a model, or of a model as it is."""
 
+    about: str = ""
+    """One line for help texts and lists."""
     look: Look | None = None
-    """Where a fine-tune is gone on with (MFT's figures)."""
+    """How it is drawn where a fine-tune is trained further (MFT's figures)."""
     on_base: Look | None = None
-    """Where a base is trained (GMT's figures)."""
+    """How it is drawn where a base is trained (GMT's figures)."""
     printed: str = ""
     """Its row in GMT's tables."""
     in_table3: str = ""
     """The same in Table 3, where that has another name."""
     paper: Literal["", "GMT", "MFT"] = ""
-    """Which proposes it, or has it as a baseline of its own."""
+    """Which paper proposes it, or has it as a baseline of its own."""
     masks: Literal["", "gradients", "weights"] = ""
+    """What it masks; empty: nothing."""
+    ratio: bool = False
+    """Whether it has a mask ratio (a setting called `mask_ratio`)."""
     trains: bool = True
-    """Whether there are steps to take."""
+    """Whether there are optimizer steps to take."""
     random: bool = True
     """Whether a seed changes anything."""
     from_base: bool = False
     """In a comparison it starts from the base, where all others start from the fine-tune."""
     as_trained: str = ""
-    """The method that is trained, where this is one of a comparison's own."""
-    options: tuple[str, ...] | None = None
-    """Settings that it has beside those of every training; None of what is no training."""
+    """The method that is trained, where this one exists in studies only."""
+    code: str = ""
+    """`module:class` of its settings and its training, a `deltalens.training.methods.Method`."""
+
+    @property
+    def as_it_is(self) -> bool:
+        """Whether it is a model to which nothing is done."""
+        return not (self.trains or self.masks)
 
 
-_ON_GRADIENTS = ("include", "exclude")
-_ON_WEIGHTS = ("mask_ratio", "blocks", "modules", "include")
-_LORA = ("lora_rank", "lora_alpha", "lora_dropout")
+_PLAIN = "deltalens.training.methods.plain"
+_GRADIENTS = "deltalens.training.methods.gradients"
+_WEIGHTS = "deltalens.training.methods.weights"
+_ADAPTERS = "deltalens.training.methods.adapters"
 _AS_IT_IS: Any = {"trains": False, "random": False}
+_LORA: Any = {"from_base": True}
+_REMOVED: Any = {"paper": "MFT", "masks": "weights", "ratio": True, "trains": False}
 
 # The order is MFT's, then GMT's: that of their figures and tables. Okabe and Ito's palette, told
 # apart by color-blind readers, near the papers' colors; markers differ as well.
-METHODS: Mapping[str, Method] = {
-    "base": Method(look=Look("base", "0.6", "", (0, (6, 2, 1, 2))), **_AS_IT_IS),
-    "lora": Method(look=Look("LoRA", "#009E73", "D"), from_base=True, options=_LORA),
-    "lora-continued": Method(
-        look=Look("continued LoRA", "#66C2A5", "d", ":"),
-        from_base=True,
-        as_trained="lora",
-        options=_LORA,
-    ),
-    "ft": Method(
-        look=Look("FFT", "black", "", "--"),
-        on_base=Look("before training", "black", "", "--"),
+METHODS: Mapping[str, MethodFacts] = {
+    "base": MethodFacts(
+        about="The base as it is.",
+        look=Look("base", "0.6", "", (0, (6, 2, 1, 2))),
+        code=f"{_PLAIN}:Base",
         **_AS_IT_IS,
     ),
-    "sft": Method(
+    "lora": MethodFacts(
+        about="Low-rank adapters on every linear layer, merged at the end.",
+        look=Look("LoRA", "#009E73", "D"),
+        code=f"{_ADAPTERS}:Lora",
+        **_LORA,
+    ),
+    "lora-continued": MethodFacts(
+        about="LoRA from the base, then another LoRA on its merged result, as long again.",
+        look=Look("continued LoRA", "#66C2A5", "d", ":"),
+        as_trained="lora",
+        code=f"{_ADAPTERS}:LoraContinued",
+        **_LORA,
+    ),
+    "ft": MethodFacts(
+        about="The model as it is.",
+        look=Look("FFT", "black", "", "--"),
+        on_base=Look("before training", "black", "", "--"),
+        code=f"{_PLAIN}:Ft",
+        **_AS_IT_IS,
+    ),
+    "sft": MethodFacts(
+        about="Plain fine-tuning of all weights.",
         look=Look("continued FFT", "#0072B2", "o", ":"),
         on_base=Look("SFT", "0.35", "x"),
         printed="SFT",
         in_table3="Vanilla SFT",
-        options=(),
+        code=f"{_PLAIN}:Sft",
     ),
     # What plain training is called where it learns from preferences.
-    "dpo": Method(look=Look("DPO", "#0072B2", "o", ":")),
-    "lora-on-ft": Method(
+    "dpo": MethodFacts(look=Look("DPO", "#0072B2", "o", ":")),
+    "lora-on-ft": MethodFacts(
+        about="LoRA on the fine-tune instead of the base.",
         look=Look("LoRA on FFT", "#117733", "P", (0, (3, 1, 1, 1))),
         as_trained="lora",
-        options=_LORA,
+        code=f"{_ADAPTERS}:LoraOnFt",
     ),
-    "random-mask-weights": Method(
+    "random-mask-weights": MethodFacts(
+        about="Remove a random share of the weights; no training.",
         look=Look("random mask", "#E69F00", "s", (0, (4, 1.5))),
-        paper="MFT",
-        masks="weights",
-        trains=False,
-        options=(*_ON_WEIGHTS, "complement"),
+        code=f"{_WEIGHTS}:RandomMaskWeights",
+        **_REMOVED,
     ),
-    "random-mask-weights-complement": Method(
+    "random-mask-weights-complement": MethodFacts(
+        about="Remove the weights that random-mask-weights keeps.",
         look=Look("random mask, complement", "#E69F00", "x", (0, (1, 2))),
-        paper="MFT",
-        masks="weights",
-        trains=False,
         as_trained="random-mask-weights",
-        options=_ON_WEIGHTS,
+        code=f"{_WEIGHTS}:RandomMaskWeightsComplement",
+        **_REMOVED,
     ),
-    "l1-mask": Method(
+    "l1-mask": MethodFacts(
+        about="Remove the smallest weights; no training.",
         look=Look("L1 mask", "0.5", "v", (0, (2, 1))),
-        paper="MFT",
-        masks="weights",
-        trains=False,
         random=False,
-        options=(*_ON_WEIGHTS, "complement"),
+        code=f"{_WEIGHTS}:L1Mask",
+        **_REMOVED,
     ),
-    "l1-mask-complement": Method(
+    "l1-mask-complement": MethodFacts(
+        about="Remove the weights that l1-mask keeps.",
         look=Look("L1 mask, complement", "0.5", "+", (0, (1, 2))),
-        paper="MFT",
-        masks="weights",
-        trains=False,
         random=False,
         as_trained="l1-mask",
-        options=_ON_WEIGHTS,
+        code=f"{_WEIGHTS}:L1MaskComplement",
+        **_REMOVED,
     ),
-    "mft": Method(
+    "mft": MethodFacts(
+        about="Mask Fine-Tuning: learn which weights to remove (arXiv 2503.22764).",
         look=Look("MFT", "#D55E00", "^"),
         paper="MFT",
         masks="weights",
-        options=(*_ON_WEIGHTS, "threshold", "rank_by", "init_std", "score_learning_rate"),
+        ratio=True,
+        code=f"{_WEIGHTS}:Mft",
     ),
     # Put back the smallest deltas of a plain training.
-    "one-off-drop": Method(
+    "one-off-drop": MethodFacts(
+        about="Plain fine-tuning, then put the smallest deltas back to the base.",
         on_base=Look("one-off drop", "#CC79A7", "^"),
         printed="One-off Drop",
         paper="GMT",
-        options=("mask_ratio", "scope"),
+        ratio=True,
+        as_trained="sft",
+        code=f"{_GRADIENTS}:OneOffDrop",
     ),
-    "hft": Method(
+    "hft": MethodFacts(
+        about="Half Fine-Tuning: half of the layers stay frozen.",
         on_base=Look("HFT", "#009E73", "D"),
         printed="HFT",
         paper="GMT",
         masks="gradients",
-        options=_ON_GRADIENTS,
+        code=f"{_GRADIENTS}:Hft",
     ),
-    "random-mask": Method(
+    "random-mask": MethodFacts(
+        about="Mask a random share of every gradient, drawn anew in each step.",
         on_base=Look("random mask", "#E69F00", "s"),
         printed="Random Mask",
         paper="GMT",
         masks="gradients",
-        options=("mask_ratio", "apply_to", *_ON_GRADIENTS),
+        ratio=True,
+        code=f"{_GRADIENTS}:RandomMask",
     ),
-    "gmt": Method(
+    "gmt": MethodFacts(
+        about="Gradient-Mask Tuning: only the largest gradients update (arXiv 2406.15330).",
         on_base=Look("GMT", "#0072B2", "o"),
         printed="GMT",
         paper="GMT",
         masks="gradients",
-        options=("mask_ratio", "scope", "apply_to", *_ON_GRADIENTS),
+        ratio=True,
+        code=f"{_GRADIENTS}:Gmt",
     ),
 }
-"""Every method by its name in commands and records; and `base` and `ft`, the models as they are."""
+"""Every method of ours by its name in commands and records; and `base` and `ft`, the models as they
+are."""
 TRAININGS = (
     *("sft", "gmt", "random-mask", "hft"),
     *("mft", "random-mask-weights", "l1-mask", "lora"),
 )
-"""What `train` takes; what the others are, studies know."""
+"""Those of ours that `train` takes; the others exist in studies only."""
 REFERENCES = ("base", "ft", "sft", "dpo")
-"""What others are held against: no mask, no adapter."""
+"""What others are compared with: no mask, no adapter."""
 OBJECTIVES = ("sft", "dpo")
+_OTHER_LOOKS = ("#56B4E9", "#882255", "#44AA99", "#999933", "#AA4499", "#332288")
+"""Colors of packages' methods that name none, by turns."""
 
 
-def options_of(method: str) -> tuple[str, ...]:
-    """The settings that a method has beside those of every training; none of an unknown one."""
-    known = METHODS.get(method)
-    return (known.options if known else None) or ()
+def package_methods() -> Iterator[tuple[str, MethodFacts]]:
+    """The training methods that installed packages add.
+
+    Returns:
+        Each method's name and facts, sorted by name.
+
+    Raises:
+        DeltaLensError: one cannot be loaded, or two packages have one of the same name.
+    """
+    for name in sorted(plugins("method", METHODS)):
+        facts = facts_of(name)
+        assert facts is not None
+        yield name, facts
+
+
+def facts_of(name: str) -> MethodFacts | None:
+    """What is known of a method.
+
+    Args:
+        name: in commands and records.
+
+    Returns:
+        The facts of a method of ours or of an installed package; None of any other.
+
+    Raises:
+        DeltaLensError: a package's cannot be loaded, or is no method.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    plugin = find("method", name, METHODS)
+    if plugin is None:
+        return None
+    facts = getattr(plugin.load(), "facts", None)
+    if not isinstance(facts, MethodFacts):
+        raise DeltaLensError(
+            f"{plugin}: {plugin.value} has no `facts`, a deltalens.catalog.methods.MethodFacts"
+        )
+    return facts
+
+
+def look_of(name: str, on_base: bool = False) -> Look | None:
+    """How a method is called and drawn.
+
+    Args:
+        name: of the method.
+        on_base: where a base is trained (GMT's figures), not a fine-tune (MFT's).
+
+    Returns:
+        Its look, in the other setting if it has none in this one; of a package's method that has
+        none, its name with a color. None of an unknown method.
+    """
+    facts = facts_of(name)
+    if facts is None:
+        return None
+    first, second = (facts.on_base, facts.look) if on_base else (facts.look, facts.on_base)
+    return first or second or Look(name, _OTHER_LOOKS[sum(name.encode()) % len(_OTHER_LOOKS)], "p")
 
 
 def row_in_table3(method: str) -> str:
-    """What GMT's Table 3 calls a method; one that it does not have goes by its name elsewhere."""
-    known = METHODS.get(method)
-    return (known and (known.in_table3 or known.printed)) or method
+    """The row of GMT's Table 3 for a method.
+
+    Args:
+        method: its name in records.
+
+    Returns:
+        The row's name; the method's own where the table has no such row.
+    """
+    facts = facts_of(method)
+    return (facts and (facts.in_table3 or facts.printed)) or method
 
 
 def has_ratio(method: str) -> bool:
-    """Whether a method knows a mask ratio; True of an unknown one."""
-    return method not in METHODS or "mask_ratio" in options_of(method)
+    """Whether a method has a mask ratio.
+
+    Args:
+        method: its name in records.
+
+    Returns:
+        True also of an unknown method.
+    """
+    facts = facts_of(method)
+    return facts is None or facts.ratio

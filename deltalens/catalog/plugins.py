@@ -1,5 +1,5 @@
 """What installed packages add, by the entry points in their metadata: metrics, kinds of studies,
-and executors. Nothing of a package is imported before it is used."""
+executors and training methods. Nothing of a package is imported before it is used."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from deltalens.errors import DeltaLensError, describe_error
 
 __all__ = ["Plugin", "find", "load_code", "plugins"]
 
-What = Literal["metric", "study", "executor"]
+What = Literal["metric", "study", "executor", "method"]
 _GROUPS: dict[What, str] = {
     "metric": "deltalens.metrics",
     "study": "deltalens.studies",
     "executor": "deltalens.executors",
+    "method": "deltalens.methods",
 }
 
 

@@ -19,7 +19,7 @@ class Study:
     columns: tuple[str, ...]
     """The columns of a cell's setting, in the table's order."""
     figure: str = ""
-    """`module:function` that draws a folder, and returns a list of `deltalens.figures.Drawing`."""
+    """`module:function` that draws a folder: it returns or yields `deltalens.figures.Drawing`s."""
     summary: str = ""
     """`module:function` from a record to its `deltalens.reports.Summary`."""
     axis: str | None = None

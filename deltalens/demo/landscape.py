@@ -54,16 +54,26 @@ def build_landscape(
     recipe: Recipe = DEFAULT_RECIPE,
     report: Report | None = None,
 ) -> LandscapePaths:
-    """Train what a landscape of a domain needs and the folder has not: the base, its fine-tune, the
-    continued fine-tune (on the first of the same rows again, with a fresh optimizer and schedule),
-    and the masked child: Mask Fine-Tuning on those rows.
+    """Train the models of a landscape that the folder does not have yet.
 
-    Of maths the fine-tune is the demo's ``ft/``. Whatever ends the call early, each model is whole
-    or absent. ``report`` is called as by `build_demo`, with the stages ``base``, ``ft``,
-    ``continued`` and ``masks``.
+    These are the base, its fine-tune, the continued fine-tune (on the first of the same rows again,
+    with a fresh optimizer and schedule), and the masked child: Mask Fine-Tuning on those rows. For
+    maths the fine-tune is the demo's ``ft/``. If the call ends early, each model is whole or
+    absent.
 
-    Raises DeltaLensError for an unknown domain, if ``folder`` is a file, or if it has a model of
-    these names that no demo wrote.
+    Args:
+        folder: of the demo.
+        domain: what the fine-tune learns.
+        recipe: the models' settings.
+        report: called as by `build_demo`, with the stages ``base``, ``ft``, ``continued`` and
+            ``masks``.
+
+    Returns:
+        Where the models and rows lie.
+
+    Raises:
+        DeltaLensError: an unknown domain; ``folder`` is a file, or has a model of these names that
+            no demo wrote.
     """
     if domain not in DOMAINS:
         raise DeltaLensError(f"domain {domain!r}: choose {', '.join(DOMAINS)}")

@@ -28,7 +28,7 @@ class DemoPaths:
     ft: Path
     """The checkpoint folder of its fine-tune on maths."""
     probe_run: Path
-    """The run folder of the same fine-tuning with a probe attached; there once it is asked for."""
+    """The run folder of the same fine-tuning with a probe attached; there once it is wanted."""
     data: dict[str, dict[str, Path]]
     """The held-out rows' files, by domain and split."""
     training: dict[str, Path]
@@ -42,12 +42,28 @@ class DemoPaths:
 
 
 def stage_record(folder: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
-    """The record in a stage's folder, or None unless it was made by the same recipe."""
+    """Read the record in a stage's folder.
+
+    Args:
+        folder: of the stage.
+        identity: of the recipe and version.
+
+    Returns:
+        The record; None if there is none, or it was made by another recipe.
+    """
     return same(read_json(folder / STAGE_RECORD), identity)
 
 
 def same(record: dict[str, Any] | None, identity: Mapping[str, str]) -> dict[str, Any] | None:
-    """The record, if it is of this recipe and version."""
+    """Check what a record was made by.
+
+    Args:
+        record: of a stage, if there is one.
+        identity: of the recipe and version.
+
+    Returns:
+        The record; None if it was made by another recipe or version.
+    """
     return record if record is not None and identity.items() <= record.items() else None
 
 
@@ -57,7 +73,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None where there is no such file."""
+    """Read a JSON object.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The object; None if there is no such file.
+
+    Raises:
+        DeltaLensError: the file holds no JSON object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

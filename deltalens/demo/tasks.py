@@ -102,7 +102,12 @@ def _story(rng: Random, events: int) -> Row:
     return Row(f"{prompt}>", _chain(start, steps))
 
 
-def _number(rng: Random) -> str:
+def sample_number(rng: Random) -> str:
+    """Draw a number of three or four digits.
+
+    Returns:
+        Its digits.
+    """
     length = rng.randint(3, 4)
     return str(rng.randrange(10 ** (length - 1), 10**length))
 
@@ -119,7 +124,7 @@ def sample_maths(rng: Random) -> Row:
 def sample_code(rng: Random) -> Row:
     """Two nested calls on digits, the inner first: ``rev(inc(877))>`` -> ``988,889``."""
     outer, inner = rng.choice(tuple(_CODE)), rng.choice(tuple(_CODE))
-    digits = _number(rng)
+    digits = sample_number(rng)
     between = _CODE[inner](digits)
     return Row(f"{outer}({inner}({digits}))>", f"{between},{_CODE[outer](between)}")
 
@@ -151,7 +156,7 @@ def sample_one_event(rng: Random) -> Row:
 
 def sample_one_call(rng: Random) -> Row:
     """One call on digits: ``inc(877)>`` -> ``988``."""
-    name, digits = rng.choice(tuple(_CODE)), _number(rng)
+    name, digits = rng.choice(tuple(_CODE)), sample_number(rng)
     return Row(f"{name}({digits})>", _CODE[name](digits))
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints, pairs of them, and the records that studies leave."""
+"""Reading and writing checkpoints, pairing them, and the records that studies write."""

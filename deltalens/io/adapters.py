@@ -1,4 +1,4 @@
-"""Merging a PEFT adapter into its base, and a look whether the result is the same model."""
+"""Merging a PEFT adapter into its base, and checking that the merged model computes the same."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TASKS = {
     "FEATURE_EXTRACTION": "AutoModel",
 }
 _LABELED = ("SEQ_CLS", "TOKEN_CLS")
-_TOKENIZER = (
+_TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -40,43 +40,51 @@ _TOKENIZER = (
     "*.model",
     "*.tiktoken",
 )
-_TEMPLATES = ("chat_template.*", "additional_chat_templates")
-_TOKENS = 24
-_WIDE = 1 << 31
-"""Parameters up to which both models compute in fp32, so that only weights are rounded."""
-_SHARE = 0.1
-"""Of what the adapter changes: by so much the merged model may miss it, beside rounding."""
+_TEMPLATE_FILES = ("chat_template.*", "additional_chat_templates")
+_PROBE_TOKENS = 24
+"""Length of the random text on which both models are compared."""
+_MOST_FP32_PARAMETERS = 1 << 31
+"""Models of at most this size are compared in fp32, so that only the merged weights are rounded."""
+_TOLERANCE = 0.1
+"""Allowed deviation of the merged model, as a fraction of what the adapter changes; rounding is
+allowed on top of it."""
 
 
 def merge_adapter(adapter: Path, base: Path, folder: Path, trust: bool | None = None) -> Path:
-    """Merge a PEFT adapter into its base, through peft, and check that it is the same model: on
-    random tokens its outputs equal those of the base with the adapter on it, up to rounding.
+    """Merge a PEFT adapter into its base with peft, and check the result.
 
-    The class is the adapter's task's. An embedding that was enlarged for the adapter is enlarged,
-    and the tokenizer and the chat template are the adapter's where it brings them.
+    The check runs random tokens through the merged model and through the base with the adapter
+    applied: the outputs must agree up to rounding.
+
+    The model class follows from the adapter's task type. If the adapter was trained with an
+    enlarged embedding, the base's embedding is enlarged to match. The tokenizer and chat template
+    are the adapter's where it has them, and otherwise the base's.
 
     Args:
         adapter: the adapter's folder.
-        base: the folder of the model that it was trained on.
-        folder: where to write the merged checkpoint; it exists.
-        trust: run code that the base brings. None: whoever asks has no such option.
+        base: the folder of the model that the adapter was trained on.
+        folder: an existing folder, in which the merged checkpoint is written.
+        trust: whether to run code that is stored with the base. None means no, where the caller
+            offers no such option.
 
     Returns:
-        The folder.
+        `folder`.
 
     Raises:
-        CheckpointError: no adapter; peft is not installed, or cannot merge it (with its reason);
-            or what comes out is another model.
+        CheckpointError: `adapter` is not an adapter; peft is not installed or cannot merge it (its
+            reason is in the message); or the merged model computes something else.
     """
     if not (adapter / _CONFIG).is_file():
-        raise CheckpointError(f"{adapter}: no {_CONFIG}; --merge-adapter is for adapters")
+        raise CheckpointError(
+            f"{adapter}: no {_CONFIG}, so this is not a PEFT adapter; `merge_adapter` needs one"
+        )
     if not (adapter / ADAPTER).is_file():
-        raise CheckpointError(f"{adapter}: no {ADAPTER}; pickles are not loaded")
+        raise CheckpointError(f"{adapter}: no {ADAPTER}; adapters stored as pickles are not loaded")
     try:
         import peft  # noqa: F401
     except ImportError as error:
         raise CheckpointError(
-            "--merge-adapter needs peft: pip install 'deltalens[train]'"
+            "merging an adapter needs peft: pip install 'deltalens[train]'"
         ) from error
     _, stored = read_header(adapter / ADAPTER)
     try:
@@ -87,7 +95,7 @@ def merge_adapter(adapter: Path, base: Path, folder: Path, trust: bool | None = 
             del model
             _copy_tokenizer(base, adapter, folder)
             _check_same(adapter, base, folder, stored, dtype, trust)
-    except BaseException as error:  # Of transformers, peft or safetensors: of any kind.
+    except BaseException as error:  # transformers, peft and safetensors raise all kinds.
         if isinstance(error, CheckpointError) or not is_library_error(error):
             raise
         raise CheckpointError(
@@ -99,62 +107,70 @@ def merge_adapter(adapter: Path, base: Path, folder: Path, trust: bool | None = 
 def _load(
     adapter: Path, base: Path, stored: list[TensorEntry], dtype: Any, trust: bool | None
 ) -> Any:
-    """The base with the adapter on it, in evaluation mode; the same each time."""
+    """Load the base with the adapter applied, in evaluation mode; the same weights every time."""
     import transformers
 
     task = str(read_settings(adapter / _CONFIG).get("task_type"))
-    spec: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     labels = [entry.shape[0] for entry in stored if is_label_head(entry.name) and entry.shape]
     if task in _LABELED and labels:
-        spec = {"num_labels": labels[-1], "ignore_mismatched_sizes": True}
-    loader = getattr(transformers, _TASKS.get(task, ""), None) or _own_class(base)
+        options = {"num_labels": labels[-1], "ignore_mismatched_sizes": True}
+    loader = getattr(transformers, _TASKS.get(task, ""), None) or _configured_class(base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, info = read_model(base, loader, dtype=dtype, trust=trust, **spec)
-        rows = _rows(adapter, stored, model, trust)
+        model, info = read_model(base, loader, dtype=dtype, trust=trust, **options)
+        rows = _embedding_rows(adapter, stored, model, trust)
         if rows is not None:
             model.resize_token_embeddings(rows, mean_resizing=False)
-    brought = {entry.name.replace(".modules_to_save", "") for entry in stored}
-    fresh = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-    lacking = sorted(
-        name for name in fresh if not any(known.endswith(f".{name}") for known in brought)
+    in_adapter = {entry.name.replace(".modules_to_save", "") for entry in stored}
+    initialized = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    missing = sorted(
+        name
+        for name in initialized
+        if not any(stored_name.endswith(f".{name}") for stored_name in in_adapter)
     )
-    if lacking:
+    if missing:
         raise CheckpointError(
-            f"{adapter}: neither it nor {base} holds {', '.join(lacking)}: the merged model would "
-            "be random there; give the base that the adapter was trained on"
+            f"{adapter}: neither the adapter nor {base} stores {', '.join(missing)}, so the merged "
+            "model would have random values there; use the base that the adapter was trained on"
         )
     return read_adapter(model, adapter).eval()
 
 
-def _own_class(base: Path) -> Any:
-    """The class that the base's configuration names."""
+def _configured_class(base: Path) -> Any:
+    """The model class that the base's configuration names."""
     import transformers
 
     config = read_settings(base / "config.json")
     return class_of(config) or transformers.AutoModelForCausalLM
 
 
-def _rows(adapter: Path, stored: list[TensorEntry], model: Any, trust: bool | None) -> int | None:
-    """How many tokens the adapter knows, where the base's embedding has another number: as many as
-    the embedding that it stores has rows, or else its tokenizer has tokens beyond the base's."""
-    have = int(model.get_input_embeddings().weight.shape[0])
+def _embedding_rows(
+    adapter: Path, stored: list[TensorEntry], model: Any, trust: bool | None
+) -> int | None:
+    """The number of embedding rows that the adapter needs; None if the base's number fits.
+
+    If the adapter stores an embedding, its rows count. Otherwise its tokenizer counts, where that
+    has more tokens than the base has rows.
+    """
+    base_rows = int(model.get_input_embeddings().weight.shape[0])
     rows = {
         entry.shape[0] for entry in stored if is_adapted_token_weight(entry.name) and entry.shape
     }
     if rows:
-        return None if have in rows else max(rows)
+        return None if base_rows in rows else max(rows)
     if not any(adapter.glob("tokenizer*")):
         return None
-    count = len(read_tokenizer(adapter, trust))
-    return count if count > have else None
+    tokens = len(read_tokenizer(adapter, trust))
+    return tokens if tokens > base_rows else None
 
 
 def _copy_tokenizer(base: Path, adapter: Path, folder: Path) -> None:
-    """The adapter's where it has one, else the base's; its chat templates in any case."""
+    """Copy the adapter's tokenizer, or the base's if it has none; its chat templates always."""
     source = adapter if any(adapter.glob("tokenizer*")) else base
-    for place, patterns in ((source, _TOKENIZER + _TEMPLATES), (adapter, _TEMPLATES)):
-        for file in (file for pattern in patterns for file in place.glob(pattern)):
+    sources = ((source, _TOKENIZER_FILES + _TEMPLATE_FILES), (adapter, _TEMPLATE_FILES))
+    for directory, patterns in sources:
+        for file in (file for pattern in patterns for file in directory.glob(pattern)):
             if file.is_dir():
                 shutil.copytree(file, folder / file.name, dirs_exist_ok=True)
             else:
@@ -170,43 +186,45 @@ def _check_same(
     trust: bool | None,
 ) -> None:
     """Refuse a merged checkpoint that computes something else than the base with its adapter."""
-    small = sum(entry.numel for entry in open_checkpoint(base).tensors.values()) <= _WIDE
-    wide = torch.promote_types(dtype, torch.float32) if small else dtype
+    parameters = sum(entry.numel for entry in open_checkpoint(base).tensors.values())
+    small = parameters <= _MOST_FP32_PARAMETERS
+    compute_dtype = torch.promote_types(dtype, torch.float32) if small else dtype
     rounding = (4 if small else 16) * torch.finfo(dtype).eps
-    model = _load(adapter, base, stored, wide, trust)
+    model = _load(adapter, base, stored, compute_dtype, trust)
     inputs = _random_tokens(model.config)
-    wanted = _outputs(model, inputs)
+    expected = _outputs(model, inputs)
     with model.disable_adapter():
-        plain = _outputs(model, inputs)
+        without = _outputs(model, inputs)
     loader = type(model.get_base_model())
     del model
-    merged, _ = read_model(folder, loader, dtype=wide, trust=trust)
-    found = _outputs(merged.eval(), inputs)
-    if found.shape != wanted.shape:
+    merged, _ = read_model(folder, loader, dtype=compute_dtype, trust=trust)
+    actual = _outputs(merged.eval(), inputs)
+    if actual.shape != expected.shape:
         raise CheckpointError(
-            f"{adapter}: merged into {base} it gives outputs of shape {list(found.shape)}, where "
-            f"the adapter gives {list(wanted.shape)}"
+            f"{adapter}: once merged into {base}, the model returns outputs of shape "
+            f"{list(actual.shape)}; with the adapter applied, {list(expected.shape)}"
         )
-    size = float(wanted.norm())
-    off, changed = float((found - wanted).norm()), float((wanted - plain).norm())
-    if not off <= _SHARE * changed + rounding * size:
+    norm = float(expected.norm())
+    error, effect = float((actual - expected).norm()), float((expected - without).norm())
+    if not error <= _TOLERANCE * effect + rounding * norm:
         raise CheckpointError(
-            f"{adapter}: merged into {base} it is another model: on random tokens its outputs are "
-            f"off by {off / size:.2g} of their size, and the adapter changes them by "
-            f"{changed / size:.2g}. An adapter on an embedding that is tied to the head "
-            "merges so; train it with ensure_weight_tying=True (peft), or on other layers"
+            f"{adapter}: merging it into {base} changes what the model computes: on random tokens "
+            f"the outputs are off by {error / norm:.2g} of their norm, and the adapter itself "
+            f"changes them by {effect / norm:.2g}. This happens to an adapter on an embedding that "
+            "is tied to the output head: train it with ensure_weight_tying=True (peft), or on "
+            "other layers"
         )
 
 
 def _random_tokens(config: Any) -> dict[str, Tensor]:
     text = config.get_text_config()
-    count = int(getattr(text, "max_position_embeddings", None) or _TOKENS)
+    longest = int(getattr(text, "max_position_embeddings", None) or _PROBE_TOKENS)
     pad = getattr(text, "pad_token_id", None)
     tokens = torch.tensor([token for token in range(int(text.vocab_size)) if token != pad])
-    places = torch.randint(
-        len(tokens), (1, min(_TOKENS, count)), generator=torch.Generator().manual_seed(0)
+    drawn = torch.randint(
+        len(tokens), (1, min(_PROBE_TOKENS, longest)), generator=torch.Generator().manual_seed(0)
     )
-    inputs = {"input_ids": tokens[places]}
+    inputs = {"input_ids": tokens[drawn]}
     if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = inputs["input_ids"]
     return inputs
@@ -215,14 +233,14 @@ def _random_tokens(config: Any) -> dict[str, Tensor]:
 @torch.inference_mode()
 def _outputs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     out = model(**inputs)
-    named = (getattr(out, name, None) for name in ("logits", "start_logits", "last_hidden_state"))
-    found = next((values for values in named if isinstance(values, Tensor)), None)
-    return (out[0] if found is None else found).double()
+    fields = (getattr(out, name, None) for name in ("logits", "start_logits", "last_hidden_state"))
+    values = next((field for field in fields if isinstance(field, Tensor)), None)
+    return (out[0] if values is None else values).double()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' reports and peft's advice: what matters is checked and said here."""
+    """Silence transformers' reports and peft's warnings: this module checks what matters itself."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

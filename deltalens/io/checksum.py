@@ -1,6 +1,6 @@
-"""Checksums of what deltalens wrote itself: whether a record is still what it was. No torch here.
+"""Checksums of the records that deltalens writes, to detect damage. No torch here.
 
-XXH3-128 finds damage (a torn write, a flipped bit, an edit by hand), not a forger's work.
+XXH3-128 detects accidents (a torn write, a flipped bit, an edit by hand), not deliberate forgery.
 """
 
 from __future__ import annotations
@@ -20,19 +20,26 @@ __all__ = ["CHECKSUM", "check_sealed", "checksum", "checksum_of_file", "parse_se
 
 _BUFFER = 1 << 22
 CHECKSUM = "checksum"
-"""The field of a sealed record that holds the checksum of the others."""
+"""The field of a sealed record that holds the checksum of all other fields."""
 
 
 def checksum(content: bytes | bytearray | memoryview) -> str:
-    """XXH3-128 of bytes, as 32 hexadecimal digits."""
+    """Compute the checksum of bytes.
+
+    Returns:
+        Their XXH3-128, as 32 hexadecimal digits.
+    """
     return xxhash.xxh3_128_hexdigest(content)
 
 
 def checksum_of_file(file: Path) -> tuple[int, str]:
-    """How many bytes a plain file has, and their checksum.
+    """Compute the checksum of a file.
+
+    Returns:
+        The file's size in bytes, and its checksum.
 
     Raises:
-        RecordError: it is not a plain file.
+        RecordError: it is not a regular file.
         OSError: it cannot be read.
     """
     hashed, read = xxhash.xxh3_128(), 0
@@ -45,27 +52,33 @@ def checksum_of_file(file: Path) -> tuple[int, str]:
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of JSON values with the checksum of its fields as one more, whatever their order and
-    the white space between them.
+    """Add a checksum to a record; it does not depend on the order of fields or on white space.
+
+    Args:
+        record: its fields, as JSON values.
+
+    Returns:
+        The fields, and their checksum under `CHECKSUM`.
 
     Example:
+        >>> from deltalens.io.checksum import check_sealed, sealed
         >>> check_sealed("cells.jsonl, line 1", sealed({"seconds": 1.5}))
     """
     values: dict[str, Any] = json.loads(json.dumps(record))
     values.pop(CHECKSUM, None)
-    return {**values, CHECKSUM: _of_fields(values)}
+    return {**values, CHECKSUM: _checksum_of_fields(values)}
 
 
 def check_sealed(where: str | Path, record: Any, needed: bool = False) -> None:
-    """Refuse a record that is not what was written.
+    """Refuse a record that has changed since it was written.
 
     Args:
-        where: it stands, for the message.
-        record: as it was read.
-        needed: it was sealed; else one without a checksum (of an earlier format) passes.
+        where: the file and line that the record comes from, for the message.
+        record: the record as it was read.
+        needed: whether a checksum is required. Records of the first format had none.
 
     Raises:
-        RecordError: its checksum is another one, or it lacks one that it needs.
+        RecordError: the checksum does not match, or is required and missing.
     """
     if not isinstance(record, dict):
         raise RecordError(f"{where}: damaged: not a JSON object")
@@ -74,17 +87,29 @@ def check_sealed(where: str | Path, record: Any, needed: bool = False) -> None:
             raise RecordError(f"{where}: damaged: its checksum is missing")
         return
     fields = {name: value for name, value in record.items() if name != CHECKSUM}
-    if record[CHECKSUM] != _of_fields(fields):
-        raise RecordError(f"{where}: damaged: its checksum is not that of what it says")
+    if record[CHECKSUM] != _checksum_of_fields(fields):
+        raise RecordError(f"{where}: damaged: its checksum does not match its content")
 
 
 def parse_sealed(where: str | Path, content: bytes, needed: bool = True) -> dict[str, Any]:
-    """The record that a sealed JSON text holds; arguments and errors as for `check_sealed`."""
-    record = parse_json(where, content)
-    check_sealed(where, record, needed)
-    held: dict[str, Any] = record
-    return held
+    """Parse a sealed JSON text, and check it.
+
+    Args:
+        where: the file and line that the text comes from, for messages.
+        content: the text, in UTF-8.
+        needed: whether a checksum is required (see `check_sealed`).
+
+    Returns:
+        The record, with its checksum.
+
+    Raises:
+        RecordError: it is not valid JSON, or fails `check_sealed`.
+    """
+    parsed = parse_json(where, content)
+    check_sealed(where, parsed, needed)
+    record: dict[str, Any] = parsed
+    return record
 
 
-def _of_fields(fields: Mapping[str, Any]) -> str:
+def _checksum_of_fields(fields: Mapping[str, Any]) -> str:
     return checksum(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode())

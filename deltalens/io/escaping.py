@@ -1,24 +1,29 @@
-"""Names that come from files, made harmless where they are shown: one function for each kind of
-place. A tensor, a file, a row or another library can be called anything: a terminal's commands, a
-spreadsheet's formula, markup, a formula of a picture, or characters that turn a line round."""
+"""Escaping of names that come from files: one function for each medium in which they are shown.
+
+Tensors, files and rows can have any name, and other libraries' errors quote them. A name could
+contain a terminal's escape sequences, a spreadsheet's formula, markup, math that matplotlib
+renders, or characters that reverse a line's direction.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import Path
 
 from deltalens.errors import Lines
 
-__all__ = ["plain", "plain_cell", "plain_label", "plain_lines", "plain_markdown"]
+__all__ = ["plain", "plain_cell", "plain_label", "plain_lines", "plain_markdown", "short_path"]
 
 _HARMLESS = re.compile(r"[ -~\u00a1-\u00ac\u00ae-\u02ff\u0370-\u05ff\u2013-\u2027\u2190-\u22ff]*")
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20", "\t", "\r", "\n")
-"""What a formula begins with: the second four are the same as wide as a Chinese character."""
+"""What a spreadsheet formula begins with; the second four are the full-width forms of the first."""
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-](inf|nan)")
-_UNSEEN = re.compile(
+_INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-"""Letters, marks and signs that nothing is seen of; all else that is unseen is of category C."""
+"""Letters, marks and symbols without a visible glyph; all other invisible characters are in Unicode
+category C or Z."""
 _MARKDOWN = str.maketrans(
     {
         "\\": "\\\\",
@@ -34,26 +39,50 @@ _MARKDOWN = str.maketrans(
 
 
 def plain(text: object) -> str:
-    """Text on one line of a terminal: control characters (escape sequences, line ends), invisible
-    ones, those that change the direction, and halves of surrogate pairs are written as Python's
-    escapes (`\\x1b`, `\\u202e`).
+    """Make text safe to print on one line of a terminal.
+
+    Args:
+        text: any object; its `str` is used.
+
+    Returns:
+        The text, with control characters (escape sequences, line ends), invisible characters,
+        characters that change the direction, and lone surrogates written as Python escapes
+        (`\\x1b`, `\\u202e`).
 
     Example:
+        >>> from deltalens.io.escaping import plain
         >>> plain("a\\x1b]52;c;Zm9v\\x07\\u202eb")
         'a\\\\x1b]52;c;Zm9v\\\\x07\\\\u202eb'
     """
     text = str(text)
     if _HARMLESS.fullmatch(text):
         return text
-    return "".join(one if _is_shown(one) else _escaped(one) for one in text)
+    return "".join(char if _is_visible(char) else _escape(char) for char in text)
+
+
+def short_path(path: Path, longest: int = 160) -> str:
+    """Shorten a path for a `repr`.
+
+    Args:
+        path: the path.
+        longest: how many of its last characters to keep.
+
+    Returns:
+        The end of the path, as `plain` returns it.
+    """
+    text = plain(path)
+    return text if len(text) <= longest else f"...{text[-longest:]}"
 
 
 def plain_lines(text: object) -> str:
-    """A message of one line as `plain`; of several, made as `Lines`, each line so. A line end in
-    any other text came with a name, and is escaped, whatever follows it.
+    """Make a message safe to print on a terminal.
 
     Args:
-        text: text, or an exception with one.
+        text: a message, or an exception with one. Only a message built as `Lines` has several
+            lines: in any other, a line end came from a name, and is escaped.
+
+    Returns:
+        The message, each of its lines as `plain` returns it.
     """
     text = str(text)
     lines = text.split("\n") if isinstance(text, Lines) else [text]
@@ -61,8 +90,15 @@ def plain_lines(text: object) -> str:
 
 
 def plain_cell(value: object) -> object:
-    """What goes into a cell of a CSV file. Numbers stay numbers; None is empty; text is as `plain`,
-    and what a spreadsheet would take for a formula has an apostrophe in front."""
+    """Make a value safe for a cell of a CSV file.
+
+    Args:
+        value: a number, a text or None.
+
+    Returns:
+        Numbers as they are, an empty text for None, and text as `plain` returns it, with an
+        apostrophe in front of what a spreadsheet would evaluate as a formula.
+    """
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -72,21 +108,30 @@ def plain_cell(value: object) -> object:
 
 
 def plain_label(text: str) -> str:
-    """Text in a picture: as `plain_lines`; a dollar is a dollar, and no formula."""
+    """Make text safe for a label in a figure.
+
+    Returns:
+        The text as `plain_lines` returns it, with dollar signs escaped, so that matplotlib renders
+        no math.
+    """
     return plain_lines(text).replace("$", r"\$")
 
 
 def plain_markdown(text: str) -> str:
-    """Text in a Markdown file: on one line, no end of a table's cell, no tag, link or code."""
+    """Make text safe for a Markdown file, also within a table's cell.
+
+    Returns:
+        The text on one line, with the characters escaped that delimit cells, tags, links or code.
+    """
     return plain(text).translate(_MARKDOWN)
 
 
-def _is_shown(one: str) -> bool:
-    if _UNSEEN.match(one):
+def _is_visible(char: str) -> bool:
+    if _INVISIBLE.match(char):
         return False
-    # Cc: control, Cf: format, Cs: surrogates, Co, Cn: nothing that could be shown, Zl, Zp: lines.
-    return unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    # Cc: control, Cf: format, Cs: surrogate, Co and Cn: without a glyph, Zl and Zp: separators.
+    return unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
-def _escaped(one: str) -> str:
-    return ascii(one)[1:-1]
+def _escape(char: str) -> str:
+    return ascii(char)[1:-1]

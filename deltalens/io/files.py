@@ -1,8 +1,9 @@
 """Files that appear whole or not at all.
 
-A folder may come from a stranger. What is written goes to a new file under a name of this process's
-own, which then takes the place of whatever bears the final name: no link is followed. What is read
-or added to is opened without following a link and without waiting, and has to be a plain file.
+A folder may come from an untrusted source. A file is therefore written under a temporary name that
+only this process uses, and then renamed over whatever has the final name: no link is followed. A
+file that is read or appended to is opened without following links and without blocking, and must be
+a regular file.
 """
 
 from __future__ import annotations
@@ -40,10 +41,17 @@ __all__ = [
 
 
 def open_descriptor(file: Path, flags: int) -> int:
-    """A descriptor of a plain file: not of what a link leads to, a pipe or a device.
+    """Open a regular file, but no link, pipe or device.
+
+    Args:
+        file: the path.
+        flags: flags of `os.open`.
+
+    Returns:
+        A file descriptor, which the caller closes.
 
     Raises:
-        RecordError: it is none.
+        RecordError: it is not a regular file.
         OSError: it cannot be opened.
     """
     try:
@@ -63,20 +71,26 @@ def _not_plain(file: Path) -> str:
 
 
 def open_plain(file: Path) -> IO[bytes]:
-    """A file of records, to be read.
+    """Open a file of records for reading.
+
+    Returns:
+        A binary stream, which the caller closes.
 
     Raises:
-        RecordError: it is not a plain file.
+        RecordError: it is not a regular file.
         OSError: it cannot be read.
     """
     return os.fdopen(open_descriptor(file, os.O_RDONLY), "rb")
 
 
 def read_plain(file: Path) -> bytes:
-    """A file of records, whole.
+    """Read a file of records.
+
+    Returns:
+        The file's content.
 
     Raises:
-        RecordError: it is not a plain file.
+        RecordError: it is not a regular file.
         OSError: it cannot be read.
     """
     with open_plain(file) as stream:
@@ -84,8 +98,11 @@ def read_plain(file: Path) -> bytes:
 
 
 def open_input(file: Path) -> io.BufferedReader:
-    """A file that a user names, to be read. A link is followed, and a pipe is read from its writer:
-    one that has none is empty, and nobody waits for one.
+    """Open a file that a user named, for reading. Links are followed. A pipe is read as it is
+    written; one without a writer counts as empty, instead of blocking.
+
+    Returns:
+        A binary stream, which the caller closes.
 
     Raises:
         OSError: it cannot be read.
@@ -101,10 +118,16 @@ def open_input(file: Path) -> io.BufferedReader:
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A path to write a file at, which then takes the file's place.
+    """Replace a file with one that is written under a temporary name in the block.
+
+    Args:
+        file: the final path.
+
+    Yields:
+        The temporary path to write to; it is renamed to `file` at the end of the block.
 
     Raises:
-        DeltaLensError: the disk is full, or there is no right to write.
+        DeltaLensError: the disk is full, or the folder is not writable.
     """
     temporary = temporary_name(file)
     try:
@@ -120,10 +143,16 @@ def replacing(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing_whole(file: Path) -> Iterator[IO[bytes]]:
-    """A stream to write a file with: a reader sees the old content or the new, never a part.
+    """Write a file atomically: a reader sees either the old content or the new.
+
+    Args:
+        file: the path.
+
+    Yields:
+        A binary stream for the new content, which is flushed to the disk at the end of the block.
 
     Raises:
-        DeltaLensError: the disk is full, or there is no right to write.
+        DeltaLensError: the disk is full, or the folder is not writable.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with (
@@ -136,20 +165,28 @@ def writing_whole(file: Path) -> Iterator[IO[bytes]]:
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part.
+    """Write a file atomically: a reader sees either the old content or the new.
+
+    Args:
+        file: the path.
+        content: all that the file is to hold.
 
     Raises:
-        DeltaLensError: the disk is full, or there is no right to write.
+        DeltaLensError: the disk is full, or the folder is not writable.
     """
     with writing_whole(file) as stream:
         stream.write(content)
 
 
 def append_to(file: Path, content: bytes) -> None:
-    """Add to a file of records, and bring it to the disk.
+    """Append to a file of records, and flush it to the disk.
+
+    Args:
+        file: the path; the file is created if missing.
+        content: the bytes to append.
 
     Raises:
-        RecordError: it is not a plain file, or the disk is full (the reason is in it).
+        RecordError: it is not a regular file, or cannot be written (the message has the reason).
     """
     try:
         descriptor = open_descriptor(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -159,21 +196,24 @@ def append_to(file: Path, content: bytes) -> None:
             sync(stream.fileno())
     except OSError as error:
         raise RecordError(
-            f"{file}: cannot be written: {os_reason(error)}; what it held before is safe"
+            f"{file}: cannot be written: {os_reason(error)}; its previous content is safe"
         ) from error
 
 
 def read_bounded(file: Path, most: int, what: str, kind: type[DeltaLensError]) -> bytes:
-    """A file that a user names, whole.
+    """Read a file that a user named, unless it is implausibly large.
 
     Args:
         file: the path.
-        most: bytes that it may have.
-        what: it should be, for the message: "recipe".
-        kind: of error.
+        most: the largest size allowed, in bytes.
+        what: what the file should be, for the message: "a recipe".
+        kind: the class of error to raise.
+
+    Returns:
+        The file's content.
 
     Raises:
-        DeltaLensError: of that kind: it cannot be read, or is longer.
+        DeltaLensError: (as `kind`) the file cannot be read, or is larger than `most`.
     """
     try:
         with open_input(file) as stream:
@@ -181,15 +221,15 @@ def read_bounded(file: Path, most: int, what: str, kind: type[DeltaLensError]) -
     except OSError as error:
         raise kind(f"{file}: cannot be read: {error.strerror}") from error
     if len(content) > most:
-        raise kind(f"{file}: longer than {most:,} bytes, which no {what} is")
+        raise kind(f"{file}: more than {most:,} bytes, too large for {what}")
     return content
 
 
 def discard(file: Path) -> None:
-    """Remove a file of records, or a link or pipe in its place, if there is one.
+    """Remove a file of records, or a link or pipe of that name, if there is one.
 
     Raises:
-        RecordError: it is a folder, or there is no right to.
+        RecordError: it is a folder, or may not be removed.
     """
     try:
         file.unlink(missing_ok=True)
@@ -198,7 +238,11 @@ def discard(file: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a crash."""
+    """Flush a folder's directory entries to the disk, so that its files survive a crash.
+
+    Raises:
+        OSError: the folder cannot be opened, or not written.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         sync(descriptor)
@@ -207,33 +251,39 @@ def sync_folder(folder: Path) -> None:
 
 
 def copy_beside(file: Path, folder: Path, target: Path) -> None:
-    """Copy a file that lies beside a model's weights: a plain one, or what a link leads to that
-    stays in the folder, or is how the hub's cache keeps it. Another link is passed over, with a
-    warning: a received folder could name any file of this machine.
+    """Copy a file that is stored beside a model's weights.
+
+    A link is followed only within the folder, or to the blobs of the hub's cache. Any other link is
+    skipped with a warning: in an untrusted folder, it could point to any file of this machine.
 
     Args:
-        file: of the folder.
-        folder: with the weights.
+        file: a file in `folder`.
+        folder: the folder with the weights.
         target: the new file.
 
     Raises:
+        RecordError: it is not a regular file.
         OSError: it cannot be copied.
     """
-    home = folder.resolve()
+    root = folder.resolve()
     try:
         real = file.resolve(strict=True)
-    except (OSError, RuntimeError):  # It leads nowhere, or in a circle.
+    except (OSError, RuntimeError):  # A broken link, or a cycle of links.
         real = None
-    cached = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
-    if real is None or not (home in real.parents or real.parent == cached):
-        warnings.warn(f"{file}: a link that leads out of the folder; not copied", stacklevel=2)
+    cache = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
+    if real is None or not (root in real.parents or real.parent == cache):
+        warnings.warn(f"{file}: a link that points outside the folder; not copied", stacklevel=2)
     elif real.is_file():
         with open_plain(real) as source, target.open("wb") as out:
             shutil.copyfileobj(source, out)
 
 
 def os_reason(error: Exception) -> str:
-    """Why the system would not, for a message."""
+    """Get the operating system's reason for an error, for a message.
+
+    Returns:
+        A few words, such as "no space left".
+    """
     if isinstance(error, OSError):
         return "no space left" if error.errno == errno.ENOSPC else error.strerror or str(error)
     return str(error)

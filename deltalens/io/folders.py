@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and the checks before one is made."""
+"""Folders that appear whole or not at all, and the checks before one is created."""
 
 from __future__ import annotations
 
@@ -19,66 +19,72 @@ __all__ = [
     "check_space",
     "make_folders",
     "new_folder",
-    "passing_folder",
     "remove",
     "remove_empty",
+    "temporary_folder",
 ]
 
 
 def check_new_folder(out: Path, inputs: list[Path], locked: bool = False) -> None:
-    """Refuse an output folder that holds something, is an input, or cannot be made.
+    """Refuse an output folder that is not empty, overlaps an input, or cannot be created.
 
     Args:
         out: the folder.
-        inputs: what is read.
-        locked: it is one that is locked before anything else is written: what a process left there
-            that was killed right then does not count.
+        inputs: paths that are read.
+        locked: whether the folder gets a lock before anything else is written to it. If so, the
+            lock and temporary files that a killed process left in it do not count as content.
 
     Raises:
-        DeltaLensError: before any work.
+        DeltaLensError: says why the folder cannot be used.
     """
     try:
-        place = out.resolve()
-        for given in inputs:
-            _check_apart(out, place, given)
-        if place.exists() and not place.is_dir():
+        resolved = out.resolve()
+        for path in inputs:
+            _check_apart(out, resolved, path)
+        if resolved.exists() and not resolved.is_dir():
             raise DeltaLensError(f"{out}: is a file; choose another folder")
-        held = place.iterdir() if place.exists() else ()
-        if found := sorted(one.name for one in held if not (locked and is_remains(one.name))):
+        contents = resolved.iterdir() if resolved.exists() else ()
+        names = sorted(path.name for path in contents if not (locked and is_remains(path.name)))
+        if names:
             raise DeltaLensError(
-                f"{out}: exists already and holds {found[0]!r}; remove it or choose another folder"
+                f"{out}: already exists and contains {names[0]!r}; remove it or choose another "
+                "folder"
             )
-        if place.is_mount():
+        if resolved.is_mount():
             raise DeltaLensError(f"{out}: is a mount point; choose a new folder in it")
-        parent = _parent(place)
+        parent = _existing_parent(resolved)
     except (OSError, RuntimeError, ValueError) as error:
-        raise DeltaLensError(f"{out}: cannot be made: {os_reason(error)}") from error
+        raise DeltaLensError(f"{out}: cannot be created: {os_reason(error)}") from error
     if not parent.is_dir():
-        raise DeltaLensError(f"{out}: cannot be made: {parent} is not a folder")
+        raise DeltaLensError(f"{out}: cannot be created: {parent} is not a folder")
     if not os.access(parent, os.W_OK):
-        raise DeltaLensError(f"{out}: cannot be made in {parent}: no right to write there")
+        raise DeltaLensError(f"{out}: cannot be created: {parent} is not writable")
 
 
-def _check_apart(out: Path, place: Path, given: Path) -> None:
-    taken = given.resolve()
-    if place == taken or taken in place.parents:
-        raise DeltaLensError(f"{out}: is (or lies in) the input {given}; choose another folder")
-    if place in taken.parents:
-        raise DeltaLensError(f"{out}: holds the input {given}; choose another folder")
+def _check_apart(out: Path, resolved: Path, path: Path) -> None:
+    source = path.resolve()
+    if resolved == source or source in resolved.parents:
+        raise DeltaLensError(f"{out}: is (or lies in) the input {path}; choose another folder")
+    if resolved in source.parents:
+        raise DeltaLensError(f"{out}: contains the input {path}; choose another folder")
 
 
-def _parent(place: Path) -> Path:
-    """The nearest folder above that exists."""
-    return next(folder for folder in place.parents if folder.exists())
+def _existing_parent(path: Path) -> Path:
+    """The nearest folder above a path that exists."""
+    return next(folder for folder in path.parents if folder.exists())
 
 
 def check_space(out: Path, needed: int) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Refuse to write more than the disk has room for.
+
+    Args:
+        out: the folder that would be written.
+        needed: its size, in bytes.
 
     Raises:
-        DeltaLensError: `needed` bytes and those free, both printed.
+        DeltaLensError: states how many bytes are needed and how many are free.
     """
-    parent = _parent(out.resolve())
+    parent = _existing_parent(out.resolve())
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise DeltaLensError(
@@ -92,38 +98,44 @@ def _size(count: int) -> str:
 
 
 def make_folders(path: Path) -> list[Path]:
-    """Make a folder, and those above it that are missing.
+    """Create a folder and its missing parents.
+
+    Args:
+        path: the folder.
 
     Returns:
-        What was made, for `remove_empty`.
+        The folders that were created, innermost first, for `remove_empty`.
 
     Raises:
-        OSError: one cannot be made; then none is left.
+        OSError: one cannot be created; those created before it are removed again.
     """
     path = path.absolute()
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    created = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError:
-        remove_empty(made)
+        remove_empty(created)
         raise
-    return made
+    return created
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Remove folders that were made for something that did not come, the innermost first; one that
-    holds anything stays."""
+    """Remove those of the folders that are empty.
+
+    Args:
+        folders: innermost first.
+    """
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
 
 
 def remove(path: Path) -> None:
-    """Remove a folder with what is in it, or whatever lies in its place; a link, not where it
-    leads. It may be gone already.
+    """Remove a folder with its contents, or a file or link of that name, if there is one. A link's
+    target stays.
 
     Raises:
-        RecordError: there is no right to.
+        RecordError: it may not be removed.
     """
     try:
         if path.is_dir() and not path.is_symlink():
@@ -136,46 +148,60 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill under a temporary name; renamed to `out` at the end, removed on any error.
+    """Create a folder that appears complete at the end of the block, or not at all.
+
+    Args:
+        out: the folder.
+
+    Yields:
+        A temporary folder to fill; it is renamed to `out` at the end, and removed on any error.
 
     Raises:
         DeltaLensError: the disk is full, or the folder cannot be written.
     """
-    place = out.resolve()
-    made: list[Path] = []
+    resolved = out.resolve()
+    created: list[Path] = []
     temporary: Path | None = None
     try:
-        made = make_folders(place.parent)
-        remove_stale(place)
-        temporary = temporary_name(place)
+        created = make_folders(resolved.parent)
+        remove_stale(resolved)
+        temporary = temporary_name(resolved)
         temporary.mkdir()
         yield temporary
         sync_folder(temporary)
-        os.replace(temporary, place)
-        sync_folder(place.parent)
+        os.replace(temporary, resolved)
+        sync_folder(resolved.parent)
     except OSError as error:
         raise DeltaLensError(f"{out}: cannot be written: {os_reason(error)}") from error
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
-        remove_empty(made)  # Above an output that did not appear.
+        remove_empty(created)  # Parents of an output that was not completed.
 
 
 @contextmanager
-def passing_folder(name: str) -> Iterator[Path]:
-    """A folder where the system has temporary ones, for as long as the block. What killed processes
-    left of the same name goes first: it may be as large as a model.
+def temporary_folder(name: str) -> Iterator[Path]:
+    """Create a folder in the system's temporary directory for the duration of the block.
+
+    Folders of the same name that killed processes left behind are removed first: they may be as
+    large as a model.
+
+    Args:
+        name: what the folder's name begins with.
+
+    Yields:
+        The folder; it is removed with its contents at the end of the block.
 
     Raises:
-        DeltaLensError: it cannot be made.
+        DeltaLensError: it cannot be created.
     """
-    place = Path(tempfile.gettempdir()) / name
+    path = Path(tempfile.gettempdir()) / name
     try:
-        remove_stale(place)
-        temporary = temporary_name(place)
+        remove_stale(path)
+        temporary = temporary_name(path)
         temporary.mkdir(mode=0o700)
     except OSError as error:
-        raise DeltaLensError(f"{place.parent}: cannot be written: {os_reason(error)}") from error
+        raise DeltaLensError(f"{path.parent}: cannot be written: {os_reason(error)}") from error
     try:
         yield temporary
     finally:

@@ -1,7 +1,7 @@
-"""The header of a safetensors file, parsed with every check that the format allows.
+"""Parsing the header of a safetensors file, with every check that the format allows.
 
-The safetensors library is not used for reading: mapped pages count as resident memory, and it
-accepts a header that names a tensor twice. It is the oracle in the tests.
+The safetensors library is not used for reading, since mapped pages count as resident memory and it
+accepts a header that names a tensor twice. In the tests, it is the reference.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from deltalens.errors import CheckpointError
 from deltalens.io.files import open_input
-from deltalens.io.plain_json import is_unicode, name_twice
+from deltalens.io.plain_json import is_unicode, repeated_name
 
 __all__ = ["FLOATS", "TensorEntry", "read_header"]
 
@@ -27,35 +27,37 @@ _BITS = {
 }
 
 FLOATS = ("F16", "BF16", "F32", "F64")
-"""The dtypes whose entries are ranked; all others are left as the fine-tune has them."""
+"""The dtypes whose entries are ranked; tensors of all others stay as the fine-tune has them."""
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _LARGEST_HEADER = 100_000_000
 _MOST_DIMENSIONS = 64
 _LONGEST_NAME = 1_000
-"""Characters: models keep to a tenth of it, and libraries look for patterns in every name."""
+"""Characters in a tensor's name. Real names have a tenth of that, and libraries match patterns
+against every name."""
 _LARGEST = 1 << 63
 _LARGE, _SPARSE = 1 << 30, 64
-"""A file so large has at least this part of its bytes on the disk, packed by the file system or
-not; reading the zeros of a hole of terabytes would take days."""
+"""A file of at least `_LARGE` bytes must occupy 1/`_SPARSE` of them on the disk, even if the file
+system compresses it. Reading the zeros of a sparse file of terabytes would take days."""
 _LFS_POINTER = b"version "
 
 
 class TensorEntry(NamedTuple):
-    """Where one stored tensor lies."""
+    """Where a tensor is stored, and its dtype and shape."""
 
     name: str
     dtype: str
-    """As safetensors writes it: F32, BF16, ..."""
+    """As safetensors spells it: F32, BF16, ..."""
     shape: tuple[int, ...]
     file: Path
     begin: int
     """Offset of the first byte, from the beginning of the file."""
     end: int
+    """Offset behind the last byte."""
 
     @property
     def numel(self) -> int:
-        """How many entries the tensor has."""
+        """The number of entries."""
         return prod(self.shape)
 
     def __str__(self) -> str:
@@ -63,14 +65,22 @@ class TensorEntry(NamedTuple):
 
 
 def read_header(file: Path) -> tuple[bytes, list[TensorEntry]]:
-    """The raw header of a safetensors file, length included, and its tensors by offset.
+    """Read the header of a safetensors file.
+
+    Args:
+        file: the file.
+
+    Returns:
+        The header's raw bytes, including the 8 bytes of its length, and the tensors, in the order
+        of their bytes.
 
     Raises:
-        CheckpointError: the file cannot be read, or is not what its header says.
+        CheckpointError: the file cannot be read, or its header is malformed or does not match its
+            size.
     """
     try:
-        about = file.stat()
-        size = about.st_size
+        status = file.stat()
+        size = status.st_size
         with open_input(file) as stream:
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little")
@@ -80,21 +90,21 @@ def read_header(file: Path) -> tuple[bytes, list[TensorEntry]]:
                 )
             if len(prefix) < 8 or length > size - 8:
                 raise CheckpointError(
-                    f"{file}: truncated or no safetensors file: its header would have "
-                    f"{length:,} bytes and the file has {size:,}; download or copy it again"
+                    f"{file}: truncated, or not a safetensors file: it starts with a header length "
+                    f"of {length:,} bytes, and has {size:,} bytes in all; download or copy it again"
                 )
             if length > _LARGEST_HEADER:
                 raise CheckpointError(
-                    f"{file}: header of {length:,} bytes; the format ends at 100 MB"
+                    f"{file}: its header has {length:,} bytes; the format allows 100 MB"
                 )
             header = stream.read(length)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-    on_disk = 512 * about.st_blocks  # 0 where the file system does not say.
+    on_disk = 512 * status.st_blocks  # 0 where the file system does not say.
     if size > _LARGE and 0 < on_disk < size // _SPARSE:
         raise CheckpointError(
-            f"{file}: a hole, not weights: {size:,} bytes long, of which the disk holds "
-            f"{on_disk:,}; download or copy it again"
+            f"{file}: a sparse file, not weights: {size:,} bytes long, but only {on_disk:,} are on "
+            "the disk; download or copy it again"
         )
     fields = _parse(file, header)
     fields.pop("__metadata__", None)
@@ -108,15 +118,15 @@ def _parse(file: Path, header: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) < len(pairs):
-            twice = _shown(name_twice(pairs))
-            raise CheckpointError(f"{file}: its header names {twice} more than once")
+            repeated = _short(repeated_name(pairs))
+            raise CheckpointError(f"{file}: its header names {repeated} more than once")
         return fields
 
     try:
         text = header.decode("utf-8")
         fields = json.loads(text)
-        if header.count(b":") != _names_in(fields):
-            # Each name is followed by one colon: it stands twice, or a string holds a colon.
+        if header.count(b":") != _count_names(fields):
+            # One colon follows each name: either a name is repeated, or a string holds a colon.
             fields = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: its header is not valid JSON: {error}") from error
@@ -128,25 +138,25 @@ def _parse(file: Path, header: bytes) -> dict[str, Any]:
     return fields
 
 
-def _names_in(fields: object) -> int:
-    """How many names the objects of a header have, two levels deep."""
+def _count_names(fields: object) -> int:
+    """The number of names in the objects of a header, two levels deep."""
     if not isinstance(fields, dict):
         return 0
     return len(fields) + sum(len(field) for field in fields.values() if isinstance(field, dict))
 
 
-def _shown(value: object) -> str:
-    """Something out of a header, for a message: a hostile one can be as long as the header."""
+def _short(value: object) -> str:
+    """A value from a header, shortened for a message: it can be as long as the header."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}... ({len(text):,} characters)"
 
 
 def _are_counts(numbers: object, most: int) -> bool:
-    """Whether it is a list of so many sizes or positions at most."""
+    """Whether this is a list of at most `most` sizes or positions."""
     if not isinstance(numbers, list) or len(numbers) > most:
         return False
-    for number in numbers:  # noqa: SIM110 - a generator takes twice as long, 300,000 times.
-        # A loop and no generator: a mixture of experts has 100,000 tensors.
+    for number in numbers:  # noqa: SIM110 - a generator takes twice as long.
+        # This runs 300,000 times: a mixture of experts has 100,000 tensors.
         if type(number) is not int or not 0 <= number < _LARGEST:
             return False
     return True
@@ -161,15 +171,15 @@ def _entry(file: Path, name: str, field: Any, data: int) -> TensorEntry:
         raise _refused(file, name, "its entry is not {dtype, shape, data_offsets}")
     dtype, shape, offsets = field["dtype"], field["shape"], field["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
-        raise _refused(file, name, f"unknown dtype {_shown(dtype)}")
-    # Few sizes, so that their product is soon known.
+        raise _refused(file, name, f"unknown dtype {_short(dtype)}")
+    # The number of sizes is limited, so that their product is quick to compute.
     if not _are_counts(shape, _MOST_DIMENSIONS):
-        raise _refused(file, name, f"{_shown(shape)} is not a tensor's shape")
+        raise _refused(file, name, f"{_short(shape)} is not a tensor's shape")
     numel = prod(shape)
     if numel >= _LARGEST or (numel == 0 and prod(size or 1 for size in shape) >= _LARGEST):
-        raise _refused(file, name, f"{_shown(shape)} is not a tensor's shape")
+        raise _refused(file, name, f"{_short(shape)} is not a tensor's shape")
     if not _are_counts(offsets, 2) or len(offsets) != 2:
-        why = f"data_offsets {_shown(offsets)} are not two positions in the file"
+        why = f"data_offsets {_short(offsets)} are not two positions in the file"
         raise _refused(file, name, why)
     begin, end = offsets
     if (end - begin) * 8 != numel * _BITS[dtype]:
@@ -179,18 +189,21 @@ def _entry(file: Path, name: str, field: Any, data: int) -> TensorEntry:
 
 
 def _refused(file: Path, name: str, why: str) -> CheckpointError:
-    return CheckpointError(f"{file}: tensor {_shown(name)}: {why}")
+    return CheckpointError(f"{file}: tensor {_short(name)}: {why}")
 
 
 def _check_layout(file: Path, entries: list[TensorEntry], data: int, size: int) -> None:
-    at = data
+    """Refuse tensors that do not fill the file without gaps; `data` is the offset of the first."""
+    position = data
     for entry in entries:
-        if entry.begin != at:
-            what = "overlaps the one before" if entry.begin < at else "leaves a hole before it"
-            raise CheckpointError(f"{file}: tensor {entry} {what}")
-        at = entry.end
-    if at != size:
-        what = "truncated" if at > size else "longer than its header says"
+        if entry.begin != position:
+            overlap = entry.begin < position
+            fault = "overlaps the one before it" if overlap else "leaves a gap before it"
+            raise CheckpointError(f"{file}: tensor {entry} {fault}")
+        position = entry.end
+    if position != size:
+        fault = "truncated" if position > size else "longer than its header says"
         raise CheckpointError(
-            f"{file}: {what}: its tensors end at byte {at:,} of {size:,}; download or copy it again"
+            f"{file}: {fault}: its tensors end at byte {position:,} of {size:,}; download or copy "
+            "it again"
         )

@@ -1,4 +1,4 @@
-"""Folders that one process at a time writes to."""
+"""Locks on folders, so that only one process at a time writes to each."""
 
 from __future__ import annotations
 
@@ -15,45 +15,58 @@ from deltalens.io.temporary import is_temporary
 __all__ = ["LOCK", "is_remains", "lock_folder", "unlock_folder"]
 
 LOCK = ".lock"
-"""In a folder that one process at a time writes to."""
+"""Name of the lock file in a folder of records."""
 
 
 def is_remains(name: str) -> bool:
-    """Whether a file's name is one that a killed process leaves in a folder that it had locked."""
+    """Tell whether a process that was killed may leave a file of this name in a folder it locked.
+
+    Returns:
+        True for the lock file, and for names of temporary files.
+    """
     return name == LOCK or is_temporary(name)
 
 
 def lock_folder(folder: Path, what: str) -> IO[bytes]:
-    """Keep other processes from writing to a folder, until the returned file is closed.
+    """Keep other processes from writing to a folder, until `unlock_folder`.
 
     Args:
-        folder: which holds records.
-        what: they are of: "study", "training".
+        folder: a folder of records.
+        what: the kind of record, for the message: "study", "training".
+
+    Returns:
+        The open lock file.
 
     Raises:
-        RecordError: another process has it.
-        OSError: the file cannot be made.
+        RecordError: another process holds the lock.
+        OSError: the lock file cannot be created.
     """
     while True:
-        held = os.fdopen(open_descriptor(folder / LOCK, os.O_RDWR | os.O_CREAT), "r+b")
-        if not lock(held.fileno()):
-            held.close()
+        lock_file = os.fdopen(open_descriptor(folder / LOCK, os.O_RDWR | os.O_CREAT), "r+b")
+        if not lock(lock_file.fileno()):
+            lock_file.close()
             raise RecordError(f"{folder}: another process is writing to this {what}")
-        if _lies_there(held, folder / LOCK):
-            return held
-        # Who had it has removed the file in between: a third process may have made a new one.
-        held.close()
+        if _is_at(lock_file, folder / LOCK):
+            return lock_file
+        # The previous holder removed the file meanwhile: a third process may have a new one.
+        lock_file.close()
 
 
-def unlock_folder(folder: Path, held: IO[bytes]) -> None:
-    """Let other processes write to a folder again; nothing stays of the lock."""
-    if _lies_there(held, folder / LOCK):
+def unlock_folder(folder: Path, lock_file: IO[bytes]) -> None:
+    """Let other processes write to a folder again, and remove the lock file.
+
+    Args:
+        folder: the folder.
+        lock_file: the file that `lock_folder` returned.
+    """
+    if _is_at(lock_file, folder / LOCK):
         with suppress(OSError):
             (folder / LOCK).unlink()
-    held.close()
+    lock_file.close()
 
 
-def _lies_there(stream: IO[bytes], file: Path) -> bool:
+def _is_at(stream: IO[bytes], file: Path) -> bool:
+    """Whether an open file is still the one of this path."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), os.lstat(file))
     except OSError:

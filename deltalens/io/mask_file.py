@@ -1,9 +1,9 @@
-"""Masks on disk: one bit a weight in a safetensors file, and which model they belong to.
+"""Masks on disk: a safetensors file with one bit per weight, and the model that they belong to.
 
-The file holds one tensor, `kept` (U8): the layers' bits one after the other, each from a new byte
-on; entry i of a weight is bit i % 8 of byte i // 8, and 1 where it is kept. Its metadata lists the
-layers in that order, those of the same shape in many blocks together, so that it stays small, and
-holds the checksum of all of that and of the bits.
+The file holds one tensor, `kept` (U8): the bits of all layers in sequence, each layer starting at a
+new byte. Entry i of a layer's weight is bit i % 8 of byte i // 8, and 1 where the entry is kept.
+The metadata list the layers in that order; layers of many blocks with the same shape are listed
+together, so that the metadata stay small. They also hold a checksum over the metadata and the bits.
 """
 
 from __future__ import annotations
@@ -27,14 +27,21 @@ from deltalens.io.records.schema import NAME, Fields, Items, Row, Text, Whole, r
 from deltalens.io.version import FORMAT, FORMATS, has_checksums, version
 from deltalens.names import split_block
 
-__all__ = ["MaskFile", "StoredMask", "fingerprint_of", "read_masks", "write_masks"]
+__all__ = [
+    "MaskFile",
+    "StoredMask",
+    "fingerprint_of",
+    "masks_checksum",
+    "read_masks",
+    "write_masks",
+]
 
 _TENSOR = "kept"
 _SHORT = 4
-"""Hexadecimal digits kept of each layer's digest: to name the layers that differ."""
+"""Hexadecimal digits stored of each layer's digest: enough to name the layers that differ."""
 _LAYERS = Items(Row((NAME, Items(Whole(-1)), Text(), Items(Whole(), 0, 64))))
-"""Layers of the same shape whose names differ in a number: what stands before it, the numbers, what
-stands behind it, the shape."""
+"""Layers of the same shape whose names differ in one number: the part of the name before it, the
+numbers, the part behind it, the shape."""
 
 
 @dataclass(frozen=True)
@@ -44,35 +51,50 @@ class StoredMask:
     name: str
     """The layer's name in the model."""
     shape: tuple[int, ...]
-    """The weight's."""
+    """The shape of the weight."""
     digest: str
-    """Of the weight before anything was removed, hexadecimal; only its beginning is stored."""
+    """Digest of the weight before any entry was removed, hexadecimal; files store its beginning."""
     bits: np.ndarray
-    """uint8, (ceil(n / 8),)."""
+    """Packed bits, uint8, (ceil(n / 8),); 1 is kept."""
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """What a file of masks says."""
+    """The content of a file of masks."""
 
     masks: tuple[StoredMask, ...]
     fingerprint: str
-    """Of all layers (`fingerprint_of`)."""
+    """Hash over the digests of all layers (`fingerprint_of`)."""
     about: dict[str, Any]
-    """How the masks came about."""
+    """How the masks were made."""
 
     def differing(self, digests: Mapping[str, str]) -> list[str]:
-        """Names of the layers whose weights have another digest; all, if it cannot be said."""
+        """Compare a model's weights with those that the masks were made for.
+
+        Args:
+            digests: layer name -> digest of the model's weight.
+
+        Returns:
+            Names of the layers whose weights differ; all layers if the stored digests do not tell
+            which; none if all are equal.
+        """
         if fingerprint_of(digests) == self.fingerprint:
             return []
-        names = [one.name for one in self.masks]
-        short = {one.name: one.digest for one in self.masks}
-        found = [n for n in names if not digests.get(n, "").startswith(short[n])]
-        return found or names
+        names = [mask.name for mask in self.masks]
+        short = {mask.name: mask.digest for mask in self.masks}
+        differing = [n for n in names if not digests.get(n, "").startswith(short[n])]
+        return differing or names
 
 
 def fingerprint_of(digests: Mapping[str, str]) -> str:
-    """A hash of layers' digests, by name."""
+    """Hash the digests of a model's layers.
+
+    Args:
+        digests: layer name -> digest of its weight.
+
+    Returns:
+        32 hexadecimal digits.
+    """
     text = "\n".join(f"{name} {digests[name]}" for name in sorted(digests))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -82,40 +104,48 @@ def write_masks(path: str | Path, masks: Sequence[StoredMask], about: Mapping[st
 
     Args:
         path: the file; overwritten.
-        masks: of each layer.
-        about: how they came about; anything that JSON can say.
+        masks: one per layer.
+        about: how the masks were made, as JSON values.
 
     Raises:
-        DeltaLensError: it cannot be written.
+        DeltaLensError: the file cannot be written.
     """
     from safetensors.numpy import save
 
     groups: dict[tuple[str, str, tuple[int, ...]], list[StoredMask]] = {}
-    for one in masks:
-        groups.setdefault((*split_block(one.name)[::2], one.shape), []).append(one)
-    ordered = [one for some in groups.values() for one in some]
+    for mask in masks:
+        groups.setdefault((*split_block(mask.name)[::2], mask.shape), []).append(mask)
+    ordered = [mask for group in groups.values() for mask in group]
     metadata = {
         "format": f"deltalens masks {FORMAT}",
         "deltalens": version(),
-        "fingerprint": fingerprint_of({one.name: one.digest for one in masks}),
+        "fingerprint": fingerprint_of({mask.name: mask.digest for mask in masks}),
         "layers": _compact(
             [
-                [stem, [split_block(one.name)[1] for one in some], rest, list(shape)]
-                for (stem, rest, shape), some in groups.items()
+                [stem, [split_block(mask.name)[1] for mask in group], rest, list(shape)]
+                for (stem, rest, shape), group in groups.items()
             ]
         ),
-        "digests": "".join(one.digest[:_SHORT] for one in ordered),
+        "digests": "".join(mask.digest[:_SHORT] for mask in ordered),
         "about": _compact(dict(about)),
     }
-    bits = np.concatenate([np.empty(0, np.uint8), *(one.bits for one in ordered)])
-    metadata[CHECKSUM] = _checksum(metadata, bits)
+    bits = np.concatenate([np.empty(0, np.uint8), *(mask.bits for mask in ordered)])
+    metadata[CHECKSUM] = masks_checksum(metadata, bits)
     write_whole(Path(path), save({_TENSOR: bits}, metadata))
 
 
-def _checksum(metadata: Mapping[str, str], bits: np.ndarray) -> str:
-    """Of the metadata, and of the bits behind it."""
-    said = {name: text for name, text in metadata.items() if name != CHECKSUM}
-    text = json.dumps([said, checksum(bits.data)], sort_keys=True)
+def masks_checksum(metadata: Mapping[str, str], bits: np.ndarray) -> str:
+    """Compute the checksum of a file of masks.
+
+    Args:
+        metadata: the file's metadata; its checksum is left out.
+        bits: the packed masks, uint8.
+
+    Returns:
+        The checksum of both, as the metadata holds it.
+    """
+    fields = {name: text for name, text in metadata.items() if name != CHECKSUM}
+    text = json.dumps([fields, checksum(bits.data)], sort_keys=True)
     return checksum(text.encode())
 
 
@@ -130,27 +160,34 @@ def _join(stem: str, number: int, rest: str) -> str:
 def read_masks(path: str | Path) -> MaskFile:
     """Read a file of masks.
 
+    Args:
+        path: the file.
+
+    Returns:
+        Its content.
+
     Raises:
-        CheckpointError: it cannot be read, or is none.
+        CheckpointError: the file cannot be read, is damaged, or is not a file of masks.
     """
     file = Path(path)
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file")
     raw, entries = read_header(file)
     metadata = json.loads(raw[8:]).get("__metadata__", {})
-    known = {f"deltalens masks {format}": format for format in FORMATS}
-    format = known.get(metadata.get("format", ""))
-    if format is None or [one.name for one in entries] != [_TENSOR]:
+    readable = {f"deltalens masks {format}": format for format in FORMATS}
+    format = readable.get(metadata.get("format", ""))
+    if format is None or [entry.name for entry in entries] != [_TENSOR]:
         raise CheckpointError(
-            f"{file}: no file of masks that this deltalens ({version()}) reads: its format is "
-            f"{metadata.get('format', '')[:60]!r}, not {' or '.join(map(repr, known))}"
+            f"{file}: not a file of masks that this deltalens ({version()}) can read: its format "
+            f"is {metadata.get('format', '')[:60]!r}, not {' or '.join(map(repr, readable))}"
         )
     bits = _read_bits(file, entries[0].begin)
     if (CHECKSUM in metadata or has_checksums(format)) and (
-        metadata.get(CHECKSUM) != _checksum(metadata, bits)
+        metadata.get(CHECKSUM) != masks_checksum(metadata, bits)
     ):
         raise CheckpointError(
-            f"{file}: damaged: its checksum is not that of its masks; copy or train them again"
+            f"{file}: damaged: its checksum does not match its masks; copy the file again, or "
+            "train the masks again"
         )
     try:
         return _parse(file, metadata, bits)
@@ -172,20 +209,20 @@ def _parse(file: Path, metadata: Mapping[str, str], bits: np.ndarray) -> MaskFil
     )
     require(file, {"layers": layers, "about": about}, {"layers": _LAYERS, "about": Fields()})
     masks: list[StoredMask] = []
-    digests, at = metadata["digests"], 0
+    digests, offset = metadata["digests"], 0
     for stem, numbers, rest, shape in layers:
         size = -(-prod(shape) // 8)
         for number in numbers:
             digest = digests[len(masks) * _SHORT :][:_SHORT]
             name = _join(stem, number, rest)
-            masks.append(StoredMask(name, tuple(shape), digest, bits[at : at + size]))
-            at += size
-    if at != bits.size or len(digests) != _SHORT * len(masks):
+            masks.append(StoredMask(name, tuple(shape), digest, bits[offset : offset + size]))
+            offset += size
+    if offset != bits.size or len(digests) != _SHORT * len(masks):
         raise RecordError(
-            f"{file}: its layers list {at:,} bytes and {len(masks):,} digests, and it has "
-            f"{bits.size:,} and {len(digests) // _SHORT:,}"
+            f"{file}: its list of layers needs {offset:,} bytes and {len(masks):,} digests, but "
+            f"the file has {bits.size:,} and {len(digests) // _SHORT:,}"
         )
-    names = [one.name for one in masks]
+    names = [mask.name for mask in masks]
     if len({*names}) < len(names):
-        raise RecordError(f"{file}: its layers name one twice")
+        raise RecordError(f"{file}: its list of layers names a layer twice")
     return MaskFile(tuple(masks), metadata["fingerprint"], about)

@@ -1,4 +1,4 @@
-"""What a fine-tune's tensors are called in its base."""
+"""Mapping the names of a fine-tune's tensors to those of its base."""
 
 from __future__ import annotations
 
@@ -11,30 +11,50 @@ _NORMS = {"weight": "gamma", "bias": "beta", "gamma": "weight", "beta": "bias"}
 
 
 class Names:
-    """What the fine-tune's tensors are called in the base: a prefix (`model.`, `transformer.`, ...)
-    can be on one side only, and LayerNorm's `weight` and `bias` were once `gamma` and `beta`."""
+    """Maps a fine-tune's tensor names to the base's.
+
+    They can differ by a prefix (`model.`, `transformer.`, ...) in one of the checkpoints, and in
+    LayerNorm's `weight` and `bias`, which older checkpoints call `gamma` and `beta`.
+
+    Args:
+        ft: the fine-tune's stored names.
+        base: the base's stored names.
+
+    Attributes:
+        note: which prefix was added or removed, for the records; empty if none.
+    """
 
     def __init__(self, ft: Iterable[str], base: Iterable[str]) -> None:
         ft, base = set(ft), set(base)
         self._matched = ft & base
         self._base = base
-        (on_ft, gain_ft), (on_base, gain_base) = _best_prefix(ft, base), _best_prefix(base, ft)
-        self._remove = on_ft if gain_ft > 0 and gain_ft >= gain_base else ""
-        self._add = on_base if gain_base > gain_ft else ""
+        (ft_prefix, ft_gain), (base_prefix, base_gain) = (
+            _best_prefix(ft, base),
+            _best_prefix(base, ft),
+        )
+        self._remove = ft_prefix if ft_gain > 0 and ft_gain >= base_gain else ""
+        self._add = base_prefix if base_gain > ft_gain else ""
         self.note = ""
         if self._remove or self._add:
             where = "the fine-tune" if self._remove else "the base"
             self.note = f"names differ by a prefix: {self._remove or self._add!r} in {where} only"
 
     def in_base(self, name: str) -> str:
-        """What a tensor of the fine-tune is called in the base; itself, if it is not there."""
+        """Map a tensor's name to the base's.
+
+        Args:
+            name: the name in the fine-tune.
+
+        Returns:
+            The name in the base. If the base has no such tensor, the name that it would have.
+        """
         if name in self._matched:
             return name
-        found = self._prefixed(name)
-        if found in self._base:
-            return found
-        other = _other_norm_name(found)
-        return other if other in self._base and other not in self._matched else found
+        prefixed = self._prefixed(name)
+        if prefixed in self._base:
+            return prefixed
+        norm = _other_norm_name(prefixed)
+        return norm if norm in self._base and norm not in self._matched else prefixed
 
     def _prefixed(self, name: str) -> str:
         if self._remove and name.startswith(self._remove):
@@ -60,7 +80,7 @@ def _prefixes(name: str) -> Iterator[str]:
 
 
 def _best_prefix(names: set[str], others: set[str]) -> tuple[str, int]:
-    """The prefix without which most names find their partner, and how many do only so."""
+    """The prefix whose removal matches the most further names, and how many it matches."""
     gains = Counter(
         prefix
         for name in names - others

@@ -1,4 +1,4 @@
-"""Which tensors of a fine-tune and its base are compared, and which stay as they are."""
+"""The result of pairing a fine-tune with its base: which tensors are compared, which are not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from deltalens.io.checkpoint import Checkpoint
+from deltalens.io.escaping import short_path
 from deltalens.io.header import TensorEntry
 from deltalens.names import Scope, unit_of
 
@@ -15,14 +16,14 @@ __all__ = ["Pairing", "TensorPair", "Unit"]
 
 
 class TensorPair(NamedTuple):
-    """One tensor that takes part: as the fine-tune stores it, and where its base lies."""
+    """A tensor of the fine-tune and its counterpart in the base."""
 
     ft: TensorEntry
     base: TensorEntry
     entries: int
-    """How many are compared and ranked: the flat prefix that both have. All of them, unless the
-    embedding was resized: rows that only the fine-tune has stay, rows that only the base has are
-    not in `base`."""
+    """How many entries are compared and ranked: the flat prefix that both tensors have. These are
+    all entries, unless an embedding was resized. Rows that only the fine-tune has stay as they are;
+    rows that only the base has are not part of `base`."""
 
     @property
     def name(self) -> str:
@@ -32,58 +33,72 @@ class TensorPair(NamedTuple):
 
 @dataclass(frozen=True)
 class Unit:
-    """Tensors that are ranked together."""
+    """Tensors whose entries are ranked together."""
 
     name: str
     pairs: tuple[TensorPair, ...]
 
     @functools.cached_property
     def entries(self) -> int:
-        """How many entries are ranked."""
+        """The number of entries that are ranked."""
         return sum(pair.entries for pair in self.pairs)
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """What takes part, and what does not and why."""
+    """The pairs of tensors of a fine-tune and its base, and what is not paired and why."""
 
     ft: Checkpoint
     base: Checkpoint
     pairs: tuple[TensorPair, ...]
     kept: dict[str, str] = field(default_factory=dict)
-    """Tensors of the fine-tune that stay as they are: name -> why."""
+    """Tensors of the fine-tune that stay as they are: name -> reason."""
     notes: tuple[str, ...] = ()
-    """What a reader of the result should know: enlarged, tied, ignored, renamed tensors."""
+    """What a reader of the result should know: enlarged, tied, ignored or renamed tensors."""
     copies: dict[str, str] = field(default_factory=dict)
-    """Tied tensors that the fine-tune stores twice: name -> the name under which it counts."""
+    """Tied tensors that the fine-tune stores twice: name -> name of the tensor that is counted."""
     ft_only: tuple[TensorEntry, ...] = ()
-    """What has no counterpart in the base, chosen or not: it stays as the fine-tune has it."""
+    """Tensors without a counterpart in the base, excluded or not: they stay as they are."""
     base_only: tuple[TensorEntry, ...] = ()
-    """What has no counterpart in the fine-tune, chosen or not."""
+    """Tensors without a counterpart in the fine-tune, excluded or not."""
+
+    def __repr__(self) -> str:
+        return (
+            f"<Pairing of {short_path(self.ft.path, 80)} with {short_path(self.base.path, 80)}: "
+            f"{len(self.pairs):,} tensors, "
+            f"{self.entries:,} entries; {len(self.ft_only):,} tensors in the fine-tune only, "
+            f"{len(self.base_only):,} in the base only>"
+        )
 
     @property
     def unpaired(self) -> str:
-        """What is on one side only, in words; empty where putting all of it back gives the base."""
+        """A phrase that counts the tensors on one side only. Empty if there are none, so that
+        reverting every entry results in the base."""
         sides = (("fine-tune", self.ft_only), ("base", self.base_only))
-        return " and ".join(_counted(held, side) for side, held in sides if held)
+        return " and ".join(_counted(entries, side) for side, entries in sides if entries)
 
     @functools.cached_property
     def entries(self) -> int:
-        """How many entries take part."""
+        """The number of entries that are compared."""
         return sum(pair.entries for pair in self.pairs)
 
     def units(self, scope: Scope) -> tuple[Unit, ...]:
-        """The pairs, grouped by what is ranked together.
+        """Group the pairs by what is ranked together.
 
-        `layer` is one transformer block; a tensor outside the blocks is a unit of its own.
+        Args:
+            scope: `tensor`, `layer` (a transformer block; a tensor outside the blocks is a unit by
+                itself) or `global`.
+
+        Returns:
+            The units, in the order of their first tensors.
         """
         groups: dict[str, list[TensorPair]] = {}
-        for one in self.pairs:
-            groups.setdefault(unit_of(one.name, scope), []).append(one)
+        for pair in self.pairs:
+            groups.setdefault(unit_of(pair.name, scope), []).append(pair)
         return tuple(Unit(name, tuple(pairs)) for name, pairs in groups.items())
 
 
 def _counted(entries: Collection[TensorEntry], side: str) -> str:
     total = sum(entry.numel for entry in entries)
-    what = "tensor is" if len(entries) == 1 else "tensors are"
-    return f"{len(entries)} {what} in the {side} only ({total:,} entries)"
+    verb = "tensor is" if len(entries) == 1 else "tensors are"
+    return f"{len(entries)} {verb} in the {side} only ({total:,} entries)"

@@ -1,4 +1,4 @@
-"""JSON as deltalens writes it: each name once, valid Unicode, of a depth that nothing chokes on."""
+"""Strict JSON: each name once in an object, valid Unicode, and limited depth."""
 
 from __future__ import annotations
 
@@ -16,45 +16,55 @@ __all__ = [
     "check_names",
     "encode_finite",
     "is_unicode",
-    "name_twice",
     "parse_json",
     "read_settings",
+    "repeated_name",
 ]
 
 _DEEPEST, _SHOWN = 64, 60
 _LARGEST = 100_000_000
-"""Bytes of settings beside weights: an index of 1,000,000 tensors has fewer."""
+"""Bytes in a file of settings beside weights: an index of 1,000,000 tensors is smaller."""
 
 
 def parse_json(where: str | Path, content: bytes | str) -> Any:
-    """The value that a record holds.
+    """Parse a record.
 
     Args:
-        where: it stands, for the message.
-        content: its text, in UTF-8.
+        where: the file and line that the record comes from, for messages.
+        content: its text, in UTF-8 if bytes.
+
+    Returns:
+        The value.
 
     Raises:
-        RecordError: no JSON, a name twice in an object, text that is no valid Unicode, or nested
-            deeper than any record.
+        RecordError: it is not JSON, repeats a name in an object, holds invalid Unicode, or is
+            nested deeper than any record.
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{where}: damaged: not valid JSON: {error}") from error
-    # What holds neither cannot be either; journals are long.
+    # Without escapes and so many brackets, it can be neither invalid Unicode nor too deep. This
+    # saves time: journals are long.
     if "\\u" in text or text.count("[") + text.count("{") > _DEEPEST:
         _check(where, value)
     return value
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """The settings in a JSON file beside a model's weights: its configuration, an index of shards.
+    """Read a JSON file that is stored beside a model's weights: a configuration, or a shard index.
+
+    Args:
+        file: the path.
+
+    Returns:
+        The settings.
 
     Raises:
-        CheckpointError: it cannot be read, is longer than any model's, no valid JSON, or no object.
+        CheckpointError: the file cannot be read, is implausibly large, or is not a JSON object.
     """
-    content = read_bounded(file, _LARGEST, "model's", CheckpointError)
+    content = read_bounded(file, _LARGEST, "a model's settings", CheckpointError)
     try:
         settings = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -65,11 +75,14 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 def encode_finite(value: Any, other: Callable[[float], Any] = lambda number: None) -> Any:
-    """A value for JSON, which has no NaN and no infinities.
+    """Replace numbers that JSON cannot represent: NaN and the infinities.
 
     Args:
-        value: of numbers, texts, objects and lists.
-        other: what becomes of a number that is not finite.
+        value: numbers, texts, mappings and sequences, nested.
+        other: returns the replacement of a number that is not finite; the default is None.
+
+    Returns:
+        The value, with mappings as dicts and sequences as lists.
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else other(value)
@@ -81,14 +94,14 @@ def encode_finite(value: Any, other: Callable[[float], Any] = lambda number: Non
 
 
 def check_names(spec: Any) -> None:
-    """Refuse to begin what could not be recorded: JSON has no bytes that are not UTF-8, as a file
-    system has them in names.
+    """Refuse a specification that cannot be recorded, before any work is done: names of files may
+    hold bytes that are not UTF-8, and JSON cannot.
 
     Args:
-        spec: JSON values, with names of files in them.
+        spec: JSON values, including names of files.
 
     Raises:
-        RecordError: one is no valid Unicode.
+        RecordError: a text is not valid Unicode.
     """
     for text in _texts(spec):
         if not is_unicode(text):
@@ -101,8 +114,8 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _texts(one)
+        for item in value:
+            yield from _texts(item)
     elif isinstance(value, dict):
         yield from _texts([*value, *value.values()])
 
@@ -110,34 +123,45 @@ def _texts(value: Any) -> Iterator[str]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        raise ValueError(f"{name_twice(pairs)[:_SHOWN]!r} more than once in an object")
+        raise ValueError(f"{repeated_name(pairs)[:_SHOWN]!r} more than once in an object")
     return fields
 
 
-def name_twice(pairs: list[tuple[str, Any]]) -> str:
-    """The first name of an object, as `json` reads it, that stands in it more than once."""
+def repeated_name(pairs: list[tuple[str, Any]]) -> str:
+    """Find the first name that occurs more than once.
+
+    Args:
+        pairs: names and values of an object, as `json` passes them to `object_pairs_hook`.
+
+    Returns:
+        The name.
+    """
     counts = Counter(name for name, _ in pairs)
     return next(name for name, count in counts.items() if count > 1)
 
 
 def _check(where: str | Path, value: Any) -> None:
-    held, depth = [value], 0
-    while held:
+    level, depth = [value], 0
+    while level:
         if depth > _DEEPEST:
             raise RecordError(f"{where}: damaged: nested more than {_DEEPEST} levels deep")
-        parts: list[Any] = []
-        for one in held:
-            if isinstance(one, dict):
-                parts += [*one, *one.values()]
-            elif isinstance(one, list):
-                parts += one
-            elif isinstance(one, str) and not is_unicode(one):
-                raise RecordError(f"{where}: damaged: {one[:_SHOWN]!r} is not valid Unicode")
-        held, depth = parts, depth + 1
+        deeper: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                deeper += [*item, *item.values()]
+            elif isinstance(item, list):
+                deeper += item
+            elif isinstance(item, str) and not is_unicode(item):
+                raise RecordError(f"{where}: damaged: {item[:_SHOWN]!r} is not valid Unicode")
+        level, depth = deeper, depth + 1
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text has no lone surrogate."""
+    """Tell whether a text can be encoded as UTF-8.
+
+    Returns:
+        False if it has a lone surrogate.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

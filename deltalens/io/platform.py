@@ -1,5 +1,5 @@
-"""What some platforms and file systems lack (macOS, network and overlay file systems): done in the
-plainer way there."""
+"""System calls that some platforms and file systems lack (macOS, network and overlay file systems),
+with fallbacks."""
 
 from __future__ import annotations
 
@@ -9,24 +9,40 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["advise_sequential", "lock", "quiet_panics", "read_into", "reserve", "sync"]
+__all__ = [
+    "MOST_BYTES",
+    "advise_sequential",
+    "lock",
+    "quiet_panics",
+    "read_into",
+    "reserve",
+    "sync",
+]
 
 _LACKING = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-"""What a call says that the kernel has and the file system has not."""
-_MOST = 1 << 30
-"""Bytes asked for at once: macOS refuses 2 GiB and more."""
+"""Error numbers of a call that the kernel supports and the file system does not."""
+MOST_BYTES = 1 << 30
+"""Bytes read at once: macOS refuses 2 GiB and more."""
 
 
 def advise_sequential(descriptor: int) -> None:
-    """Tell the kernel that a file is read from front to back, where it listens."""
+    """Tell the kernel, if it takes such advice, that a file is read from front to back.
+
+    Args:
+        descriptor: of the open file.
+    """
     if hasattr(os, "posix_fadvise"):
         with suppress(OSError):
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Give a file its full size: with its blocks, so that the disk cannot fill up later, or where
-    that is not to be had without them.
+    """Give a file its full size, and allocate its blocks where the file system can do so, so that
+    the disk cannot fill up later.
+
+    Args:
+        descriptor: of the open file.
+        size: in bytes.
 
     Raises:
         OSError: no space left, or another fault of the disk.
@@ -40,26 +56,43 @@ def reserve(descriptor: int, size: int) -> None:
     os.ftruncate(descriptor, size)
 
 
-def read_into(descriptor: int, target: memoryview, at: int) -> int:
-    """Read bytes at a place into memory that is there; how many, 0 at the end of the file."""
-    part = target[:_MOST]
+def read_into(descriptor: int, target: memoryview, offset: int) -> int:
+    """Read bytes into an existing buffer.
+
+    Args:
+        descriptor: of the open file.
+        target: the buffer; it may be filled in part only.
+        offset: position of the first byte in the file.
+
+    Returns:
+        How many bytes were read; 0 at the end of the file.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    part = target[:MOST_BYTES]
     if hasattr(os, "preadv"):
         try:
-            return os.preadv(descriptor, [part], at)
+            return os.preadv(descriptor, [part], offset)
         except OSError as error:
             if error.errno not in _LACKING:
                 raise
-    piece = os.pread(descriptor, len(part), at)
+    piece = os.pread(descriptor, len(part), offset)
     part[: len(piece)] = piece
     return len(piece)
 
 
 def lock(descriptor: int) -> bool:
-    """Lock a file for this process; whether nobody else has it. A file system without locks cannot
-    tell: there it is taken to be free.
+    """Try to lock a file for this process.
+
+    Args:
+        descriptor: of the open file.
+
+    Returns:
+        False if another process holds the lock. On a file system without locks, always True.
 
     Raises:
-        OSError: another fault.
+        OSError: locking failed for another reason.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,7 +105,10 @@ def lock(descriptor: int) -> bool:
 
 
 def sync(descriptor: int) -> None:
-    """Make a file or folder survive a crash, where the file system can.
+    """Flush a file or folder to the disk, where the file system supports it.
+
+    Args:
+        descriptor: of the open file or folder.
 
     Raises:
         OSError: it could not be written.
@@ -92,25 +128,31 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 @contextmanager
 def quiet_panics() -> Iterator[None]:
-    """Keep off standard error what a library written in Rust prints there when it panics, a page of
-    its stack: the exception says it. What else is printed comes through at the end; where the
-    kernel has no files in memory, nothing is kept."""
+    """Suppress the page of stack trace that a library written in Rust prints when it panics; the
+    exception has the reason.
+
+    Standard error is held back during the block. Unless there was a panic, it is written at the
+    end. Where the kernel has no in-memory files, nothing is held back.
+
+    Yields:
+        None.
+    """
     try:
-        held, own = os.memfd_create("stderr"), os.dup(2)
+        captured, stderr = os.memfd_create("stderr"), os.dup(2)
     except (AttributeError, OSError):
         yield
         return
-    os.dup2(held, 2)
+    os.dup2(captured, 2)
     panicked = False
     try:
         yield
     except BaseException as error:
-        panicked = any(type(one).__name__ == "PanicException" for one in _causes(error))
+        panicked = any(type(cause).__name__ == "PanicException" for cause in _causes(error))
         raise
     finally:
-        os.dup2(own, 2)
-        os.close(own)
-        os.lseek(held, 0, os.SEEK_SET)
-        with os.fdopen(held, "rb") as said, suppress(OSError):
-            if not panicked and (text := said.read()):
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.lseek(captured, 0, os.SEEK_SET)
+        with os.fdopen(captured, "rb") as stream, suppress(OSError):
+            if not panicked and (text := stream.read()):
                 os.write(2, text)

@@ -1,8 +1,9 @@
-"""The one place where transformers and peft load what lies in a folder.
+"""The only module in which transformers and peft load something from a folder.
 
-From the folder alone and never from the hub; weights from safetensors, never from a pickle; and no
-code that a checkpoint brings, unless the caller says that it is trusted. transformers and peft
-would ask on standard input, fall back on pickles, or follow a name to another folder.
+Everything is loaded from that folder and never from the hub, weights from safetensors and never
+from a pickle, and code that is stored with a checkpoint is run only if the caller trusts it. Left
+to themselves, transformers and peft would prompt on standard input, fall back on pickles, or follow
+a name to another folder.
 """
 
 from __future__ import annotations
@@ -14,45 +15,63 @@ from typing import Any
 from deltalens.errors import CheckpointError, is_library_error
 from deltalens.io.plain_json import read_settings
 
-__all__ = ["class_of", "empty_model", "own_code", "read_adapter", "read_model", "read_tokenizer"]
+__all__ = [
+    "class_of",
+    "custom_code_message",
+    "empty_model",
+    "read_adapter",
+    "read_model",
+    "read_tokenizer",
+]
 
 _ADAPTER = "adapter_config.json"
 _IMPLEMENTATION = "_implementation"
-_LOADS_ANOTHER = ("XLORA", "SHADOW")
-"""Kinds of adapters that name further models, which peft loads by itself."""
+_LOADS_FURTHER_MODELS = ("XLORA", "SHADOW")
+"""Kinds of adapters that name further models, which peft loads on its own."""
 
 
 def class_of(config: Mapping[str, Any]) -> Any | None:
-    """The class of transformers' that a configuration names; None where it has no such model."""
+    """Look up the transformers class that a configuration names.
+
+    Args:
+        config: the content of `config.json`.
+
+    Returns:
+        The model class; None if transformers has no such class.
+    """
     import transformers
 
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
-    found = getattr(transformers, name, None) if isinstance(name, str) else None
-    known = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-    return found if known else None
+    attribute = getattr(transformers, name, None) if isinstance(name, str) else None
+    is_model = isinstance(attribute, type) and issubclass(attribute, transformers.PreTrainedModel)
+    return attribute if is_model else None
 
 
 def read_model(
-    folder: Path, loader: Any, *, dtype: Any, trust: bool | None = None, **spec: Any
+    folder: Path, loader: Any, *, dtype: Any, trust: bool | None = None, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """A model from the safetensors of a folder, and transformers' report on its loading.
+    """Load a model from the safetensors files of a folder.
 
     Args:
-        folder: with `config.json` and the weights.
-        loader: a class of transformers'; or one of its `Auto` classes.
-        dtype: of the parameters; "auto": as stored.
-        trust: run the folder's own code. None: whoever asks has no option for that.
-        spec: further arguments of `from_pretrained`.
+        folder: the folder with `config.json` and the weights.
+        loader: a model class of transformers, or one of its `Auto` classes.
+        dtype: dtype of the parameters; "auto": as stored.
+        trust: whether to run code that is stored in the folder. None means no, where the caller
+            offers no such option.
+        options: further arguments of `from_pretrained`.
+
+    Returns:
+        The model, and transformers' loading report (`missing_keys`, `mismatched_keys`, ...).
 
     Raises:
-        CheckpointError: the folder asks for code or for another model.
-        Exception: transformers cannot load it, or its own code cannot, which promise no kind.
+        CheckpointError: the folder requires untrusted code or another model.
+        Exception: of any kind, from transformers or from the folder's code.
     """
     if (folder / _ADAPTER).exists():
         raise CheckpointError(
-            f"{folder}: holds {_ADAPTER} beside a whole model: transformers would put that adapter "
-            "on it. Move the adapter's files into a folder of their own"
+            f"{folder}: contains {_ADAPTER} beside a whole model, and transformers would apply "
+            "that adapter to it. Move the adapter's files to another folder"
         )
     model, report = _read(
         loader.from_pretrained,
@@ -61,35 +80,55 @@ def read_model(
         use_safetensors=True,
         output_loading_info=True,
         dtype=dtype,
-        **spec,
+        **options,
     )
     return model, report
 
 
 def read_tokenizer(folder: Path, trust: bool | None = None) -> Any:
-    """The tokenizer of a folder; arguments and errors as for `read_model`."""
+    """Load the tokenizer of a folder.
+
+    Args:
+        folder: the folder with the tokenizer's files.
+        trust: see `read_model`.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        CheckpointError: the folder requires untrusted code.
+        Exception: of any kind, from transformers or from the folder's code.
+    """
     from transformers import AutoTokenizer
 
     return _read(AutoTokenizer.from_pretrained, folder, trust)
 
 
 def read_adapter(model: Any, folder: Path) -> Any:
-    """A model with the adapter of a folder on it, not to be trained. The base that the adapter
-    names is not looked at.
+    """Apply the adapter of a folder to a model, for inference.
+
+    Args:
+        model: the base. The base that the adapter's configuration names is ignored.
+        folder: the adapter's folder.
+
+    Returns:
+        The peft model.
 
     Raises:
-        CheckpointError: the adapter asks for code, or for another model.
-        Exception: of peft, which promises no kind.
+        CheckpointError: the adapter requires code or a further model.
+        Exception: of any kind, from peft.
     """
     from peft import PeftModel
 
     config = read_settings(folder / _ADAPTER)
-    if (kind := config.get("peft_type")) in _LOADS_ANOTHER:
-        raise CheckpointError(f"{folder}: a {kind} adapter loads further models; it is not merged")
+    if (kind := config.get("peft_type")) in _LOADS_FURTHER_MODELS:
+        raise CheckpointError(
+            f"{folder}: a {kind} adapter, which loads further models and cannot be merged"
+        )
     if config.get("megatron_config"):
         raise CheckpointError(
-            f"{folder}: its {_ADAPTER} asks for a module to be imported (megatron_config), which "
-            "is not done: set it to null"
+            f"{folder}: its {_ADAPTER} names a module to import (megatron_config), which deltalens "
+            "does not do: set megatron_config to null"
         )
     return PeftModel.from_pretrained(
         model, str(folder), is_trainable=False, local_files_only=True, use_safetensors=True
@@ -97,11 +136,16 @@ def read_adapter(model: Any, folder: Path) -> Any:
 
 
 def empty_model(settings: Mapping[str, Any]) -> Any | None:
-    """The model of a configuration without memory for its weights; None where transformers does
-    not know it.
+    """Build the model that a configuration describes, without memory for its weights.
+
+    Args:
+        settings: the content of `config.json`.
+
+    Returns:
+        The model, on torch's meta device; None if it needs code that transformers does not have.
 
     Raises:
-        Exception: of transformers, on a configuration of any kind, which promises no kind.
+        Exception: of any kind, from transformers.
     """
     import torch
     import transformers
@@ -110,75 +154,82 @@ def empty_model(settings: Mapping[str, Any]) -> Any | None:
     if (loader is None and "auto_map" in settings) or _hub_code(settings) is not None:
         return None
     if loader is not None:
-        known: Any = loader.config_class
+        config_class: Any = loader.config_class
     else:
-        known = type(transformers.AutoConfig.for_model(str(settings.get("model_type"))))
-    config = known.from_dict(dict(settings))
+        config_class = type(transformers.AutoConfig.for_model(str(settings.get("model_type"))))
+    config = config_class.from_dict(dict(settings))
     with torch.device("meta"):
         if loader is not None:
             return loader(config)
         return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
-def _read(load: Callable[..., Any], folder: Path, trust: bool | None, **spec: Any) -> Any:
-    """Call one of transformers' loaders, after a look at what the folder asks for."""
+def _read(load: Callable[..., Any], folder: Path, trust: bool | None, **options: Any) -> Any:
+    """Call one of transformers' loaders, after checking what the folder's settings require."""
     for name in ("config.json", "tokenizer_config.json"):
         _check(folder / name, bool(trust))
     try:
-        return load(folder, local_files_only=True, trust_remote_code=bool(trust), **spec)
+        return load(folder, local_files_only=True, trust_remote_code=bool(trust), **options)
     except BaseException as error:
         if trust or not is_library_error(error) or "trust_remote_code" not in str(error):
             raise
-        raise CheckpointError(own_code(folder, trust)) from error
+        raise CheckpointError(custom_code_message(folder, trust)) from error
 
 
-def own_code(folder: Path, trust: bool | None) -> str:
-    """What is said of a checkpoint that needs code of its own; `trust` as for `read_model`."""
+def custom_code_message(folder: Path, trust: bool | None) -> str:
+    """Word the error for a checkpoint that needs code stored with it.
+
+    Args:
+        folder: the checkpoint's folder.
+        trust: as passed to `read_model`; None if the caller offers no such option.
+
+    Returns:
+        The message.
+    """
     if trust is None:
         return (
-            f"{folder}: needs code of the checkpoint's own, which is never run here: take a model "
-            "whose architecture and tokenizer transformers has"
+            f"{folder}: needs code that is stored with the checkpoint, which this command never "
+            "runs: use a model whose architecture and tokenizer are part of transformers"
         )
     return (
-        f"{folder}: needs code of the checkpoint's own, which is not run unless you have read it, "
-        "trust it, and say so (trust_remote_code, --trust-remote-code)"
+        f"{folder}: needs code that is stored with the checkpoint, which is not run by default: "
+        "read the code and, if you trust it, set `trust_remote_code`"
     )
 
 
 def _check(file: Path, trust: bool) -> None:
-    """Refuse what would be loaded from elsewhere, whether code is trusted or not: trust is in this
-    folder."""
+    """Refuse settings that load code from elsewhere, even if the folder's own code is trusted."""
     if not file.is_file():
         return
     config = read_settings(file)
     if (code := _hub_code(config)) is not None:
         raise CheckpointError(
-            f"{file}: asks for code from the hub ({code[:100]!r}), which is not loaded: take the "
-            "entry out"
+            f"{file}: names code on the hub ({code[:100]!r}), which deltalens does not load: "
+            "remove the entry"
         )
-    named = config.get("auto_map")
-    for places in named.values() if trust and isinstance(named, dict) else ():
-        for place in places if isinstance(places, list) else [places]:
-            if isinstance(place, str) and "--" in place:
+    auto_map = config.get("auto_map")
+    for entry in auto_map.values() if trust and isinstance(auto_map, dict) else ():
+        for reference in entry if isinstance(entry, list) else [entry]:
+            if isinstance(reference, str) and "--" in reference:
                 raise CheckpointError(
-                    f"{file}: its code lies in another repository ({place[:100]!r}), which is not "
-                    "loaded: copy the code into the folder, and read it"
+                    f"{file}: its code is in another repository ({reference[:100]!r}), which "
+                    "deltalens does not load: read that code, and copy it into the folder"
                 )
 
 
 def _hub_code(config: Mapping[str, Any]) -> str | None:
-    """A kernel of the hub that a configuration wants to compute with, at any depth."""
-    found: list[Any] = [config]
-    while found:
-        held = found.pop()
-        if isinstance(held, list):
-            found += held
-        elif isinstance(held, Mapping):
-            for key, value in held.items():
-                wanted = list(value.values()) if isinstance(value, Mapping) else [value]
+    """A hub kernel that a configuration selects at any depth; None if there is none."""
+    pending: list[Any] = [config]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, list):
+            pending += part
+        elif isinstance(part, Mapping):
+            for key, value in part.items():
+                choices = list(value.values()) if isinstance(value, Mapping) else [value]
                 if str(key).endswith(_IMPLEMENTATION):
-                    for one in wanted:
-                        if isinstance(one, str) and set("/:|") & set(one):
-                            return one
-            found += held.values()
+                    for choice in choices:
+                        if isinstance(choice, str) and set("/:|") & set(choice):
+                            return choice
+            pending += part.values()
     return None

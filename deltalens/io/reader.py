@@ -1,4 +1,4 @@
-"""Reading stored tensors: by byte range, into buffers of the caller's."""
+"""Reading stored tensors by byte range, into the caller's buffers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,22 @@ _TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F
 
 
 def torch_dtype(entry: TensorEntry) -> torch.dtype:
-    """The torch dtype of a floating-point tensor (one of `header.FLOATS`)."""
+    """Convert a stored dtype to torch's.
+
+    Args:
+        entry: a floating-point tensor (its dtype is one of `header.FLOATS`).
+
+    Returns:
+        The torch dtype.
+    """
     return _TORCH[entry.dtype]
 
 
 class TensorReader:
     """Reads ranges of tensors into buffers that the caller owns and reuses.
 
-    One shard is open at a time, until another is asked for or the reader goes. For one thread.
+    One shard is open at a time, until a tensor of another shard is read or the reader is closed. A
+    reader is not safe to share between threads.
     """
 
     def __init__(self) -> None:
@@ -36,72 +44,93 @@ class TensorReader:
         self._descriptor = -1
 
     def read(self, entry: TensorEntry, start: int, out: Tensor) -> None:
-        """Fill `out` (1-D, on the CPU, the tensor's dtype) with entries from `start` on.
+        """Read entries of a tensor into a buffer.
+
+        Args:
+            entry: the tensor.
+            start: flat index of the first entry.
+            out: the buffer to fill: 1-D, on the CPU, in the tensor's dtype.
 
         Raises:
-            CheckpointError: the file ended, or could not be read.
+            CheckpointError: the file ends too early, or cannot be read.
+            IndexError: the tensor has fewer entries.
         """
         if out.numel() == 0:
             return
         target = memoryview(out.view(torch.uint8).numpy().data)
-        at = entry.begin + start * out.element_size()
-        if start < 0 or at + len(target) > entry.end:
-            raise IndexError(f"{entry}: entries {start} to {start + out.numel()} asked for")
+        offset = entry.begin + start * out.element_size()
+        if start < 0 or offset + len(target) > entry.end:
+            raise IndexError(f"{entry}: has no entries {start} to {start + out.numel()}")
         try:
             descriptor = self._open(entry.file)
             while target:
-                count = read_into(descriptor, target, at)
+                count = read_into(descriptor, target, offset)
                 if count == 0:
-                    raise CheckpointError(f"{entry.file}: ended while {entry} was read")
-                target, at = target[count:], at + count
+                    raise CheckpointError(f"{entry.file}: ended while {entry} was being read")
+                target, offset = target[count:], offset + count
         except OSError as error:
             raise CheckpointError(f"{entry.file}: cannot be read: {error.strerror}") from error
 
-    def piece(self, entry: TensorEntry, start: int, size: int) -> bytes:
-        """So many bytes of a tensor, from so many on.
+    def read_bytes(self, entry: TensorEntry, start: int, size: int) -> bytes:
+        """Read some bytes of a tensor.
+
+        Args:
+            entry: the tensor.
+            start: offset of the first byte within the tensor.
+            size: how many bytes.
+
+        Returns:
+            The bytes.
 
         Raises:
-            CheckpointError: the file ended, or could not be read.
+            CheckpointError: the file ends too early, or cannot be read.
         """
         try:
-            found = os.pread(self._open(entry.file), size, entry.begin + start)
+            content = os.pread(self._open(entry.file), size, entry.begin + start)
         except OSError as error:
             raise CheckpointError(f"{entry.file}: cannot be read: {error.strerror}") from error
-        if len(found) < size:
-            raise CheckpointError(f"{entry.file}: ended while {entry} was read")
-        return found
+        if len(content) < size:
+            raise CheckpointError(f"{entry.file}: ended while {entry} was being read")
+        return content
 
     def sample(self, entry: TensorEntry, count: int, stride: int) -> Tensor:
-        """Every so many-th of the first `count` entries, from the first on, as a new tensor.
+        """Read every `stride`-th of the first `count` entries. The file is mapped, so that only the
+        pages that hold these entries are read.
 
-        Through a mapping: only the pages that hold them are touched.
+        Args:
+            entry: a floating-point tensor.
+            count: how many entries to sample from, starting with the first.
+            stride: distance between sampled entries.
+
+        Returns:
+            The sampled entries: 1-D, (ceil(count / stride),), in the tensor's dtype.
 
         Raises:
-            CheckpointError: the file could not be read.
+            CheckpointError: the file cannot be read.
         """
         dtype = torch_dtype(entry)
         if count == 0:
             return torch.empty(0, dtype=dtype)
-        numbers = np.dtype(f"i{dtype.itemsize}")
+        same_size_integer = np.dtype(f"i{dtype.itemsize}")
         page = entry.begin - entry.begin % mmap.ALLOCATIONGRANULARITY
         try:
             descriptor = self._open(entry.file)
             with mmap.mmap(
                 descriptor, entry.end - page, access=mmap.ACCESS_READ, offset=page
             ) as mapped:
-                taken = np.ndarray(
+                sampled = np.ndarray(
                     -(-count // stride),
-                    numbers,
+                    same_size_integer,
                     mapped,
                     entry.begin - page,
                     (stride * dtype.itemsize,),
                 ).copy()
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{entry.file}: cannot be read: {error}") from error
-        return torch.from_numpy(taken).view(dtype)
+        return torch.from_numpy(sampled).view(dtype)
 
     def _open(self, file: Path) -> int:
-        if file is not self._file and file != self._file:  # Paths are slow to compare.
+        if file is not self._file and file != self._file:  # Comparing paths is slow.
             self.close()
             self._descriptor = os.open(file, os.O_RDONLY)
             self._file = file
@@ -118,17 +147,26 @@ class TensorReader:
         self.close()
 
 
-def same_values(one: TensorEntry, other: TensorEntry) -> bool:
-    """Whether two stored tensors of one dtype hold equal numbers, as `torch.equal` has it: 0 is -0,
-    and a NaN equals nothing. Read block by block until they differ."""
-    if one.numel != other.numel:
+def same_values(first: TensorEntry, second: TensorEntry) -> bool:
+    """Compare the entries of two stored tensors of one dtype, block by block until they differ.
+
+    Returns:
+        Whether all entries are equal numbers, as in `torch.equal`: 0 equals -0, and NaN equals
+        nothing.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    if first.numel != second.numel:
         return False
-    first, second = TensorReader(), TensorReader()
-    here, there = (torch.empty(min(_BLOCK, one.numel), dtype=torch_dtype(e)) for e in (one, other))
-    for start in range(0, one.numel, _BLOCK):
-        count = min(_BLOCK, one.numel - start)
-        first.read(one, start, here[:count])
-        second.read(other, start, there[:count])
-        if not torch.equal(here[:count], there[:count]):
+    readers = TensorReader(), TensorReader()
+    buffers = [
+        torch.empty(min(_BLOCK, first.numel), dtype=torch_dtype(entry)) for entry in (first, second)
+    ]
+    for start in range(0, first.numel, _BLOCK):
+        count = min(_BLOCK, first.numel - start)
+        readers[0].read(first, start, buffers[0][:count])
+        readers[1].read(second, start, buffers[1][:count])
+        if not torch.equal(buffers[0][:count], buffers[1][:count]):
             return False
     return True

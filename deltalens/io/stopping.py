@@ -1,7 +1,7 @@
-"""How a process is asked to stop: Ctrl-C, `kill`, and a terminal that closes.
+"""Handling of signals that ask a process to stop: Ctrl-C, `kill`, and a terminal that closes.
 
-Who was told to ignore one of them goes on: under `nohup` a terminal may close, and what a shell
-runs in the background hears no Ctrl-C.
+A signal that the process was started to ignore stays ignored: under `nohup` the terminal may close,
+and a shell's background processes ignore Ctrl-C.
 """
 
 from __future__ import annotations
@@ -22,46 +22,51 @@ _REQUESTS = [
 
 @contextmanager
 def on_request(stop: Callable[[int, Any], None]) -> Iterator[None]:
-    """Call a handler whenever this process is asked to stop, for the duration of the block.
+    """Call a handler whenever this process is asked to stop, for the duration of the block. Outside
+    the main thread, where Python installs no handlers, nothing changes.
 
     Args:
-        stop: takes the signal's number and the frame; a handler as `signal.signal` wants it.
-            Outside the main thread, where Python takes no handlers, nothing is changed.
+        stop: the handler, as for `signal.signal`: called with the signal's number and the frame.
+
+    Yields:
+        None.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {one: signal.getsignal(one) for one in _REQUESTS}
-    # None: a handler that was not installed from Python, and could not be put back.
-    changed = [one for one, held in before.items() if held not in (signal.SIG_IGN, None)]
+    before = {request: signal.getsignal(request) for request in _REQUESTS}
+    # None stands for a handler that was not installed from Python, and could not be restored.
+    changed = [
+        request for request, handler in before.items() if handler not in (signal.SIG_IGN, None)
+    ]
 
-    def heard(number: int, frame: Any) -> None:
-        _let_go_of_closed()
+    def handle(number: int, frame: Any) -> None:
+        _redirect_closed_output()
         stop(number, frame)
 
-    for one in changed:
-        signal.signal(one, heard)
+    for request in changed:
+        signal.signal(request, handle)
     try:
         yield
     finally:
-        for one in changed:
-            signal.signal(one, before[one])
+        for request in changed:
+            signal.signal(request, before[request])
 
 
-def _let_go_of_closed() -> None:
-    """What is said to a terminal that has closed would be an error, in the middle of what is still
-    to be done."""
+def _redirect_closed_output() -> None:
+    """Send output to nowhere if the terminal has closed: printing to it would raise an error in the
+    middle of the work that is left to do."""
     for descriptor in (1, 2):
         try:
             os.write(descriptor, b"")
         except OSError:
             with suppress(OSError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, descriptor)
-                os.close(nowhere)
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, descriptor)
+                os.close(null)
 
 
 def ignore_requests() -> None:
-    """A process that ends with the one that began it: that one alone is asked."""
-    for one in _REQUESTS:
-        signal.signal(one, signal.SIG_IGN)
+    """Ignore requests to stop, in a worker process that its parent ends."""
+    for request in _REQUESTS:
+        signal.signal(request, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Small tables: of text, as a summary hands them to whoever prints it; and means over seeds."""
+"""Small tables of text, as summaries contain them, and statistics over seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Table", "is_finite", "over_seeds"]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under column names."""
+    """A table of text: a title, column names, and rows of cells."""
 
     title: str
     columns: tuple[str, ...]
@@ -22,15 +22,29 @@ class Table:
 
 
 def is_finite(values: pd.Series[float]) -> pd.Series[bool]:
-    """Which values are finite numbers; also of none at all."""
-    # NaN is not between them either.
+    """Tell which values are finite numbers.
+
+    Returns:
+        A series of booleans with the same index; an empty series for an empty one.
+    """
+    # NaN is not between the infinities either.
     return values.astype(float).between(-math.inf, math.inf, inclusive="neither")
 
 
 def over_seeds(groups: Any, how: Literal["mean", "std", "min", "max"] = "mean") -> pd.Series[float]:
-    """One number for each group of a `groupby` of values. A value that is no number makes the
-    group's no number: pandas would leave it out, and pass the mean of the others off as the mean of
-    all. Values that are all the same deviate by 0, not by what their mean was rounded."""
+    """Reduce each group of values to one number.
+
+    A NaN among the values makes the result NaN: pandas would skip it, and present the mean of the
+    others as the mean of all. The deviation of equal values is exactly 0, without the rounding of
+    their mean.
+
+    Args:
+        groups: a pandas `groupby` of one column of numbers.
+        how: the statistic.
+
+    Returns:
+        One number per group.
+    """
     import numpy as np
 
     def reduced(values: Any) -> Any:
@@ -38,6 +52,6 @@ def over_seeds(groups: Any, how: Literal["mean", "std", "min", "max"] = "mean") 
             return 0.0
         return getattr(values, how)(skipna=False)
 
-    with np.errstate(invalid="ignore"):  # A deviation from infinity is no number.
-        found: pd.Series[float] = groups.agg(reduced)
-    return found
+    with np.errstate(invalid="ignore"):  # The deviation from infinity is NaN.
+        statistics: pd.Series[float] = groups.agg(reduced)
+    return statistics

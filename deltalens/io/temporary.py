@@ -1,5 +1,8 @@
-"""Names under which files and folders are written before they take their place; each says which
-process of which machine it is of, so that what a killed one left is known and removed."""
+"""Temporary names under which files and folders are written before they are renamed.
+
+Each names the machine and the process that writes it, so that remains of killed processes can be
+recognized and removed.
+"""
 
 from __future__ import annotations
 
@@ -12,40 +15,59 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["is_temporary", "remove_stale", "temporary_name"]
+__all__ = ["TEMPORARY_NAME", "is_temporary", "remove_stale", "temporary_name"]
 
 _HOST = f"{zlib.crc32(os.uname().nodename.encode()):08x}"
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[^.]*\.part")
+TEMPORARY_NAME = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[^.]*\.part")
 
 
-def temporary_name(place: Path) -> Path:
-    """A name that nothing bears, beside a file or folder; it says whose it is."""
+def temporary_name(path: Path) -> Path:
+    """Choose a temporary name for a file or folder.
+
+    Args:
+        path: the final path.
+
+    Returns:
+        An unused hidden name in the same folder, which identifies this process.
+    """
     owner = f"{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
-    return place.with_name(f".{place.name}.{owner}.part")
+    return path.with_name(f".{path.name}.{owner}.part")
 
 
 def is_temporary(name: str, of: str | None = None) -> bool:
-    """Whether a file's name is one under which something was being written (`of` names what)."""
-    found = _TEMPORARY.fullmatch(name)
-    return found is not None and of in (None, found["name"])
+    """Tell whether a file's name is a temporary one.
+
+    Args:
+        name: the file's name, without its folder.
+        of: the final name that it should belong to; None: any.
+
+    Returns:
+        True if `temporary_name` may have returned it.
+    """
+    match = TEMPORARY_NAME.fullmatch(name)
+    return match is not None and of in (None, match["name"])
 
 
-def remove_stale(place: Path) -> None:
-    """Remove what processes of this machine that are gone left under temporary names."""
-    for left in place.parent.glob(f".{glob.escape(place.name)}.*.part"):
-        found = _TEMPORARY.fullmatch(left.name)
-        if found is None or found["name"] != place.name or found["host"] != _HOST:
+def remove_stale(path: Path) -> None:
+    """Remove temporary files and folders that dead processes of this machine left behind.
+
+    Args:
+        path: the final path that they were written for.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        match = TEMPORARY_NAME.fullmatch(leftover.name)
+        if match is None or match["name"] != path.name or match["host"] != _HOST:
             continue
-        if _runs(int(found["process"])):
+        if _is_running(int(match["process"])):
             continue
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
         else:
             with suppress(OSError):
-                left.unlink()
+                leftover.unlink()
 
 
-def _runs(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -1,4 +1,4 @@
-"""Which deltalens this is, and which format its records have."""
+"""The version of deltalens, and the versions of its record formats."""
 
 from __future__ import annotations
 
@@ -9,24 +9,32 @@ from importlib.metadata import version as installed_version
 __all__ = ["FORMAT", "FORMATS", "IDENTITY", "has_checksums", "version"]
 
 FORMAT = 2
-"""The format of the records that are written: each has a checksum."""
+"""The format in which records are written. Each record has a checksum."""
 
 FORMATS = (1, FORMAT)
-"""Those that are read; a reader refuses any other. The first had no checksums."""
+"""The formats that can be read; any other is refused. Records of format 1 have no checksums."""
 
 IDENTITY = 3
-"""Of what the identity of a study or a training consists: a folder with another one is read and
-drawn, but nobody can know whether the numbers that it lacks would be of the same kind."""
+"""Version of what the identity of a study or a training consists of. A folder with another version
+can be read and drawn, but not resumed: whether missing cells would be comparable is unknown."""
 
 
 def has_checksums(format: int) -> bool:
-    """Whether records of a format have checksums."""
+    """Tell whether records of a format have checksums.
+
+    Returns:
+        False for format 1 only.
+    """
     return format > 1
 
 
 @functools.cache
 def version() -> str:
-    """The installed version of deltalens; "unknown" when it runs from a bare checkout."""
+    """Get the version of deltalens.
+
+    Returns:
+        The installed version; "unknown" in a checkout that is not installed.
+    """
     try:
         return installed_version("deltalens")
     except PackageNotFoundError:

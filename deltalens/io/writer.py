@@ -1,4 +1,4 @@
-"""Writing a checkpoint: the fine-tune's files with some bytes replaced, whole or not at all."""
+"""Writing a checkpoint, whole or not at all: the fine-tune's files with some bytes replaced."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ _COPY = 1 << 24
 
 
 class CheckpointWriter:
-    """Shard files laid out as the fine-tune's; entries are written by position, in any order."""
+    """Writes shards with the fine-tune's layout; entries are written by position, in any order.
+
+    Args:
+        like: the fine-tune, whose headers are copied.
+        folder: the folder to write in.
+    """
 
     def __init__(self, like: Checkpoint, folder: Path) -> None:
         self._like = like
@@ -36,39 +41,59 @@ class CheckpointWriter:
         self._lock = threading.Lock()
 
     def begin(self) -> None:
-        """Open the shards at their full size, so that the disk cannot fill up later."""
+        """Create the shards at their full size, so that the disk cannot fill up later.
+
+        Raises:
+            OSError: no space left, or the folder is not writable.
+        """
         for file, header in self._like.headers.items():
-            place = self._folder / file.name
-            descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            shard = self._folder / file.name
+            descriptor = os.open(shard, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             self._open[file] = descriptor
             reserve(descriptor, max(1, file.stat().st_size))
             os.pwrite(descriptor, header, 0)
 
     def write(self, entry: TensorEntry, start: int, values: Tensor) -> None:
-        """Write entries of a tensor from `start` on; in the end the runs cover a prefix of it.
+        """Write consecutive entries of a tensor. Threads may write different ranges at the same
+        time; once all are written, the ranges must cover a prefix of the tensor without gaps.
 
-        Threads may write different runs at the same time.
+        Args:
+            entry: the tensor, as the fine-tune stores it.
+            start: flat index of the first entry.
+            values: the entries: 1-D, in the tensor's dtype, on any device.
+
+        Raises:
+            OSError: the shard cannot be written.
         """
         source = memoryview(values.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        at = entry.begin + start * values.element_size()
+        offset = entry.begin + start * values.element_size()
         while source:
-            count = os.pwrite(self._open[entry.file], source, at)
-            source, at = source[count:], at + count
+            count = os.pwrite(self._open[entry.file], source, offset)
+            source, offset = source[count:], offset + count
         with self._lock:
             end = (start + values.numel()) * values.element_size()
             self._written[entry.name] = max(end, self._written.get(entry.name, 0))
 
     def finish(self, copies: dict[str, str]) -> None:
-        """Fill in what was not written: from the fine-tune, or, for copies of a tied tensor, from
-        the tensor they share; then make it survive a crash."""
+        """Fill in all entries that were not written, and flush the shards to the disk.
+
+        Copies of a tied tensor are filled from the tensor that they share their values with, and
+        everything else from the fine-tune.
+
+        Args:
+            copies: name -> name of the tensor with the same values.
+
+        Raises:
+            OSError: a shard cannot be read or written.
+        """
         tensors = self._like.tensors
-        held: dict[Path, list[TensorEntry]] = {file: [] for file in self._open}
+        by_shard: dict[Path, list[TensorEntry]] = {file: [] for file in self._open}
         for entry in tensors.values():
-            held[entry.file].append(entry)
+            by_shard[entry.file].append(entry)
         for file, target in self._open.items():
             source = os.open(file, os.O_RDONLY)
             try:
-                for entry in held[file]:
+                for entry in by_shard[file]:
                     if entry.name not in copies:
                         done = self._written.get(entry.name, 0)
                         self._fill(source, entry.begin, entry, target, done)
@@ -86,7 +111,7 @@ class CheckpointWriter:
         while done < size:
             piece = os.pread(source, min(_COPY, size - done), begin + done)
             if not piece:
-                raise OSError(f"{entry.file} ended while it was copied")
+                raise OSError(f"{entry.file} ended while it was being copied")
             done += os.pwrite(target, piece, entry.begin + done)
 
     def close(self) -> None:
@@ -100,17 +125,22 @@ class CheckpointWriter:
 def write_like(
     like: Checkpoint, out: Path, *, record: bytes, copies: dict[str, str]
 ) -> Iterator[CheckpointWriter]:
-    """A checkpoint at `out` with the sharding, dtypes, metadata, configuration and tokenizer of
-    `like`; what is not written keeps its bytes. `out` appears at the end, whole, or not at all.
+    """Write a variant of a checkpoint, with the same sharding, dtypes, metadata, configuration and
+    tokenizer, and the same bytes wherever nothing else is written. The folder appears complete at
+    the end of the block, or not at all.
 
     Args:
         like: the fine-tune.
         out: a folder that does not exist, or is empty.
-        record: what made it, kept as `deltalens.json` beside the weights.
-        copies: tensors stored twice: name -> the name of the tensor that holds the same values.
+        record: a record of how the checkpoint was made, stored as `deltalens.json` beside the
+            weights.
+        copies: tensors stored twice: name -> name of the tensor with the same values.
+
+    Yields:
+        A writer for the entries that change.
 
     Raises:
-        DeltaLensError: no space left, or no right to write.
+        DeltaLensError: no space left, or the folder is not writable.
     """
     check_space(out, sum(file.stat().st_size for file in like.headers))
     with new_folder(out) as folder:
@@ -127,7 +157,7 @@ def write_like(
 
 
 def _copy_others(source: Path, target: Path) -> None:
-    """Configuration, tokenizer, index, license: every file of the folder that holds no weights."""
+    """Copy every file that holds no weights: configuration, tokenizer, index, license."""
     for file in sorted(source.iterdir()):
         if file.name == _TEMPLATES and file.is_dir() and not file.is_symlink():
             (target / _TEMPLATES).mkdir()

@@ -76,11 +76,11 @@ def parse_rates(text: str) -> list[Fraction]:
     return sorted(set(rates))
 
 
-def exact_rates(rates: str | Iterable[Rate]) -> list[Fraction]:
-    """Parse rates given as text or as numbers.
+def exact_rates(rates: Rate | Iterable[Rate]) -> list[Fraction]:
+    """Parse rates given as text, as a number or as several.
 
     Args:
-        rates: text as in `parse_rates`, or numbers from 0 to 1.
+        rates: text as in `parse_rates`, or one number from 0 to 1, or several.
 
     Returns:
         The exact rates, ascending, each once.
@@ -90,6 +90,8 @@ def exact_rates(rates: str | Iterable[Rate]) -> list[Fraction]:
     """
     if isinstance(rates, str):
         return parse_rates(rates)
+    if isinstance(rates, int | float | Decimal | Fraction):
+        return [exact_rate(rates)]
     return sorted({exact_rate(rate) for rate in rates})
 
 

@@ -112,7 +112,7 @@ class DropSummary:
         if gaps:
             yield f"values of {name} that are not finite are left out: {'; '.join(gaps)}"
         yield f"{100 * self.unchanged:.2f} % of the entries are exactly unchanged" + (
-            ": below that rate a trivial drop changes nothing (--of changed leaves them out)"
+            ": below that rate a trivial drop changes nothing (changed_only leaves them out)"
             if self.unchanged >= 0.005 and not self.record.spec["changed_only"]
             else ""
         )
@@ -186,14 +186,14 @@ def _tolerances(strategy: StrategySummary) -> str:
         return ""
     if strategy.strategy == "trivial":
         said = []
-        for number, (near, rate) in enumerate(strategy.within.items()):
+        for number, (tolerance, rate) in enumerate(strategy.within.items()):
             whose = " of the fine-tune" * (not number)
             reach = "at no rate" if rate is None else f"up to rate {rate:g}"
-            said.append(f"within {100 * near:.0f} %{whose} {reach}")
+            said.append(f"within {100 * tolerance:.0f} %{whose} {reach}")
         return ", ".join(said)
-    near, first = strategy.within[_NEAR[-1]], min(strategy.inner, default=None)
-    if near is not None:
-        return f"within 5 % of the fine-tune up to rate {near:g}"
+    reached, first = strategy.within[_NEAR[-1]], min(strategy.inner, default=None)
+    if reached is not None:
+        return f"within 5 % of the fine-tune up to rate {reached:g}"
     if first is None or first in strategy.gaps:
         return "within 5 % of the fine-tune at no rate"
     return f"already more than 5 % worse than the fine-tune at rate {first:g}"

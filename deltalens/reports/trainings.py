@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog.methods import METHODS, has_ratio
+from deltalens.catalog.methods import facts_of, has_ratio
 from deltalens.catalog.metrics import (
     Better,
     better_of,
@@ -143,8 +143,8 @@ class SweepSummary:
         """The model that a method's trainings start from, or `-` of one that is as it is. (The
         first version did not say: all started from the fine-tune.)"""
         name = "sft" if method == self.record.plain else method
-        known = METHODS.get(name)
-        as_it_is = known is not None and known.options is None
+        facts = facts_of(name)
+        as_it_is = facts is not None and facts.as_it_is
         return "-" if as_it_is else self.record.setting("from", name) or "ft"
 
     def _table(self, metric: str) -> Table:

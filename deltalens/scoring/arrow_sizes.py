@@ -1,4 +1,4 @@
-"""What Arrow's columns come to in Python, counted before anything is made of them."""
+"""The memory that Arrow columns take once they are converted to Python, computed beforehand."""
 
 from __future__ import annotations
 
@@ -10,39 +10,44 @@ import numpy as np
 
 from deltalens.errors import DataError
 
-__all__ = ["is_packed", "spread"]
+__all__ = ["expanded_size", "is_compressed"]
 
 _VALUE, _OBJECT = 16, 64
-"""Bytes of a value in Python, and of a mapping: at least."""
+"""Least number of bytes that a value takes in Python, and a mapping."""
 _BATCH, _DICTIONARY = 3, 2
 """Kinds of messages, as Arrow numbers them."""
 
 
-def spread(path: Path, column: Any) -> int:
-    """Bytes that a column's values come to, each made for itself.
+def expanded_size(path: Path, column: Any) -> int:
+    """Estimate the memory of a column's values, each converted on its own.
 
     Args:
         path: the file, for messages.
         column: an Arrow array that has been validated.
 
+    Returns:
+        A number of bytes.
+
     Raises:
-        DataError: of a kind that can mean one value many times in ways that are not counted.
+        DataError: the column has a type that can repeat values in ways that are not counted.
     """
     import pyarrow as pa
 
     kind, count = column.type, len(column)
     if isinstance(kind, pa.BaseExtensionType):
-        return spread(path, column.storage)
+        return expanded_size(path, column.storage)
     if pa.types.is_dictionary(kind):
-        return _VALUE * count + _meant(column)
+        return _VALUE * count + _dictionary_size(column)
     if pa.types.is_struct(kind):
-        return _OBJECT * count + sum(spread(path, one) for one in column.flatten())
+        return _OBJECT * count + sum(expanded_size(path, field) for field in column.flatten())
     if _is_list(kind):
-        return _VALUE * count + spread(path, column.flatten())
+        return _VALUE * count + expanded_size(path, column.flatten())
     if kind in (pa.string_view(), pa.binary_view()):
         return _VALUE * count + int(_view_lengths(column).sum())
     if pa.types.is_nested(kind) or pa.types.is_run_end_encoded(kind):
-        raise DataError(f"{path}: a column of type {kind} is not read; save it as lists and texts")
+        raise DataError(
+            f"{path}: columns of type {kind} cannot be read; save the column as lists and texts"
+        )
     return _VALUE * count + int(column.nbytes)
 
 
@@ -57,33 +62,37 @@ def _is_list(kind: Any) -> bool:
     )
 
 
-def _meant(column: Any) -> int:
-    """Bytes of the values that a dictionary's indices mean."""
+def _dictionary_size(column: Any) -> int:
+    """Bytes of the values that a dictionary column's indices refer to."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    held, indices = column.dictionary, column.indices
-    plain = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
-    if held.type not in plain:
-        return len(column) * int(held.nbytes)
-    lengths = pc.fill_null(pc.binary_length(held), 0).to_numpy(zero_copy_only=False)
+    values, indices = column.dictionary, column.indices
+    texts = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
+    if values.type not in texts:
+        return len(column) * int(values.nbytes)
+    lengths = pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
     return int(lengths.astype(np.int64)[indices.drop_null().to_numpy(zero_copy_only=False)].sum())
 
 
 def _view_lengths(column: Any) -> np.ndarray:
-    """A view is 16 bytes, of which the first four are its length."""
+    """The lengths of views: a view has 16 bytes, of which the first four are the length."""
     views = np.frombuffer(column.buffers()[1], np.int32).reshape(-1, 4)
     return views[column.offset : column.offset + len(column), 0].clip(0).astype(np.int64)
 
 
-def is_packed(message: bytes) -> bool:
-    """Whether a message of an Arrow stream is a batch of rows, or a dictionary, that is packed.
+def is_compressed(message: bytes) -> bool:
+    """Tell whether a message of an Arrow stream is a compressed batch of rows or dictionary.
 
     Args:
-        message: its metadata, a flatbuffer (`Message.fbs` in the Arrow format).
+        message: the message's metadata, a flatbuffer (`Message.fbs` in the Arrow format).
+
+    Returns:
+        True if it is.
 
     Raises:
-        struct.error: it ends too early.
+        struct.error: the metadata end too early.
+        IndexError: likewise.
     """
     table = struct.unpack_from("<I", message)[0]
     kind = _field(message, table, 1)
@@ -93,25 +102,26 @@ def is_packed(message: bytes) -> bool:
     number = message[kind]
     if number not in (_BATCH, _DICTIONARY):
         return False
-    batch = _followed(message, header)
+    batch = _follow(message, header)
     if number == _DICTIONARY:
         inner = _field(message, batch, 1)
         if inner is None:
             return False
-        batch = _followed(message, inner)
+        batch = _follow(message, inner)
     return _field(message, batch, 3) is not None
 
 
-def _followed(message: bytes, place: int) -> int:
-    return int(place + struct.unpack_from("<I", message, place)[0])
+def _follow(message: bytes, position: int) -> int:
+    """The position that the offset at a position points to."""
+    return int(position + struct.unpack_from("<I", message, position)[0])
 
 
 def _field(message: bytes, table: int, number: int) -> int | None:
-    """Where a field of a table is; None where it is not given."""
+    """The position of a field of a table; None if the field is absent."""
     offsets = table - struct.unpack_from("<i", message, table)[0]
     size = struct.unpack_from("<H", message, offsets)[0]
     entry = 4 + 2 * number
     if entry + 2 > size:
         return None
-    at = struct.unpack_from("<H", message, offsets + entry)[0]
-    return table + at if at else None
+    offset = struct.unpack_from("<H", message, offsets + entry)[0]
+    return table + offset if offset else None

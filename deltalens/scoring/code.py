@@ -1,9 +1,9 @@
-"""What a function of the caller's is: its code, and all that it refers to.
+"""The identity of a caller's function: digests of its code and of everything that it refers to.
 
-A study that is asked again hands numbers back only if they were measured by the same function. A
-name says nothing about that: two lambdas share one. So what decides a function's result is
-followed: its code with constants and defaults, what it has captured, what it finds in the globals
-of its module, the code of the helpers it calls. Installed libraries count as their names.
+When a study is resumed, recorded numbers are used only if the same function measured them. Its name
+does not tell: two lambdas share one. Everything that decides a function's result is digested: its
+code with constants and defaults, what it captures, the globals of its module that it uses, and the
+code of the helpers that it calls. Installed libraries are represented by their names.
 """
 
 from __future__ import annotations
@@ -17,56 +17,72 @@ from torch import nn
 
 from deltalens.scoring.digests import Digest, Unknown
 
-__all__ = ["KnownFunction", "identify", "identify_module"]
+__all__ = ["FunctionIdentity", "identify", "identify_module"]
 
-_SAY = (
-    "Say it with version=, from the first call on, and another one whenever it changes; or begin "
-    "anew with fresh=True"
+_ADVICE = (
+    "Pass version=... from the first call on, and change it whenever the function changes; or "
+    "start over with fresh=True"
 )
-_OF_TORCH = {"_parameters", "_buffers", "_modules", "training", "_non_persistent_buffers_set"}
+_TORCH_ATTRIBUTES = {
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "training",
+    "_non_persistent_buffers_set",
+}
 
 
 @dataclass(frozen=True)
-class KnownFunction:
-    """What a study records of a function of the caller's."""
+class FunctionIdentity:
+    """What a study records about a caller's function."""
 
     spec: dict[str, Any] | None
-    """Equal for equal functions, as JSON values; None without a function."""
-    once: str | None = None
-    """Why nobody can know whether a later call hands in the same one, if so."""
+    """JSON values that are equal for equal functions; None if there is no function."""
+    not_comparable: str | None = None
+    """Why a later call's function could not be compared with this one; None if it can."""
 
 
-def identify(function: Callable[..., Any] | None, version: str | int | None) -> KnownFunction:
-    """What a function is, by its parts; or by the caller's word.
+def identify(function: Callable[..., Any] | None, version: str | int | None) -> FunctionIdentity:
+    """Identify a function by digests of its parts, or by a version that the caller states.
 
     Args:
-        function: a function, a bound method, a partial, or an object that can be called.
-        version: the caller's own name for what the function does. Nothing is looked at then.
+        function: a function, bound method, partial, or callable object; None: there is none.
+        version: the caller's version of the function; if set, the function is not examined.
+
+    Returns:
+        The function's identity.
     """
     if function is None:
-        return KnownFunction(None)
+        return FunctionIdentity(None)
     name = _name(function)
     if version is not None:
-        return KnownFunction({"name": name, "version": str(version)})
+        return FunctionIdentity({"name": name, "version": str(version)})
     digest = Digest(getattr(function, "__module__", None) or type(function).__module__)
-    return _known(name, digest, digest.parts(function))
+    return _identity(name, digest, digest.parts(function))
 
 
-def identify_module(module: nn.Module) -> KnownFunction:
-    """What a model in memory is: classes, parameters and buffers, and what else its own classes
-    keep (those of libraries have it in their configuration)."""
+def identify_module(module: nn.Module) -> FunctionIdentity:
+    """Identify a model in memory.
+
+    Args:
+        module: the model.
+
+    Returns:
+        Its identity: classes, parameters and buffers, and further attributes of classes that are
+        not a library's (a library's have theirs in the configuration).
+    """
     digest = Digest()
-    kinds, kept = {}, {}
+    classes, attributes = {}, {}
     for name, part in module.named_modules():
-        kinds[name] = (type(part), part.training)
+        classes[name] = (type(part), part.training)
         if not digest.library(type(part).__module__):
-            kept[name] = {n: v for n, v in vars(part).items() if n not in _OF_TORCH}
+            attributes[name] = {n: v for n, v in vars(part).items() if n not in _TORCH_ATTRIBUTES}
     tensors = [dict(module.named_parameters()), dict(module.named_buffers())]
-    parts = {"classes": kinds, "tensors": tensors, "attributes": kept}
-    return _known(type(module).__qualname__, digest, parts.items())
+    parts = {"classes": classes, "tensors": tensors, "attributes": attributes}
+    return _identity(type(module).__qualname__, digest, parts.items())
 
 
-def _known(name: str, digest: Digest, named: Iterable[tuple[str, Any]]) -> KnownFunction:
+def _identity(name: str, digest: Digest, named: Iterable[tuple[str, Any]]) -> FunctionIdentity:
     parts: dict[str, str | None] = {}
     unknown = []
     for part, value in named:
@@ -75,8 +91,8 @@ def _known(name: str, digest: Digest, named: Iterable[tuple[str, Any]]) -> Known
         except (Unknown, RecursionError) as error:
             parts[part] = None
             unknown.append(f"{part} ({error if isinstance(error, Unknown) else 'too deep'})")
-    once = f"nobody can tell whether {name} is what it was: {'; '.join(unknown)}. {_SAY}"
-    return KnownFunction({"name": name, "parts": parts}, once if unknown else None)
+    reason = f"whether {name} has changed cannot be determined: {'; '.join(unknown)}. {_ADVICE}"
+    return FunctionIdentity({"name": name, "parts": parts}, reason if unknown else None)
 
 
 def _name(function: Any) -> str:

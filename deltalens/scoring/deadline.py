@@ -1,4 +1,4 @@
-"""An end to Python code of a stranger's that may have none: a chat template that loops."""
+"""A time limit for untrusted Python code that may never end, such as a looping chat template."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ __all__ = ["Deadline"]
 
 
 class _TooLong(BaseException):
-    """Raised in the code that takes too long: no `except Exception` in it may take it."""
+    """Raised inside code that takes too long. Not an `Exception`, so that the code does not catch
+    it."""
 
 
 class Deadline:
-    """Around code in Python: every piece of it ends in time, or is ended.
+    """A context in which every piece of Python code has to end in time, or is interrupted.
 
-    A thread beside it looks at the clock, so that it costs the code nothing and works in any
-    thread. What C does in one call is not ended.
+    A second thread watches the clock, so that the code is not slowed down, and any thread can use
+    this. A single call into C is not interrupted.
 
     Args:
-        seconds: that a piece may take.
+        seconds: how long each piece may take.
 
     Raises:
-        DataError: one took longer.
+        DataError: a piece took longer.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -39,7 +40,11 @@ class Deadline:
         self._watching = threading.Thread(target=self._watch, daemon=True)
 
     def restart(self, what: str) -> None:
-        """A piece begins, which is called so."""
+        """Start the clock for the next piece.
+
+        Args:
+            what: what the piece is, for the message.
+        """
         self._what, self._since = what, time.monotonic()
 
     def __enter__(self) -> Self:
@@ -55,11 +60,11 @@ class Deadline:
         self._done.set()
         with self._lock:
             if self._fired and not isinstance(error, _TooLong):
-                # Just too late: what is on its way to this thread is called back.
+                # The code ended just now: cancel the exception that is on its way to this thread.
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), None)
         if isinstance(error, _TooLong):
             raise DataError(
-                f"{self._what} takes more than {self._seconds:.0f} s; it may have no end"
+                f"{self._what} takes more than {self._seconds:.0f} s; it may never end"
             ) from error
 
     def _watch(self) -> None:

@@ -1,4 +1,4 @@
-"""The loss of a data file as something that can be differentiated, twice."""
+"""The loss on a data file as a function that can be differentiated twice."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from deltalens.scoring.tokens import Batch
 __all__ = ["LossPart", "loss_parts"]
 
 LossPart = Callable[[nn.Module], Tensor]
-"""From a model to a part of its loss, a scalar with a graph: the parts add up to the loss."""
+"""Maps a model to a part of its loss: a scalar with a graph. The parts add up to the loss."""
 
 
 def loss_parts(scoring: Scoring) -> list[LossPart]:
-    """The loss per target token, a batch at a time: the tokens are those that `scoring` made."""
-    total = sum(int(batch.targets.sum()) for batch in scoring._batches)
+    """Split the loss on a data file into one part per batch.
+
+    Args:
+        scoring: the tokenized file.
+
+    Returns:
+        Functions of the model whose values add up to the mean loss, in nats per target token.
+    """
+    total = sum(int(batch.targets.sum()) for batch in scoring.batches)
 
     def part(batch: Batch) -> LossPart:
         def loss(model: nn.Module) -> Tensor:
@@ -26,4 +33,4 @@ def loss_parts(scoring: Scoring) -> list[LossPart]:
 
         return loss
 
-    return [part(batch) for batch in scoring._batches]
+    return [part(batch) for batch in scoring.batches]

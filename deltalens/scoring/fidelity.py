@@ -1,4 +1,5 @@
-"""How far a model is from the fine-tune, without data: on texts the fine-tune wrote itself."""
+"""Measuring how far a model is from the fine-tune without data: on texts sampled from the
+fine-tune itself."""
 
 from __future__ import annotations
 
@@ -17,13 +18,13 @@ from deltalens.scoring.finite import are_numbers, no_numbers
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.statistics import ratio
 
-__all__ = ["KEPT", "Fidelity", "sample_texts"]
+__all__ = ["KEPT", "LOGITS_BYTES", "Fidelity", "sample_texts"]
 
 KEPT = 512
-"""Log-probabilities of the fine-tune kept per position."""
+"""Log-probabilities of the fine-tune that are stored per position."""
 
-_MEMORY = 1 << 29
-"""Bytes that the logits of a batch, and what is made of them, may take."""
+LOGITS_BYTES = 1 << 29
+"""Bytes that the logits of a batch, and what is computed from them, may take."""
 
 
 def sample_texts(
@@ -34,17 +35,25 @@ def sample_texts(
     advance: Callable[[int], None] = lambda steps: None,
     stops: Collection[int] = (),
 ) -> list[list[int]]:
-    """Texts to compare on: sampled from the model itself at temperature 1, from the
-    beginning-of-sequence token or else an ordinary token drawn at random, until the end-of-sequence
-    token, another stop, or `new_tokens`. A model that cannot generate gets random tokens instead.
+    """Sample texts on which models are compared.
+
+    They are sampled from the model at temperature 1. A text starts with the beginning-of-sequence
+    token or, if there is none, a random ordinary token. It ends with the end-of-sequence token,
+    another stop, or after `new_tokens`. If the model cannot generate, all tokens are random.
 
     Args:
         model: the fine-tune.
-        sequences: how many texts.
-        new_tokens: sampled per text; fewer where the model has fewer positions.
-        seed: of all draws; the global generators are left alone.
-        advance: told of every batch: how many texts are done.
+        sequences: number of texts.
+        new_tokens: tokens to sample per text; fewer if the model has fewer positions.
+        seed: seed of all draws; global generators are not used.
+        advance: called after every batch with its number of texts.
         stops: tokens at which generation stops (`ends_of`).
+
+    Returns:
+        Token ids of each text.
+
+    Raises:
+        DeltaLensError: the model fails, or computes NaN or infinite logits.
     """
     config: Any = model.config
     text_config = config.get_text_config()
@@ -53,8 +62,8 @@ def sample_texts(
     new_tokens = min(new_tokens, positions - 1) if positions else new_tokens
     generator = torch.Generator().manual_seed(seed)
     ordinary = _ordinary(text_config, vocabulary)
-    places = torch.randint(len(ordinary), (sequences, new_tokens + 1), generator=generator)
-    drawn = ordinary[places]
+    indices = torch.randint(len(ordinary), (sequences, new_tokens + 1), generator=generator)
+    drawn = ordinary[indices]
     if not can_generate(model):
         advance(sequences)
         return [[int(token) for token in row] for row in drawn[:, : max(2, new_tokens)]]
@@ -65,7 +74,7 @@ def sample_texts(
     ends = getattr(text_config, "eos_token_id", None)
     stops = {*stops, *(ends if isinstance(ends, list) else [ends])}
     texts: list[list[int]] = []
-    size = max(1, min(sequences, _MEMORY // (16 * vocabulary)))
+    size = max(1, min(sequences, LOGITS_BYTES // (16 * vocabulary)))
     for start in range(0, sequences, size):
         texts += _continue(model, first[start : start + size], new_tokens, stops, generator)
         advance(min(size, sequences - start))
@@ -73,13 +82,13 @@ def sample_texts(
 
 
 def _ordinary(config: Any, vocabulary: int) -> Tensor:
-    """The tokens that neither begin, nor end, nor pad a text."""
+    """All tokens that do not begin, end or pad a text: (V',)."""
     special: set[Any] = set()
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         ids = getattr(config, name, None)
         special |= set(ids) if isinstance(ids, list) else {ids}
-    kept = [token for token in range(vocabulary) if token not in special]
-    return torch.tensor(kept or list(range(vocabulary)))
+    ordinary = [token for token in range(vocabulary) if token not in special]
+    return torch.tensor(ordinary or list(range(vocabulary)))
 
 
 @torch.inference_mode()
@@ -88,64 +97,63 @@ def _continue(
 ) -> list[list[int]]:
     device = next(model.parameters()).device
     texts = [[int(token)] for token in first]
-    going = [True] * len(texts)
+    unfinished = [True] * len(texts)
     ids, cache = first.unsqueeze(1).to(device), None
     for _ in range(steps):
-        with errors_from(
-            "transformers", f"{type(model).__name__}: no texts can be sampled from it"
-        ):
+        with errors_from("transformers", f"{type(model).__name__}: cannot sample texts from it"):
             out = model(input_ids=ids, past_key_values=cache, use_cache=True)
         cache = getattr(out, "past_key_values", None)
         if not bool(are_numbers(out.logits[:, -1]).all()):
             raise no_numbers(model, _folder(model))
-        chances = out.logits[:, -1].float().softmax(-1).cpu()
-        drawn = torch.multinomial(chances, 1, generator=generator)
-        for place, token in enumerate(drawn[:, 0].tolist()):
-            if going[place]:
-                texts[place].append(token)
-                going[place] = token not in stops
-        if not any(going):
+        probabilities = out.logits[:, -1].float().softmax(-1).cpu()
+        drawn = torch.multinomial(probabilities, 1, generator=generator)
+        for row, token in enumerate(drawn[:, 0].tolist()):
+            if unfinished[row]:
+                texts[row].append(token)
+                unfinished[row] = token not in stops
+        if not any(unfinished):
             break
         drawn = drawn.to(device)
-        # A model without such a cache (a recurrent one) reads the text anew.
+        # A model without such a cache (a recurrent one) reads the whole text again.
         ids = drawn if cache is not None else torch.cat([ids, drawn], dim=1)
     return texts
 
 
 @dataclass(frozen=True)
 class _Reference:
-    """What the fine-tune says at the positions of one batch (P positions, K kept classes)."""
+    """The fine-tune's predictions at the positions of one batch (P positions, K classes)."""
 
     ids: Tensor
     """(B, L) input ids."""
     mask: Tensor
-    """(B, L)."""
+    """(B, L) attention mask."""
     compared: Tensor
     """(B, L): which positions are compared."""
     classes: Tensor
     """(P, K): the K most likely next tokens."""
     top: Tensor
-    """(P,): the most likely one. In bf16 several often tie: taken as `measure` takes it."""
+    """(P,): the most likely token. In bf16 several often tie; `measure` breaks ties alike."""
     logs: Tensor
-    """(P, K + 1): their log-probabilities, and that of all the rest together, fp32."""
+    """(P, K + 1): log-probabilities of the classes, and of all other tokens together, fp32."""
     owner: Tensor
-    """(P,): which text a position belongs to."""
+    """(P,): the text that a position belongs to."""
 
 
 class Fidelity:
-    """KL(ft || model) per token and top-1 agreement, on fixed texts, against the fine-tune.
+    """Compares models with the fine-tune on fixed texts: KL(ft || model) and top-1 agreement.
 
-    The reference keeps, per position, the fine-tune's 512 largest log-probabilities and the mass of
-    the rest. KL over those 513 classes is a lower bound of the true one (data processing), exact
-    where the vocabulary is no larger, and exactly 0 for the fine-tune itself.
+    For each position, the fine-tune's 512 largest log-probabilities are stored, and the probability
+    of all other tokens together. The KL divergence over these 513 classes is a lower bound of the
+    true one (data processing inequality). It is exact if the vocabulary has at most 512 tokens, and
+    exactly 0 for the fine-tune itself.
 
     Args:
-        model: the fine-tune; its answers are kept.
-        texts: token ids, at least two each.
-        advance: told of every batch: how many texts are done.
+        model: the fine-tune; only its predictions are stored.
+        texts: token ids of each text, at least two.
+        advance: called after every batch with its number of texts.
 
     Raises:
-        DeltaLensError: the model gives no logits over a vocabulary.
+        DeltaLensError: the model returns no logits over a vocabulary.
     """
 
     def __init__(
@@ -159,12 +167,13 @@ class Fidelity:
         self._causal = can_generate(model)
         text_config = config.get_text_config()
         self._texts = len(texts)
-        self._slice = max(1, _MEMORY // (16 * int(text_config.vocab_size)))
-        # A classifier that reads its answer off the last token finds it by the padding token.
-        alone = not self._causal and getattr(text_config, "pad_token_id", None) is None
+        self._slice = max(1, LOGITS_BYTES // (16 * int(text_config.vocab_size)))
+        # A classifier on the last token finds that token by the padding: without a padding token,
+        # each text is a batch.
+        unpaddable = not self._causal and getattr(text_config, "pad_token_id", None) is None
         self._batches: list[_Reference] = []
         with torch.inference_mode():
-            for start, batch in _padded(texts, 1 if alone else self._slice):
+            for start, batch in _batches(texts, 1 if unpaddable else self._slice):
                 self._batches.append(self._reference(model, batch, start))
                 advance(len(batch))
 
@@ -173,10 +182,10 @@ class Fidelity:
         length = max(len(text) for text in texts)
         ids = torch.zeros(len(texts), length, dtype=torch.int64)
         mask = torch.zeros_like(ids)
-        for place, text in enumerate(texts):
-            ids[place, : len(text)] = torch.tensor(text)
-            mask[place, : len(text)] = 1
-        # What follows the last token is not compared: the text ended there.
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.tensor(text)
+            mask[row, : len(text)] = 1
+        # The prediction after the last token is not compared: the text ended there.
         compared = mask.bool()
         if self._causal:
             compared = compared & mask.roll(-1, dims=1).bool()
@@ -194,7 +203,7 @@ class Fidelity:
             best = piece.float().topk(kept, dim=-1).indices
             classes.append(best.to(torch.int32))
             top.append(piece.float().max(-1).indices)
-            logs.append(_classes(piece, best))
+            logs.append(_class_logs(piece, best))
         return _Reference(
             ids, mask, compared, torch.cat(classes), torch.cat(top), torch.cat(logs), owner
         )
@@ -209,40 +218,49 @@ class Fidelity:
             logits = getattr(model(**inputs), "logits", None)
         if not isinstance(logits, Tensor) or logits.dim() not in (2, 3):
             raise DeltaLensError(
-                f"{type(model).__name__} gives no logits to compare; give a metric of your own to "
+                f"{type(model).__name__} returns no logits to compare; pass a metric of your own: "
                 "deltalens.drop_study(metric=...)"
             )
         return logits
 
     @torch.inference_mode()
     def measure(self, model: nn.Module) -> dict[str, Measurement]:
-        """`top1_agreement` (share of positions) and `kl` (nats per token); standard errors over
-        texts. NaN where the model computes no numbers."""
+        """Compare a model with the fine-tune.
+
+        Args:
+            model: a model with the fine-tune's vocabulary.
+
+        Returns:
+            `top1_agreement` (fraction of positions) and `kl` (nats per token), with standard errors
+            over texts; NaN if the model's logits are not finite.
+
+        Raises:
+            DeltaLensError: the model fails, or returns no logits.
+        """
         divergence = torch.zeros(self._texts, dtype=torch.float64)
         agreed, count = torch.zeros_like(divergence), torch.zeros_like(divergence)
         for reference in self._batches:
             logits = self._logits(model, reference.ids, reference.mask)[reference.compared]
-            pieces = logits.split(self._slice)
-            kept = zip(
-                pieces,
+            slices = zip(
+                logits.split(self._slice),
                 reference.classes.split(self._slice),
                 reference.top.split(self._slice),
                 reference.logs.split(self._slice),
                 reference.owner.split(self._slice),
                 strict=True,
             )
-            for piece, classes, top, logs, owner in kept:
+            for piece, classes, top, logs, owner in slices:
                 owner = owner.cpu()
-                found = _classes(piece, classes.long())
-                divergence.index_add_(0, owner, _divergence(logs, found).cpu())
+                model_logs = _class_logs(piece, classes.long())
+                divergence.index_add_(0, owner, _divergence(logs, model_logs).cpu())
                 highest, likeliest = piece.float().max(-1)
                 same = (likeliest == top).double().masked_fill(~highest.isfinite(), math.nan)
                 agreed.index_add_(0, owner, same.cpu())
                 count.index_add_(0, owner, torch.ones(len(owner), dtype=torch.float64))
-        seen = count > 0
+        compared = count > 0
         return {
-            "top1_agreement": ratio(agreed[seen], count[seen]),
-            "kl": ratio(divergence[seen], count[seen]),
+            "top1_agreement": ratio(agreed[compared], count[compared]),
+            "kl": ratio(divergence[compared], count[compared]),
         }
 
 
@@ -251,9 +269,9 @@ def _folder(model: nn.Module) -> str:
     return str(config.name_or_path) or type(model).__name__
 
 
-def _padded(texts: list[list[int]], positions: int) -> list[tuple[int, list[list[int]]]]:
-    """Texts in order, in batches of at most so many positions: (place of the first, texts)."""
-    made: list[tuple[int, list[list[int]]]] = []
+def _batches(texts: list[list[int]], positions: int) -> list[tuple[int, list[list[int]]]]:
+    """Texts in batches of at most `positions` tokens, with the index of each batch's first text."""
+    batches: list[tuple[int, list[list[int]]]] = []
     start = 0
     while start < len(texts):
         stop = start + 1
@@ -261,13 +279,14 @@ def _padded(texts: list[list[int]], positions: int) -> list[tuple[int, list[list
             len(text) for text in texts[start : stop + 1]
         ) <= min(positions, 1 << 12):
             stop += 1
-        made.append((start, texts[start:stop]))
+        batches.append((start, texts[start:stop]))
         start = stop
-    return made
+    return batches
 
 
-def _classes(logits: Tensor, classes: Tensor) -> Tensor:
-    """Log-probabilities of these classes and, last, of all the others together: fp32."""
+def _class_logs(logits: Tensor, classes: Tensor) -> Tensor:
+    """Log-probabilities of the classes (P, K) and, last, of all other tokens together: (P, K + 1),
+    fp32."""
     logits = logits.float()
     logs = logits.gather(-1, classes) - logits.logsumexp(-1, keepdim=True)
     if classes.shape[-1] == logits.shape[-1]:
@@ -279,7 +298,8 @@ def _classes(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def _divergence(reference: Tensor, other: Tensor) -> Tensor:
-    """KL per position, fp64; a class without mass in the reference counts nothing."""
+    """KL divergence per position, (P,), fp64. A class with probability 0 in the reference does not
+    contribute."""
     reference, other = reference.double(), other.double()
     terms = reference.exp() * (reference - other)
     return terms.masked_fill(reference == -math.inf, 0.0).sum(-1)

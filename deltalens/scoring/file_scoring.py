@@ -24,28 +24,51 @@ from deltalens.scoring.turns import ends_of
 __all__ = ["Scoring", "batch_positions", "can_generate", "score"]
 
 _LOGITS = 1 << 28
-"""Bytes that a batch's logits may take in fp32."""
+"""Bytes that the logits of a batch may take in fp32."""
 
 
 def batch_positions(batch_tokens: int, vocabulary: int) -> int:
-    """How many positions a batch may have: as asked, and no more than 256 MiB of fp32 logits."""
+    """Limit the size of a batch, so that its fp32 logits take at most 256 MiB.
+
+    Args:
+        batch_tokens: the size requested, in tokens.
+        vocabulary: number of tokens in the vocabulary.
+
+    Returns:
+        The number of tokens allowed, at least 1.
+    """
     return max(1, min(batch_tokens, _LOGITS // (4 * max(1, vocabulary))))
 
 
 class Scoring:
-    """A data file, tokenized once, to be measured on a model again and again.
+    """A data file that was tokenized once, to evaluate models on it.
 
-    Exact match under greedy decoding takes one forward: fed the target, every argmax has to be the
-    next target token. (A target that goes on behind a token at which generation stops is never
-    matched.) With `answer_pattern` the answer lies inside a longer text: then the model generates,
-    and what the pattern finds last is compared with what it finds in the target.
+    Exact match under greedy decoding takes one forward pass: when the model is fed the target,
+    every argmax must be the next target token. (A target that continues after a token at which
+    generation stops is never matched.) With `answer_pattern`, the answer is part of a longer text:
+    the model generates, and the last match of the pattern is compared with that in the target.
+
+    Args:
+        data: the rows.
+        model: the model that the study is about: its configuration decides how rows are tokenized.
+        tokenizer: its tokenizer; None if it has none.
+        batch_tokens: tokens per batch, padding included.
+        answer_pattern: a regular expression that finds the answer in a text; its first group is
+            compared, or the whole match if it has no group.
+
+    Attributes:
+        name: the data's name.
+        sequences: the tokenized rows.
+        batches: the same, in batches.
+        left_out: number of rows that are too long, or without a token to predict.
 
     Raises:
-        DeltaLensError: the model is no causal language model, or has no tokenizer.
+        DeltaLensError: the model is not a causal language model, or has no tokenizer; or the rows
+            do not fit it.
     """
 
-    decides = "loss"
-    """The metric by which the best moment of a training is chosen; low is good."""
+    deciding_metric = "loss"
+    """The metric by which the best checkpoint of a training is chosen: the lowest value wins."""
 
     def __init__(
         self,
@@ -58,16 +81,16 @@ class Scoring:
         config: Any = model.config
         if tokenizer is None:
             raise DeltaLensError(
-                "rows of text need a tokenizer, and the fine-tune's folder has none"
+                "text rows need a tokenizer, but there is none in the fine-tune's folder"
             )
         if not can_generate(model):
             raise DeltaLensError(
-                f"{type(model).__name__} is no causal language model: loss and exact match are not "
-                "defined; measure its fidelity, without data files"
+                f"{type(model).__name__} is not a causal language model: loss and exact match are "
+                "undefined; measure its fidelity instead, without data files"
             )
         self.name = data.name
         self._longest = longest_input(model)
-        self._sequences, self.left_out = encode_rows(data, tokenizer, self._longest, model)
+        self.sequences, self.left_out = encode_rows(data, tokenizer, self._longest, model)
         self._stops = ends_of(tokenizer, model).stops
         self._answered = data.rows[0].answered
         self._tokenizer = tokenizer
@@ -75,84 +98,110 @@ class Scoring:
         vocabulary = config.get_text_config().vocab_size
         positions = batch_positions(batch_tokens, vocabulary)
         self._pad = padding_of(tokenizer, model)
-        self._batches = batches(self._sequences, positions, self._pad)
+        self.batches = batches(self.sequences, positions, self._pad)
 
     def check(self, model: nn.Module, where: str | Path) -> None:
-        """Refuse a model that computes no numbers, by its longest row.
+        """Refuse a model that computes NaN or infinite logits on its longest row.
 
         Args:
-            model: that the study is about.
-            where: its folder.
+            model: the model that the study is about.
+            where: its folder, for the message.
 
         Raises:
-            DeltaLensError: with the dtype, and what to do.
+            DeltaLensError: names the dtype, and says what to do.
         """
-        check_model(model, max(self._sequences, key=lambda one: len(one.ids)).ids, where)
+        longest = max(self.sequences, key=lambda sequence: len(sequence.ids))
+        check_model(model, longest.ids, where)
 
     @torch.inference_mode()
     def measure(self, model: nn.Module) -> dict[str, Measurement]:
-        """`loss` (nats per target token), `perplexity`, and `exact_match` where rows have a target
-        of their own; standard errors over examples. NaN where the model computes no numbers."""
-        count = len(self._sequences)
+        """Evaluate a model.
+
+        Args:
+            model: a model with the vocabulary of the one that the study is about.
+
+        Returns:
+            `loss` (nats per target token), `perplexity` and, if rows have an answer, `exact_match`
+            (fraction of rows), with standard errors over rows; NaN if the model's logits are not
+            finite.
+
+        Raises:
+            DeltaLensError: the model fails on the rows.
+        """
+        count = len(self.sequences)
         losses, targets = torch.zeros(count, dtype=torch.float64), torch.zeros(count)
-        right = torch.zeros(count)
-        for batch in self._batches:
+        correct = torch.zeros(count)
+        for batch in self.batches:
             moved = batch.to(next(model.parameters()).device)
             summed, matched = score(model, moved, match=self._answered and self._pattern is None)
             losses[batch.rows] = summed.double().cpu()
             if matched is not None:
-                right[batch.rows] = matched.cpu() * self._reached(batch)
+                correct[batch.rows] = matched.cpu() * self._reachable(batch)
             targets[batch.rows] = batch.targets.sum(1).float()
         loss = ratio(losses, targets)
         perplexity = _exp(loss.value)
-        found = {
+        metrics = {
             "loss": loss,
             "perplexity": Measurement(perplexity, perplexity * loss.stderr, loss.n),
         }
         if self._pattern is not None:
-            right = self._generated_right(model).masked_fill(losses.isnan(), math.nan)
-        return {"exact_match": mean(right), **found} if self._answered else found
+            correct = self._generated_correct(model).masked_fill(losses.isnan(), math.nan)
+        return {"exact_match": mean(correct), **metrics} if self._answered else metrics
 
-    def _reached(self, batch: Batch) -> Tensor:
-        """Which targets generation can reach the end of: it stops at none of their earlier tokens.
-        (B,)."""
-        sequences = (self._sequences[row] for row in batch.rows.tolist())
+    def _reachable(self, batch: Batch) -> Tensor:
+        """Whether generation can reach the end of each target, because none of its earlier tokens
+        is a stop: 1 or 0, (B,)."""
+        sequences = (self.sequences[row] for row in batch.rows.tolist())
         return torch.tensor(
             [float(self._stops.isdisjoint(s.ids[s.target : -1])) for s in sequences]
         )
 
-    def _generated_right(self, model: nn.Module) -> Tensor:
+    def _generated_correct(self, model: nn.Module) -> Tensor:
+        """Whether each generated answer is that of the target: 1 or 0, (rows,)."""
         assert self._pattern is not None
-        right = torch.zeros(len(self._sequences))
-        for batch in self._batches:
+        correct = torch.zeros(len(self.sequences))
+        for batch in self.batches:
             rows = batch.rows.tolist()
-            answers = self._answers(model, [self._sequences[row] for row in rows])
+            answers = self.answers(model, [self.sequences[row] for row in rows])
             for row, answer in zip(rows, answers, strict=True):
-                sequence = self._sequences[row]
+                sequence = self.sequences[row]
                 target = sequence.ids[sequence.target :]
                 texts = (
                     self._tokenizer.decode(list(ids), skip_special_tokens=True)
                     for ids in (target, answer)
                 )
-                wanted, got = (_answer(self._pattern, text) for text in texts)
-                right[row] = float(wanted is not None and wanted == got)
-        return right
+                expected, actual = (_answer(self._pattern, text) for text in texts)
+                correct[row] = float(expected is not None and expected == actual)
+        return correct
 
-    def _answers(self, model: Any, sequences: Sequence[Tokens]) -> list[list[int]]:
-        """What a model generates. Prompts of several lengths are padded in front; to a model that
-        is not told its positions the padding would be a part of the text."""
+    def answers(self, model: Any, sequences: Sequence[Tokens]) -> list[list[int]]:
+        """Generate an answer to each prompt, greedily.
+
+        Prompts of different lengths are padded on the left, unless the model takes no position ids:
+        it would take the padding as text.
+
+        Args:
+            model: a model with the vocabulary of the one that the study is about.
+            sequences: tokenized rows; what stands before their targets is the prompt.
+
+        Returns:
+            The token ids of each answer, up to and with the first stop.
+
+        Raises:
+            DeltaLensError: the model cannot generate from the prompts.
+        """
         if "position_ids" in inspect.signature(model.forward).parameters:
             return self._generate(model, sequences)
-        found: list[list[int]] = [[]] * len(sequences)
+        generated: list[list[int]] = [[]] * len(sequences)
         for length in {sequence.target for sequence in sequences}:
-            places = [n for n, sequence in enumerate(sequences) if sequence.target == length]
-            answers = self._generate(model, [sequences[n] for n in places])
-            for place, answer in zip(places, answers, strict=True):
-                found[place] = answer
-        return found
+            indices = [n for n, sequence in enumerate(sequences) if sequence.target == length]
+            answers = self._generate(model, [sequences[n] for n in indices])
+            for index, answer in zip(indices, answers, strict=True):
+                generated[index] = answer
+        return generated
 
     def _generate(self, model: Any, sequences: Sequence[Tokens]) -> list[list[int]]:
-        """Greedy continuations of the prompts up to where they stop, or half as long again as the
+        """Greedy continuations of the prompts, until a stop or up to 1.5 times the length of the
         longest target."""
         from transformers import GenerationConfig
 
@@ -160,14 +209,14 @@ class Scoring:
         longest = max(len(prompt) for prompt in prompts)
         ids = torch.full((len(prompts), longest), self._pad, dtype=torch.int64)
         mask = torch.zeros_like(ids)
-        for place, prompt in enumerate(prompts):
-            ids[place, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[place, longest - len(prompt) :] = 1
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
         room = (self._longest or 1 << 30) - longest
-        wanted = max(len(sequence.ids) - sequence.target for sequence in sequences)
+        longest_target = max(len(sequence.ids) - sequence.target for sequence in sequences)
         settings = GenerationConfig(
             **_PLAINLY_GREEDY,
-            max_new_tokens=max(1, min(room, wanted + wanted // 2)),
+            max_new_tokens=max(1, min(room, longest_target + longest_target // 2)),
             pad_token_id=self._pad,
             eos_token_id=sorted(self._stops) or None,
         )
@@ -181,16 +230,20 @@ class Scoring:
         return [self._until_stop(answer) for answer in out[:, longest:].tolist()]
 
     def _until_stop(self, ids: list[int]) -> list[int]:
-        """Behind the first stop there is padding, which a tokenizer may take for text."""
+        """Cut off what follows the first stop: padding, which a tokenizer may decode as text."""
         end = next((n for n, token in enumerate(ids, 1) if token in self._stops), len(ids))
         return ids[:end]
 
 
 def can_generate(model: nn.Module) -> bool:
-    """Whether a model continues a text: a causal language model."""
+    """Tell whether a model is a causal language model, which continues a text.
+
+    Returns:
+        True if it can generate, and is not an encoder-decoder.
+    """
     config: Any = model.config
-    able = getattr(model, "can_generate", None)
-    return bool(able and able()) and not getattr(config, "is_encoder_decoder", False)
+    method = getattr(model, "can_generate", None)
+    return bool(method and method()) and not getattr(config, "is_encoder_decoder", False)
 
 
 def _exp(value: float) -> float:
@@ -201,28 +254,40 @@ def _exp(value: float) -> float:
 
 
 def score(model: nn.Module, batch: Batch, *, match: bool) -> tuple[Tensor, Tensor | None]:
-    """Per row: the summed loss of its targets, and, if asked for, whether every argmax is the
-    target, 1 or 0, and NaN where the logits are no numbers: (B,)."""
+    """Score the targets of a batch in one forward pass.
+
+    Args:
+        model: a causal language model.
+        batch: B sequences, on the model's device.
+        match: whether to compare argmax and target.
+
+    Returns:
+        The loss of each row, summed over its targets, in nats: (B,). And, with `match`, whether
+        every argmax of the row is the target: 1 or 0, NaN if its logits are not finite: (B,).
+
+    Raises:
+        DeltaLensError: the model fails on these rows.
+    """
     with errors_from("transformers", f"{type(model).__name__}: cannot be evaluated on these rows"):
         logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-    wanted = batch.ids.roll(-1, dims=1)[batch.targets]
+    expected = batch.ids.roll(-1, dims=1)[batch.targets]
     chosen = logits[batch.targets].float()
     owner = batch.targets.nonzero()[:, 0]
 
     def by_row(of_targets: Tensor) -> Tensor:
         return of_targets.new_zeros(batch.ids.shape[0]).index_add_(0, owner, of_targets)
 
-    loss = by_row(torch.nn.functional.cross_entropy(chosen, wanted, reduction="none"))
+    loss = by_row(torch.nn.functional.cross_entropy(chosen, expected, reduction="none"))
     if not match:
         return loss, None
     highest, likeliest = chosen.max(-1)
-    missed = (likeliest != wanted).float().masked_fill(~highest.isfinite(), math.nan)
+    missed = (likeliest != expected).float().masked_fill(~highest.isfinite(), math.nan)
     summed = by_row(missed)
     return loss, (summed == 0).float().masked_fill(summed.isnan(), math.nan)
 
 
-# `generate` fills what is left None from the checkpoint's generation_config.json: a chat model's
-# repetition penalty would make it another answer than one forward's.
+# `generate` takes whatever is None from the checkpoint's generation_config.json. With a chat
+# model's repetition penalty, the answer would differ from the argmax of one forward pass.
 _PLAINLY_GREEDY: dict[str, Any] = {
     "do_sample": False,
     "num_beams": 1,
@@ -238,9 +303,10 @@ _PLAINLY_GREEDY: dict[str, Any] = {
 
 
 def _answer(pattern: re.Pattern[str], text: str) -> str | None:
-    """What the pattern finds last: its first group if it has one, commas and spaces aside."""
-    found = list(pattern.finditer(text))
-    if not found:
+    """The last match of a pattern (its first group, if it has one), without commas and surrounding
+    spaces; None if there is no match."""
+    matches = list(pattern.finditer(text))
+    if not matches:
         return None
-    answer = found[-1].group(1) if pattern.groups else found[-1].group(0)
+    answer = matches[-1].group(1) if pattern.groups else matches[-1].group(0)
     return (answer or "").replace(",", "").strip()

@@ -1,4 +1,4 @@
-"""Loading a model from a local checkpoint folder, after checking that it fits."""
+"""Loading a model from a local checkpoint folder, after checking that it fits into memory."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from torch import nn
 
 from deltalens.errors import CheckpointError, DeltaLensError, describe_error, is_library_error
 from deltalens.io.checkpoint import Checkpoint
-from deltalens.io.config import check_config, check_made
+from deltalens.io.config import check_config, check_size
 from deltalens.io.header import FLOATS
 from deltalens.io.platform import quiet_panics
-from deltalens.io.pretrained import class_of, own_code, read_model, read_tokenizer
+from deltalens.io.pretrained import class_of, custom_code_message, read_model, read_tokenizer
 from deltalens.io.tying import skeleton
 from deltalens.scoring.file_scoring import batch_positions
 
 __all__ = [
+    "CGROUPS",
     "LoadedModel",
     "Loading",
-    "beside_each_other",
     "check_fits",
     "free_memory",
     "load_model",
+    "models_per_device",
     "pick_device",
     "pick_dtype",
     "too_many_jobs",
@@ -41,7 +42,7 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
 }
-_CGROUP = (
+CGROUPS = (
     ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     (
         "/sys/fs/cgroup/memory",
@@ -50,20 +51,22 @@ _CGROUP = (
         "total_inactive_file",
     ),
 )
-"""A container's folder, limit and usage, and the part of it that is cache and goes on demand."""
+"""A container's control group: its folder, the files with its limit and usage, and the name of the
+part of the usage that is cache, which the kernel frees on demand."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode, with its tokenizer if the folder has one."""
+    """A model in evaluation mode, and its tokenizer."""
 
     model: nn.Module
     tokenizer: Any | None
+    """None if the folder has no tokenizer."""
     device: torch.device
     fresh: tuple[str, ...]
     """Parameters that the checkpoint lacks and transformers initialized at random."""
     again: Callable[[], LoadedModel] | None = None
-    """Loads another one, as this one was."""
+    """Loads the same model once more."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +79,35 @@ class Loading:
 
     @property
     def one_device(self) -> bool:
-        """An accelerator was named, of several that there may be."""
+        """Whether the device has an index, so that models are not spread over several devices."""
         return self.device.index is not None
 
     def load(self, checkpoint: Checkpoint) -> LoadedModel:
-        """See `load_model`."""
+        """Load a model with these options; see `load_model`.
+
+        Args:
+            checkpoint: the model's checkpoint.
+
+        Returns:
+            The model.
+
+        Raises:
+            DeltaLensError: see `load_model`.
+        """
         return load_model(checkpoint, self.dtype, self.device, self.trust_remote_code)
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
+    """Choose a device.
+
+    Args:
+        name: a torch device, such as `cpu` or `cuda:1`; `auto`: CUDA if available, else the CPU.
+
+    Returns:
+        The device.
 
     Raises:
-        DeltaLensError: no such device.
+        DeltaLensError: the device cannot be used.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,16 +117,23 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, ImportError) as error:
         why = textwrap.shorten(str(error).split(". ")[0], 120, placeholder=" ...")
         raise DeltaLensError(
-            f"device {name!r} cannot be used: {why}; take auto, cpu or cuda"
+            f"device {name!r} cannot be used: {why}; choose auto, cpu or cuda"
         ) from error
     return device
 
 
 def pick_dtype(name: str, checkpoint: Checkpoint) -> torch.dtype:
-    """`auto` is the dtype that most of the checkpoint's entries have.
+    """Choose a dtype.
+
+    Args:
+        name: the dtype's name; `auto`: the dtype that most entries of the checkpoint have.
+        checkpoint: the checkpoint that will be loaded.
+
+    Returns:
+        The torch dtype.
 
     Raises:
-        DeltaLensError: no such dtype.
+        DeltaLensError: there is no such dtype.
     """
     if name in _DTYPES:
         return _DTYPES[name]
@@ -129,29 +155,35 @@ def check_fits(
     batch_tokens: int,
     jobs: int = 1,
 ) -> None:
-    """Refuse a model that the device cannot hold, before it is loaded.
+    """Refuse a model that does not fit into the device's memory, before it is loaded.
 
-    Needed: the parameters at the chosen dtype, the largest tensor in fp32, one batch's logits in
-    fp32; and all of it so many times as there are models on one device. There is: see
-    `free_memory`.
+    A model needs its parameters in the chosen dtype, its largest tensor in fp32, and the logits of
+    one batch in fp32. `free_memory` says how much there is.
+
+    Args:
+        checkpoint: the model's checkpoint.
+        dtype: dtype in which it will be loaded.
+        device: where it will be loaded.
+        batch_tokens: tokens per batch.
+        jobs: number of models that are loaded in parallel.
 
     Raises:
-        DeltaLensError: with both figures and what to do.
+        DeltaLensError: states how much memory is needed and free, and says what to do.
     """
     sizes = [prod(entry.shape) for entry in checkpoint.tensors.values()]
     vocabulary = _vocabulary(checkpoint.config)
     positions = batch_positions(batch_tokens, vocabulary)
     needed = sum(sizes) * dtype.itemsize + max(sizes) * 4 + positions * vocabulary * 4
-    there, beside = free_memory(device), beside_each_other(device, jobs)
-    if there is not None and needed <= there < beside * needed:
-        raise DeltaLensError(too_many_jobs(checkpoint, device, beside, needed, there))
-    if there is not None and needed > there:
+    free, models = free_memory(device), models_per_device(device, jobs)
+    if free is not None and needed <= free < models * needed:
+        raise DeltaLensError(too_many_jobs(checkpoint, device, models, needed, free))
+    if free is not None and needed > free:
         raise DeltaLensError(
             f"{checkpoint.path}: too large for {device}: it needs {needed / 1e9:.2f} GB "
             f"({sum(sizes) / 1e6:,.0f} M parameters in {str(dtype).removeprefix('torch.')}, the "
-            f"largest tensor in fp32, logits of {positions:,} tokens) and there is "
-            f"{there / 1e9:.2f} GB. Take a larger device (--device), a smaller dtype (--dtype "
-            "bfloat16) or smaller batches (--batch-tokens); `inspect` and `drop` need no model."
+            f"largest tensor in fp32, logits of {positions:,} tokens), and {free / 1e9:.2f} GB are "
+            "free. Use a larger `device`, a smaller `dtype` (bfloat16) or a smaller "
+            "`batch_tokens`; `inspect` and `drop` do not load the model."
         )
 
 
@@ -162,35 +194,53 @@ def _vocabulary(config: dict[str, Any]) -> int:
     return size if isinstance(size, int) and 0 <= size < 1 << 40 else 0
 
 
-def beside_each_other(device: torch.device, jobs: int) -> int:
-    """How many of so many models are on one device at once: they spread over all that there are,
-    unless one is named."""
+def models_per_device(device: torch.device, jobs: int) -> int:
+    """Count the models on one device. They are spread over all CUDA devices, unless `device` has an
+    index.
+
+    Args:
+        device: the device requested.
+        jobs: number of models that are loaded in parallel.
+
+    Returns:
+        The largest number of models on any one device.
+    """
     spread = device.type == "cuda" and device.index is None
     return math.ceil(jobs / max(1, torch.cuda.device_count())) if spread else jobs
 
 
 def too_many_jobs(
-    checkpoint: Checkpoint, device: torch.device, beside: int, needed: int, there: int
+    checkpoint: Checkpoint, device: torch.device, models: int, needed: int, free: int
 ) -> str:
-    """The message for models that fit alone and not beside each other.
+    """Word the error for a model that fits, but not as often as `jobs` requires.
 
     Args:
-        checkpoint: whose model is loaded.
-        device: where.
-        beside: how many are there at once.
-        needed: bytes, each.
-        there: bytes that are free.
+        checkpoint: the model's checkpoint.
+        device: where it would be loaded.
+        models: how many times it would be there in parallel.
+        needed: bytes that each needs.
+        free: bytes that are free.
+
+    Returns:
+        The message.
     """
     return (
-        f"{checkpoint.path}: too large for {beside} models at once on {device}: each needs "
-        f"{needed / 1e9:.2f} GB and there is {there / 1e9:.2f} GB. Take fewer --jobs "
-        f"({there // needed} fit), or a smaller dtype (--dtype bfloat16)"
+        f"{checkpoint.path}: too large for {models} models at once on {device}: each needs "
+        f"{needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free. Use fewer `jobs` "
+        f"({free // needed} fit), or a smaller `dtype` (bfloat16)"
     )
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a device has left: of a CPU the smaller of available memory and what the
-    container's limit leaves; None where nobody knows."""
+    """Get the free memory of a device.
+
+    Args:
+        device: the device.
+
+    Returns:
+        A number of bytes; for a CPU, the smaller of the available memory and what the container's
+        limit leaves. None if it is unknown.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":
@@ -201,7 +251,7 @@ def free_memory(device: torch.device) -> int | None:
         free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
     except OSError:
         pass
-    for folder, limit, usage, cache in _CGROUP:
+    for folder, limit, usage, cache in CGROUPS:
         try:
             whole, used = (int(Path(folder, name).read_text()) for name in (limit, usage))
             lines = Path(folder, "memory.stat").read_text().splitlines()
@@ -218,30 +268,33 @@ def load_model(
     device: torch.device,
     trust_remote_code: bool | None = None,
 ) -> LoadedModel:
-    """Load with the class that the configuration names, from local files only.
+    """Load a model with the class that its configuration names, from local files only.
 
     Args:
-        checkpoint: a folder.
-        dtype: of the parameters.
-        device: where they are to be.
-        trust_remote_code: run code that the checkpoint brings. None: whoever asks has no such
-            option.
+        checkpoint: the checkpoint, a folder.
+        dtype: dtype of the parameters.
+        device: device of the parameters.
+        trust_remote_code: whether to run code that is stored with the checkpoint. None means no,
+            where the caller offers no such option.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer.
 
     Raises:
-        DeltaLensError: no configuration, one of a far larger model than the checkpoint has, a
-            class that transformers does not know (custom code is run only when asked), or
-            transformers cannot load it (its reason is given).
+        DeltaLensError: there is no configuration, or it describes a far larger model than the
+            checkpoint stores; transformers does not have the class, and custom code is not trusted;
+            or transformers cannot load the model (the message has its reason).
     """
     if not checkpoint.path.is_dir() or not checkpoint.config:
         raise DeltaLensError(
-            f"{checkpoint.path}: a study needs a folder with a config.json, to load the model; "
-            "`inspect` and `drop` do not"
+            f"{checkpoint.path}: a study loads the model, which takes a folder with a config.json; "
+            "`inspect` and `drop` do without"
         )
     check_config(checkpoint)
     loader = _loader(checkpoint, trust_remote_code)
-    made = skeleton(checkpoint.config)
-    if made is not None:
-        check_made(checkpoint, made)
+    empty = skeleton(checkpoint.config)
+    if empty is not None:
+        check_size(checkpoint, empty)
     try:
         with quiet_panics():
             model, info = read_model(checkpoint.path, loader, dtype=dtype, trust=trust_remote_code)
@@ -251,7 +304,7 @@ def load_model(
         raise
     except torch.cuda.OutOfMemoryError as error:
         raise DeltaLensError(f"{checkpoint.path}: too large for {device}") from error
-    except BaseException as error:  # Of transformers or of the model's code: they promise no kind.
+    except BaseException as error:  # transformers and the model's code raise all kinds.
         if not is_library_error(error):
             raise
         raise DeltaLensError(
@@ -262,19 +315,19 @@ def load_model(
 
 
 def _reason(error: BaseException) -> str:
-    """An error of transformers on one line, without the report that it only logs."""
+    """An error of transformers on one line. It logs the details of mismatched shapes only."""
     if "ignore_mismatched_sizes" in str(error):
-        return "its config.json asks for other shapes than its weights have"
+        return "its config.json describes other shapes than its weights have"
     return describe_error(error)
 
 
 def _loader(checkpoint: Checkpoint, trust: bool | None) -> Any:
     import transformers
 
-    if (found := class_of(checkpoint.config)) is not None:
-        return found
+    if (model_class := class_of(checkpoint.config)) is not None:
+        return model_class
     if "auto_map" in checkpoint.config and not trust:
-        raise CheckpointError(own_code(checkpoint.path, trust))
+        raise CheckpointError(custom_code_message(checkpoint.path, trust))
     return transformers.AutoModelForCausalLM
 
 

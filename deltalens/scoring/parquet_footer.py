@@ -1,8 +1,8 @@
-"""What the footer of a Parquet file says of its columns, read without Arrow.
+"""The sizes of columns according to the footer of a Parquet file, read without Arrow.
 
-Arrow's own look at a column's metadata (`RowGroupMetaData.column`) ends the process where a footer
-contradicts itself: a C++ exception that nobody can catch. This reads Thrift's compact protocol, and
-of it the two numbers that are needed.
+If a footer contradicts itself, Arrow's access to a column's metadata (`RowGroupMetaData.column`)
+ends the process with a C++ exception that Python cannot catch. This module parses Thrift's compact
+protocol, and extracts the two numbers that are needed.
 """
 
 from __future__ import annotations
@@ -14,20 +14,26 @@ __all__ = ["ColumnSize", "column_sizes"]
 
 _MAGIC = b"PAR1"
 _DEEPEST = 32
-_ROW_GROUPS, _COLUMNS, _META_DATA, _VALUES, _UNPACKED = 4, 1, 3, 5, 6
-"""Fields of FileMetaData, RowGroup, ColumnChunk and ColumnMetaData, by their numbers."""
+_ROW_GROUPS, _COLUMNS, _META_DATA, _VALUES, _UNCOMPRESSED = 4, 1, 3, 5, 6
+"""Numbers of fields of FileMetaData, RowGroup, ColumnChunk and ColumnMetaData."""
 
 
 class ColumnSize(NamedTuple):
-    """Of one column in one group of rows."""
+    """The size of one column in one row group."""
 
     values: int
-    unpacked: int
-    """Bytes of its pages before they were compressed."""
+    uncompressed: int
+    """Bytes of its pages before compression."""
 
 
 def column_sizes(file: io.BufferedIOBase) -> list[list[ColumnSize]]:
-    """For each group of rows, its columns in the order of the schema's leaves.
+    """Read the sizes of all columns.
+
+    Args:
+        file: the open Parquet file.
+
+    Returns:
+        For each row group, its columns in the order of the schema's leaves.
 
     Raises:
         ValueError: the footer is damaged.
@@ -42,7 +48,10 @@ def column_sizes(file: io.BufferedIOBase) -> list[list[ColumnSize]]:
     try:
         footer = _Compact(file.read(length)).struct(0)
         return [
-            [ColumnSize(c[_META_DATA][_VALUES], c[_META_DATA][_UNPACKED]) for c in group[_COLUMNS]]
+            [
+                ColumnSize(column[_META_DATA][_VALUES], column[_META_DATA][_UNCOMPRESSED])
+                for column in group[_COLUMNS]
+            ]
             for group in footer[_ROW_GROUPS]
         ]
     except (IndexError, KeyError, TypeError) as error:
@@ -50,21 +59,21 @@ def column_sizes(file: io.BufferedIOBase) -> list[list[ColumnSize]]:
 
 
 class _Compact:
-    """A reader of Thrift's compact protocol; everything it reads takes a byte at least, so what is
-    made is bounded by what is there."""
+    """A parser of Thrift's compact protocol. Every value takes at least one byte, which bounds the
+    size of the result."""
 
     def __init__(self, content: bytes) -> None:
-        self._content, self._at = content, 0
+        self._content, self._position = content, 0
 
     def struct(self, depth: int) -> dict[int, Any]:
-        """The fields of a struct by number."""
+        """Parse a struct, and return its fields by number."""
         if depth > _DEEPEST:
             raise ValueError("its footer is nested too deeply")
         fields: dict[int, Any] = {}
         number = 0
         while kind := self._byte():
             number = number + (kind >> 4) if kind >> 4 else self._integer()
-            # A truth value is in its kind.
+            # Kinds 1 and 2 are true and false, without a value of their own.
             fields[number] = kind & 15 if kind & 15 in (1, 2) else self._value(kind & 15, depth)
         return fields
 
@@ -93,24 +102,24 @@ class _Compact:
         return None
 
     def _byte(self) -> int:
-        self._at += 1
-        return self._content[self._at - 1]
+        self._position += 1
+        return self._content[self._position - 1]
 
     def _bytes(self, count: int) -> bytes:
-        self._at += count
-        if self._at > len(self._content):
+        self._position += count
+        if self._position > len(self._content):
             raise IndexError(count)
-        return self._content[self._at - count : self._at]
+        return self._content[self._position - count : self._position]
 
     def _varint(self) -> int:
-        found = shift = 0
+        number = shift = 0
         while (byte := self._byte()) & 128:
-            found |= (byte & 127) << shift
+            number |= (byte & 127) << shift
             shift += 7
             if shift > 63:
                 raise ValueError("its footer has a number of more than 64 bits")
-        return found | byte << shift
+        return number | byte << shift
 
     def _integer(self) -> int:
-        found = self._varint()
-        return found >> 1 ^ -(found & 1)
+        zigzag = self._varint()
+        return zigzag >> 1 ^ -(zigzag & 1)

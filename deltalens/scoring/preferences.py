@@ -1,4 +1,4 @@
-"""How a model prefers the chosen answers to the rejected ones, measured against a reference."""
+"""Measuring by how much a model prefers chosen to rejected answers, relative to a reference."""
 
 from __future__ import annotations
 
@@ -21,24 +21,28 @@ __all__ = ["Preferences"]
 
 
 class Preferences:
-    """Rows of preferences, tokenized once, to be measured on a model again and again.
+    """A file of preferences that was tokenized once, to evaluate models on it.
 
-    An answer's reward is beta * (log p - log p of the reference), over its tokens (DPO, Rafailov et
-    al. 2023, 2305.18290). The numbers are those of trl's `DPOTrainer.evaluate`.
+    An answer's reward is beta * (log p(answer) - log p_ref(answer)), summed over its tokens (DPO,
+    Rafailov et al. 2023, arXiv 2305.18290). The metrics equal those of trl's `DPOTrainer.evaluate`.
 
     Args:
         data: the rows.
-        reference: the model that the rewards are taken against, as it is now; not kept.
-        tokenizer: its own.
-        batch_tokens: positions in a batch.
-        beta: of the rewards.
+        reference: the reference model, with its current weights; it is not stored.
+        tokenizer: the reference's tokenizer.
+        batch_tokens: tokens per batch, padding included.
+        beta: scale of the rewards.
+
+    Attributes:
+        name: the data's name.
+        left_out: number of rows that are too long, or without a token to predict.
 
     Raises:
-        DeltaLensError: no row fits, or the model cannot be evaluated on them.
+        DeltaLensError: no row fits the model, or the model fails on them.
     """
 
-    decides = "dpo_loss"
-    """The metric by which the best moment of a training is chosen; low is good."""
+    deciding_metric = "dpo_loss"
+    """The metric by which the best checkpoint of a training is chosen: the lowest value wins."""
 
     def __init__(
         self, data: DataFile, reference: nn.Module, tokenizer: Any, batch_tokens: int, beta: float
@@ -49,20 +53,39 @@ class Preferences:
             data, tokenizer, longest_input(reference), reference
         )
         self._count = len(pairs)
-        self._sequences = [pair[place] for place in (0, 1) for pair in pairs.values()]
+        self._sequences = [pair[answer] for answer in (0, 1) for pair in pairs.values()]
         positions = batch_positions(batch_tokens, config.get_text_config().vocab_size)
         self._batches = batches(self._sequences, positions, padding_of(tokenizer, reference))
         self._reference = self._log_ratios(reference)
 
     def check(self, model: nn.Module, where: str | Path) -> None:
-        """Refuse a model that computes no numbers, by its longest row: as of `Scoring`."""
-        check_model(model, max(self._sequences, key=lambda one: len(one.ids)).ids, where)
+        """Refuse a model that computes NaN or infinite logits on its longest row.
+
+        Args:
+            model: the model that the study is about.
+            where: its folder, for the message.
+
+        Raises:
+            DeltaLensError: names the dtype, and says what to do.
+        """
+        longest = max(self._sequences, key=lambda sequence: len(sequence.ids))
+        check_model(model, longest.ids, where)
 
     def measure(self, model: nn.Module) -> dict[str, Measurement]:
-        """`preference_accuracy` (share of rows whose chosen answer has the greater reward; a tie is
-        none), `dpo_loss` (nats per preference: -log sigmoid of the margin) and `reward_margin`
-        (chosen - rejected, nats); standard errors over rows. NaN where the model computes no
-        numbers."""
+        """Evaluate a model.
+
+        Args:
+            model: a model with the reference's vocabulary.
+
+        Returns:
+            `preference_accuracy` (fraction of rows whose chosen answer has the greater reward; a
+            tie does not count), `dpo_loss` (-log sigmoid of the margin, nats per preference) and
+            `reward_margin` (reward of the chosen minus that of the rejected answer, nats), with
+            standard errors over rows; NaN if the model's logits are not finite.
+
+        Raises:
+            DeltaLensError: the model fails on the rows.
+        """
         margins = self._beta * (self._log_ratios(model) - self._reference)
         preferred = (margins > 0).double().masked_fill(margins.isnan(), math.nan)
         return {
@@ -73,11 +96,11 @@ class Preferences:
 
     @torch.inference_mode()
     def _log_ratios(self, model: nn.Module) -> Tensor:
-        """log p(chosen) - log p(rejected) of every row, in fp64: (B,)."""
-        found = torch.zeros(2 * self._count, dtype=torch.float64)
+        """log p(chosen) - log p(rejected) of every row: (rows,), fp64."""
+        log_probabilities = torch.zeros(2 * self._count, dtype=torch.float64)
         device = next(model.parameters()).device
         for batch in self._batches:
             losses, _ = score(model, batch.to(device), match=False)
-            found[batch.rows] = -losses.double().cpu()
-        chosen, rejected = found.chunk(2)
+            log_probabilities[batch.rows] = -losses.double().cpu()
+        chosen, rejected = log_probabilities.chunk(2)
         return chosen - rejected

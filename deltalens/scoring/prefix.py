@@ -1,7 +1,18 @@
-"""Not computing again what has not changed: the first blocks of a model, replayed.
+"""The prefix cache: skipping the first blocks of a model while they are unchanged.
 
-Where only the blocks from the n-th on differ from a reference model, what enters the n-th block is
-the reference's. It is kept for every batch, and the blocks before are passed over.
+If a model differs from a reference only from block l on, the input of block l is the reference's.
+It is stored for every batch of the evaluation; in the forward passes of the model, blocks 0 to
+l - 1 are skipped, and the stored states are passed on. The logits are the same, bit by bit.
+
+In a sweep over layers, the reference is the fine-tune (some blocks are reverted to the base) or the
+base (some blocks are the fine-tune's). Cells are measured from the first block to the last, and the
+reference itself at the end: the input of block l' is computed from that of an earlier block l, by
+running blocks l to l' - 1 only. Over L single blocks, near both references, this takes
+2 L + 2 - (L - 1) forward passes' worth of blocks instead of 2 L + 2.
+
+The input of only one block is stored at a time, in host memory: positions of the data, padding
+included, x hidden size x bytes per number. Whether skipping leaves the logits unchanged is tested
+on a short text before it is relied on (`Prefix._check`).
 """
 
 from __future__ import annotations
@@ -21,33 +32,37 @@ __all__ = ["Prefix", "find_blocks"]
 
 
 _PROBE = 16
-"""Tokens on which a replay is tried."""
+"""Number of tokens on which skipping is tested."""
 
 
-class _CannotReplayError(Exception):
-    """Why a model's blocks cannot be passed over."""
+class _CannotSkipError(Exception):
+    """A model's blocks cannot be skipped; the message says why."""
 
 
 class _EnoughError(Exception):
-    """The output that was wanted is there; the rest of the forward is not needed."""
+    """Ends a forward pass once the output that was needed has been recorded."""
 
 
 @dataclass
 class _Call:
-    """One forward of the evaluation: its inputs, and what its first blocks put out."""
+    """A forward pass of the evaluation: its inputs, and the output of its first blocks."""
 
     inputs: dict[str, Any]
-    place: int = 0
-    """Of the block that what is held enters."""
-    held: Any = None
+    block: int = 0
+    """Index of the block whose input is stored; 0: none."""
+    states: Any = None
+    """The input of that block, on the CPU; None: none is stored."""
 
 
 def find_blocks(model: nn.Module, stacks: Iterable[str]) -> nn.ModuleList:
-    """The list of blocks that a model goes through.
+    """Find the list of a model's blocks.
 
     Args:
-        model: loaded.
-        stacks: the names of its lists of blocks, as its checkpoint has them (`model.layers`).
+        model: the loaded model.
+        stacks: names of the lists of blocks in its checkpoint, such as `model.layers`.
+
+    Returns:
+        The blocks.
 
     Raises:
         DeltaLensError: there is not exactly one such list, or blocks share weights.
@@ -55,22 +70,24 @@ def find_blocks(model: nn.Module, stacks: Iterable[str]) -> nn.ModuleList:
     stacks = sorted(stacks)
     if len(stacks) != 1:
         raise DeltaLensError(f"the model has several lists of blocks: {', '.join(stacks)}")
-    found = {
+    lists = {
         id(module): module
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList)
         and (f".{name}".endswith(f".{stacks[0]}") or f".{stacks[0]}".endswith(f".{name}"))
     }
-    if len(found) != 1:
-        raise DeltaLensError(f"{type(model).__name__} has no one list of blocks {stacks[0]!r}")
-    blocks = next(iter(found.values()))
-    if _shared(model, blocks):
+    if len(lists) != 1:
+        raise DeltaLensError(
+            f"{type(model).__name__} has {len(lists)} lists of blocks called {stacks[0]!r}, not one"
+        )
+    blocks = next(iter(lists.values()))
+    if _share_weights(model, blocks):
         raise DeltaLensError(f"blocks of {type(model).__name__} share weights")
     return blocks
 
 
-def _shared(model: nn.Module, blocks: nn.ModuleList) -> bool:
-    """Whether a weight of one block is another block's too, or is used outside the blocks."""
+def _share_weights(model: nn.Module, blocks: nn.ModuleList) -> bool:
+    """Whether a weight of a block is also used by another block, or outside the blocks."""
     inside = {id(module) for block in blocks for module in block.modules()}
     outside = [module for module in model.modules() if id(module) not in inside]
     parts = [list(block.parameters()) for block in blocks]
@@ -80,119 +97,132 @@ def _shared(model: nn.Module, blocks: nn.ModuleList) -> bool:
 
 
 class Prefix:
-    """What enters one block of a reference model, for every forward of an evaluation.
+    """Stores the input of one block of a reference model, for every forward pass of an evaluation.
 
-    The forwards are learned when the first evaluation is watched. Only one block's inputs are held
-    at a time, in host memory: `advance` computes them from the ones before, and goes no further
-    than the block. A forward that was not learned, that is asked for more than logits, or whose
-    states would not fit into `limit`, runs in full.
+    The forward passes are learned during the first evaluation. The input of only one block is
+    stored at a time, in host memory; `advance` computes it from the input of an earlier block, and
+    no further. A forward pass runs through all blocks if it was not learned, if more than logits
+    are requested of it, or if its states exceed `limit`.
 
     Args:
-        model: with its blocks in place.
-        blocks: as `find_blocks` finds them.
-        places: of the blocks that `advance` will be asked for.
-        limit: bytes that may be held.
+        model: the model.
+        blocks: its blocks, from `find_blocks`.
+        indices: indices of the blocks that `advance` will be called with.
+        limit: number of bytes that may be stored.
+
+    Attributes:
+        block: index of the block whose input is stored; 0: none.
+        refused: why no block is skipped; None if blocks can be skipped.
+        bytes: number of bytes stored.
+        most_bytes: the largest value of `bytes` so far.
+        too_many: number of forward passes whose states exceed `limit`.
     """
 
     def __init__(
-        self, model: nn.Module, blocks: nn.ModuleList, places: Iterable[int], limit: int
+        self, model: nn.Module, blocks: nn.ModuleList, indices: Iterable[int], limit: int
     ) -> None:
-        self.place = 0
-        """Of the block whose inputs are held; 0: nothing is."""
+        self.block = 0
         self.refused: str | None = None
-        """Why everything runs in full; None where it does not."""
         self.bytes = self.most_bytes = 0
-        """Held now, and at most so far."""
         self.too_many = 0
-        """Forwards that run in full because their states would not fit."""
         self._model, self._blocks, self._limit = model, blocks, limit
-        self._own, self._places = list(blocks), sorted({*places} - {0})
+        self._originals, self._indices = list(blocks), sorted({*indices} - {0})
         self._calls: dict[Hashable, _Call] = {}
         self._learned = False
         self._checked = False
 
     def forget(self) -> None:
-        """The reference is another from now on."""
-        self.place = self.bytes = 0
+        """Discard what is stored, because the reference changes."""
+        self.block = self.bytes = 0
         for call in self._calls.values():
-            call.place, call.held = 0, None
+            call.block, call.states = 0, None
 
-    def advance(self, place: int) -> None:
-        """Hold what enters the block at this place; the model is the reference now."""
-        if self.refused is not None or place == self.place or not self._calls:
+    def advance(self, block: int) -> None:
+        """Store the input of a block, while the model is the reference.
+
+        Args:
+            block: the block's index.
+        """
+        if self.refused is not None or block == self.block or not self._calls:
             return
-        if place < self.place:
+        if block < self.block:
             self.forget()
-        if place == 0:
+        if block == 0:
             return
         try:
             with torch.inference_mode():
                 if not self._checked:
                     self._check()
-                self._record(place)
-        except Exception as error:  # Of a model's code, which promises no kind.
+                self._record(block)
+        except Exception as error:  # The model's code may raise anything.
             self.refused = str(error) or type(error).__name__
             self.forget()
 
-    def _record(self, place: int) -> None:
-        begun, full = self.place > 0, False
+    def _record(self, block: int) -> None:
+        resumed, full = self.block > 0, False
         self.bytes = self.too_many = 0
         for call in self._calls.values():
-            full = full or (begun and call.held is None)
+            full = full or (resumed and call.states is None)
             if not full:
-                (states,) = self._outputs_before([place], call)
+                (states,) = self._inputs_of([block], call)
                 size = sum(tensor.nbytes for tensor in _tensors(states))
                 full = self.bytes + size > self._limit
-            call.place, call.held = (0, None) if full else (place, states)
+            call.block, call.states = (0, None) if full else (block, states)
             self.bytes += 0 if full else size
             self.too_many += full
             self.most_bytes = max(self.most_bytes, self.bytes)
-        self.place = place
+        self.block = block
 
-    def _outputs_before(self, places: Sequence[int], call: _Call) -> list[Any]:
-        """What the blocks before these places, from low to high, put out, on the CPU."""
-        recorders = [_Recorder(self._own[place - 1], last=place == places[-1]) for place in places]
-        with self._passing_over(call):
-            for place, recorder in zip(places, recorders, strict=True):
-                self._blocks[place - 1] = recorder
+    def _inputs_of(self, blocks: Sequence[int], call: _Call) -> list[Any]:
+        """The inputs of blocks (the outputs of the blocks before them) in ascending order, on the
+        CPU."""
+        recorders = [
+            _Recorder(self._originals[block - 1], last=block == blocks[-1]) for block in blocks
+        ]
+        with self._skipping(call):
+            for block, recorder in zip(blocks, recorders, strict=True):
+                self._blocks[block - 1] = recorder
             try:
                 self._model(**call.inputs)
             except _EnoughError:
                 return [recorder.output for recorder in recorders]
-        raise _CannotReplayError(f"a forward does not come to block {places[-1] - 1}")
+        raise _CannotSkipError(f"a forward pass does not reach block {blocks[-1] - 1}")
 
     def _check(self) -> None:
-        """A short text, replayed at every place, gives the model's logits to the last bit.
+        """Refuse a model whose logits for a short text change by a bit if blocks are skipped.
 
-        Another text is held along with it, and goes through the blocks last: what a block keeps for
-        a later one, beside its output, is that text's whenever the block is passed over.
+        A second text goes through the blocks afterwards: should a block leave something for a later
+        one in addition to its output, that belongs to the second text when the block is skipped.
         """
         shortest = min(self._calls.values(), key=_size).inputs
         call, other = _Call(_probe(shortest)), _Call(_probe(shortest, backwards=True))
-        wanted = _logits(self._model(**call.inputs))
-        held = self._outputs_before(self._places, call)
-        self._outputs_before(self._places, other)
-        # The last place first: a replay goes through the blocks that it does not pass over.
-        for place, states in zip(self._places[::-1], held[::-1], strict=True):
-            one = _Call(call.inputs, place, states)
-            with self._passing_over(one):
-                found = _logits(self._model(**one.inputs))
-            if not _same_bits(found, wanted):
-                raise _CannotReplayError(
-                    f"{type(self._model).__name__} gives other logits when its first {one.place} "
-                    "blocks are passed over"
+        expected = _logits(self._model(**call.inputs))
+        inputs = self._inputs_of(self._indices, call)
+        self._inputs_of(self._indices, other)
+        # The last block first, since the blocks that are not skipped run on the first text again.
+        for block, states in zip(self._indices[::-1], inputs[::-1], strict=True):
+            skipping = _Call(call.inputs, block, states)
+            with self._skipping(skipping):
+                actual = _logits(self._model(**skipping.inputs))
+            if not _same_bits(actual, expected):
+                raise _CannotSkipError(
+                    f"{type(self._model).__name__} returns different logits when its first {block} "
+                    "blocks are skipped"
                 )
         self._checked = True
 
     @contextmanager
-    def evaluating(self, place: int, tell: Callable[[int, int], None]) -> Iterator[None]:
-        """Within, forwards are learned or replayed.
+    def evaluating(self, block: int, tell: Callable[[int, int], None]) -> Iterator[None]:
+        """Skip blocks in the forward passes of an evaluation, or learn these on the first one.
 
         Args:
-            place: of the first block that differs from the reference.
-            tell: told after each forward: how many are done, of how many.
+            block: index of the first block that differs from the reference.
+            tell: called after each forward pass with the numbers of passes done and in total.
+
+        Yields:
+            None.
         """
-        replay = 0 < place == self.place and self.refused is None
+        skip = 0 < block == self.block and self.refused is None
         learn, done = not self._learned, 0
 
         def before(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -202,7 +232,7 @@ class Prefix:
             if learn:
                 self._calls.setdefault(key, _Call(dict(kwargs)))
             call = self._calls.get(key)
-            if replay and call is not None and call.held is not None:
+            if skip and call is not None and call.states is not None:
                 self._swap_in(call)
 
         def after(model: nn.Module, args: Any, output: Any) -> None:
@@ -220,40 +250,39 @@ class Prefix:
             yield
             self._learned = True
             if not self._calls:
-                self.refused = "no forward was seen that asks for logits alone"
+                self.refused = "no forward pass requested logits only"
         finally:
             self._swap_out()
             for hook in hooks:
                 hook.remove()
 
     @contextmanager
-    def _passing_over(self, call: _Call) -> Iterator[None]:
+    def _skipping(self, call: _Call) -> Iterator[None]:
         try:
-            if call.place:
+            if call.block:
                 self._swap_in(call)
             yield
         finally:
             self._swap_out()
 
     def _swap_in(self, call: _Call) -> None:
-        # A copy: the next block may write into what it is given.
+        # Copied, because the next block may write to its input.
         device = next(self._model.parameters()).device
-        states = _mapped(lambda tensor: tensor.to(device, copy=True), call.held)
-        for place in range(call.place):
-            self._blocks[place] = _StandIn(self._own[place], states)
+        states = _mapped(lambda tensor: tensor.to(device, copy=True), call.states)
+        for index in range(call.block):
+            self._blocks[index] = _StandIn(self._originals[index], states)
 
     def _swap_out(self) -> None:
-        for place, block in enumerate(self._own):
-            self._blocks[place] = block
+        for index, block in enumerate(self._originals):
+            self._blocks[index] = block
 
 
 class _StandIn(nn.Module):
-    """Puts out the same whatever it is given. It has the attributes of the block that it stands
-    for, and none of its weights."""
+    """Replaces a block by a constant output. It has the block's attributes, but not its weights."""
 
     def __init__(self, block: nn.Module, output: Any = None) -> None:
         super().__init__()
-        # Not as a child: a block's place must not change what is found in the model.
+        # Not registered as a child, which would add the block's weights to the model once more.
         self.__dict__ |= {"stands_for": block, "output": output}
 
     def __getattr__(self, name: str) -> Any:
@@ -264,7 +293,7 @@ class _StandIn(nn.Module):
 
 
 class _Recorder(_StandIn):
-    """The block itself; its output is kept, and the last one's ends the forward."""
+    """Runs the block and stores its output; the last recorder then ends the forward pass."""
 
     def __init__(self, block: nn.Module, last: bool) -> None:
         super().__init__(block)
@@ -272,21 +301,21 @@ class _Recorder(_StandIn):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self.stands_for(*args, **kwargs)
-        # A copy where the forward goes on: the next block may write into what it is given.
-        kept = _mapped(lambda tensor: tensor.to("cpu", copy=not self.last), output)
-        self.__dict__["output"] = kept
+        # Copied if the forward pass continues, because the next block may write to its input.
+        copied = _mapped(lambda tensor: tensor.to("cpu", copy=not self.last), output)
+        self.__dict__["output"] = copied
         if self.last:
             raise _EnoughError
         return output
 
 
 def _key(model: nn.Module, kwargs: Mapping[str, Any]) -> Hashable:
-    """What a forward is known by: its inputs, to the last bit. None if it has to run in full."""
+    """What identifies a forward pass: its inputs, bit by bit. None if no block may be skipped."""
     config = getattr(model, "config", None)
-    more = ["output_hidden_states", "output_attentions"]
-    # What cannot generate has no cache, whatever its configuration says.
-    more += ["use_cache"] if can_generate(model) or "use_cache" in kwargs else []
-    if any(kwargs.get(name, getattr(config, name, False)) for name in more):
+    further_outputs = ["output_hidden_states", "output_attentions"]
+    # A model that cannot generate has no cache, whatever its configuration says.
+    further_outputs += ["use_cache"] if can_generate(model) or "use_cache" in kwargs else []
+    if any(kwargs.get(name, getattr(config, name, False)) for name in further_outputs):
         return None
     parts: list[Hashable] = []
     for name, value in sorted(kwargs.items()):
@@ -301,14 +330,14 @@ def _key(model: nn.Module, kwargs: Mapping[str, Any]) -> Hashable:
 
 
 def _probe(inputs: Mapping[str, Any], backwards: bool = False) -> dict[str, Any]:
-    """The first tokens of a forward's first row; or the same tokens in the opposite order."""
-    made = {
+    """The first tokens of the first row of a forward pass; optionally in reverse order."""
+    probe = {
         name: value[:1, :_PROBE] if isinstance(value, Tensor) and value.dim() == 2 else value
         for name, value in inputs.items()
     }
     if backwards:
-        made = {n: v.flip(-1) if n == "input_ids" else v for n, v in made.items()}
-    return made
+        probe = {n: v.flip(-1) if n == "input_ids" else v for n, v in probe.items()}
+    return probe
 
 
 def _size(call: _Call) -> int:
@@ -318,7 +347,7 @@ def _size(call: _Call) -> int:
 def _logits(output: Any) -> Tensor:
     logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
-        raise _CannotReplayError("the model gives no logits")
+        raise _CannotSkipError("the model returns no logits")
     return logits
 
 
@@ -329,7 +358,7 @@ def _mapped(function: Callable[[Tensor], Tensor], output: Any) -> Any:
         return None
     if type(output) in (tuple, list):
         return type(output)(_mapped(function, part) for part in output)
-    raise _CannotReplayError(f"a block puts out a {type(output).__name__}")
+    raise _CannotSkipError(f"a block returns a {type(output).__name__}")
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
@@ -340,7 +369,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype:
         return False
-    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+    return torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))

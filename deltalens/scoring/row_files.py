@@ -1,5 +1,5 @@
-"""The records of a data file, whatever it is written as: JSON lines, a JSON array, either of them
-packed with gzip, Parquet, or a folder that a `datasets.Dataset` was saved to."""
+"""Reading the records of a data file in any supported format: JSON lines, a JSON array, either of
+them compressed with gzip, Parquet, or a folder with a saved `datasets.Dataset`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from typing import Any, BinaryIO
 
 from deltalens.errors import DataError
 from deltalens.io.files import open_input
-from deltalens.scoring.arrow_rows import of_folder, of_parquet
+from deltalens.scoring.arrow_rows import dataset_rows, parquet_rows
 from deltalens.scoring.row_values import Record, check_expansion, parse_json
 
-__all__ = ["Record", "name_of", "records"]
+__all__ = ["LONGEST_LINE", "Record", "data_name", "records"]
 
-_LONGEST_LINE = 1 << 28
+LONGEST_LINE = 1 << 28
+"""Bytes; a longer line is refused, so that a file without line ends is not read into memory."""
 _GZIP, _PARQUET, _BOM = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
-_FOREIGN = {
+_UNSUPPORTED = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"BZh": "bzip2",
     b"\xfd7zXZ\x00": "xz",
@@ -29,37 +30,48 @@ _FOREIGN = {
 }
 
 
-def name_of(path: Path) -> str:
-    """What a file of rows is called: its name without `.jsonl`, `.jsonl.gz`, ...; a folder's own
-    name."""
+def data_name(path: Path) -> str:
+    """Derive the name of data from its path.
+
+    Args:
+        path: a file or folder.
+
+    Returns:
+        The file's name without `.jsonl`, `.jsonl.gz`, ...; a folder's name as it is.
+    """
     if path.is_dir():
         return path.name
     return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
 
 
 def records(path: Path, wanted: Collection[str]) -> Iterator[Record]:
-    """The records of a file or folder, read as they are taken.
+    """Read the records of a file or folder, lazily.
 
-    What it is written as is seen from its first bytes; its name matters only for Parquet.
+    The first bytes decide the format; the name matters only for Parquet.
 
     Args:
         path: the file or folder.
-        wanted: of a table with columns, those to be read; all where it has none of them.
+        wanted: columns to read, in formats with columns; all columns if the file has none of them.
+
+    Yields:
+        Where each record is, and a function that parses it.
 
     Raises:
-        DataError: it cannot be read, or unpacks to far more than any data would.
+        DataError: the file cannot be read, or expands to far more than data would.
     """
     if path.is_dir():
-        yield from of_folder(path, wanted)
+        yield from dataset_rows(path, wanted)
         return
     with _opened(path) as (file, size):
         head = _head(file)
         if path.suffix.lower() == ".parquet" or head.startswith(_PARQUET):
-            yield from of_parquet(path, file, size, wanted)
+            yield from parquet_rows(path, file, size, wanted)
             return
-        for magic, packer in _FOREIGN.items():
+        for magic, format in _UNSUPPORTED.items():
             if head.startswith(magic):
-                raise DataError(f"{path}: packed with {packer}; unpack it first, or use gzip")
+                raise DataError(
+                    f"{path}: compressed with {format}; decompress it first, or use gzip"
+                )
         if head.removeprefix(_BOM).lstrip().startswith(b"["):
             yield from _of_array(path, file.read())
         else:
@@ -68,60 +80,60 @@ def records(path: Path, wanted: Collection[str]) -> Iterator[Record]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[io.BufferedReader, int]]:
-    """A file, unpacked where it is packed, and its size on the disk."""
+    """A file, decompressed if necessary, and its size on the disk."""
     try:
         size = path.stat().st_size
         with open_input(path) as plain:
             if plain.peek(2).startswith(_GZIP):
-                with gzip.GzipFile(fileobj=plain) as packed:
-                    yield io.BufferedReader(_Unpacked(path, packed, size)), size
+                with gzip.GzipFile(fileobj=plain) as compressed:
+                    yield io.BufferedReader(_Decompressed(path, compressed, size)), size
             else:
                 yield plain, size
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: cannot be unpacked: {error}") from error
+        raise DataError(f"{path}: cannot be decompressed: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-class _Unpacked(io.RawIOBase):
-    """What gzip gives, until it gives more than any data would."""
+class _Decompressed(io.RawIOBase):
+    """A decompressed stream that ends with an error if it is implausibly long."""
 
-    def __init__(self, path: Path, packed: gzip.GzipFile, size: int) -> None:
-        self._path, self._packed, self._size, self._given = path, packed, size, 0
+    def __init__(self, path: Path, compressed: gzip.GzipFile, size: int) -> None:
+        self._path, self._compressed, self._size, self._total = path, compressed, size, 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        given = self._packed.readinto(buffer)
-        self._given += given
-        check_expansion(self._path, self._given, self._size)
-        return given
+        count = self._compressed.readinto(buffer)
+        self._total += count
+        check_expansion(self._path, self._total, self._size)
+        return count
 
 
 def _head(file: io.BufferedReader) -> bytes:
-    """The first bytes, which stay there to be read."""
+    """The first bytes of a file, without consuming them."""
     return file.peek(64)[:64]
 
 
 def _of_lines(path: Path, file: BinaryIO) -> Iterator[Record]:
     number = 0
-    while line := file.readline(_LONGEST_LINE + 1):
+    while line := file.readline(LONGEST_LINE + 1):
         number += 1
-        if len(line) > _LONGEST_LINE:
-            raise DataError(f"{path}: line {number} is longer than {_LONGEST_LINE >> 20} MiB")
+        if len(line) > LONGEST_LINE:
+            raise DataError(f"{path}: line {number} is longer than {LONGEST_LINE >> 20} MiB")
         if line.strip():
             yield f"line {number}", functools.partial(parse_json, line)
 
 
 def _of_array(path: Path, raw: bytes) -> Iterator[Record]:
     try:
-        found = parse_json(raw)
+        array = parse_json(raw)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
-    for number, record in enumerate(found, 1):
-        yield f"row {number}", functools.partial(_same, record)
+    for number, record in enumerate(array, 1):
+        yield f"row {number}", functools.partial(_identity, record)
 
 
-def _same(record: Any) -> Any:
+def _identity(record: Any) -> Any:
     return record

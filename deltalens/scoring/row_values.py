@@ -1,5 +1,4 @@
-"""What every file of rows comes to: records that are read one by one, and an end to what it may
-unpack to."""
+"""Records of a file of rows, parsed one by one, and a limit on what a file may expand to."""
 
 from __future__ import annotations
 
@@ -10,38 +9,44 @@ from typing import Any
 
 from deltalens.errors import DataError
 
-__all__ = ["FREE", "Record", "check_expansion", "parse_json"]
+__all__ = ["ALWAYS_ALLOWED", "Record", "check_expansion", "parse_json"]
 
 Record = tuple[str, Callable[[], Any]]
-"""Where it stands ("line 3"), and what reads it or raises a ValueError."""
+"""Where a record is in its file ("line 3"), and a function that parses it or raises ValueError."""
 
-FREE, _RATIO = 64 << 20, 100
-"""Bytes that any file may unpack to, and beyond them how many times its own size."""
+ALWAYS_ALLOWED, _RATIO = 64 << 20, 100
+"""Bytes that any file may expand to; and how many times its size a larger file may expand to."""
 
 
-def check_expansion(path: Path, given: int, size: int) -> None:
-    """Refuse what unpacks to far more than any data would.
+def check_expansion(path: Path, expanded: int, size: int) -> None:
+    """Refuse a file that expands to far more than data would.
 
     Args:
         path: the file.
-        given: bytes that it unpacks to, at least.
-        size: its own.
+        expanded: bytes that it expands to, at least.
+        size: bytes of the file itself.
 
     Raises:
-        DataError: with both numbers.
+        DataError: states both numbers.
     """
-    if given > max(FREE, _RATIO * size):
+    if expanded > max(ALWAYS_ALLOWED, _RATIO * size):
         raise DataError(
-            f"{path}: unpacks to more than {_RATIO} times its {size:,} bytes ({given:,} at least), "
-            "which data does not; if it is data, unpack it first"
+            f"{path}: expands to more than {_RATIO} times its {size:,} bytes (to at least "
+            f"{expanded:,}), which real data does not do; if it is real data, decompress it first"
         )
 
 
 def parse_json(text: bytes) -> Any:
-    """A JSON value.
+    """Parse a JSON text.
+
+    Args:
+        text: in UTF-8, with or without a byte order mark.
+
+    Returns:
+        The value.
 
     Raises:
-        ValueError: not UTF-8, or not JSON.
+        ValueError: it is not UTF-8, or not JSON.
     """
     try:
         return json.loads(text.decode("utf-8-sig"))

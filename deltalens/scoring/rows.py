@@ -1,4 +1,4 @@
-"""Rows of a data file, read and checked before any model is loaded."""
+"""Reading and checking the rows of a data file, before any model is loaded."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from typing import Any
 
 from deltalens.errors import DataError, DeltaLensError, fault_list
 from deltalens.io.plain_json import check_names
-from deltalens.scoring.row_files import name_of, records
+from deltalens.scoring.row_files import data_name, records
 
 __all__ = ["FIELDS", "DataFile", "Row", "Turns", "read_files", "read_rows"]
 
 FIELDS = ("text", "prompt", "completion", "messages", "chosen", "rejected")
-"""What a row can hold; `fields` says what a file calls them."""
-_BESIDE = ("tools", "chat_template_kwargs")
-"""What a conversation can have beside it, for its template."""
+"""The fields of a row; the argument `fields` says which names a file has for them."""
+_TEMPLATE_FIELDS = ("tools", "chat_template_kwargs")
+"""Further fields of a conversation, for its chat template."""
 _FORMAT = b"deltalens rows 2"
-"""Of the digest: another number where the same rows come to other tokens than before."""
+"""Part of the digest. The number changes whenever the same rows would result in other tokens."""
 
 Turns = tuple[dict[str, Any], ...]
-"""Messages of a conversation, with all that their row says of them."""
+"""The messages of a conversation, with all of their keys."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One example: a text; or a prompt and its completion, both texts or both messages."""
+    """One example: a text; or a prompt and its completion, both as texts or both as messages."""
 
     text: str | None = None
     prompt: str | Turns | None = None
     completion: str | Turns | None = None
     rejected: str | Turns | None = None
-    """Of a preference, the answer that the completion is preferred to."""
+    """In a preference, the answer to which the completion is preferred."""
     tools: tuple[dict[str, Any], ...] | None = None
-    """Of a conversation: what its template is told of tools."""
+    """In a conversation, the tools that its chat template describes."""
     template: Mapping[str, Any] = field(default_factory=dict)
-    """Of a conversation: further arguments of its template."""
-    place: str = ""
-    """Where it stands in its file: `line 3`."""
+    """In a conversation, further arguments of its chat template."""
+    location: str = ""
+    """Where the row is in its file: `line 3`."""
 
     @property
     def answered(self) -> bool:
-        """Whether the row has a target that a model can get exactly right."""
+        """Whether the row has an answer, so that exact match is defined."""
         return self.text is None
 
     @property
     def conversation(self) -> bool:
-        """Whether it consists of messages, which a chat template writes out."""
+        """Whether the row consists of messages, which a chat template turns into text."""
         return isinstance(self.completion, tuple)
 
 
@@ -61,52 +61,57 @@ class DataFile:
     path: Path
     rows: tuple[Row, ...]
     digest: str
-    """SHA-256 of the rows: of what is used of them, by our names, not of the file's bytes. Other
-    fields, another limit, or other rows make another digest; packing does not."""
+    """SHA-256 of the parts of the rows that are used, independent of field names and compression.
+    Other rows, fields or limits result in another digest."""
 
     @property
     def identity(self) -> list[Any]:
-        """Which rows these are, as JSON values: name, number, digest."""
+        """What identifies the rows, as JSON values: name, number, digest."""
         return [self.name, len(self.rows), self.digest]
 
 
 def read_rows(
     path: str | Path, limit: int | None = None, fields: Mapping[str, str] | None = None
 ) -> DataFile:
-    """Read a file of rows that have `text`; `prompt` and `completion`; `messages`; or `prompt`,
-    `chosen` and `rejected`.
+    """Read a file of rows.
 
-    Prompts and answers are texts, or lists of messages. Of `messages` the last one is the
-    completion and the others are the prompt; a `prompt` beside them is not used. Without a prompt,
-    `chosen` and `rejected` begin with it. Beside messages can stand `tools` and
-    `chat_template_kwargs`.
+    A row has the fields `text`; `prompt` and `completion`; `messages`; or `prompt`, `chosen` and
+    `rejected`. Prompts and answers are texts, or lists of messages. The last of `messages` is the
+    completion, and the others are the prompt; a `prompt` in addition to them is ignored. If there
+    is no prompt in addition to `chosen` and `rejected`, it is what both begin with. With messages,
+    a row can have `tools` and `chat_template_kwargs`.
 
     Args:
-        path: JSON lines or a JSON array, plain or packed with gzip; Parquet; or the folder of a
-            saved `datasets.Dataset`. All of its rows have the same form.
-        limit: take the first so many rows.
-        fields: what the file calls a field, where it is another name: {"prompt": "question"}.
+        path: JSON lines or a JSON array, optionally compressed with gzip; Parquet; or the folder of
+            a saved `datasets.Dataset`. All rows must have the same form.
+        limit: the number of rows to read, from the first on; None: all.
+        fields: the file's names for fields, where they differ: {"prompt": "question"}.
+
+    Returns:
+        The rows, with the digest that identifies them.
 
     Raises:
-        DataError: the file cannot be read, is empty, or rows do not parse or lack a field: file,
-            line and field of the first 20.
-        DeltaLensError: the limit is below 1, or `fields` names what a row cannot hold.
+        DataError: the file cannot be read or is empty, or rows cannot be parsed or lack a field;
+            the message lists line and field of the first 20.
+        DeltaLensError: `limit` is below 1, or `fields` has an unknown field.
     """
     _check_limit(limit)
     path, fields = Path(path), dict(fields or {})
     unknown = [name for name in fields if name not in FIELDS]
     if unknown:
-        raise DeltaLensError(f"field {unknown[0]!r}: choose from {', '.join(FIELDS)}")
-    check_names(name_of(path))
+        raise DeltaLensError(
+            f"`fields` has an unknown field {unknown[0]!r}: choose from {', '.join(FIELDS)}"
+        )
+    check_names(data_name(path))
     rows: list[Row] = []
     faults: list[str] = []
-    for place, read in records(path, {*FIELDS, *_BESIDE, *fields.values()}):
+    for location, parse in records(path, {*FIELDS, *_TEMPLATE_FIELDS, *fields.values()}):
         if limit is not None and len(rows) + len(faults) >= limit:
             break
         try:
-            rows.append(_row(_renamed(read(), fields), fields, place))
+            rows.append(_row(_renamed(parse(), fields), fields, location))
         except ValueError as error:
-            faults.append(f"{place}: {error}")
+            faults.append(f"{location}: {error}")
     if faults:
         count = "1 row" if len(faults) == 1 else f"{len(faults):,} rows"
         raise DataError(fault_list(f"{path}: {count} cannot be used:", faults))
@@ -116,16 +121,25 @@ def read_rows(
         raise DataError(f"{path}: some rows have a completion and some only a text; split the file")
     if len({row.rejected is None for row in rows}) > 1:
         raise DataError(f"{path}: some rows are preferences and some are not; split the file")
-    return DataFile(name_of(path), path, tuple(rows), _digest(rows))
+    return DataFile(data_name(path), path, tuple(rows), _digest(rows))
 
 
 def read_files(
     paths: Iterable[str | Path], limit: int | None = None, fields: Mapping[str, str] | None = None
 ) -> tuple[DataFile, ...]:
-    """Several files of rows, or none (`read_rows`).
+    """Read several files of rows; see `read_rows`.
+
+    Args:
+        paths: the files; there may be none.
+        limit: the number of rows to read from each file.
+        fields: the files' names for fields.
+
+    Returns:
+        One `DataFile` per path.
 
     Raises:
-        DataError, DeltaLensError: as of `read_rows`; of the limit even without a file.
+        DataError: see `read_rows`.
+        DeltaLensError: see `read_rows`; `limit` is checked even if there is no file.
     """
     _check_limit(limit)
     return tuple(read_rows(path, limit, fields) for path in paths)
@@ -133,7 +147,7 @@ def read_files(
 
 def _check_limit(limit: int | None) -> None:
     if limit is not None and limit < 1:
-        raise DeltaLensError(f"limit {limit}: at least 1 row")
+        raise DeltaLensError(f"limit={limit}: must be at least 1 row")
 
 
 def _digest(rows: Sequence[Row]) -> str:
@@ -153,37 +167,39 @@ def _digest(rows: Sequence[Row]) -> str:
 def _renamed(record: Any, fields: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
-    for name, there in fields.items():
-        if there not in record:
-            raise ValueError(f"{there!r} is missing, which should hold the {name}")
-    return record | {name: record[there] for name, there in fields.items()}
+    for name, file_name in fields.items():
+        if file_name not in record:
+            raise ValueError(f"{file_name!r} is missing, which `fields` names as the {name}")
+    return record | {name: record[file_name] for name, file_name in fields.items()}
 
 
-def _row(record: dict[str, Any], named: Mapping[str, str], place: str) -> Row:
-    form = _form(record, named)
+def _row(record: dict[str, Any], fields: Mapping[str, str], location: str) -> Row:
+    form = _form(record, fields)
     if form == "text":
-        return Row(text=_text(record, "text"), place=place)
+        return Row(text=_text(record, "text"), location=location)
     if form == "messages":
         turns = _turns(record["messages"], "messages", 2)
-        return _conversation(record, place, "messages", prompt=turns[:-1], completion=turns[-1:])
+        return _conversation(record, location, "messages", prompt=turns[:-1], completion=turns[-1:])
     if form == "preference":
-        return _preference(record, place)
-    _check_there(record, ("prompt", "completion"))
+        return _preference(record, location)
+    _check_present(record, ("prompt", "completion"))
     if isinstance(record["prompt"], list) and isinstance(record["completion"], list):
         prompt, answer = (_turns(record[name], name) for name in ("prompt", "completion"))
-        return _conversation(record, place, "completion", prompt=prompt, completion=answer)
-    return Row(prompt=_text(record, "prompt"), completion=_text(record, "completion"), place=place)
+        return _conversation(record, location, "completion", prompt=prompt, completion=answer)
+    return Row(
+        prompt=_text(record, "prompt"), completion=_text(record, "completion"), location=location
+    )
 
 
-def _form(record: Mapping[str, Any], named: Mapping[str, str]) -> str:
-    """Which fields count where a row has more than it needs: those that the caller named, then
-    preferences, then an answer to a prompt, then messages, then a text."""
+def _form(record: Mapping[str, Any], fields: Mapping[str, str]) -> str:
+    """Which fields are used, if a row has more than it needs: first those that the caller named,
+    then a preference, an answer to a prompt, messages, or a text."""
     for name, form in (("messages", "messages"), ("text", "text"), ("completion", "completion")):
-        if name in named:
+        if name in fields:
             return form
     if "chosen" in record or "rejected" in record:
         return "preference"
-    if "prompt" in named:
+    if "prompt" in fields:
         return "completion"
     if "prompt" in record and ("completion" in record or "messages" not in record):
         return "completion"
@@ -196,67 +212,69 @@ def _form(record: Mapping[str, Any], named: Mapping[str, str]) -> str:
     )
 
 
-def _preference(record: dict[str, Any], place: str) -> Row:
-    """With its prompt beside the answers; or without, where both begin with it. (A prompt that is a
-    text, beside answers that are messages, is what their first message says once more.)"""
-    _check_there(record, ("chosen", "rejected"))
+def _preference(record: dict[str, Any], location: str) -> Row:
+    """A preference. Its prompt is stored with the answers, or else it is what both begin with. (A
+    prompt that is a text is ignored if the answers are messages: their first one repeats it.)"""
+    _check_present(record, ("chosen", "rejected"))
     chosen, rejected = record["chosen"], record["rejected"]
     if not (isinstance(chosen, list) and isinstance(rejected, list)):
         answers = {name: _text(record, name) for name in ("chosen", "rejected")}
         start = 0
         if "prompt" not in record:
-            start = _common(answers["chosen"], answers["rejected"])
+            start = _shared_length(answers["chosen"], answers["rejected"])
         prompt = _text(record, "prompt") if "prompt" in record else answers["chosen"][:start]
-        left = {name: answer[start:] for name, answer in answers.items()}
-        _check_left(left)
-        return Row(prompt=prompt, completion=left["chosen"], rejected=left["rejected"], place=place)
+        rest = {name: answer[start:] for name, answer in answers.items()}
+        _check_answers(rest)
+        return Row(
+            prompt=prompt, completion=rest["chosen"], rejected=rest["rejected"], location=location
+        )
     turns = {name: _turns(record[name], name) for name in ("chosen", "rejected")}
     if isinstance(record.get("prompt"), list):
-        before, start = _turns(record["prompt"], "prompt"), 0
+        prompt_turns, start = _turns(record["prompt"], "prompt"), 0
     else:
-        start = _common(turns["chosen"], turns["rejected"])
-        before = turns["chosen"][:start]
-        if not before:
+        start = _shared_length(turns["chosen"], turns["rejected"])
+        prompt_turns = turns["chosen"][:start]
+        if not prompt_turns:
             raise ValueError("'chosen' and 'rejected' do not begin with the same message")
-    left_turns = {name: answer[start:] for name, answer in turns.items()}
-    _check_left(left_turns)
+    rest_turns = {name: answer[start:] for name, answer in turns.items()}
+    _check_answers(rest_turns)
     return _conversation(
         record,
-        place,
+        location,
         "chosen",
-        prompt=before,
-        completion=left_turns["chosen"],
-        rejected=left_turns["rejected"],
+        prompt=prompt_turns,
+        completion=rest_turns["chosen"],
+        rejected=rest_turns["rejected"],
     )
 
 
-def _common(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
-    """How much of both is the prompt: up to where they first differ, and for texts without the
-    space before that; at most all but the last part (as trl has it)."""
+def _shared_length(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
+    """The length of the prompt that two answers begin with, by trl's rule: up to where they first
+    differ (in texts, without a space before that), but at most all except the last part."""
     shorter = min(len(chosen), len(rejected))
-    for place in range(shorter):
-        if chosen[place] != rejected[place]:
-            return place - 1 if place and chosen[place - 1] == " " else place
+    for index in range(shorter):
+        if chosen[index] != rejected[index]:
+            return index - 1 if index and chosen[index - 1] == " " else index
     return shorter - 1
 
 
-def _check_left(answers: Mapping[str, Sequence[Any]]) -> None:
+def _check_answers(answers: Mapping[str, Sequence[Any]]) -> None:
     for name, answer in answers.items():
         if not answer:
-            raise ValueError(f"{name!r} is empty behind what both answers begin with")
+            raise ValueError(f"{name!r} is empty after the prompt that both answers begin with")
 
 
 def _conversation(
     record: Mapping[str, Any],
-    place: str,
-    called: str,
+    location: str,
+    completion_field: str,
     *,
     prompt: Turns,
     completion: Turns,
     rejected: Turns | None = None,
 ) -> Row:
-    """A row of messages, whose completion its file calls so."""
-    for name, answer in ((called, completion), ("rejected", rejected)):
+    """A row of messages; `completion_field` is the field of the completion, for messages."""
+    for name, answer in ((completion_field, completion), ("rejected", rejected)):
         if answer is not None and answer[-1]["role"] != "assistant":
             raise ValueError(f"{name!r} does not end with the assistant's message")
     tools, template = record.get("tools"), record.get("chat_template_kwargs")
@@ -264,12 +282,12 @@ def _conversation(
         try:
             tools = json.loads(tools)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"'tools' is no valid JSON: {error}") from error
+            raise ValueError(f"'tools' is not valid JSON: {error}") from error
     objects = isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
     if tools is not None and not objects:
-        raise ValueError("'tools' is no list of objects")
+        raise ValueError("'tools' is not a list of objects")
     if template is not None and not isinstance(template, dict):
-        raise ValueError("'chat_template_kwargs' is no object")
+        raise ValueError("'chat_template_kwargs' is not an object")
     _check_json("tools", tools)
     _check_json("chat_template_kwargs", template)
     return Row(
@@ -278,11 +296,11 @@ def _conversation(
         rejected=rejected,
         tools=None if tools is None else tuple(tools),
         template=template or {},
-        place=place,
+        location=location,
     )
 
 
-def _check_there(record: Mapping[str, Any], names: Sequence[str]) -> None:
+def _check_present(record: Mapping[str, Any], names: Sequence[str]) -> None:
     for name in names:
         if name not in record:
             raise ValueError(f"{name!r} is missing")
@@ -301,23 +319,23 @@ def _text(record: Mapping[str, Any], name: str) -> str:
     return text
 
 
-def _turns(found: Any, name: str, least: int = 1) -> Turns:
-    """Messages, whole: what a template makes of further keys is its own matter."""
-    if not isinstance(found, list) or len(found) < least:
+def _turns(messages: Any, name: str, least: int = 1) -> Turns:
+    """Checked messages. Further keys are kept: a chat template may use them."""
+    if not isinstance(messages, list) or len(messages) < least:
         count = {1: "one message", 2: "two messages"}[least]
         raise ValueError(f"{name!r} is not a list of at least {count}")
-    for number, message in enumerate(found, 1):
+    for number, message in enumerate(messages, 1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise ValueError(f"{name!r}: message {number} has no text as its 'role'")
+            raise ValueError(f"{name!r}: the 'role' of message {number} is not a text")
         content = message.get("content")
-        more = any(value for key, value in message.items() if key not in ("role", "content"))
+        further = any(value for key, value in message.items() if key not in ("role", "content"))
         parts = isinstance(content, list) and all(map(_is_text_part, content))
         if isinstance(content, list) and not parts:
-            raise ValueError(f"{name!r}: message {number} has parts that are no text")
-        if not (isinstance(content, str) or parts or (content is None and more)):
-            raise ValueError(f"{name!r}: message {number} has no text as its 'content'")
-    _check_json(name, found)
-    return tuple(found)
+            raise ValueError(f"{name!r}: message {number} has parts that are not text")
+        if not (isinstance(content, str) or parts or (content is None and further)):
+            raise ValueError(f"{name!r}: the 'content' of message {number} is not a text")
+    _check_json(name, messages)
+    return tuple(messages)
 
 
 def _is_text_part(part: Any) -> bool:
@@ -326,11 +344,11 @@ def _is_text_part(part: Any) -> bool:
     )
 
 
-def _check_json(name: str, found: Any) -> None:
-    """Templates, and the digest, take what JSON can say."""
+def _check_json(name: str, value: Any) -> None:
+    """Refuse values that JSON cannot represent, which the digest and templates need."""
     try:
-        json.dumps(found, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{name!r} is not valid Unicode: {error.reason}") from error
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{name!r} holds what JSON cannot say: {error}") from error
+        raise ValueError(f"{name!r} cannot be written as JSON: {error}") from error

@@ -12,7 +12,14 @@ __all__ = ["mean", "ratio"]
 
 
 def mean(values: Tensor) -> Measurement:
-    """The mean of one number per example; its standard error is s / sqrt(n)."""
+    """Average one number per example.
+
+    Args:
+        values: (n,).
+
+    Returns:
+        The mean, with the standard error s / sqrt(n); NaN for no examples.
+    """
     n = values.numel()
     wide = values.double()
     if n < 2:
@@ -21,9 +28,14 @@ def mean(values: Tensor) -> Measurement:
 
 
 def ratio(sums: Tensor, weights: Tensor) -> Measurement:
-    """sum(sums) / sum(weights), as in a loss per token over examples of different lengths.
+    """Compute sum(sums) / sum(weights), as in a loss per token over examples of different lengths.
 
-    The standard error is that of a ratio of two means, over examples (linearized).
+    Args:
+        sums: (n,), one sum per example.
+        weights: (n,), the weight of each example.
+
+    Returns:
+        The ratio, with the linearized standard error of a ratio of two means over examples.
     """
     top, bottom = sums.double(), weights.double()
     n, total = top.numel(), float(bottom.sum())

@@ -1,5 +1,5 @@
-"""All that is measured of a model: which data, which metrics, how; its identity; and made ready,
-once, for as many models as there are cells."""
+"""The suite: what a study measures of a model (data, metrics, options), its identity, and its
+preparation, once for all cells of a study."""
 
 from __future__ import annotations
 
@@ -15,78 +15,88 @@ from torch import nn
 from deltalens.catalog.metrics import Better, check_better
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Measurement
-from deltalens.scoring.code import KnownFunction
+from deltalens.scoring.code import FunctionIdentity
+from deltalens.scoring.custom_metrics import (
+    InstalledMetric,
+    Metric,
+    identify_metric,
+    measure_with,
+)
 from deltalens.scoring.fidelity import Fidelity
 from deltalens.scoring.file_scoring import Scoring, can_generate
 from deltalens.scoring.finite import check_measured
 from deltalens.scoring.loading import LoadedModel
-from deltalens.scoring.own_metrics import InstalledMetric, Metric, known_metric, measured_by
 from deltalens.scoring.preferences import Preferences
 from deltalens.scoring.rows import DataFile, read_files
-from deltalens.scoring.texts import FidelityTexts, KeptTexts, Progress, fidelity_on
+from deltalens.scoring.texts import FidelityTexts, Progress, StoredTexts, fidelity_on
 
 __all__ = ["Metrics", "ReadySuite", "Suite", "evaluating", "read_suite"]
 
 Metrics = dict[str, Measurement]
 FIDELITY = {"kl", "top1_agreement"}
-OWN = "-"
-"""What a measurement of the caller's is of, where its name has no data in it."""
+NO_DATA = "-"
+"""The data of a custom metric whose name does not include any."""
 TEXTS = "texts"
-"""What fidelity is of."""
+"""The data of fidelity."""
 
 
 class _Name(NamedTuple):
-    """Of a measurement."""
+    """The name of a measurement."""
 
-    whole: str
-    """`FILE/metric` where there are several files."""
+    full: str
+    """`FILE/metric` if there are several files."""
     data: str
-    """What it is of."""
-    short: str
-    """Without that."""
+    """Name of the data that was measured."""
+    metric: str
+    """Name of the metric, without the data."""
 
 
-_Found = Iterator[tuple[_Name, Measurement]]
+_Measurements = Iterator[tuple[_Name, Measurement]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """What is measured of a model, checked; it can go to any process.
+    """What is measured of a model. It can be sent to another process.
 
     Raises:
-        DeltaLensError: two files of the same name.
+        DeltaLensError: two files have the same name.
     """
 
     files: tuple[DataFile, ...] = ()
     metrics: tuple[str, ...] = ()
-    """Of all that is measured, only these are kept; none: all."""
+    """Names of the metrics to keep; (): all."""
     batch_tokens: int = 4096
+    """Tokens per batch, padding included."""
     answer_pattern: re.Pattern[str] | None = None
+    """Finds the answer in a generated text; None: the whole completion is the answer."""
     fidelity: FidelityTexts = field(default_factory=FidelityTexts)
-    """The texts that it is measured on, where it is."""
+    """The texts for fidelity, if that is measured."""
     metric: Metric | None = None
-    """The caller's own, instead of all others."""
-    known: KnownFunction = field(default=KnownFunction(None))
-    """What is known of that."""
+    """A caller's metric, which replaces all others."""
+    metric_identity: FunctionIdentity = field(default=FunctionIdentity(None))
+    """Identity of the caller's metric."""
     installed: tuple[InstalledMetric, ...] = ()
-    """Metrics of installed packages, which were asked for by name."""
+    """Metrics of installed packages that were requested by name."""
     beta: float | None = None
-    """Of DPO: preferences are measured as such; None: by their chosen answers."""
-    said: Mapping[str, Better] = field(default_factory=dict)
-    """Which way metrics are better, as the caller says."""
+    """DPO's beta, if preferences are measured by their rewards; None: their chosen answers are
+    measured like other rows."""
+    stated_better: Mapping[str, Better] = field(default_factory=dict)
+    """Which values of metrics are better, according to the caller."""
     by_data: bool = False
-    """A measurement is of one data set, not of all: without any there is nothing to fall back on,
-    and where fidelity alone is named the data is measured beside it."""
+    """Measure each data set by itself. Fidelity is then measured only if it is named, and the data
+    even if only fidelity is named."""
 
     def __post_init__(self) -> None:
         names = [file.name for file in self.files]
-        twice = [str(file.path) for file in self.files if names.count(file.name) > 1]
-        if twice:
-            raise DeltaLensError(f"data files of the same name: {', '.join(twice)}; rename one")
+        repeated = [str(file.path) for file in self.files if names.count(file.name) > 1]
+        if repeated:
+            raise DeltaLensError(
+                f"data files with the same name: {', '.join(repeated)}; rename one of them"
+            )
 
     @property
     def wants_fidelity(self) -> bool:
-        """Where it is named, and where there is nothing else."""
+        """Whether fidelity is measured: if it is named, or if there is nothing else to measure."""
         named = bool(FIDELITY & {*self.metrics})
         if self.by_data:
             return named and self.metric is None
@@ -94,42 +104,57 @@ class Suite:
 
     @property
     def better(self) -> dict[str, Better]:
-        """Which way metrics that are not our own are better, as far as somebody says so."""
-        installed = {one.name: one.better for one in self.installed if one.better is not None}
-        return {**installed, **self.said}
+        """Which values are better, for metrics that are not deltalens's own, as far as stated."""
+        installed = {
+            metric.name: metric.better for metric in self.installed if metric.better is not None
+        }
+        return {**installed, **self.stated_better}
 
     def identity(self) -> dict[str, Any]:
-        """What of it decides the numbers, as JSON values."""
-        found: dict[str, Any] = {
+        """Collect everything that decides the numbers.
+
+        Returns:
+            JSON values, for a study's specification.
+        """
+        identity: dict[str, Any] = {
             "data": [file.identity for file in self.files],
             "metrics": list(self.metrics),
-            "metric": self.known.spec,
+            "metric": self.metric_identity.spec,
             "answer_pattern": self.answer_pattern.pattern if self.answer_pattern else None,
             "fidelity": self.fidelity.identity if self.wants_fidelity else None,
             "batch_tokens": self.batch_tokens,
         }
         if self.installed:
-            found["installed"] = {
-                one.name: f"{one.distribution} {one.version}" for one in self.installed
+            identity["installed"] = {
+                metric.name: f"{metric.distribution} {metric.version}" for metric in self.installed
             }
-        return found
+        return identity
 
-    def scoring(self, file: DataFile, start: nn.Module, tokenizer: Any) -> Scoring | Preferences:
-        """A file, tokenized, to be measured: under DPO preferences against the model that is given,
-        and everything else by its targets.
+    def scoring(
+        self, file: DataFile, reference: nn.Module, tokenizer: Any
+    ) -> Scoring | Preferences:
+        """Tokenize a file, to evaluate models on it.
+
+        Args:
+            file: the rows.
+            reference: the model that the study is about; under DPO, rewards are relative to it.
+            tokenizer: its tokenizer; None if it has none.
+
+        Returns:
+            Preferences under DPO, if the rows are preferences; otherwise the loss of their targets.
 
         Raises:
             DeltaLensError: the rows do not fit the model.
         """
         if self.beta is not None and file.rows[0].rejected is not None:
-            return Preferences(file, start, tokenizer, self.batch_tokens, self.beta)
-        return Scoring(file, start, tokenizer, self.batch_tokens, self.answer_pattern)
+            return Preferences(file, reference, tokenizer, self.batch_tokens, self.beta)
+        return Scoring(file, reference, tokenizer, self.batch_tokens, self.answer_pattern)
 
     def check_names(self) -> None:
-        """Refuse metrics that are not measured here.
+        """Refuse unknown metrics.
 
         Raises:
-            DeltaLensError: names the first, and those that there are.
+            DeltaLensError: names the first unknown metric, and those that there are.
         """
         if self.metric is not None:
             return
@@ -140,11 +165,13 @@ class Suite:
                 ours |= {"exact_match"}
         if len(self.files) > 1 and not self.by_data:
             ours |= {f"{file.name}/{name}" for file in self.files for name in ours}
-        known = ours | FIDELITY | {one.name for one in self.installed}
-        unknown = [name for name in self.metrics if name not in known]
+        measured = ours | FIDELITY | {metric.name for metric in self.installed}
+        unknown = [name for name in self.metrics if name not in measured]
         if unknown:
-            there = ", ".join(sorted(known | InstalledMetric.names()))
-            raise DeltaLensError(f"metric {unknown[0]!r} is not measured here; there are {there}")
+            available = ", ".join(sorted(measured | InstalledMetric.names()))
+            raise DeltaLensError(
+                f"metric {unknown[0]!r} cannot be measured here; choose from {available}"
+            )
 
 
 def read_suite(
@@ -161,22 +188,38 @@ def read_suite(
     batch_tokens: int,
     by_data: bool = False,
 ) -> Suite:
-    """What a study is asked to measure, read and checked; its arguments are the study's.
+    """Read and check what a study is to measure.
+
+    Args:
+        data: files of rows.
+        metrics: names of the metrics to keep; (): all.
+        metric: a caller's metric, which replaces all others.
+        better: which values of the caller's metrics are better: "higher" or "lower", by name.
+        version: the caller's version of `metric`; None: its code is digested.
+        answer_pattern: a regular expression that finds the answer in a generated text.
+        limit: the number of rows to read from each file; None: all.
+        fields: the files' names for fields (see `read_rows`).
+        fidelity: the texts for fidelity, if that is measured.
+        batch_tokens: tokens per batch, padding included.
+        by_data: measure each data set by itself (see `Suite.by_data`).
+
+    Returns:
+        The suite.
 
     Raises:
-        DeltaLensError: bad input.
+        DeltaLensError: an argument or a file cannot be used.
     """
     if batch_tokens < 1:
-        raise DeltaLensError(f"batch_tokens {batch_tokens}: at least 1")
-    said = check_better(better, custom=metric is not None)
+        raise DeltaLensError(f"batch_tokens={batch_tokens}: must be at least 1")
+    stated_better = check_better(better, custom=metric is not None)
     fidelity.check()
     try:
         pattern = re.compile(answer_pattern) if answer_pattern is not None else None
     except re.error as error:
         raise DeltaLensError(
-            f"answer pattern {answer_pattern!r}: no regular expression: {error}"
+            f"answer_pattern={answer_pattern!r}: not a regular expression: {error}"
         ) from error
-    found = [] if metric is not None else [InstalledMetric.found(name) for name in metrics]
+    installed = [] if metric is not None else [InstalledMetric.find(name) for name in metrics]
     return Suite(
         files=tuple(read_files(data, limit, fields)),
         metrics=tuple(metrics),
@@ -184,26 +227,33 @@ def read_suite(
         answer_pattern=pattern,
         fidelity=fidelity,
         metric=metric,
-        known=known_metric(metric, version),
-        installed=tuple(one for one in found if one is not None),
-        said=said,
+        metric_identity=identify_metric(metric, version),
+        installed=tuple(metric for metric in installed if metric is not None),
+        stated_better=stated_better,
         by_data=by_data,
     )
 
 
 class ReadySuite:
-    """A suite made ready on a model: nothing is tokenized again.
+    """A suite that is prepared for a model, so that nothing is tokenized again for further cells.
 
     Args:
         suite: what is measured.
-        loaded: what the study is about: texts are its own, and preferences are against it.
-        where: its folder; a model there that computes no numbers is refused. None: not looked at.
-        texts: where those of fidelity are kept.
-        watch: told of stages.
-        called: what the model is called there.
+        loaded: the model that the study is about. The texts for fidelity are sampled from it, and
+            preferences are measured relative to it.
+        where: the model's folder, for messages; a model that computes NaN or infinite logits is
+            refused. None: this is not checked.
+        texts: where the texts for fidelity are stored; None: fidelity is not measured.
+        watch: receives the progress; None: fidelity is not measured.
+        label: how the model is called in messages.
+
+    Attributes:
+        suite: what is measured.
+        notes: what a reader of the records should know.
+        scorings: the tokenized files.
 
     Raises:
-        DeltaLensError: the rows do not fit the model, or it computes no numbers.
+        DeltaLensError: the rows do not fit the model, or it computes NaN or infinite logits.
     """
 
     def __init__(
@@ -211,28 +261,26 @@ class ReadySuite:
         suite: Suite,
         loaded: LoadedModel,
         where: str | Path | None = None,
-        texts: KeptTexts | None = None,
+        texts: StoredTexts | None = None,
         watch: Progress | None = None,
-        called: str = "the fine-tune",
+        label: str = "the fine-tune",
     ) -> None:
         self.suite, self._tokenizer, self._where = suite, loaded.tokenizer, where
         self.notes: list[str] = []
-        """What the records have to say of it."""
         self.scorings: list[Scoring | Preferences] = []
-        """Of the files."""
         self._fidelity: Fidelity | None = None
         if suite.metric is None:
-            self._make_ready(loaded, texts, watch, called)
+            self._prepare(loaded, texts, watch, label)
         if loaded.fresh:
             names = ", ".join(loaded.fresh)
-            self.notes.append(f"initialized at random, not in the checkpoint: {names}")
+            self.notes.append(f"not in the checkpoint, initialized at random: {names}")
 
-    def _make_ready(
+    def _prepare(
         self,
         loaded: LoadedModel,
-        texts: KeptTexts | None,
+        texts: StoredTexts | None,
         watch: Progress | None,
-        called: str,
+        label: str,
     ) -> None:
         for file in self.suite.files:
             if watch is not None:
@@ -242,8 +290,8 @@ class ReadySuite:
                 scoring.check(loaded.model, self._where)
             if scoring.left_out:
                 self.notes.append(
-                    f"{file.path.name}: {scoring.left_out} rows left out: too long, or no token to "
-                    "predict"
+                    f"{file.path.name}: {scoring.left_out} rows left out: they are too long, or "
+                    "have no token to predict"
                 )
             self.scorings.append(scoring)
         if self.suite.wants_fidelity and texts is not None and watch is not None:
@@ -252,37 +300,59 @@ class ReadySuite:
                     f"{type(loaded.model).__name__} cannot generate: fidelity is measured on "
                     "random tokens of its vocabulary"
                 )
-            want = self.suite.fidelity
-            self._fidelity = fidelity_on(texts, want, loaded, watch, called)
+            self._fidelity = fidelity_on(texts, self.suite.fidelity, loaded, watch, label)
 
     def measure(self, model: nn.Module) -> Metrics:
-        """Every metric of a model, by name: `FILE/metric` where there are several files."""
-        return {name.whole: measured for name, measured in self._found(model)}
+        """Measure all metrics of a model.
 
-    def measure_by_data(self, model: nn.Module) -> dict[str, Metrics]:
-        """Data -> metric -> measurement. What a metric of the caller's calls `train/loss` is the
-        loss on `train`."""
-        found: dict[str, Metrics] = {}
-        for name, measured in self._found(model):
-            found.setdefault(name.data, {})[name.short] = measured
-        return found
+        Args:
+            model: the model.
 
-    def check_first(self, found: Mapping[str, Measurement], model: nn.Module) -> None:
-        """Refuse the model that a study is about, if a measurement of ours is NaN.
+        Returns:
+            Measurements by name; if there are several files, by `FILE/metric`.
 
         Raises:
-            DeltaLensError: with the dtype, and what to do.
+            DeltaLensError: the model fails on a row, or a custom metric returns no numbers.
+        """
+        return {name.full: measured for name, measured in self._measurements(model)}
+
+    def measure_by_data(self, model: nn.Module) -> dict[str, Metrics]:
+        """Measure all metrics of a model, grouped by data.
+
+        Args:
+            model: the model.
+
+        Returns:
+            Data -> metric -> measurement. A custom metric's `train/loss` is the loss on `train`.
+
+        Raises:
+            DeltaLensError: see `measure`.
+        """
+        by_data: dict[str, Metrics] = {}
+        for name, measured in self._measurements(model):
+            by_data.setdefault(name.data, {})[name.metric] = measured
+        return by_data
+
+    def check_first(self, metrics: Mapping[str, Measurement], model: nn.Module) -> None:
+        """Refuse the model that a study is about if one of deltalens's metrics is NaN.
+
+        Args:
+            metrics: what `measure` returned for it.
+            model: the model.
+
+        Raises:
+            DeltaLensError: names the dtype, and says what to do.
         """
         if self.suite.metric is not None or self._where is None:
             return
-        theirs = {one.name for one in self.suite.installed}
-        ours = {name: m for name, m in found.items() if not theirs & {*name.split("/")}}
+        installed = {metric.name for metric in self.suite.installed}
+        ours = {name: m for name, m in metrics.items() if not installed & {*name.split("/")}}
         check_measured(ours, model, self._where)
 
-    def _found(self, model: nn.Module) -> _Found:
+    def _measurements(self, model: nn.Module) -> _Measurements:
         if self.suite.metric is not None:
-            for whole, value in measured_by(self.suite.metric, model).items():
-                yield _own(whole), Measurement(value)
+            for full, value in measure_with(self.suite.metric, model).items():
+                yield _custom_name(full), Measurement(value)
             return
         parts: list[tuple[str, str, Callable[[nn.Module], Metrics]]] = [
             (scoring.name, f"{scoring.name}/" if len(self.scorings) > 1 else "", scoring.measure)
@@ -291,29 +361,36 @@ class ReadySuite:
         if self._fidelity is not None:
             parts.append((TEXTS, "", self._fidelity.measure))
         for data, prefix, measure in parts:
-            found = measure(model)
-            for short, measured in found.items():
-                if self._is_kept(short, prefix + short, found):
-                    yield _Name(prefix + short, data, short), measured
-        for one in self.suite.installed:
-            for whole, value in one.measure(model, self._tokenizer).items():
-                yield _own(whole), Measurement(value)
+            metrics = measure(model)
+            for name, measured in metrics.items():
+                if self._is_kept(name, prefix + name, metrics):
+                    yield _Name(prefix + name, data, name), measured
+        for metric in self.suite.installed:
+            for full, value in metric.measure(model, self._tokenizer).items():
+                yield _custom_name(full), Measurement(value)
 
-    def _is_kept(self, short: str, whole: str, beside: Metrics) -> bool:
+    def _is_kept(self, name: str, full_name: str, measured_with: Metrics) -> bool:
         wanted = {*self.suite.metrics}
-        if self.suite.by_data and wanted <= FIDELITY and not wanted & beside.keys():
+        if self.suite.by_data and wanted <= FIDELITY and not wanted & measured_with.keys():
             return True
-        return not wanted or short in wanted or whole in wanted
+        return not wanted or name in wanted or full_name in wanted
 
 
-def _own(whole: str) -> _Name:
-    data, _, short = whole.rpartition("/")
-    return _Name(whole, data or OWN, short)
+def _custom_name(full: str) -> _Name:
+    data, _, metric = full.rpartition("/")
+    return _Name(full, data or NO_DATA, metric)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model in training is in evaluation mode for the duration of the block."""
+    """Put a model in training into evaluation mode for the duration of the block.
+
+    Args:
+        model: the model.
+
+    Yields:
+        None.
+    """
     training = model.training
     model.eval()
     try:

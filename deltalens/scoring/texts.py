@@ -1,5 +1,5 @@
-"""The texts that fidelity is measured on: sampled once, and kept in the study for every later call
-of it."""
+"""The texts on which fidelity is measured: sampled once, and stored with the study, so that it can
+be resumed."""
 
 from __future__ import annotations
 
@@ -18,96 +18,107 @@ from deltalens.scoring.turns import ends_of
 
 __all__ = [
     "FidelityTexts",
-    "KeptTexts",
     "Progress",
+    "StoredTexts",
     "fidelity_on",
     "vocabulary_of",
 ]
 
 
 class Progress(Protocol):
-    """Who is told what is being made ready."""
+    """Receives the progress of preparations."""
 
     @property
     def stage(self) -> Callable[[str, int | None], None]:
-        """A stage begins: its name, and its number of steps if known."""
+        """Called when a stage starts, with its title and its number of steps (None: unknown)."""
         ...
 
     @property
     def advance(self) -> Callable[[int], None]:
-        """So many steps of the stage are done."""
+        """Called with the number of further steps that are done."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityTexts:
-    """The texts that fidelity is measured on when there is no data."""
+    """The texts, sampled from the fine-tune, on which fidelity is measured."""
 
     sequences: int = 64
-    """How many are sampled from the fine-tune."""
+    """Number of texts."""
     new_tokens: int = 128
     """Tokens sampled per text."""
     seed: int = 0
-    """Of the sampling."""
+    """Seed of the sampling."""
 
     def check(self) -> None:
-        """Refuse what is no text to compare on.
+        """Refuse numbers that leave nothing to compare.
 
         Raises:
-            DeltaLensError: no text, or of a single token.
+            DeltaLensError: there is no text, or texts have a single token.
         """
         if self.sequences < 1 or self.new_tokens < 2:
-            raise DeltaLensError(f"fidelity needs a text of at least 2 tokens: {self}")
+            raise DeltaLensError(
+                "fidelity needs at least 1 text of 2 tokens; requested are "
+                f"{self.sequences} texts of {self.new_tokens} tokens"
+            )
 
     @property
     def identity(self) -> list[int]:
-        """Which texts, as JSON values."""
+        """What identifies the texts in a study's specification, as JSON values."""
         return [self.sequences, self.new_tokens, self.seed]
 
 
 @dataclass(frozen=True)
-class KeptTexts:
-    """Where the texts of a study are kept."""
+class StoredTexts:
+    """Where the texts of a study are stored."""
 
     folder: Path
-    """Of the study."""
-    again: bool = False
-    """Those that lie there are used again."""
+    """The study's folder."""
+    reuse: bool = False
+    """Whether to use texts that are stored there already."""
 
 
 def fidelity_on(
-    kept: KeptTexts, want: FidelityTexts, loaded: LoadedModel, watch: Progress, called: str
+    stored: StoredTexts, texts: FidelityTexts, loaded: LoadedModel, watch: Progress, label: str
 ) -> Fidelity:
-    """Fidelity to a model, on texts of its own.
+    """Prepare measuring fidelity to a model, on texts sampled from it.
 
     Args:
-        kept: where they are, or will be.
-        want: which texts.
+        stored: where the texts are, or will be, stored.
+        texts: which texts to sample, if there are none.
         loaded: the model.
-        watch: told of stages.
-        called: what the model is called there.
+        watch: receives the progress.
+        label: how the model is called in messages: "the fine-tune".
+
+    Returns:
+        The comparison with the model.
 
     Raises:
-        RecordError: the texts that are kept are damaged.
+        RecordError: the stored texts are damaged.
+        DeltaLensError: texts cannot be sampled from the model, or be written.
     """
-    if kept.again and has_texts(kept.folder):
-        texts = read_texts(kept.folder, vocabulary_of(loaded.model))
+    if stored.reuse and has_texts(stored.folder):
+        tokens = read_texts(stored.folder, vocabulary_of(loaded.model))
     else:
-        watch.stage(f"sampling texts from {called}", want.sequences)
-        texts = sample_texts(
+        watch.stage(f"sampling texts from {label}", texts.sequences)
+        tokens = sample_texts(
             loaded.model,
-            want.sequences,
-            want.new_tokens,
-            want.seed,
+            texts.sequences,
+            texts.new_tokens,
+            texts.seed,
             watch.advance,
             ends_of(loaded.tokenizer, loaded.model).stops,
         )
-        write_texts(kept.folder, texts)
-    watch.stage(f"{called}'s own answers", len(texts))
-    return Fidelity(loaded.model, texts, watch.advance)
+        write_texts(stored.folder, tokens)
+    watch.stage(f"predictions of {label}", len(tokens))
+    return Fidelity(loaded.model, tokens, watch.advance)
 
 
 def vocabulary_of(model: nn.Module) -> int:
-    """How many tokens a model knows; 0 where its configuration does not say."""
+    """Get the size of a model's vocabulary.
+
+    Returns:
+        A number of tokens; 0 if the configuration does not say.
+    """
     config: Any = model.config
     return int(getattr(config.get_text_config(), "vocab_size", None) or 0)

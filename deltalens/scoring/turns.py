@@ -1,4 +1,4 @@
-"""Conversations as their chat template writes them, and where an answer ends."""
+"""Applying chat templates to conversations, and finding where an answer ends."""
 
 from __future__ import annotations
 
@@ -11,30 +11,34 @@ from deltalens.io.platform import quiet_panics
 from deltalens.scoring.deadline import Deadline
 from deltalens.scoring.rows import DataFile, Row, Turns
 
-__all__ = ["SECONDS_OF_TEMPLATE", "Ends", "check_template", "ends_of", "text_ends", "written"]
+__all__ = ["TEMPLATE_SECONDS", "Ends", "apply_template", "check_template", "ends_of", "text_ends"]
 
-SECONDS_OF_TEMPLATE = 5.0
-"""For one row; a long conversation takes thousandths. A template can loop without end."""
+TEMPLATE_SECONDS = 5.0
+"""Time limit of a template for one row. A long conversation takes milliseconds, but a template can
+contain an endless loop."""
 _ANSWER = "answer7f3a"
 _PROBE = ({"role": "user", "content": "question7f3a"}, {"role": "assistant", "content": _ANSWER})
 
 
-def written(
+def apply_template(
     tokenizer: Any, row: Row, turns: Turns, data: DataFile, *, prompting: bool = False
 ) -> str:
-    """Messages of a row, as the tokenizer's chat template writes them out.
+    """Turn messages into text with the tokenizer's chat template.
 
     Args:
-        tokenizer: it has a template.
-        row: tells of tools, and of further arguments of the template.
-        turns: the messages, whole.
-        data: whose row it is.
-        prompting: with what comes before an answer that is still to be given.
+        tokenizer: a tokenizer with a chat template.
+        row: the row, which may have tools and further arguments of the template.
+        turns: the messages.
+        data: the row's file, for the message.
+        prompting: whether to append what introduces the assistant's next answer.
+
+    Returns:
+        The text.
 
     Raises:
-        DataError: the template refuses them, or writes out how a list looks in Python.
+        DataError: the template fails, or does not support messages that consist of parts.
     """
-    with errors_from("the chat template", f"{data.path}: {row.place}", kind=DataError):
+    with errors_from("the chat template", f"{data.path}: {row.location}", kind=DataError):
         text = tokenizer.apply_chat_template(
             list(turns),
             tools=None if row.tools is None else list(row.tools),
@@ -45,58 +49,70 @@ def written(
     for turn in turns:
         if isinstance(turn.get("content"), list) and str(turn["content"]) in text:
             raise DataError(
-                f"{data.path}: {row.place}: the chat template takes no parts; give a message's "
-                "'content' as one text"
+                f"{data.path}: {row.location}: the chat template does not support messages with "
+                "parts; make each message's 'content' a single text"
             )
     return str(text)
 
 
 def check_template(tokenizer: Any, data: DataFile) -> None:
-    """Refuse conversations that no template can write out.
+    """Refuse conversations if the tokenizer has no chat template.
+
+    Args:
+        tokenizer: the tokenizer.
+        data: the rows' file, for the message.
 
     Raises:
         DataError: there is no chat template.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(
-            f"{data.path}: rows are conversations and the tokenizer has no chat template; give "
+            f"{data.path}: rows are conversations, but the tokenizer has no chat template; use "
             "'prompt' and 'completion' as texts instead"
         )
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Where an answer ends."""
+    """The tokens by which the end of an answer is found."""
 
     stops: frozenset[int]
-    """Tokens at which generation stops: the union of what the model's generation configuration, the
-    tokenizer, and the chat template end an answer with."""
+    """Tokens at which generation stops, according to the model's generation configuration, the
+    tokenizer, or the chat template."""
     padding: frozenset[int]
-    """Tokens that may stand behind an answer's end without being part of it: special tokens, and
-    what the template writes after a turn's end."""
+    """Tokens that may follow the end of an answer without being part of it: special tokens, and
+    what the template writes after the end of a turn."""
 
     def length(self, ids: Sequence[int], start: int) -> int:
-        """How many tokens there are up to an answer's end: what a template or a tokenizer writes
-        behind it is left out. All, where no stop is found at the end.
+        """Find the end of an answer, without what a template or tokenizer appends to it.
 
         Args:
-            ids: the whole sequence.
-            start: where the answer begins, at the earliest.
+            ids: the sequence.
+            start: the earliest index at which the answer can begin.
+
+        Returns:
+            The number of tokens up to the end of the answer; of all tokens, if none of the last
+            ones is a stop.
         """
-        end = place = len(ids)
-        while place > start and (ids[place - 1] in self.stops or ids[place - 1] in self.padding):
-            place -= 1
-            if ids[place] in self.stops:
-                end = place + 1
+        end = position = len(ids)
+        while position > start and (
+            ids[position - 1] in self.stops or ids[position - 1] in self.padding
+        ):
+            position -= 1
+            if ids[position] in self.stops:
+                end = position + 1
         return end
 
 
 def ends_of(tokenizer: Any | None, model: Any | None = None) -> Ends:
-    """What ends an answer of a model.
+    """Determine which tokens end a model's answers.
 
     Args:
-        tokenizer: the model's, if it has one.
-        model: its generation configuration counts.
+        tokenizer: the model's tokenizer; None if it has none.
+        model: the model, for its generation configuration; None: that is not considered.
+
+    Returns:
+        The tokens.
     """
     stops = set(_ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None)))
     if tokenizer is None:
@@ -106,38 +122,46 @@ def ends_of(tokenizer: Any | None, model: Any | None = None) -> Ends:
     stops |= set(_ids(tokenizer.eos_token_id))
     if tokenizer.eos_token_id is None:
         stops |= set(_ids(tokenizer.sep_token_id))
-    end, behind = _turn_end(tokenizer)
-    return Ends(frozenset(stops | set(_ids(end))), frozenset(specials | set(behind)))
+    end, appended = _turn_end(tokenizer)
+    return Ends(frozenset(stops | set(_ids(end))), frozenset(specials | set(appended)))
 
 
 def text_ends(ends: Ends, tokenizer: Any) -> Ends:
-    """What ends a text: the tokenizer's end of sequence, and nothing else."""
+    """Determine which tokens end a text: only the tokenizer's end-of-sequence token.
+
+    Args:
+        ends: what ends an answer.
+        tokenizer: the tokenizer.
+
+    Returns:
+        The tokens.
+    """
     return Ends(frozenset(_ids(tokenizer.eos_token_id)), ends.padding)
 
 
 def _turn_end(tokenizer: Any) -> tuple[int | None, list[int]]:
-    """The first token of its own that the template writes behind an answer, and what comes behind
-    that; found by an answer that stands nowhere else."""
+    """The first special or added token that the template writes after an answer, and the tokens
+    after that. To find them, the template is applied to an answer that occurs nowhere else."""
     if not getattr(tokenizer, "chat_template", None):
         return None, []
     try:
-        with quiet_panics(), Deadline(SECONDS_OF_TEMPLATE) as deadline:
+        with quiet_panics(), Deadline(TEMPLATE_SECONDS) as deadline:
             deadline.restart("the chat template, on two short messages,")
             text = tokenizer.apply_chat_template(list(_PROBE), tokenize=False)
-            _, found, rest = text.rpartition(_ANSWER)
-            ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if found else []
-    except BaseException as error:  # A template may refuse the two messages, with any error.
+            _, answer, rest = text.rpartition(_ANSWER)
+            ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if answer else []
+    except BaseException as error:  # A template may refuse the two messages with any error.
         if not is_library_error(error) or isinstance(error, DeltaLensError):
             raise
         return None, []
-    own = {i for i, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
-    for place, token in enumerate(ids):
-        if token in own or token in tokenizer.all_special_ids:
-            return token, ids[place + 1 :]
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
+    for index, token in enumerate(ids):
+        if token in added or token in tokenizer.all_special_ids:
+            return token, ids[index + 1 :]
     return None, []
 
 
-def _ids(found: Any) -> list[int]:
-    """One id, several, or none, as configurations have it."""
-    several = found if isinstance(found, (list, tuple)) else [found]
-    return [one for one in several if isinstance(one, int)]
+def _ids(value: Any) -> list[int]:
+    """The token ids in a configuration's value: one, several, or none."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [item for item in values if isinstance(item, int)]

@@ -1,5 +1,6 @@
-"""How the axes of a study grow: what a folder holds and what is asked for now, as one call would
-have asked for it. The order does not depend on which came first."""
+"""How the axes of a study grow. Each function merges the values that a study's folder records with
+those that a new call requests, into the values that one call for both would have recorded: the
+result does not depend on which came first."""
 
 from __future__ import annotations
 
@@ -7,41 +8,89 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-__all__ = ["in_order", "largest", "named", "numbers", "rates", "settings"]
+__all__ = ["in_order", "largest", "names", "numbers", "rates", "settings"]
 
 
 def in_order(values: Sequence[str], order: Sequence[str]) -> list[str]:
-    """Each once, in the order of those that a study knows."""
-    return [value for value in order if value in values]
+    """Sort names as a study's table does, and remove duplicates.
+
+    Args:
+        values: names, in any order.
+        order: the names that the study knows, in the order of its table.
+
+    Returns:
+        The known names in that order, then all others alphabetically.
+    """
+    return [value for value in order if value in values] + sorted({*values} - {*order})
 
 
-def named(order: Sequence[str]) -> Callable[[Any, Any], list[str]]:
-    """Of names that a study knows: strategies, methods."""
-    return lambda held, now: in_order([*held, *now], order)
+def names(order: Sequence[str]) -> Callable[[Any, Any], list[str]]:
+    """Make a function that merges two lists of names, such as strategies or methods.
+
+    Args:
+        order: the names that the study knows, in the order of its table.
+
+    Returns:
+        (recorded, requested) -> the names of both, sorted by `in_order`.
+    """
+    return lambda recorded, requested: in_order([*recorded, *requested], order)
 
 
-def largest(held: int, now: int) -> int:
-    """Of counts whose members are numbered from 0: seeds, repeats."""
-    return max(held, now)
+def largest(recorded: int, requested: int) -> int:
+    """Merge two counts whose members are numbered from 0, such as seeds or repeats.
+
+    Args:
+        recorded: the count in the study's folder.
+        requested: the count of the new call.
+
+    Returns:
+        The larger of the two.
+    """
+    return max(recorded, requested)
 
 
-def numbers(held: Sequence[int], now: Sequence[int]) -> list[int]:
-    """Of numbers: sizes of groups."""
-    return sorted({*held, *now})
+def numbers(recorded: Sequence[int], requested: Sequence[int]) -> list[int]:
+    """Merge two lists of whole numbers, such as group sizes.
+
+    Args:
+        recorded: the numbers in the study's folder.
+        requested: the numbers of the new call.
+
+    Returns:
+        The numbers of both, ascending, without duplicates.
+    """
+    return sorted({*recorded, *requested})
 
 
-def rates(held: Sequence[str], now: Sequence[str]) -> list[str]:
-    """Of exact rates as `show_rate` writes them."""
-    return sorted({*held, *now}, key=Fraction)
+def rates(recorded: Sequence[str], requested: Sequence[str]) -> list[str]:
+    """Merge two lists of exact rates, written as `show_rate` writes them.
+
+    Args:
+        recorded: the rates in the study's folder.
+        requested: the rates of the new call.
+
+    Returns:
+        The rates of both, ascending, without duplicates.
+    """
+    return sorted({*recorded, *requested}, key=Fraction)
 
 
 def settings(order: Sequence[str]) -> Callable[[Any, Any], dict[str, Any] | None]:
-    """Of each method's own settings, which have to be the same wherever both have the method."""
+    """Make a function that merges two mappings from methods to their settings.
 
-    def union(held: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any] | None:
-        if any(held[name] != now[name] for name in held.keys() & now.keys()):
+    Args:
+        order: the methods that the study knows, in the order of its table.
+
+    Returns:
+        (recorded, requested) -> the settings of both, sorted by `in_order`; None if a method has
+        different settings in the two.
+    """
+
+    def merge(recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> dict[str, Any] | None:
+        shared = recorded.keys() & requested.keys()
+        if any(recorded[name] != requested[name] for name in shared):
             return None
-        found = {**held, **now}
-        return {name: found[name] for name in in_order(list(found), order)}
+        merged = {**recorded, **requested}
+        return {name: merged[name] for name in in_order(list(merged), order)}
 
-    return union
+    return merge

@@ -1,4 +1,4 @@
-"""The delta of a pair, streamed chunk by chunk straight from the two files."""
+"""The deltas of pairs of tensors, streamed chunk by chunk from the two files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["DeltaChunk", "DeltaStream", "Span"]
 
 
 class Span(NamedTuple):
-    """A run of a pair's entries, given to one worker."""
+    """Consecutive entries of a pair, from `start` to `stop`; the work of one thread."""
 
     pair: TensorPair
     start: int
@@ -27,7 +27,7 @@ class Span(NamedTuple):
 
 
 class DeltaChunk:
-    """A run of consecutive entries of a pair; valid until the next one is asked for."""
+    """Consecutive entries of a pair; valid until the next chunk is read."""
 
     __slots__ = ("_delta", "_scratch", "base", "ft", "pair", "start")
 
@@ -44,7 +44,7 @@ class DeltaChunk:
 
     @property
     def delta(self) -> Tensor:
-        """ft - base in fp32, 1-D, computed when first asked for. (fp64 is subtracted in fp64, then
+        """ft - base in fp32, 1-D, computed at the first access. (fp64 is subtracted in fp64, then
         rounded.)"""
         if self._delta is None:
             self._delta = self._subtract()
@@ -62,11 +62,11 @@ class DeltaChunk:
 
 
 class DeltaStream:
-    """Reads pairs chunk by chunk into buffers that are made once a thread.
+    """Reads pairs chunk by chunk, into buffers that are allocated once per thread.
 
     Args:
-        device: where the chunks are wanted and the delta is computed.
-        chunk: entries at a time; no result depends on it.
+        device: where chunks are put and deltas are computed.
+        chunk: entries per chunk; no result depends on it.
     """
 
     def __init__(self, device: torch.device | str = "cpu", chunk: int | None = None) -> None:
@@ -77,14 +77,31 @@ class DeltaStream:
         self._ft, self._base, self._scratch = StoredReader(), StoredReader(), Scratch()
 
     def parts(self, pairs: Iterable[TensorPair]) -> list[Span]:
-        """These pairs, cut into spans of a few chunks that different threads may visit."""
+        """Divide pairs into spans of a few chunks, which different threads may visit.
+
+        Args:
+            pairs: the pairs.
+
+        Returns:
+            The spans, in order.
+        """
         step = self.chunk * (SIZES.part // self.chunk or 1)
         return [
             Span(pair, start, stop) for pair in pairs for start, stop in runs(0, pair.entries, step)
         ]
 
     def chunks(self, span: Span) -> Iterator[DeltaChunk]:
-        """The chunks of a span, in order."""
+        """Read a span.
+
+        Args:
+            span: the entries.
+
+        Yields:
+            Its chunks, in order; each is valid until the next.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
         for start, stop in runs(span.start, span.stop, self.chunk):
             yield self._read(span.pair, start, stop)
 
@@ -99,7 +116,15 @@ class DeltaStream:
         return DeltaChunk(pair, start, ft.to(self.device), base.to(self.device), self._scratch)
 
     def sample(self, pairs: Iterable[TensorPair], stride: int) -> Iterator[Sample]:
-        """The deltas of every so many-th entry of each pair; each valid until the next."""
+        """Sample the deltas of pairs.
+
+        Args:
+            pairs: the pairs.
+            stride: read the entries 0, stride, 2 stride, ... of each.
+
+        Yields:
+            The deltas of each pair; valid until the next.
+        """
         for pair in pairs:
             ft = self._ft.sample(pair.ft, pair.entries, stride)
             base = self._base.sample(pair.base, pair.entries, stride)

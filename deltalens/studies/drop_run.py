@@ -1,5 +1,5 @@
-"""What one invocation of a drop study does: it selects, prepares a worker, and has it, or others
-like it, measure every cell that is left."""
+"""The work of one invocation of a drop study: select entries, prepare workers, and measure every
+cell that is left."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from deltalens.numerics.selection import Selection
 from deltalens.numerics.workers import workers
 from deltalens.scoring.loading import LoadedModel, check_fits
 from deltalens.scoring.suite import Metrics, ReadySuite
-from deltalens.scoring.texts import KeptTexts, Progress, vocabulary_of
+from deltalens.scoring.texts import Progress, StoredTexts, vocabulary_of
 from deltalens.studies.deltas import DeltaStream
 from deltalens.studies.drop_spec import BASE, DropSpec
 from deltalens.studies.engine import StudyWatch, run_cells
-from deltalens.studies.executors import Tell
+from deltalens.studies.executors import Report
 from deltalens.studies.live import LiveModel
+from deltalens.studies.measuring import Measuring
 from deltalens.studies.paired import PairedModels, PairRecipe, at_work
 from deltalens.studies.selecting import DropSetting, no_delta, select_unit
 
@@ -28,12 +29,12 @@ __all__ = ["DropWorker", "measure_drops"]
 _FINE_TUNE = "fine-tune"
 
 Selections = Mapping[DropSetting, Mapping[str, Selection]]
-"""Of every setting: the selection of each tensor's unit, by the tensor's stored name."""
+"""Drop -> stored name of a tensor -> the selection on the tensor's unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DropRecipe(PairRecipe):
-    """How a drop study's worker is prepared."""
+    """Prepares the workers of a drop study (see `Recipe`)."""
 
     spec: DropSpec
     selections: Selections
@@ -45,17 +46,17 @@ class DropRecipe(PairRecipe):
 
 @dataclass(frozen=True)
 class _Unmeasured:
-    """A model that cannot be measured."""
+    """The base cannot be measured."""
 
-    why: str
+    reason: str
 
 
 class DropWorker:
-    """A live model that each cell is made of, straight from the two checkpoints (see `Worker`)."""
+    """A live model that is edited for each cell, from the two checkpoints (see `Worker`)."""
 
     def __init__(self, recipe: DropRecipe, watch: Progress) -> None:
         self._recipe, pairing = recipe, recipe.models.pairing
-        self._exact = {float(rate): rate for rate in recipe.spec.rates}
+        self._exact_rates = {float(rate): rate for rate in recipe.spec.rates}
         watch.stage("loading the model", None)
         self._loaded = recipe.models.loading.load(pairing.ft)
         self._live = LiveModel(self._loaded.model, pairing)
@@ -64,27 +65,31 @@ class DropWorker:
         )
         self.notes = self._suite.notes
 
-    def measure(self, setting: Setting, tell: Tell) -> Metrics | _Unmeasured:
+    def measure(self, setting: Setting, report: Report) -> Metrics | _Unmeasured:
         """See `Worker`."""
         if setting["strategy"] == BASE:
             self._live.restore()
             return self._measure_base()
         self.edit(setting)
-        found = self._suite.measure(self._loaded.model)
+        metrics = self._suite.measure(self._loaded.model)
         if setting["rate"] == 0:
-            self._suite.check_first(found, self._loaded.model)
-        return found
+            self._suite.check_first(metrics, self._loaded.model)
+        return metrics
 
     def edit(self, setting: Setting) -> None:
-        """Make the live model the one of this cell."""
-        rate = self._exact[setting["rate"]]
+        """Edit the live model for a cell.
+
+        Args:
+            setting: the cell's, of any strategy but the base.
+        """
+        rate = self._exact_rates[setting["rate"]]
         if rate == 0:
             self._live.restore()
             return
         drop = DropSetting(setting["strategy"], rate, setting["seed"])
         if drop in self._recipe.selections:
-            names = self._recipe.selections[drop]
-            self._live.edit(names.__getitem__, rate if self._recipe.spec.rescale else None)
+            selections = self._recipe.selections[drop]
+            self._live.edit(selections.__getitem__, rate if self._recipe.spec.rescale else None)
         else:
             self._live.put_back_all()
 
@@ -95,20 +100,22 @@ class DropWorker:
             vars(self).clear()
 
     def _measure_base(self) -> Metrics | _Unmeasured:
-        """The base's own model, where putting everything back does not make it."""
+        """Measure the base as a model of its own, where reverting all entries does not yield it."""
         try:
             base = self._load_base()
-            rows = [vocabulary_of(loaded.model) for loaded in (self._loaded, base)]
-            if rows[1] < rows[0]:
-                raise DeltaLensError(f"it knows {rows[1]:,} tokens of the fine-tune's {rows[0]:,}")
+            known, needed = (vocabulary_of(loaded.model) for loaded in (base, self._loaded))
+            if known < needed:
+                raise DeltaLensError(
+                    f"its vocabulary has {known:,} tokens, that of the fine-tune {needed:,}"
+                )
             return self._suite.measure(base.model)
-        except Exception as error:  # Another model than the metrics were made for: any kind.
+        except Exception as error:  # The metrics were written for the fine-tune: anything can fail.
             return _Unmeasured(
                 str(error) if isinstance(error, DeltaLensError) else describe_error(error)
             )
 
     def _load_base(self) -> LoadedModel:
-        """As a model of its own, beside the fine-tune."""
+        """Load the base beside the fine-tune."""
         base, loading = self._recipe.models.pairing.base, self._recipe.models.loading
         batch_tokens = self._recipe.spec.suite.batch_tokens
         check_fits(base, loading.dtype, loading.device, batch_tokens)
@@ -119,36 +126,37 @@ def measure_drops(
     spec: DropSpec,
     models: PairedModels,
     folder: StudyFolder,
-    watch: StudyWatch,
-    jobs: int,
-    executor: str | None,
+    measuring: Measuring,
 ) -> None:
     """Measure every cell that is left.
 
     Args:
-        spec: the study.
+        spec: the study's specification.
         models: the fine-tune and its base.
-        folder: open for writing.
-        watch: told of stages, progress and finished cells.
-        jobs, executor: as `run_cells` takes them.
+        folder: the study's folder, open for writing.
+        measuring: by how many workers, and whom to tell of progress.
+
+    Raises:
+        DeltaLensError: there is no delta, a model is not finite, or a worker failed.
     """
 
     def cells_of(
-        setting: Setting, found: Metrics | _Unmeasured
+        setting: Setting, measured: Metrics | _Unmeasured
     ) -> Sequence[tuple[Setting, Metrics]]:
-        if isinstance(found, _Unmeasured):
-            # Its values are NaN, and a note says why.
-            note = f"the base's own model cannot be measured beside the fine-tune: {found.why}"
+        if isinstance(measured, _Unmeasured):
+            # The cell's values are NaN, and a note says why.
+            note = f"the base cannot be measured as a model of its own: {measured.reason}"
             folder.facts["notes"].append(note)
             folder.write_manifest()
             names = {name for done in folder.cells for name in done.metrics}
-            found = {name: Measurement(math.nan) for name in sorted(names)}
-        return [(setting, found)]
+            measured = {name: Measurement(math.nan) for name in sorted(names)}
+        return [(setting, measured)]
 
+    watch = measuring.watch
     recipe = DropRecipe(
         spec=spec,
         models=models,
-        texts=KeptTexts(folder.path, again=bool(folder.cells)),
+        texts=StoredTexts(folder.path, reuse=bool(folder.cells)),
         selections=_select(spec, models, folder, watch),
     )
     with at_work(recipe, folder, watch) as worker:
@@ -158,38 +166,41 @@ def measure_drops(
             recipe.elsewhere(),
             worker,
             watch,
-            same=_same_point,
-            after=_ground,
+            point_of=_point_of,
+            requires=_requires,
             cells_of=cells_of,
-            jobs=jobs,
-            executor=executor,
+            jobs=measuring.jobs,
+            executor=measuring.executor,
         )
 
 
 def _select(
     spec: DropSpec, models: PairedModels, folder: StudyFolder, watch: StudyWatch
 ) -> Selections:
-    """One pass over the deltas: the selections of all cells, unit by unit.
+    """Select the entries of all drops, in one pass over the deltas.
 
     Raises:
         DeltaLensError: there is no delta.
     """
     pairing, settings = models.pairing, spec.drop_settings()
-    selections: dict[DropSetting, dict[str, Selection]] = {one: {} for one in settings}
+    selections: dict[DropSetting, dict[str, Selection]] = {setting: {} for setting in settings}
     units = pairing.units(spec.scope)
     watch.stage("ranking the delta", pairing.entries)
     unchanged = 0
-    probe = settings or [DropSetting("trivial", Fraction(1, 2))]
-    if all(setting.strategy == "random" for setting in probe):
-        probe = [*probe, DropSetting("trivial", Fraction(0))]
+    # `random` alone would not read the deltas: whether there is one would stay unknown.
+    to_select = settings or [DropSetting("trivial", Fraction(1, 2))]
+    if all(setting.strategy == "random" for setting in to_select):
+        to_select = [*to_select, DropSetting("trivial", Fraction(0))]
     stream = DeltaStream()
     with workers() as mapper:
         for unit in units:
-            found = select_unit(unit, probe, stream, changed_only=spec.changed_only, mapper=mapper)
-            unchanged += found.unchanged or 0
+            selected = select_unit(
+                unit, to_select, stream, changed_only=spec.changed_only, mapper=mapper
+            )
+            unchanged += selected.unchanged or 0
             for setting in settings:
-                for one in unit.pairs:
-                    selections[setting][one.name] = found.selections[setting]
+                for pair in unit.pairs:
+                    selections[setting][pair.name] = selected.selections[setting]
             watch.advance(unit.entries)
     if unchanged == pairing.entries:
         raise no_delta(pairing)
@@ -197,13 +208,14 @@ def _select(
     return selections
 
 
-def _same_point(setting: Setting) -> str | None:
-    """Rate 0 is the fine-tune, and at rate 1 all is put back, whatever strategy and seed."""
+def _point_of(setting: Setting) -> str | None:
+    """At rate 0 the model is the fine-tune, and at rate 1 all entries are reverted, for every
+    strategy and seed."""
     if setting["strategy"] == BASE:
-        return "the base's own model"
-    return {0.0: _FINE_TUNE, 1.0: "all put back"}.get(setting["rate"])
+        return "base"
+    return {0.0: _FINE_TUNE, 1.0: "all reverted"}.get(setting["rate"])
 
 
-def _ground(setting: Setting) -> str | None:
-    """What the base's own model has to be measured by is known once the fine-tune is measured."""
+def _requires(setting: Setting) -> str | None:
+    """The fine-tune comes before the base: its metrics are needed if the base has none."""
     return _FINE_TUNE if setting["strategy"] == BASE else None

@@ -1,7 +1,8 @@
-"""What a method costs a training: samples per second, FLOPs and memory (GMT, Table 3)."""
+"""The cost of methods in a training: samples per second, FLOPs and memory (GMT, Table 3)."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,17 +27,18 @@ from deltalens.io.records import (
 )
 from deltalens.scoring.finite import check_model
 from deltalens.scoring.loading import load_model, pick_device
+from deltalens.scoring.planning import plan_training
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.rows import DataFile, read_rows
 from deltalens.scoring.suite import Metrics
 from deltalens.scoring.tokens import Batch, batches, encode_rows, padding_of
 from deltalens.studies import axes
 from deltalens.studies.engine import StudyWatch, read_weights, run_cells
-from deltalens.studies.executors import Tell
-from deltalens.studies.training_plans import cells_own
-from deltalens.training.methods import method_callbacks
+from deltalens.studies.executors import Report
+from deltalens.studies.training_plans import known_methods, method_settings, with_methods
+from deltalens.training.methods import Method, method_of
 from deltalens.training.run import check_trainable, training_dtype
-from deltalens.training.spec import TrainingSpec, check_own
+from deltalens.training.spec import TrainingSpec
 
 __all__ = ["KIND", "efficiency"]
 
@@ -50,81 +52,94 @@ def efficiency(
     out: str | Path,
     spec: TrainingSpec,
     *,
-    methods: Sequence[str] = _KNOWN.default,
+    methods: Sequence[Method] = (),
     repeats: int = 7,
     steps: int = 5,
     fields: Mapping[str, str] | None = None,
     limit: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    trust_remote_code: bool = False,
     fresh: bool = False,
     watch: StudyWatch | None = None,
 ) -> StudyRecord:
-    """Time a training's steps under several methods, in blocks that take turns.
+    """Time training steps under several methods, in alternating blocks of steps.
 
-    One model trains throughout, on batches of one size; each block is a cell. The methods' order
-    rotates from repeat to repeat.
+    A single model is trained throughout, on batches of equal size. Each block is a cell. The order
+    of the methods rotates from repeat to repeat.
 
     Args:
-        model, data, fields, limit, device, dtype: as `train` takes them.
+        model, data, fields, limit, device, dtype, trust_remote_code: as `train` takes them.
         out: the study's folder.
-        spec: the training's settings; the method is the cell's.
-        methods: which to compare; plain fine-tuning is always among them.
-        repeats: blocks of each method.
-        steps: steps in a block.
-        fresh: discard what the folder holds of another study.
+        spec: the settings that all methods share.
+        methods: the methods to compare, with `sft` added; (): sft, random-mask and gmt.
+        repeats: number of blocks of each method.
+        steps: optimizer steps per block.
+        fresh: discard any other study in the folder.
         watch: told of stages, progress and finished cells.
 
+    Returns:
+        The study's records.
+
     Raises:
-        DeltaLensError: bad input, before the model is loaded.
+        DeltaLensError: bad input, as far as it can be detected before the model is loaded.
     """
     watch, out = watch or StudyWatch(), Path(out)
-    methods = tuple(dict.fromkeys(("sft", *methods)))
-    unknown = [method for method in methods if method not in _KNOWN.methods]
+    chosen = with_methods(["sft"], methods or [method_of(name) for name in _KNOWN.default])
+    known, by_name = known_methods(KIND), {method.name: method for method in chosen}
+    unknown = [name for name in by_name if name not in known]
     if unknown:
-        raise DeltaLensError(f"method {unknown[0]!r}: choose from {', '.join(_KNOWN.methods)}")
-    check_own(methods, spec.given)
+        raise DeltaLensError(f"method {unknown[0]!r}: choose from {', '.join(known)}")
     if repeats < 1 or steps < 1:
-        raise DeltaLensError(f"repeats {repeats}, steps {steps}: at least 1")
+        raise DeltaLensError(f"repeats {repeats}, steps {steps}: must be at least 1")
     rows = read_rows(data, limit, fields)
     checkpoint = open_checkpoint(model)
-    where = pick_device(device)
-    kind = training_dtype(dtype, checkpoint, where)
+    on_device = pick_device(device)
+    as_dtype = training_dtype(dtype, checkpoint, on_device)
     check_study_folder(out, [checkpoint.path])
+    if watch.on_plan is not None:
+        block = dataclasses.replace(spec, steps=steps)
+        blocks = (repeats + 1) * len(by_name)
+        watch.on_plan(plan_training("blocks", blocks, checkpoint, rows, (), block, on_device, 1))
     read_weights(watch, checkpoint)
     identity: dict[str, Any] = {
         **spec.shared(),
         "seed": spec.seed,
-        "methods": list(methods),
-        "settings": cells_own(spec, methods),
+        "methods": [*by_name],
+        "settings": method_settings(spec, chosen),
         "repeats": repeats,
         "steps_in_block": steps,
         "model": checkpoint.identity,
         "data": rows.identity,
-        "device": where.type,
-        "dtype": str(kind).removeprefix("torch."),
+        "device": on_device.type,
+        "dtype": str(as_dtype).removeprefix("torch."),
     }
+    if trust_remote_code:
+        identity["trust_remote_code"] = True
     columns, grows = _KNOWN.columns, {"repeats": axes.largest}
     with StudyFolder.open(out, KIND, identity, columns, fresh, grows) as study:
         watch.stage("loading the model", None)
-        loaded = load_model(checkpoint, kind, where)
-        bench = _Bench(loaded.model, rows, loaded.tokenizer, spec, steps, where, checkpoint.path)
+        loaded = load_model(checkpoint, as_dtype, on_device, trust_remote_code)
+        trainings = {name: spec.of(method, spec.seed) for name, method in by_name.items()}
+        bench = _Bench(
+            loaded.model, rows, loaded.tokenizer, spec, trainings, steps, on_device, checkpoint.path
+        )
         study.facts |= {"model": str(checkpoint.path), **bench.facts()}
         study.write_manifest()
-        # One block for nothing: caches, compiled loops, the optimizer's state.
-        for method in methods:
+        # Warm up caches, compiled loops and the optimizer's state.
+        for method in by_name:
             bench.block(method)
         cells: list[Setting] = [
-            {"method": methods[(place + repeat) % len(methods)], "repeat": repeat}
+            {"method": [*by_name][(turn + repeat) % len(by_name)], "repeat": repeat}
             for repeat in range(study.spec["repeats"])
-            for place in range(len(methods))
+            for turn in range(len(by_name))
         ]
         run_cells(study, cells, None, bench, watch)
     return load_study(out)
 
 
 class _Bench:
-    """A model in training, and batches that never end."""
+    """A model in training, on batches that repeat endlessly (see `Worker`)."""
 
     def __init__(
         self,
@@ -132,29 +147,38 @@ class _Bench:
         rows: DataFile,
         tokenizer: Any,
         spec: TrainingSpec,
+        trainings: Mapping[str, TrainingSpec],
         steps: int,
         device: torch.device,
-        where: Path,
+        path: Path,
     ) -> None:
-        check_trainable(model, tokenizer, where)
+        check_trainable(model, tokenizer, path)
         self.model, self.spec, self.steps, self.device = model, spec, steps, device
+        self.trainings = trainings
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay
+            model.parameters(), lr=spec.peak_learning_rate, weight_decay=spec.weight_decay
         )
         sequences, _ = encode_rows(rows, tokenizer, spec.max_length or longest_input(model), model)
         sequences = sequences[: len(sequences) // spec.batch_size * spec.batch_size]
         if not sequences:
-            raise DeltaLensError(f"{rows.path}: fewer rows than a batch of {spec.batch_size}")
-        check_model(model, sequences[0].ids, where)
+            raise DeltaLensError(f"{rows.path}: has fewer rows than a batch ({spec.batch_size})")
+        check_model(model, sequences[0].ids, path)
         model.train()
         pad = padding_of(tokenizer, model)
-        longest = max(len(one.ids) for one in sequences)
-        found = batches(sequences, spec.batch_size * longest, pad)
-        self.batches = [one.to(device) for one in found if len(one.rows) == spec.batch_size]
+        longest = max(len(sequence.ids) for sequence in sequences)
+        self.batches = [
+            batch.to(device)
+            for batch in batches(sequences, spec.batch_size * longest, pad)
+            if len(batch.rows) == spec.batch_size
+        ]
         self._next = cycle(self.batches)
 
     def facts(self) -> dict[str, Any]:
-        """What one step takes in floating-point operations, by torch's counter."""
+        """Count the floating-point operations of one step, by torch's counter, and parameters.
+
+        Returns:
+            JSON values by name.
+        """
         with FlopCounterMode(display=False) as counter:
             self._step()
         return {
@@ -162,7 +186,7 @@ class _Bench:
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
 
-    def measure(self, setting: Setting, tell: Tell) -> Metrics:
+    def measure(self, setting: Setting, report: Report) -> Metrics:
         """See `Worker`."""
         return self.block(setting["method"])
 
@@ -170,27 +194,35 @@ class _Bench:
         """See `Worker`."""
 
     def block(self, method: str) -> Metrics:
-        """Some steps under a method."""
-        own = self.spec.of(method)
+        """Train one block of steps under a method.
+
+        Args:
+            method: its name.
+
+        Returns:
+            Samples per second, seconds per step, the share of time in our hooks, and the peak of
+            memory in MB of 10^6 bytes.
+        """
+        training = self.trainings[method]
         with ExitStack() as stack:
             attached = [
                 stack.enter_context(callback.build(self.model))
-                for callback in method_callbacks(own)
+                for callback in training.method.callbacks(training.seed)
             ]
-            forget_peak(self.device)
-            self._wait()
+            reset_peak(self.device)
+            self._synchronize()
             begun = time.perf_counter()
             for _ in range(self.steps):
                 for _ in range(self.spec.accumulate):
                     self._backward()
                 self._update()
-            self._wait()
+            self._synchronize()
             seconds = time.perf_counter() - begun
         samples = self.steps * self.spec.accumulate * self.spec.batch_size
         return {
             "samples_per_second": Measurement(samples / seconds, n=samples),
             "step_seconds": Measurement(seconds / self.steps, n=self.steps),
-            "hook_share": Measurement(sum(one.seconds for one in attached) / seconds),
+            "hook_share": Measurement(sum(callback.seconds for callback in attached) / seconds),
             "peak_mb": Measurement(peak_mb(self.device)),
         }
 
@@ -214,18 +246,22 @@ class _Bench:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _wait(self) -> None:
+    def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
 def _is_target(batch: Batch) -> Tensor:
-    """Which tokens are predicted: the batch says at the place before each."""
+    """Which tokens are predicted (B, T): a batch marks the position before each."""
     return batch.targets.roll(1, dims=1)
 
 
-def forget_peak(device: torch.device) -> None:
-    """Begin to look for the peak of memory anew."""
+def reset_peak(device: torch.device) -> None:
+    """Start to measure the peak of memory anew.
+
+    Args:
+        device: whose memory; of a CPU, that of this process.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -236,13 +272,21 @@ def forget_peak(device: torch.device) -> None:
 
 
 def peak_mb(device: torch.device) -> float:
-    """The most memory since then, in MB of 10^6 bytes: the device's, or the process's own."""
+    """Read the peak of memory since `reset_peak`.
+
+    Args:
+        device: whose memory; of a CPU, that of this process.
+
+    Returns:
+        MB of 10^6 bytes; NaN if the operating system does not report it.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return next(_status("VmHWM"), float("nan"))
 
 
 def _status(name: str) -> Iterator[float]:
+    """A memory figure of this process, in MB of 10^6 bytes; nothing if there is none."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:

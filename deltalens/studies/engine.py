@@ -1,4 +1,4 @@
-"""The engine of every study: cells in order, a journal, resume, and the caller's view of it."""
+"""The engine of every study: cells in order, a journal, resuming, and progress for the caller."""
 
 from __future__ import annotations
 
@@ -12,45 +12,60 @@ from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.fingerprint import take_fingerprints
 from deltalens.io.records import Cell, Setting, StudyFolder
+from deltalens.scoring.planning import StudyPlan
 from deltalens.scoring.suite import Metrics, Suite
 from deltalens.studies.executors import (
     Executor,
     Recipe,
     Worker,
     find_executor,
+    local_reason,
     sequential,
-    why_it_stays,
 )
 
 __all__ = ["StudyWatch", "keep_better", "read_weights", "run_cells"]
 
 CellsOf = Callable[[Setting, Any], Sequence[tuple[Setting, Metrics]]]
-"""From a point and what was found there to the cells that are journalled of it, together."""
-_SECONDS = 0.5
+"""(point, what its worker measured) -> the cells to be journalled for it, together."""
+_POLL_SECONDS = 0.5
 
 
 @dataclass
 class StudyWatch:
-    """How a study tells what it is doing; every hook may be left as it is."""
+    """Callbacks through which a study reports its progress; each is optional."""
 
     stage: Callable[[str, int | None], None] = field(default=lambda name, total: None)
-    """A stage begins: its name, and its number of steps if known."""
+    """A stage begins: its name, and its number of steps (None: unknown)."""
     advance: Callable[[int], None] = field(default=lambda steps: None)
-    """So many steps of the stage are done."""
+    """This many further steps of the stage are done."""
     within: Callable[[float], None] = field(default=lambda cells: None)
-    """How far the running cells are, all together, in cells."""
+    """Progress within the running cells: the sum of their completed fractions, in cells."""
     on_cell: Callable[[Path, Cell], None] = field(default=lambda folder, cell: None)
-    """A cell has been journalled: the study's folder and the cell."""
+    """A cell has been journalled: the study's folder, and the cell."""
+    on_plan: Callable[[StudyPlan], None] | None = None
+    """All arguments are checked and nothing has begun: what the study will require."""
 
 
 def read_weights(watch: StudyWatch, *checkpoints: Checkpoint) -> None:
-    """Take the fingerprints that a study's identity needs, with progress."""
+    """Compute the fingerprints that a study's identity contains, and report progress.
+
+    Args:
+        watch: told of stages and progress.
+        checkpoints: all models of the study.
+    """
     take_fingerprints(checkpoints, watch.stage, lambda done, total: watch.advance(1))
 
 
 def keep_better(folder: StudyFolder, suite: Suite) -> None:
-    """Write down which way the caller's metrics are better. It decides no number, so it is no part
-    of what was asked: a later call may say it for the first time, or say otherwise."""
+    """Record which direction of the caller's metrics is better.
+
+    It changes no number and so is no part of the study's identity: a later call may add it or
+    change it.
+
+    Args:
+        folder: the study's folder, open for writing.
+        suite: what is measured.
+    """
     if suite.better:
         folder.facts["better"] = suite.better
         folder.write_manifest()
@@ -60,106 +75,108 @@ def run_cells(
     folder: StudyFolder,
     points: Sequence[Setting],
     recipe: Recipe[Any] | None,
-    here: Worker[Any],
+    local: Worker[Any],
     watch: StudyWatch,
     *,
-    same: Callable[[Setting], str | None] = lambda setting: None,
-    after: Callable[[Setting], str | None] = lambda setting: None,
-    cells_of: CellsOf = lambda setting, found: [(setting, found)],
+    point_of: Callable[[Setting], str | None] = lambda setting: None,
+    requires: Callable[[Setting], str | None] = lambda setting: None,
+    cells_of: CellsOf = lambda setting, measured: [(setting, measured)],
     is_done: Callable[[Setting], bool] | None = None,
     write_table: Callable[[], None] | None = None,
-    called: str = "cells",
+    unit: str = "cells",
     jobs: int = 1,
     executor: str | None = None,
 ) -> None:
-    """Measure what is not journalled yet, in order; write the table, also when interrupted.
+    """Measure the cells that are not journalled yet, in order; write the table, also when
+    interrupted.
 
     Args:
-        folder: open for writing.
-        points: the settings of all cells; or what several cells have in common that are measured
-            together.
-        recipe: prepares a worker in another process. None: only this one can measure.
-        here: a worker that is prepared in this process; whoever calls closes it.
+        folder: the study's folder, open for writing.
+        points: the settings of all cells; or, if several cells are measured together, what the
+            settings of each such group have in common.
+        recipe: prepares workers in other processes; None: only `local` can measure.
+        local: a worker in this process; the caller closes it.
         watch: told of every cell.
-        same: a name for cells that are one and the same point (rate 0 of every strategy is the
-            fine-tune): it is measured once, and journalled for each. None: a point of its own.
-        after: the point that a cell builds on; it waits until that one is measured.
-        cells_of: what is journalled of a point; a cell of the metrics that were found, if not
-            given.
-        is_done: whether nothing is left to measure at a point; if not given, whether its cell is
-            journalled.
-        write_table: writes it; the cells in the order of the points, if not given.
-        called: what the points are, for whoever watches.
-        jobs: cells that are measured at once.
-        executor: by whom (`find_executor`).
+        point_of: a name that cells share if they are the same model (at rate 0 every strategy is
+            the fine-tune): it is measured once, and journalled for each. None: no other cell is the
+            same.
+        requires: the name (`point_of`) of a point that has to be measured before the cell; None:
+            the cell requires no other.
+        cells_of: the cells to be journalled for a point; default: one with the metrics measured.
+        is_done: whether nothing is left to measure at a point; default: its cell is journalled.
+        write_table: writes the table; default: the cells in the order of `points`.
+        unit: what the points are called in progress reports.
+        jobs: points that are measured at the same time.
+        executor: name of what measures them (`find_executor`).
 
     Raises:
-        DeltaLensError: no such executor, or a process was killed.
+        DeltaLensError: there is no such executor, or a worker process was killed.
     """
     done = {repr(cell.setting) for cell in folder.cells}
     if is_done is None:
         is_done = lambda setting: repr(setting) in done  # noqa: E731
-    known = {same(cell.setting): cell.metrics for cell in folder.cells}
+    measured_points = {point_of(cell.setting): cell.metrics for cell in folder.cells}
     todo = [setting for setting in points if not is_done(setting)]
     running: dict[Future[tuple[Any, float]], Setting] = {}
-    jobs, take = _executor(folder, recipe, executor, jobs, len(todo))
+    jobs, execute = _choose_executor(folder, recipe, executor, jobs, len(todo))
 
-    def journal(setting: Setting, made: Sequence[tuple[Setting, Metrics]], seconds: float) -> None:
-        known[same(setting)] = made[0][1] if made else {}
-        cells = [Cell(each, metrics, seconds) for each, metrics in made]
-        # Together: a point is journalled with all its cells or, if the line tears, redone.
+    def journal(setting: Setting, new: Sequence[tuple[Setting, Metrics]], seconds: float) -> None:
+        measured_points[point_of(setting)] = new[0][1] if new else {}
+        cells = [Cell(cell_setting, metrics, seconds) for cell_setting, metrics in new]
+        # In one write: if it is torn, the whole point is measured again.
         folder.extend(cells)
         for cell in cells:
             watch.on_cell(folder.path, cell)
         watch.advance(1)
 
-    def next_one() -> Setting | None:
-        """The first cell whose point nobody is measuring, and whose ground is laid."""
-        busy = {same(setting) for setting in running.values()} - {None}
+    def next_setting() -> Setting | None:
+        """The first cell that nobody is measuring under another setting, and whose requirement is
+        met."""
+        busy = {point_of(setting) for setting in running.values()} - {None}
         for setting in todo:
-            if same(setting) not in busy and after(setting) in (None, *known):
+            if point_of(setting) not in busy and requires(setting) in (None, *measured_points):
                 return setting
         return None if running else todo[0]
 
-    watch.stage(called, len(points))
+    watch.stage(unit, len(points))
     watch.advance(len(points) - len(todo))
     try:
-        with take(recipe, here, jobs, watch.within) as hands:  # type: ignore[arg-type]
+        with execute(recipe, local, jobs, watch.within) as pool:  # type: ignore[arg-type]
             while todo or running:
-                while todo and len(running) < jobs and (setting := next_one()) is not None:
+                while todo and len(running) < jobs and (setting := next_setting()) is not None:
                     todo.remove(setting)
-                    point = same(setting)
-                    if point is not None and point in known:
-                        journal(setting, [(setting, known[point])], 0.0)
+                    point = point_of(setting)
+                    if point is not None and point in measured_points:
+                        journal(setting, [(setting, measured_points[point])], 0.0)
                     else:
-                        running[hands.start(setting)] = setting
-                finished, _ = wait(running, _SECONDS, FIRST_COMPLETED)
-                hands.listen()
+                        running[pool.start(setting)] = setting
+                finished, _ = wait(running, _POLL_SECONDS, FIRST_COMPLETED)
+                pool.listen()
                 for future in finished:
-                    setting, (found, seconds) = running.pop(future), future.result()
-                    journal(setting, cells_of(setting, found), seconds)
+                    setting, (measured, seconds) = running.pop(future), future.result()
+                    journal(setting, cells_of(setting, measured), seconds)
     except BrokenExecutor as error:
         raise DeltaLensError(
-            "a process that measured a cell was killed (out of memory?): finished cells are kept, "
-            "and the same study with fewer jobs goes on"
+            "a worker process was killed (out of memory?); finished cells are kept: run the same "
+            "study again with fewer jobs to continue"
         ) from error
     finally:
         (write_table or (lambda: folder.write_table(points)))()
 
 
-def _executor(
+def _choose_executor(
     folder: StudyFolder, recipe: Recipe[Any] | None, name: str | None, jobs: int, left: int
 ) -> tuple[int, Executor]:
-    """How many cells are measured at once, and by whom; in this process, with a note, where what is
-    measured cannot be taken to another."""
-    found = find_executor(name, jobs)
-    if recipe is None or not left or found is sequential:
+    """The number of jobs, and the executor: this process alone, with a note in the records, if the
+    recipe cannot be sent to another one."""
+    executor = find_executor(name, jobs)
+    if recipe is None or not left or executor is sequential:
         return 1, sequential
-    why = why_it_stays(recipe)
-    if why is not None:
-        notes, said = folder.facts.setdefault("notes", []), f"measured in one process: {why}"
-        if said not in notes:
-            notes.append(said)
+    reason = local_reason(recipe)
+    if reason is not None:
+        notes, note = folder.facts.setdefault("notes", []), f"measured in one process: {reason}"
+        if note not in notes:
+            notes.append(note)
             folder.write_manifest()
         return 1, sequential
-    return min(jobs, left), found
+    return min(jobs, left), executor

@@ -1,5 +1,5 @@
-"""Where the cells of a study are measured: in this process, in several, or wherever an installed
-package takes them."""
+"""What measures the cells of a study: this process, several processes, or an executor of an
+installed package."""
 
 from __future__ import annotations
 
@@ -27,190 +27,247 @@ from deltalens.scoring.texts import Progress
 
 __all__ = [
     "Executor",
-    "Hands",
     "Recipe",
-    "Tell",
+    "Report",
     "Worker",
+    "WorkerPool",
     "find_executor",
+    "local_reason",
     "processes",
     "sequential",
-    "why_it_stays",
 ]
 
-_SECONDS_BETWEEN_WORDS = 0.5
+_REPORT_SECONDS = 0.5
+"""At least this long between two reports of a worker process."""
 
-Found = TypeVar("Found")
-Found_co = TypeVar("Found_co", covariant=True)
-Tell = Callable[[int, int], None]
-"""So many steps of all are done."""
+Measured = TypeVar("Measured")
+Measured_co = TypeVar("Measured_co", covariant=True)
+Report = Callable[[int, int], None]
+"""Called with (steps done, steps in all) of the running cell."""
 Within = Callable[[float], None]
-"""How far the running cells are, all together, in cells."""
+"""Called with the progress within the running cells: the sum of their completed fractions."""
 
 
-class Worker(Protocol[Found_co]):
-    """Measures one cell after the other; nothing of one depends on those before."""
+class Worker(Protocol[Measured_co]):
+    """Measures one cell after the other; no result depends on the cells before."""
 
-    def measure(self, setting: Setting, tell: Tell) -> Found_co:
-        """What is found at one point of the study."""
+    def measure(self, setting: Setting, report: Report) -> Measured_co:
+        """Measure one point of the study.
+
+        Args:
+            setting: the point.
+            report: told of the progress.
+
+        Returns:
+            What was measured; a study's `cells_of` makes cells of it.
+        """
         ...
 
     def close(self) -> None:
-        """Put right what was changed, and let go of what is held; nothing if that was done."""
+        """Undo all changes to the model and release it; later calls do nothing."""
         ...
 
 
-class Recipe(Protocol[Found_co]):
-    """How a worker is prepared, in any process: paths, what is measured, what is edited."""
+class Recipe(Protocol[Measured_co]):
+    """Prepares workers, in any process; a picklable description of what is measured and edited."""
 
     @property
-    def stays(self) -> str | None:
-        """Why no other process can follow it, if so."""
+    def local_reason(self) -> str | None:
+        """Why only this process can prepare a worker; None: any process can."""
         ...
 
     @property
     def shares_threads(self) -> bool:
-        """Workers beside each other have a share of the threads each. Else each has all of them:
-        sums of floating-point numbers depend on how many there are, and tables must not."""
+        """Whether parallel workers divide the threads among them. If not, each uses all of them:
+        floating-point sums depend on the number of threads, and tables must not depend on the
+        number of jobs."""
         ...
 
     @property
     def one_device(self) -> bool:
-        """Workers stay on the accelerator that was named, even if there are several."""
+        """Whether all workers use the same accelerator, even if there are several."""
         ...
 
-    def prepare(self, watch: Progress) -> Worker[Found_co]:
-        """A worker of its own, ready to measure."""
+    def prepare(self, watch: Progress) -> Worker[Measured_co]:
+        """Prepare a worker.
+
+        Args:
+            watch: told of stages and progress.
+
+        Returns:
+            The worker, ready to measure.
+        """
         ...
 
 
-class Hands(Protocol[Found]):
-    """Workers, for the duration of a study."""
+class WorkerPool(Protocol[Measured]):
+    """The workers of a running study."""
 
-    def start(self, setting: Setting) -> Future[tuple[Found, float]]:
-        """What is found at a point, with the seconds it took, once it is there."""
+    def start(self, setting: Setting) -> Future[tuple[Measured, float]]:
+        """Start to measure one point.
+
+        Args:
+            setting: the point.
+
+        Returns:
+            A future of what was measured and the seconds it took.
+        """
         ...
 
     def listen(self) -> None:
-        """Pass on how far the running cells are."""
+        """Pass on the progress of the running cells; called about twice a second."""
         ...
 
 
 class Executor(Protocol):
-    """Finds hands for a study. A package adds one by an entry point of the group
-    `deltalens.executors`: its name is the executor's, its object an `Executor`."""
+    """Provides workers for a study. A package adds an executor by an entry point of the group
+    `deltalens.executors`; its name is the executor's name, its object an `Executor`."""
 
     def __call__(
-        self, recipe: Recipe[Found], here: Worker[Found], jobs: int, within: Within
-    ) -> AbstractContextManager[Hands[Found]]:
-        """Hands for the duration of the block; at its end, however it ends, they are gone.
+        self, recipe: Recipe[Measured], local: Worker[Measured], jobs: int, within: Within
+    ) -> AbstractContextManager[WorkerPool[Measured]]:
+        """Provide workers for the duration of a block. They are stopped at its end, also after an
+        error.
 
         Args:
-            recipe: prepares a worker; it and the settings are pickled where they have to travel.
-            here: a worker that is prepared in this process. An executor that does not use it
-                closes it, before it prepares any other.
-            jobs: cells that are measured at once.
-            within: told how far the running cells are.
+            recipe: prepares a worker; it and the settings are pickled if they have to be sent.
+            local: a worker that is ready in this process. An executor that does not use it closes
+                it before it prepares any other.
+            jobs: cells that are measured at the same time.
+            within: told of the progress within the running cells.
+
+        Returns:
+            A context manager; its value starts cells.
         """
         ...
 
 
 def find_executor(name: str | None, jobs: int) -> Executor:
-    """An executor by its name; if none is given, several processes where there are several jobs.
+    """Find an executor.
+
+    Args:
+        name: of the executor; None: `processes` if there are several jobs, else `sequential`.
+        jobs: cells that are measured at the same time.
+
+    Returns:
+        The executor.
 
     Raises:
-        DeltaLensError: no executor of this name, it cannot be loaded, or `jobs` is no positive
-            number.
+        DeltaLensError: there is no executor of this name, it cannot be loaded, or `jobs` is below
+            1.
     """
     if jobs < 1:
-        raise DeltaLensError(f"jobs {jobs}: at least 1")
-    known: dict[str, Executor] = {"sequential": sequential, "processes": processes}
+        raise DeltaLensError(f"jobs {jobs}: must be at least 1")
+    built_in: dict[str, Executor] = {"sequential": sequential, "processes": processes}
     name = name or ("processes" if jobs > 1 else "sequential")
-    if name in known:
-        return known[name]
-    found = find("executor", name, known)
-    if found is None:
-        there = ", ".join([*known, *sorted(plugins("executor", known))])
-        raise DeltaLensError(f"executor {name!r}: there are {there}")
-    made: Executor = found.load()
-    return made
+    if name in built_in:
+        return built_in[name]
+    plugin = find("executor", name, built_in)
+    if plugin is None:
+        available = ", ".join([*built_in, *sorted(plugins("executor", built_in))])
+        raise DeltaLensError(f"executor {name!r}: choose from {available}")
+    executor: Executor = plugin.load()
+    return executor
 
 
-def why_it_stays(recipe: Recipe[Any]) -> str | None:
-    """Why no other process can prepare a worker, if so: what is to be measured cannot be taken
-    there."""
-    if recipe.stays is not None:
-        return recipe.stays
+def local_reason(recipe: Recipe[Any]) -> str | None:
+    """Explain why only this process can prepare workers, if that is so.
+
+    Args:
+        recipe: of the workers.
+
+    Returns:
+        The reason; None: any process can.
+    """
+    if recipe.local_reason is not None:
+        return recipe.local_reason
     try:
-        taken = bytes(ForkingPickler.dumps(recipe))
-    except Exception as error:  # Of whatever the caller hands in: any kind.
-        return f"what is measured cannot be taken to another process ({describe_error(error)})"
-    if b"__main__" in taken and not hasattr(sys.modules["__main__"], "__file__"):
-        return "what is measured is defined at a prompt, where no other process finds it"
+        pickled = bytes(ForkingPickler.dumps(recipe))
+    except Exception as error:  # The caller's objects can raise anything.
+        return f"what is measured cannot be sent to another process ({describe_error(error)})"
+    if b"__main__" in pickled and not hasattr(sys.modules["__main__"], "__file__"):
+        return "what is measured is defined at a prompt, where no other process can import it"
     return None
 
 
-class _Here:
-    """Measures in this process, one cell after the other."""
+class _LocalPool:
+    """One worker, in this process."""
 
     def __init__(self, worker: Worker[Any], within: Within) -> None:
         self._worker, self._within = worker, within
 
     def start(self, setting: Setting) -> Future[tuple[Any, float]]:
-        """See `Hands`; what it raises is raised here."""
+        """Measure one point at once; errors are raised immediately (see `WorkerPool`)."""
         future: Future[tuple[Any, float]] = Future()
         begun = time.perf_counter()
-        found = self._worker.measure(
+        measured = self._worker.measure(
             setting, lambda done, total: self._within(done / max(1, total))
         )
-        future.set_result((found, time.perf_counter() - begun))
+        future.set_result((measured, time.perf_counter() - begun))
         return future
 
     def listen(self) -> None:
-        """Whatever was started is done."""
+        """Nothing is running: `start` returns when its cell is done (see `WorkerPool`)."""
         self._within(0.0)
 
 
 @contextmanager
 def sequential(
-    recipe: Recipe[Found] | None, here: Worker[Found], jobs: int, within: Within
-) -> Iterator[Hands[Found]]:
-    """One cell after the other, by the worker that is prepared here (see `Executor`)."""
-    yield _Here(here, within)
+    recipe: Recipe[Measured] | None, local: Worker[Measured], jobs: int, within: Within
+) -> Iterator[WorkerPool[Measured]]:
+    """Measure one cell after the other, in this process.
+
+    Args:
+        recipe, jobs: not used.
+        local, within: see `Executor`.
+
+    Yields:
+        A pool of the local worker.
+    """
+    yield _LocalPool(local, within)
 
 
-class _Processes:
-    """Measures in other processes."""
+class _ProcessPool:
+    """Workers in other processes."""
 
     def __init__(self, pool: ProcessPoolExecutor, inbox: Any, within: Within) -> None:
         self._pool, self._inbox, self._within = pool, inbox, within
-        self._shares: dict[int, float] = {}
+        self._fractions: dict[int, float] = {}
         self._futures: dict[int, Future[tuple[Any, float]]] = {}
 
     def start(self, setting: Setting) -> Future[tuple[Any, float]]:
-        """See `Hands`."""
+        """See `WorkerPool`."""
         number = len(self._futures)
         future: Future[tuple[Any, float]] = self._pool.submit(_work, number, setting)
         self._futures[number] = future
         return future
 
     def listen(self) -> None:
-        """See `Hands`."""
+        """See `WorkerPool`."""
         while not self._inbox.empty():
-            number, share = self._inbox.get()
-            self._shares[number] = share
+            number, fraction = self._inbox.get()
+            self._fractions[number] = fraction
         running = (n for n, future in self._futures.items() if not future.done())
-        self._within(sum(self._shares.get(number, 0.0) for number in running))
+        self._within(sum(self._fractions.get(number, 0.0) for number in running))
 
 
 @contextmanager
 def processes(
-    recipe: Recipe[Found], here: Worker[Found], jobs: int, within: Within
-) -> Iterator[Hands[Found]]:
-    """So many processes, each with a worker of its own, and with an accelerator of its own where
-    there are several (see `Executor`). They end as well when this process dies."""
-    here.close()
+    recipe: Recipe[Measured], local: Worker[Measured], jobs: int, within: Within
+) -> Iterator[WorkerPool[Measured]]:
+    """Measure in several processes, each with its own worker, and with its own accelerator if there
+    are several. The processes also end if this one dies.
+
+    Args:
+        recipe, local, jobs, within: see `Executor`.
+
+    Yields:
+        A pool of the processes.
+    """
+    local.close()
     context = get_context("spawn")
-    alive_here, alive_there = context.Pipe(duplex=False)
+    # Workers wait for this pipe to close, as it does when this process dies.
+    worker_end, our_end = context.Pipe(duplex=False)
     inbox, numbers = context.SimpleQueue(), context.SimpleQueue()
     for number in range(jobs):
         numbers.put(number)
@@ -220,29 +277,29 @@ def processes(
     devices = [] if recipe.one_device else _devices()
     quiet = "transformers" in sys.modules
     pool = ProcessPoolExecutor(
-        jobs, context, _begin, (recipe, alive_here, inbox, numbers, threads, devices, quiet)
+        jobs, context, _begin, (recipe, worker_end, inbox, numbers, threads, devices, quiet)
     )
     try:
-        yield _Processes(pool, inbox, within)
+        yield _ProcessPool(pool, inbox, within)
     finally:
-        alive_there.close()
+        our_end.close()
         pool.shutdown(wait=True, cancel_futures=True)
-        alive_here.close()
+        worker_end.close()
 
 
 def _devices() -> list[str]:
-    """The accelerators that this process may see, as `CUDA_VISIBLE_DEVICES` names them."""
+    """The accelerators that this process can see, as `CUDA_VISIBLE_DEVICES` names them."""
     count = torch.cuda.device_count()
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return (named or [str(number) for number in range(count)])[:count]
 
 
-_here: dict[str, Any] = {}
-"""In a worker's process: its recipe, the worker once it is prepared, and its outbox."""
+_process_state: dict[str, Any] = {}
+"""In a worker process: its recipe, its outbox, and its worker once it is prepared."""
 
 
 class _Silent:
-    """A worker's progress in preparing: nobody is told."""
+    """A `Progress` that reports to nobody."""
 
     def stage(self, name: str, total: int | None) -> None:
         """See `Progress`."""
@@ -253,16 +310,17 @@ class _Silent:
 
 def _begin(
     recipe: Recipe[Any],
-    alive: Connection,
+    parent_alive: Connection,
     outbox: Any,
     numbers: Any,
     threads: int,
     devices: list[str],
     quiet: bool,
 ) -> None:
-    """A worker begins: Ctrl-C is for the process that asked, whose end is this one's."""
+    """Initialize a worker process. It ignores Ctrl-C: the parent handles that, and the worker ends
+    with its parent."""
     ignore_requests()
-    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(parent_alive,), daemon=True).start()
     number = numbers.get()
     if len(devices) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
@@ -273,29 +331,31 @@ def _begin(
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-    _here.update(recipe=recipe, outbox=outbox)
+    _process_state.update(recipe=recipe, outbox=outbox)
 
 
 def _one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> str:
-    """A warning as the commands show it."""
+    """Format a warning as the commands do."""
     return f"{category.__name__}: {plain_lines(message)}\n"
 
 
-def _end_with(alive: Connection) -> None:
-    alive.poll(None)
+def _exit_with(parent_alive: Connection) -> None:
+    """End this process as soon as its parent has ended."""
+    parent_alive.poll(None)
     os._exit(1)
 
 
 def _work(number: int, setting: Setting) -> tuple[Any, float]:
-    if "worker" not in _here:
-        _here["worker"] = _here["recipe"].prepare(_Silent())
-    begun = said = time.perf_counter()
+    """Measure a point in a worker process; what was measured, and the seconds it took."""
+    if "worker" not in _process_state:
+        _process_state["worker"] = _process_state["recipe"].prepare(_Silent())
+    begun = reported = time.perf_counter()
 
-    def tell(done: int, total: int) -> None:
-        nonlocal said
+    def report(done: int, total: int) -> None:
+        nonlocal reported
         now = time.perf_counter()
-        if now - said >= _SECONDS_BETWEEN_WORDS:
-            said = now
-            _here["outbox"].put((number, done / max(1, total)))
+        if now - reported >= _REPORT_SECONDS:
+            reported = now
+            _process_state["outbox"].put((number, done / max(1, total)))
 
-    return _here["worker"].measure(setting, tell), time.perf_counter() - begun
+    return _process_state["worker"].measure(setting, report), time.perf_counter() - begun

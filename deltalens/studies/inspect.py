@@ -31,6 +31,7 @@ __all__ = ["Group", "Inspection", "inspect"]
 KIND = "inspect"
 LEVELS = ("overall", "kind", "layer", "tensor")
 PER_OCTAVE = 4
+"""Bins of the histograms per factor of 2 in |delta|."""
 
 
 @dataclass(frozen=True)
@@ -130,17 +131,21 @@ def inspect(
     strict: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Inspection:
-    """Stream over a delta once, and describe it.
+    """Describe a delta, in one pass over it.
 
     Args:
         ft, base: checkpoints, as folders or files.
-        out: a folder for the records (`cells.csv` and what `deltalens plot` draws), if wanted.
+        out: a folder for the records, from which `deltalens plot` draws; None: write none.
         include, exclude: regular expressions over tensor names.
-        strict: refuse tensors that only one of the two has; else notes name them.
+        strict: refuse tensors that only one of the two models has; if False, notes name them.
         progress: called with (entries done, entries in all).
 
+    Returns:
+        The anatomy of the delta.
+
     Raises:
-        DeltaLensError: bad input; identical models; a NaN or an infinity (the tensor is named).
+        DeltaLensError: bad input; identical models; a NaN or an infinity, in the tensor that the
+            message names.
     """
     pairing = pair(ft, base, include, exclude, strict)
     if out is not None:
@@ -149,69 +154,76 @@ def inspect(
     groups = _Groups(pairing)
     done = 0
     with workers() as mapper:
-        for one in pairing.pairs:
+        for tensor in pairing.pairs:
             tally = _Tally()
-            spans = stream.parts([one])
+            spans = stream.parts([tensor])
             for part in mapper(functools.partial(_tally, stream=stream, scratch=scratch), spans):
                 tally.merge(part)
             if tally.counts.nonfinite:
-                raise find_nonfinite([one], stream)
-            groups.add(one, tally)
-            done += one.entries
+                raise find_nonfinite([tensor], stream)
+            groups.add(tensor, tally)
+            done += tensor.entries
             progress(done, pairing.entries)
     if groups.zeros == pairing.entries:
         raise no_delta(pairing)
-    found = Inspection(pairing, groups.by_level(), groups.layers)
+    inspection = Inspection(pairing, groups.by_level(), groups.layers)
     if out is not None:
-        _record(found, Path(out))
-    return found
+        _record(inspection, Path(out))
+    return inspection
 
 
-def _keys(one: TensorPair) -> tuple[tuple[str, str], ...]:
-    """The groups that a tensor is in: their level and name."""
-    levels = (("layer", block_of(one.name)), ("kind", projection_of(one.name)), ("overall", "all"))
-    return (("tensor", one.name), *levels)
+def _keys(name: str) -> tuple[tuple[str, str], ...]:
+    """The groups that contain a tensor: their levels and names."""
+    return (
+        ("tensor", name),
+        ("layer", block_of(name)),
+        ("kind", projection_of(name)),
+        ("overall", "all"),
+    )
 
 
 class _Groups:
-    """The groups of all tensors, each described as soon as its last tensor is there: a sum takes
-    the room of a histogram, and outside the blocks every tensor is a layer of its own."""
+    """The groups of all tensors. Each is described as soon as its last tensor is counted: running
+    sums contain a histogram, and every tensor outside the blocks is a layer of its own."""
 
     def __init__(self, pairing: Pairing) -> None:
-        keys = [key for one in pairing.pairs for key in _keys(one)]
+        keys = [key for tensor in pairing.pairs for key in _keys(tensor.name)]
         self._left = Counter(keys)
         self._sums: dict[tuple[str, str], _Tally] = {}
-        self._found: dict[tuple[str, str], Group | None] = dict.fromkeys(keys)  # In their order.
-        self.layers: dict[str, dict[int, int]] = {name: {} for at, name in keys if at == "layer"}
+        # The keys fix the order of the result.
+        self._groups: dict[tuple[str, str], Group | None] = dict.fromkeys(keys)
+        self.layers: dict[str, dict[int, int]] = {
+            name: {} for level, name in keys if level == "layer"
+        }
         """Layer -> floor(4 log2|delta|) -> entries."""
         self.zeros = 0
-        """Entries that are unchanged."""
+        """Number of entries whose delta is 0."""
 
-    def add(self, one: TensorPair, tally: _Tally) -> None:
+    def add(self, tensor: TensorPair, tally: _Tally) -> None:
         """Count a tensor, once."""
-        alone = tally.group("tensor", one.name)
+        alone = tally.group("tensor", tensor.name)
         self.zeros += tally.counts.zeros
-        for level, name in _keys(one):
+        for level, name in _keys(tensor.name):
             key = level, name
             self._left[key] -= 1
-            last, held = not self._left[key], self._sums.pop(key, None)
-            if last and held is None:
-                held, found = tally, replace(alone, level=level, name=name)
+            last, sums = not self._left[key], self._sums.pop(key, None)
+            if last and sums is None:
+                sums, group = tally, replace(alone, level=level, name=name)
             else:
-                held = held or _Tally()
-                held.merge(tally)
+                sums = sums or _Tally()
+                sums.merge(tally)
                 if not last:
-                    self._sums[key] = held
+                    self._sums[key] = sums
                     continue
-                found = held.group(level, name)
-            self._found[key] = found
+                group = sums.group(level, name)
+            self._groups[key] = group
             if level == "layer":
-                self.layers[name] = octave_counts(held.counts, PER_OCTAVE)
+                self.layers[name] = octave_counts(sums.counts, PER_OCTAVE)
 
     def by_level(self) -> tuple[Group, ...]:
-        """All of them, once every tensor is counted."""
-        found = [group for group in self._found.values() if group is not None]
-        return tuple(group for level in LEVELS for group in found if group.level == level)
+        """List all groups by level, once every tensor is counted."""
+        groups = [group for group in self._groups.values() if group is not None]
+        return tuple(group for level in LEVELS for group in groups if group.level == level)
 
 
 def _tally(span: Span, stream: DeltaStream, scratch: Scratch) -> _Tally:
@@ -236,18 +248,18 @@ def _same_in_bf16(chunk: DeltaChunk) -> Tensor:
     return chunk.ft.bfloat16() == chunk.base.bfloat16()
 
 
-def _record(found: Inspection, out: Path) -> None:
-    """Write the records of an inspection; they hold what the picture is drawn from."""
+def _record(inspection: Inspection, out: Path) -> None:
+    """Write the records of an inspection; its figure is drawn from them."""
     with StudyFolder.open(out, KIND, {}, STUDIES[KIND].columns, fresh=True) as folder:
         folder.facts = {
-            "ft": str(found.pairing.ft.path),
-            "base": str(found.pairing.base.path),
+            "ft": str(inspection.pairing.ft.path),
+            "base": str(inspection.pairing.base.path),
             "per_octave": PER_OCTAVE,
             "histograms": {
-                name: sorted([place, count] for place, count in bins.items())
-                for name, bins in found.histograms.items()
+                name: sorted([bin_, count] for bin_, count in bins.items())
+                for name, bins in inspection.histograms.items()
             },
-            "notes": list(found.pairing.notes),
+            "notes": list(inspection.pairing.notes),
         }
         folder.write_manifest()
         cells = [
@@ -260,7 +272,7 @@ def _record(found: Inspection, out: Path) -> None:
                 },
                 0.0,
             )
-            for group in found.groups
+            for group in inspection.groups
         ]
         folder.extend(cells)
         folder.write_table([cell.setting for cell in cells])

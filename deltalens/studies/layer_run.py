@@ -1,5 +1,5 @@
-"""What one invocation of a sweep over layers does: it surveys the delta, prepares a worker, and has
-it, or others like it, measure every cell that is left."""
+"""The work of one invocation of a sweep over layers: survey the delta, prepare workers, and measure
+every cell that is left."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from deltalens.names import block_number, block_stacks
 from deltalens.numerics.workers import workers
 from deltalens.scoring.prefix import Prefix, find_blocks
 from deltalens.scoring.suite import Metrics, ReadySuite
-from deltalens.scoring.texts import KeptTexts, Progress
+from deltalens.scoring.texts import Progress, StoredTexts
 from deltalens.studies.deltas import DeltaStream, Span
 from deltalens.studies.engine import StudyWatch, run_cells
-from deltalens.studies.executors import Tell
+from deltalens.studies.executors import Report
 from deltalens.studies.layer_spec import LayersSpec
 from deltalens.studies.live import LiveModel
+from deltalens.studies.measuring import Measuring
 from deltalens.studies.paired import PairedModels, PairRecipe, at_work
 from deltalens.studies.selecting import find_nonfinite, no_delta
 
@@ -30,30 +31,29 @@ __all__ = ["measure_layers"]
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRecipe(PairRecipe):
-    """How the worker of a sweep over layers is prepared."""
+    """Prepares the workers of a sweep over layers (see `Recipe`)."""
 
     spec: LayersSpec
     cache_bytes: int
-    """What a worker may hold of the unchanged blocks' states; 0: nothing."""
+    """Bytes of hidden states that each worker may cache; 0: it caches none."""
 
     def prepare(self, watch: Progress) -> LayerWorker:
         """See `Recipe`."""
         return LayerWorker(self, watch)
 
 
-class _Found(NamedTuple):
-    """What is found in a cell."""
+class _Measured(NamedTuple):
+    """What a worker measured in a cell."""
 
     metrics: Metrics
-    cached: int | None
-    """Bytes of the unchanged blocks' states that the worker held, at most so far; None where it
-    holds none."""
+    most_cached_bytes: int | None
+    """The most bytes of hidden states that the worker has cached so far; None: it caches none."""
     note: str | None
-    """Of what was not held, as it is now."""
+    """Why some states are not cached, as far as the worker knows by now; None: all are."""
 
 
 class LayerWorker:
-    """A live model whose blocks are the fine-tune's or the base's (see `Worker`)."""
+    """A live model each of whose blocks is the fine-tune's or the base's (see `Worker`)."""
 
     def __init__(self, recipe: LayerRecipe, watch: Progress) -> None:
         self._recipe = recipe
@@ -71,26 +71,28 @@ class LayerWorker:
         self.notes = [*self._suite.notes]
         self._prefix = self._find_prefix() if recipe.cache_bytes else None
 
-    def measure(self, setting: Setting, tell: Tell) -> _Found:
+    def measure(self, setting: Setting, report: Report) -> _Measured:
         """See `Worker`."""
         live, prefix = self._live, self._prefix
-        near_ft = setting["method"] in ("ft", "drop")
+        reference = "ft" if setting["method"] in ("ft", "drop") else "base"
         group = self._groups.get(setting["group"])
-        reference = self._tensors_in(() if near_ft else self._tensors)
+        # Names of the tensors that are the base's in the reference model.
+        reverted = self._tensors_in(() if reference == "ft" else self._tensors)
         within: AbstractContextManager[None] = nullcontext()
         if prefix is not None:
-            if self._reference != ("ft" if near_ft else "base"):
+            if self._reference != reference:
                 prefix.forget()
-                self._reference = "ft" if near_ft else "base"
+                self._reference = reference
             if group is not None:
-                # What the cells before put out of place is put right first.
-                live.put_back_only(reference)
+                # States are cached of the reference model itself, not of the last cell's.
+                live.put_back_only(reverted)
                 prefix.advance(group.blocks[0])
-            within = prefix.evaluating(group.blocks[0] if group else prefix.place, tell)
-        live.put_back_only(reference ^ self._tensors_in(group.blocks if group else ()))
+            within = prefix.evaluating(group.blocks[0] if group else prefix.block, report)
+        live.put_back_only(reverted ^ self._tensors_in(group.blocks if group else ()))
         with within:
-            found = self._suite.measure(self._model)
-        return _Found(found, prefix.most_bytes if prefix else None, self._not_held(prefix))
+            metrics = self._suite.measure(self._model)
+        most_bytes = prefix.most_bytes if prefix else None
+        return _Measured(metrics, most_bytes, self._not_cached(prefix))
 
     def close(self) -> None:
         """See `Worker`."""
@@ -102,32 +104,33 @@ class LayerWorker:
         return {name for block in blocks for name in self._tensors.get(block, ())}
 
     def _find_prefix(self) -> Prefix | None:
-        """What the unchanged blocks put out is held, where that is possible."""
+        """Prepare to cache the outputs of unchanged blocks; None, with a note, if that is
+        impossible."""
         model, spec = self._model, self._recipe.spec
         try:
             if spec.suite.metric is not None or spec.suite.installed:
-                raise DeltaLensError("a metric of your own may look at any part of the model")
+                raise DeltaLensError("a custom metric may use any part of the model")
             if spec.suite.answer_pattern is not None:
                 raise DeltaLensError("the model generates")
             blocks = find_blocks(model, block_stacks(self._recipe.models.pairing.ft.tensors))
-            if spec.groups and max(g.blocks[-1] for g in spec.groups) >= len(blocks):
+            if spec.groups and max(group.blocks[-1] for group in spec.groups) >= len(blocks):
                 raise DeltaLensError(f"{type(model).__name__} has {len(blocks)} blocks")
         except DeltaLensError as error:
-            self.notes.append(_in_full(str(error)))
+            self.notes.append(_all_recomputed(str(error)))
             return None
-        places = [group.blocks[0] for group in spec.groups]
-        return Prefix(model, blocks, places, self._recipe.cache_bytes)
+        first_blocks = [group.blocks[0] for group in spec.groups]
+        return Prefix(model, blocks, first_blocks, self._recipe.cache_bytes)
 
-    def _not_held(self, prefix: Prefix | None) -> str | None:
+    def _not_cached(self, prefix: Prefix | None) -> str | None:
         if prefix is None:
             return None
         if prefix.refused is not None:
-            return _in_full(prefix.refused)
+            return _all_recomputed(prefix.refused)
         if not prefix.too_many:
             return None
         return (
-            f"{prefix.too_many} batches ran in full in every cell: the states of the unchanged "
-            f"blocks would take more than {self._recipe.cache_bytes / 1e9:g} GB"
+            f"{prefix.too_many} batches were recomputed in full in every cell: the hidden states "
+            f"of the unchanged blocks would exceed {self._recipe.cache_bytes / 1e9:g} GB"
         )
 
 
@@ -136,35 +139,37 @@ def measure_layers(
     models: PairedModels,
     cache_bytes: int,
     folder: StudyFolder,
-    watch: StudyWatch,
-    jobs: int,
-    executor: str | None,
+    measuring: Measuring,
 ) -> None:
     """Measure every cell that is left.
 
     Args:
-        spec: what was asked.
+        spec: the study's specification.
         models: the fine-tune and its base.
-        cache_bytes: what may be held of the unchanged blocks' states, by all workers together.
-        folder: open for writing.
-        watch: told of stages, progress and finished cells.
-        jobs, executor: as `run_cells` takes them.
+        cache_bytes: bytes of hidden states that all workers together may cache.
+        folder: the study's folder, open for writing.
+        measuring: by how many workers, and whom to tell of progress.
+
+    Raises:
+        DeltaLensError: there is no delta, a model is not finite, or a worker failed.
     """
-    last: list[str | None] = [None]
+    latest_note: str | None = None
 
-    def cells_of(setting: Setting, found: _Found) -> Sequence[tuple[Setting, Metrics]]:
-        if found.cached is not None:
+    def cells_of(setting: Setting, measured: _Measured) -> Sequence[tuple[Setting, Metrics]]:
+        nonlocal latest_note
+        if measured.most_cached_bytes is not None:
             before = folder.facts.get("most_cached_bytes", 0)
-            folder.facts["most_cached_bytes"] = max(before, found.cached)
-        last[0] = found.note
-        return [(setting, found.metrics)]
+            folder.facts["most_cached_bytes"] = max(before, measured.most_cached_bytes)
+        latest_note = measured.note
+        return [(setting, measured.metrics)]
 
+    watch = measuring.watch
     _survey(models, folder, watch)
     recipe = LayerRecipe(
         spec=spec,
         models=models,
-        texts=KeptTexts(folder.path, again=bool(folder.cells)),
-        cache_bytes=cache_bytes // jobs,
+        texts=StoredTexts(folder.path, reuse=bool(folder.cells)),
+        cache_bytes=cache_bytes // measuring.jobs,
     )
     with at_work(recipe, folder, watch) as worker:
         run_cells(
@@ -173,23 +178,23 @@ def measure_layers(
             recipe.elsewhere(),
             worker,
             watch,
-            same=_same_point,
+            point_of=_point_of,
             cells_of=cells_of,
             write_table=lambda: folder.write_table(spec.cells()),
-            jobs=jobs,
-            executor=executor,
+            jobs=measuring.jobs,
+            executor=measuring.executor,
         )
-        if last[0] is not None:
-            folder.facts["notes"].append(last[0])
+        if latest_note is not None:
+            folder.facts["notes"].append(latest_note)
         folder.write_manifest()
 
 
-def _in_full(why: str) -> str:
-    return f"unchanged blocks ran again in every cell: {why}"
+def _all_recomputed(reason: str) -> str:
+    return f"unchanged blocks were recomputed in every cell: {reason}"
 
 
 def _survey(models: PairedModels, folder: StudyFolder, watch: StudyWatch) -> None:
-    """One pass over the deltas: which blocks hold how much of it.
+    """Record how much of the delta each block contains, in one pass over it.
 
     Raises:
         DeltaLensError: a NaN or an infinity in either model, or no delta at all.
@@ -197,7 +202,8 @@ def _survey(models: PairedModels, folder: StudyFolder, watch: StudyWatch) -> Non
     pairing = models.pairing
     watch.stage("reading the delta", pairing.entries)
     stream = DeltaStream()
-    found: dict[str, dict[str, Any]] = {}
+    # Block number ("": in no block) -> its entries, and the squared norm of its delta.
+    by_block: dict[str, dict[str, Any]] = {}
     unchanged = 0
     with workers() as mapper:
         spans = stream.parts(pairing.pairs)
@@ -205,24 +211,24 @@ def _survey(models: PairedModels, folder: StudyFolder, watch: StudyWatch) -> Non
             spans, mapper(lambda span: _size_of(stream, span), spans), strict=True
         ):
             number = block_number(span.pair.name)
-            of_block = found.setdefault(
+            block = by_block.setdefault(
                 "" if number is None else str(number), {"entries": 0, "squares": 0.0}
             )
-            of_block["entries"] += span.stop - span.start
-            of_block["squares"] += squares
+            block["entries"] += span.stop - span.start
+            block["squares"] += squares
             unchanged += zeros
             watch.advance(span.stop - span.start)
-    if not all(torch.tensor(part["squares"]).isfinite() for part in found.values()):
+    if not all(torch.tensor(block["squares"]).isfinite() for block in by_block.values()):
         raise find_nonfinite(pairing.pairs, stream)
     if unchanged == pairing.entries:
         raise no_delta(pairing)
-    blocks = {name: part for name, part in found.items() if name}
-    outside = found.get("", {"entries": 0, "squares": 0.0})
+    blocks = {number: block for number, block in by_block.items() if number}
+    outside = by_block.get("", {"entries": 0, "squares": 0.0})
     folder.facts |= models.facts(unchanged, {"blocks": blocks, "outside": outside})
 
 
 def _size_of(stream: DeltaStream, span: Span) -> tuple[int, float]:
-    """Of a span's delta: how many entries are exactly 0, and the sum of squares."""
+    """Count the entries of a span's delta that are exactly 0, and sum its squares."""
     zeros, squares = 0, 0.0
     for chunk in stream.chunks(span):
         zeros += chunk.delta.numel() - int(chunk.delta.count_nonzero())
@@ -230,6 +236,6 @@ def _size_of(stream: DeltaStream, span: Span) -> tuple[int, float]:
     return zeros, squares
 
 
-def _same_point(setting: Setting) -> str:
-    """Groups of one size and the last, shorter one of another can be the same blocks."""
+def _point_of(setting: Setting) -> str:
+    """Groups of different sizes can be the same blocks, as the last group may be smaller."""
     return f"{setting['method']} {setting['group']}"

@@ -1,4 +1,4 @@
-"""What a sweep over layers was asked for: groups of consecutive blocks, and the cells they make."""
+"""The specification of a sweep over layers: groups of consecutive blocks, and their cells."""
 
 from __future__ import annotations
 
@@ -17,34 +17,52 @@ __all__ = ["LayersSpec", "groups_taking_part"]
 
 @dataclass(frozen=True, kw_only=True)
 class LayersSpec:
-    """The arguments of a sweep over layers, checked."""
+    """The specification of a sweep over layers, checked."""
 
     suite: Suite
+    """What is measured in each cell."""
     sizes: tuple[int, ...]
+    """Blocks per group, ascending."""
     groups: tuple[Group, ...]
+    """All groups of all sizes."""
     include: str | None
     exclude: str | None
 
     def cells(self) -> list[Setting]:
-        """All cells in the order of the table: the two models, then what is dropped, size by size,
-        then what is kept."""
-        ends = [_setting("ft"), _setting("base")]
-        return [*ends, *(_setting(m, group) for m in ("drop", "keep") for group in self.groups)]
+        """List all cells in the order of the table: the fine-tune and the base, then every group
+        that is dropped, then every group that is kept.
+
+        Returns:
+            The settings of the cells.
+        """
+        references = [_setting("ft"), _setting("base")]
+        groups = [_setting(method, group) for method in ("drop", "keep") for group in self.groups]
+        return [*references, *groups]
 
     def order(self) -> list[Setting]:
-        """All cells in the order of the work: what is near the fine-tune, then what is near the
-        base, each from the first block to the last, and the model itself at the end: so what enters
-        one block is all that has to be held."""
-        by_place = sorted(self.groups, key=lambda group: group.blocks[0])
+        """List all cells in the order of measurement.
+
+        Cells that differ from the fine-tune in one group come first, by the group's first block,
+        then the fine-tune; likewise for the base. So only the inputs of a single block have to be
+        cached at any time.
+
+        Returns:
+            The settings of the cells.
+        """
+        ascending = sorted(self.groups, key=lambda group: group.blocks[0])
         return [
-            *(_setting("drop", group) for group in by_place),
+            *(_setting("drop", group) for group in ascending),
             _setting("ft"),
-            *(_setting("keep", group) for group in by_place),
+            *(_setting("keep", group) for group in ascending),
             _setting("base"),
         ]
 
     def identity(self) -> dict[str, Any]:
-        """What of it decides the numbers, as JSON values."""
+        """Collect everything in the specification that decides the numbers.
+
+        Returns:
+            JSON values by name.
+        """
         return {
             "method": "drop",
             "groups": list(self.sizes),
@@ -60,26 +78,35 @@ def _setting(method: str, group: Group | None = None) -> Setting:
 
 
 def groups_taking_part(pairing: Pairing, sizes: Sequence[int]) -> tuple[Group, ...]:
-    """The fine-tune's blocks in groups: 0 to g - 1, g to 2 g - 1, ...; the last can be shorter.
+    """Divide the fine-tune's blocks into groups: 0 to g - 1, g to 2 g - 1, ...; the last group may
+    be smaller.
 
-    Where a model has several lists of blocks, a group takes the same numbers from each. A group in
-    which no tensor takes part is left out.
+    If the model has several lists of blocks, a group contains the same numbers of each list. Groups
+    without any tensor that takes part are left out.
+
+    Args:
+        pairing: the fine-tune and its base.
+        sizes: blocks per group; each size divides the model anew.
+
+    Returns:
+        The groups, size by size.
 
     Raises:
-        DeltaLensError: there are no blocks, or a size is none or larger than the model.
+        DeltaLensError: the model has no blocks, no block takes part, no size is given, or a size is
+            below 1 or larger than the model.
     """
     numbers = block_numbers(pairing.ft.tensors)
     if not numbers:
         raise DeltaLensError(
             fault_list(
-                f"{pairing.ft.path}: no blocks (tensors whose name has a number); put tensors back "
-                "by name with `drop-study --include RE` instead; there are:",
+                f"{pairing.ft.path}: no blocks (no tensor name contains a number); to drop tensors "
+                "by name, use a drop study with `include`; the tensors are:",
                 list(pairing.ft.tensors),
             )
         )
     if not sizes:
-        raise DeltaLensError("no group: give the number of blocks in a group, such as 1 or 4")
-    taking_part = {block_number(one.name) for one in pairing.pairs}
+        raise DeltaLensError("no group size: set the number of blocks in a group, such as 1 or 4")
+    taking_part = {block_number(pair.name) for pair in pairing.pairs}
     groups = [
         group
         for size in dict.fromkeys(sizes)
@@ -89,8 +116,8 @@ def groups_taking_part(pairing: Pairing, sizes: Sequence[int]) -> tuple[Group, .
     if not groups:
         raise DeltaLensError(
             fault_list(
-                "no block takes part; what include and exclude leave is:",
-                [one.name for one in pairing.pairs],
+                "no block takes part; `include` and `exclude` select only:",
+                [pair.name for pair in pairing.pairs],
             )
         )
     return tuple(groups)

@@ -1,4 +1,4 @@
-"""A live model whose tensors are viewed, edited, moved, checked and restored in place."""
+"""A live model whose tensors are edited, moved, checked and restored in place."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from deltalens.numerics.sizes import SIZES
 from deltalens.numerics.workers import Mapper, one_thread, serial_map, workers
 from deltalens.studies.deltas import DeltaStream, Span
 from deltalens.studies.moving import Direction, Plane
-from deltalens.studies.places import Slot, find_slots
 from deltalens.studies.selecting import check_finite, edit_chunk
+from deltalens.studies.slots import Slot, find_slots
 from deltalens.studies.weights import StoredReader, StoredWeights, Weights, runs
 
 __all__ = ["LiveModel", "LiveTensors"]
 
 
 class LiveTensors:
-    """The tensors of a live model that a study writes to, and what gives them their bits back.
+    """The tensors of a live model that a study writes to, and their original values.
 
-    Whoever holds one calls `restore` at the end, however the work ends.
+    The caller calls `restore` at the end, also after an error.
 
     Args:
-        slots: what is written to; their copies follow.
-        origin: the weights that the model holds, by the slots' names: files, or a copy in memory.
+        slots: the tensors that are written to; their copies are kept equal to them.
+        origin: the original weights, by the names of the slots: files, or a copy in memory.
     """
 
     def __init__(self, slots: Sequence[Slot], origin: Weights) -> None:
@@ -42,13 +42,13 @@ class LiveTensors:
         self._plane: Plane | None = None
 
     def check(self, whose: str) -> None:
-        """The model holds the origin's weights, bit for bit after the cast.
+        """Check that the model holds the original weights, cast to its dtype, bit for bit.
 
         Args:
-            whose: whose weights those are, for the message.
+            whose: whose weights these are, such as "the origin's", for the message.
 
         Raises:
-            DeltaLensError: with the tensors that differ.
+            DeltaLensError: lists the tensors that differ.
         """
         scratch = Scratch()
 
@@ -62,30 +62,39 @@ class LiveTensors:
             return False
 
         with _threads(self.slots) as mapper:
-            found = mapper(differs, self.slots)
-            wrong = [slot.name for slot, bad in zip(self.slots, found, strict=True) if bad]
+            results = mapper(differs, self.slots)
+            wrong = [slot.name for slot, bad in zip(self.slots, results, strict=True) if bad]
         for slot in self.slots:
-            wrong += [one.name for one in slot.copies if not _same_bits(one.view, slot.view)]
+            wrong += [copy.name for copy in slot.copies if not _same_bits(copy.view, slot.view)]
         if wrong:
-            title = f"The loaded model does not hold what {whose} files do:"
+            title = f"These tensors of the loaded model differ from those in {whose} files:"
             raise DeltaLensError(fault_list(title, wrong))
 
     def span(self, directions: Sequence[Direction], *, keep: bool = True) -> None:
-        """Make ready for `move` along one or two directions; see `Plane`."""
+        """Prepare for `move`.
+
+        Args:
+            directions: one or two.
+            keep: hold the directions in memory (see `Plane`).
+        """
         threads = functools.partial(_threads, self.slots)
         self._plane = Plane(self.slots, self.origin, directions, keep, threads)
 
     def move(self, a: float, b: float = 0.0) -> None:
-        """Put the model on origin + a d1 + b d2, wherever it was before: see `span`."""
+        """Set the weights to origin + a d1 + b d2, whatever they were before.
+
+        Args:
+            a, b: coordinates along the directions given to `span`; on a line, b is not used.
+        """
         assert self._plane is not None
         self._plane.write(a, b)
         self._write_copies()
 
     def restore(self, among: Container[str] | None = None) -> None:
-        """Give the model the origin's bits back, whatever was done to it.
+        """Restore the original weights bit for bit, whatever they were before.
 
         Args:
-            among: names of slots; only these, and what is a copy of them. None: all.
+            among: names of the slots to restore, together with their copies; None: all.
         """
         for slot in self.slots:
             if among is not None and slot.name not in among:
@@ -107,7 +116,8 @@ class LiveTensors:
 
 @contextmanager
 def _threads(slots: Sequence[Slot]) -> Iterator[Mapper]:
-    """On all cores; always on one thread each, so that no sum depends on their number."""
+    """Visit slots on all cores, each on a single thread, so that no sum depends on the number of
+    threads."""
     if sum(slot.size for slot in slots) < SIZES.threaded:
         with one_thread():
             yield serial_map
@@ -117,22 +127,22 @@ def _threads(slots: Sequence[Slot]) -> Iterator[Mapper]:
 
 
 class LiveModel(LiveTensors):
-    """A live model of a pair: each stored tensor that takes part is the fine-tune's, or the base's,
-    or has some entries put back.
+    """A live model whose tensors are the fine-tune's, the base's, or the fine-tune's with some
+    entries put back.
 
     Args:
         model: loaded from the fine-tune's folder.
         pairing: of the fine-tune and its base.
 
     Raises:
-        DeltaLensError: a tensor has no place in the model that can be edited, or the model does
-            not hold the fine-tune's values; all such tensors are named.
+        DeltaLensError: tensors cannot be edited in place in the model, or do not hold the
+            fine-tune's values; lists all of them.
     """
 
     def __init__(self, model: nn.Module, pairing: Pairing) -> None:
         self.model, self.pairing = model, pairing
-        found = _slots(model, pairing)
-        self._slots = {pair.name: found[pair.name] for pair in pairing.pairs}
+        slots = _slots(model, pairing)
+        self._slots = {pair.name: slots[pair.name] for pair in pairing.pairs}
         _check_apart(self._slots.values())
         super().__init__(list(self._slots.values()), StoredWeights.of(pairing.ft))
         self._stream = DeltaStream(next(model.parameters()).device)
@@ -143,13 +153,17 @@ class LiveModel(LiveTensors):
     def edit(
         self, selection_of: Callable[[str], Selection], rescale: Fraction | None = None
     ) -> None:
-        """Make the model the fine-tune with each tensor's selected entries put back.
+        """Set the model to the fine-tune with the selected entries put back.
 
-        Every entry is written anew from the files: nothing depends on what was there before.
+        Every entry is written from the files: nothing depends on the values before.
 
         Args:
-            selection_of: from a stored name to the selection of the tensor's unit.
-            rescale: the drop rate, if what is kept is to be divided by 1 - rate.
+            selection_of: stored name of a tensor -> the selection on its unit.
+            rescale: the drop rate, to divide the remaining deltas by 1 - rate; None: do not
+                rescale.
+
+        Raises:
+            DeltaLensError: a value is outside the range of the model's dtype.
         """
 
         def write(span: Span) -> None:
@@ -166,27 +180,35 @@ class LiveModel(LiveTensors):
         self._write_copies()
 
     def put_back_all(self, among: Container[str] | None = None) -> None:
-        """Make the model the base; rows that the base lacks stay the fine-tune's.
+        """Set the model to the base; rows that the base lacks remain the fine-tune's.
 
         Args:
-            among: stored names; only these pairs, and what is stored as a copy of them. None: all.
+            among: stored names of the tensors to put back, together with their copies; None: all.
+
+        Raises:
+            DeltaLensError: a value is outside the range of the model's dtype.
         """
         for pair in self.pairing.pairs:
             if among is None or pair.name in among:
                 self._fill_base(pair)
         self._write_copies(among)
 
-    def put_back_only(self, wanted: Set[str]) -> None:
-        """Make these pairs the base's and all others the fine-tune's, where every change before was
-        made by this: what is so already is not written again.
+    def put_back_only(self, names: Set[str]) -> None:
+        """Set these tensors to the base's and all others to the fine-tune's.
+
+        Only tensors that change are written. So all earlier changes must have been made by this
+        method.
 
         Args:
-            wanted: stored names.
+            names: stored names.
+
+        Raises:
+            DeltaLensError: a value is outside the range of the model's dtype.
         """
-        changed = wanted ^ self._put_back
-        self.put_back_all(changed & wanted)
-        self.restore(changed - wanted)
-        self._put_back = wanted
+        changed = names ^ self._put_back
+        self.put_back_all(changed & names)
+        self.restore(changed - names)
+        self._put_back = names
 
     def _fill_base(self, pair: TensorPair) -> None:
         slot, entry, dtype = self._slots[pair.name], pair.base, torch_dtype(pair.ft)
@@ -201,38 +223,39 @@ class LiveModel(LiveTensors):
 
 
 def _slots(model: nn.Module, pairing: Pairing) -> Mapping[str, Slot]:
+    """Find all tensors that take part in the live model, and their copies: name -> slot."""
     names = [pair.name for pair in pairing.pairs]
     names += [copy for copy, first in pairing.copies.items() if first in set(names)]
     shapes = {name: pairing.ft.tensors[name].shape for name in names}
-    found = find_slots(model, shapes, pairing.copies)
-    lost = [name for name in names if name not in found]
-    if lost:
+    slots = find_slots(model, shapes, pairing.copies)
+    missing = [name for name in names if name not in slots]
+    if missing:
         raise DeltaLensError(
             fault_list(
                 f"{type(model).__name__} holds these tensors in a form that cannot be edited in "
-                "place (leave them out with --exclude, or use `drop`, which needs no model):",
-                lost,
+                "place (leave them out with `exclude`, or use `drop`, which loads no model):",
+                missing,
             )
         )
-    return found
+    return slots
 
 
 def _check_apart(slots: Iterable[Slot]) -> None:
-    """What counts as two tensors is two in the model: loaded in a narrower dtype, a stored copy of
-    a tied tensor can become equal to it, and transformers then ties them."""
-    places: dict[tuple[int, torch.Size], str] = {}
+    """Check that no two slots share memory. If tied tensors are stored with different values, they
+    can become equal in a narrower dtype, and transformers then ties them."""
+    by_memory: dict[tuple[int, torch.Size], str] = {}
     for slot in slots:
-        other = places.setdefault((slot.view.data_ptr(), slot.view.shape), slot.name)
+        other = by_memory.setdefault((slot.view.data_ptr(), slot.view.shape), slot.name)
         if other != slot.name and slot.size:
             raise DeltaLensError(
-                f"{other!r} and {slot.name!r} are stored with different values, and in "
-                f"{str(slot.view.dtype).removeprefix('torch.')} transformers ties them: load in "
-                "the dtype they are stored in (--dtype), or leave one out with --exclude"
+                f"{other!r} and {slot.name!r} are stored with different values, but in "
+                f"{str(slot.view.dtype).removeprefix('torch.')} transformers ties them: load the "
+                "model in the `dtype` in which they are stored, or leave one out with `exclude`"
             )
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
-    return one.shape == other.shape and torch.equal(
-        one.contiguous().view(integer), other.contiguous().view(integer)
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
+    return first.shape == second.shape and torch.equal(
+        first.contiguous().view(integer), second.contiguous().view(integer)
     )

@@ -1,4 +1,4 @@
-"""The mask-ratio sweep: what a method reaches at growing mask ratios (GMT, Figure 2)."""
+"""The mask-ratio sweep: the performance of methods over mask ratios (GMT, Figure 2)."""
 
 from __future__ import annotations
 
@@ -7,84 +7,95 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from deltalens.catalog.methods import METHODS, has_ratio
+from deltalens.catalog.methods import facts_of, has_ratio
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Setting, StudyRecord
 from deltalens.numerics.rates import Rate, exact_rates, show_rate
 from deltalens.studies import axes
 from deltalens.studies.engine import StudyWatch
-from deltalens.studies.training_plans import Plan, TrainingData, check_trainings
+from deltalens.studies.training_plans import (
+    Plan,
+    TrainingData,
+    cell_training,
+    check_trainings,
+    with_methods,
+)
 from deltalens.studies.trainings import run_trainings
+from deltalens.training.methods import Method
+from deltalens.training.methods.plain import Sft
 from deltalens.training.spec import TrainingSpec
 
 __all__ = ["KIND", "sweep_mask_ratio"]
 
 KIND = "mask-ratio-sweep"
 SWEPT = ("mask_ratio", "threshold")
-"""Options of a method that the study goes through."""
-_GRADIENTS, _WEIGHTS = "0:0.9:0.1,0.95,0.99", "0.02,0.05,0.1,0.2,0.3,0.4"
-"""What is asked for by default: of masked gradients (GMT, Figure 2), and of removed weights (MFT,
-Figure 4)."""
+"""Settings of methods that the study varies."""
+_GRADIENT_RATIOS = "0:0.9:0.1,0.95,0.99"
+"""Default ratios of methods that mask gradients (GMT, Figure 2)."""
+_WEIGHT_RATIOS = "0.02,0.05,0.1,0.2,0.3,0.4"
+"""Default ratios of methods that remove weights (MFT, Figure 4)."""
 
 
 def sweep_mask_ratio(
-    methods: Sequence[str],
+    methods: Sequence[Method],
     source: TrainingData,
     out: str | Path,
     spec: TrainingSpec,
     *,
-    ratios: str | Iterable[Rate] | None = None,
+    mask_ratios: Rate | Iterable[Rate] | None = None,
     seeds: int = 3,
     keep_checkpoints: bool = False,
     jobs: int = 1,
     fresh: bool = False,
     watch: StudyWatch | None = None,
 ) -> StudyRecord:
-    """Train at every mask ratio and seed, beside plain fine-tuning, and measure what comes out.
+    """Train at every mask ratio and seed, and measure the resulting models.
 
-    A cell is a training; of `one-off-drop` it is a drop of the smallest deltas of the plain
-    fine-tune (at the mask ratio as drop rate). Ratio 0 is plain fine-tuning to the last bit, and is
-    trained once. Of methods that remove weights of a finished model, ratio 0 is that model as it
-    is (`ft`). The same call again goes on where this one stopped; one with more methods, ratios or
-    seeds measures what is missing.
+    Each cell is a training, except those of `one-off-drop`: they put the smallest deltas of a plain
+    fine-tune back, with the mask ratio as drop rate. For methods that mask gradients, ratio 0 is
+    plain fine-tuning, bit for bit, and is trained once. For methods that remove weights of a
+    finished model, ratio 0 is that model as it is (`ft`). The same call resumes an interrupted
+    study; a call with more methods, ratios or seeds measures what is missing.
 
     Args:
-        methods: `gmt`, `random-mask`, `one-off-drop`; and `hft`, which knows no ratio; or `mft`,
-            `random-mask-weights`, `l1-mask`, and `sft`. Beside the former plain fine-tuning (`sft`)
-            always stands, beside the latter the model as it is (`ft`).
-        source: the model, what it learns, and what is measured after each training.
+        methods: either `gmt`, `random-mask`, `one-off-drop` and `hft` (which has no ratio), with
+            `sft` added; or `mft`, `random-mask-weights`, `l1-mask` and `sft`, with `ft` added.
+        source: the model, and the data for training and evaluation.
         out: the study's folder.
-        spec: the training's settings; its method, mask ratio and seed are the cell's.
-        ratios: mask ratios, as "0:0.9:0.1,0.95" or as numbers; those of the papers if not given.
-        seeds: how many trainings at each ratio.
-        keep_checkpoints: keep every trained model in the study's `checkpoints`.
-        jobs: trainings at once, each in a process of its own with its share of the threads, on an
-            accelerator of its own where there are several.
-        fresh: discard what the folder holds of another study.
+        spec: the settings that all trainings share.
+        mask_ratios: ratios in [0, 1), as "0:0.9:0.1,0.95" or as numbers; None: those of the papers.
+        seeds: number of trainings at each ratio.
+        keep_checkpoints: keep every trained model in the study's folder `checkpoints`.
+        jobs: trainings at the same time, each in its own process, with its share of the threads and
+            its own accelerator if there are several.
+        fresh: discard any other study in the folder.
         watch: told of stages, progress and finished cells.
 
+    Returns:
+        The study's records.
+
     Raises:
-        DeltaLensError: bad input, as far as it can be known before a model is loaded.
+        DeltaLensError: bad input, as far as it can be detected before a model is loaded.
     """
-    removing = any(_removes(method) for method in methods)
-    if ratios is None:
-        ratios = _WEIGHTS if removing else _GRADIENTS
-    exact = sorted({Fraction(0), *exact_rates(ratios)})
+    removing = any(_removes(method.name) for method in methods)
+    if mask_ratios is None:
+        mask_ratios = _WEIGHT_RATIOS if removing else _GRADIENT_RATIOS
+    exact = sorted({Fraction(0), *exact_rates(mask_ratios)})
     if exact[-1] >= 1:
-        raise DeltaLensError(f"mask ratio {show_rate(exact[-1])}: in [0, 1)")
-    with_reference = ("ft" if removing else "sft", *methods)
-    swept = dict.fromkeys(SWEPT, "ratios")
+        raise DeltaLensError(f"mask_ratios {show_rate(exact[-1])}: must be in [0, 1)")
+    with_reference = with_methods(["ft" if removing else "sft"], methods)
+    swept = dict.fromkeys(SWEPT, "mask_ratios")
     return run_trainings(
         KIND,
-        lambda wanted: _plans(wanted, spec, source),
+        lambda study_spec: _plans(study_spec, spec, source),
         source,
         out,
         spec,
         settings=check_trainings(KIND, spec, with_reference, seeds, swept),
         seeds=seeds,
-        along={"ratios": ([show_rate(ratio) for ratio in exact], axes.rates)},
-        same=_same_point,
-        after=_ground,
+        extra_spec={"ratios": ([show_rate(ratio) for ratio in exact], axes.rates)},
+        point_of=_point_of,
+        requires=_requires,
         keep_checkpoints=keep_checkpoints,
         jobs=jobs,
         fresh=fresh,
@@ -93,46 +104,47 @@ def sweep_mask_ratio(
 
 
 def _plans(
-    wanted: Mapping[str, Any], spec: TrainingSpec, source: TrainingData
+    study_spec: Mapping[str, Any], spec: TrainingSpec, source: TrainingData
 ) -> list[tuple[Setting, Plan]]:
-    """The cells of what was asked: methods, their settings, ratios and seeds."""
+    """The cells of a study's methods, ratios and seeds."""
 
     def plan(method: str, ratio: Fraction, seed: int) -> Plan:
         if method == "ft" or (_removes(method) and not ratio):
-            return Plan(spec=spec, still=source.model)
-        own = wanted["settings"][method]
+            return Plan(spec=spec, checkpoint=source.model)
+        own = study_spec["settings"][method]
         if method == "one-off-drop":
-            return Plan(spec=spec.of("sft", seed=seed), drop=show_rate(ratio), **own)
+            return Plan(spec=spec.of(Sft(), seed), drop=show_rate(ratio), **own)
         if has_ratio(method):
             own = {**own, "mask_ratio": show_rate(ratio)}
-        return Plan(spec=spec.of(method, seed=seed, **own))
+        return Plan(spec=cell_training(spec, method, own, seed))
 
-    ratios = [Fraction(ratio) for ratio in wanted["ratios"]]
+    ratios = [Fraction(ratio) for ratio in study_spec["ratios"]]
     return [
         (
             {"method": method, "mask_ratio": float(ratio), "seed": seed},
             plan(method, ratio, seed),
         )
-        for method in wanted["methods"]
+        for method in study_spec["methods"]
         for ratio in (ratios if has_ratio(method) else [Fraction(0)])
-        for seed in range(1 if method == "ft" else wanted["seeds"])
+        for seed in range(1 if method == "ft" else study_spec["seeds"])
     ]
 
 
-def _same_point(setting: Setting) -> str | None:
-    """At mask ratio 0 nothing is masked: plain fine-tuning whatever the method, or the model as it
-    is where weights are removed."""
+def _point_of(setting: Setting) -> str | None:
+    """At mask ratio 0 nothing is masked: methods that mask gradients yield the plain fine-tune, and
+    methods that remove weights yield the study's model as it is."""
     if setting["method"] == "ft" or _removes(setting["method"]):
         return "ft" if setting["mask_ratio"] == 0 else None
     plain = setting["mask_ratio"] == 0 and setting["method"] != "hft"
     return f"sft {setting['seed']}" if plain else None
 
 
-def _ground(setting: Setting) -> str | None:
-    """A drop takes the plain fine-tune with its seed."""
+def _requires(setting: Setting) -> str | None:
+    """A drop requires the plain fine-tune of the same seed."""
     return f"sft {setting['seed']}" if setting["method"] == "one-off-drop" else None
 
 
 def _removes(method: str) -> bool:
-    """Whether a method, which may be unknown, removes weights."""
-    return method in METHODS and METHODS[method].masks == "weights"
+    """Whether a method removes weights; False for an unknown name."""
+    facts = facts_of(method)
+    return facts is not None and facts.masks == "weights"

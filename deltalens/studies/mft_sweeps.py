@@ -1,13 +1,14 @@
-"""Where, how much, and on what data a finished model is best masked; and against what (MFT)."""
+"""Sweeps over layers and over the amount of data, and comparisons of methods (MFT)."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from deltalens.catalog.methods import METHODS
+from deltalens.catalog.methods import MethodFacts
 from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import open_checkpoint
@@ -18,29 +19,36 @@ from deltalens.scoring.loading import pick_device
 from deltalens.scoring.rows import read_rows
 from deltalens.studies import axes
 from deltalens.studies.engine import StudyWatch
-from deltalens.studies.training_plans import Plan, TrainingData, check_trainings
+from deltalens.studies.training_plans import (
+    Plan,
+    TrainingData,
+    cell_training,
+    check_trainings,
+    with_methods,
+)
 from deltalens.studies.trainings import run_trainings
+from deltalens.training.methods import Method, method_class
 from deltalens.training.run import training_dtype
 from deltalens.training.spec import TrainingSpec
 
-__all__ = ["COMPARED", "compare", "complements", "sweep_data_ratio", "sweep_layers"]
+__all__ = ["COMPARED", "compare", "sweep_data_ratio", "sweep_layers", "with_complements"]
 
 COMPARED = STUDIES["comparison"].methods
-"""What a comparison knows, in the order of its table, as below."""
+"""Methods that a comparison can contain, in the order of its table."""
 COMPLEMENTS = tuple(name for name in COMPARED if name.endswith("-complement"))
-"""Masks that are not learned, which remove what those at the ratio would keep."""
-_OF_GROUPS = ("blocks", "include")
-"""What says which layers are masked: a group of blocks does."""
-_NO_BASE = "what starts from the base is not finished: name its checkpoint again (--base)"
+"""Masks that are not learned, and remove the weights that the method of the same name keeps."""
+_LAYER_SETTINGS = ("blocks", "include")
+"""Settings that select the layers to be masked; in a sweep over layers, the groups select them."""
+_NO_BASE = "the cells that start from the base are not finished: give `base` again"
 
 
 def sweep_layers(
-    methods: Sequence[str],
+    methods: Sequence[Method],
     source: TrainingData,
     out: str | Path,
     spec: TrainingSpec,
     *,
-    sizes: Sequence[int] = (4,),
+    group_sizes: Sequence[int] = (4,),
     data_ratio: Rate = "1",
     seeds: int = 3,
     keep_checkpoints: bool = False,
@@ -48,42 +56,49 @@ def sweep_layers(
     fresh: bool = False,
     watch: StudyWatch | None = None,
 ) -> StudyRecord:
-    """Mask one group of consecutive blocks after the other (MFT, Figures 3 and 7).
+    """Mask the weights of one group of consecutive blocks at a time (MFT, Figures 3 and 7).
 
-    Beside them stands the model as it is (`ft`).
+    The model as it is (`ft`) is measured as well.
 
     Args:
-        methods: `mft`, `random-mask-weights`, `l1-mask`; and `sft`, its continued fine-tuning.
-        source: the finished model, the data, and what is measured.
+        methods: `mft`, `random-mask-weights`, `l1-mask`; and `sft`, which continues fine-tuning.
+        source: the finished model, and the data for training and evaluation.
         out: the study's folder.
-        spec: the training's settings; method, blocks and seed are the cell's.
-        sizes: blocks in a group; every size divides the model anew, the last group may be smaller.
-        data_ratio: train on this part of the rows, the first ones; in (0, 1].
+        spec: the settings that all trainings share.
+        group_sizes: blocks per group; every size divides the model anew, and the last group may be
+            smaller.
+        data_ratio: the share of the rows to train on, in (0, 1]; the first rows are used.
         seeds, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
 
-    Raises:
-        DeltaLensError: bad input, as far as it can be known before a model is loaded.
-    """
-    swept = dict.fromkeys(_OF_GROUPS, "sizes")
-    settings = check_trainings("layer-sweep", spec, methods, seeds, swept)
-    part, blocks = exact_rate(data_ratio), _blocks_of(source.model)
-    rows = _part(part, _rows(source))
+    Returns:
+        The study's records.
 
-    def plans(wanted: Mapping[str, Any]) -> list[tuple[Setting, Plan]]:
+    Raises:
+        DeltaLensError: bad input, as far as it can be detected before a model is loaded.
+    """
+    swept = dict.fromkeys(_LAYER_SETTINGS, "group_sizes")
+    settings = check_trainings("layer-sweep", spec, methods, seeds, swept)
+    ratio, blocks = exact_rate(data_ratio), _blocks_of(source.model)
+    rows = _first_rows(ratio, _count_rows(source))
+
+    def plans(study_spec: Mapping[str, Any]) -> list[tuple[Setting, Plan]]:
         groups = [
             (size, str(group))
-            for size in wanted["sizes"]
+            for size in study_spec["sizes"]
             for group in group_blocks(blocks, size, source.model)
         ]
-        made = [({"method": "ft", "size": 0, "group": "", "seed": 0}, _as_it_is(spec, source))]
-        for method in wanted["methods"]:
+        cells = [({"method": "ft", "size": 0, "group": "", "seed": 0}, _unchanged(spec, source))]
+        for method in study_spec["methods"]:
             for size, group in [(0, "")] if method == "sft" else groups:
-                for seed in range(wanted["seeds"]):
-                    named = {"blocks": group} if group else {}
-                    own = spec.of(method, seed=seed, **wanted["settings"][method], **named)
-                    cell = {"method": method, "size": size, "group": group, "seed": seed}
-                    made.append((cell, Plan(spec=own, rows=rows)))
-        return made
+                for seed in range(study_spec["seeds"]):
+                    own = dict(study_spec["settings"][method])
+                    if group:
+                        own["blocks"] = group
+                    setting = {"method": method, "size": size, "group": group, "seed": seed}
+                    cells.append(
+                        (setting, Plan(spec=cell_training(spec, method, own, seed), rows=rows))
+                    )
+        return cells
 
     return run_trainings(
         "layer-sweep",
@@ -93,9 +108,9 @@ def sweep_layers(
         spec,
         settings=settings,
         seeds=seeds,
-        along={
-            "sizes": (sorted({*sizes}), axes.numbers),
-            "data_ratio": (show_rate(part), None),
+        extra_spec={
+            "sizes": (sorted({*group_sizes}), axes.numbers),
+            "data_ratio": (show_rate(ratio), None),
         },
         facts={"blocks": blocks[-1] + 1},
         keep_checkpoints=keep_checkpoints,
@@ -106,47 +121,52 @@ def sweep_layers(
 
 
 def sweep_data_ratio(
-    methods: Sequence[str],
+    methods: Sequence[Method],
     source: TrainingData,
     out: str | Path,
     spec: TrainingSpec,
     *,
-    ratios: str | Iterable[Rate] = "0.1,0.2,0.5,1",
+    data_ratios: Rate | Iterable[Rate] = "0.1,0.2,0.5,1",
     seeds: int = 3,
     keep_checkpoints: bool = False,
     jobs: int = 1,
     fresh: bool = False,
     watch: StudyWatch | None = None,
 ) -> StudyRecord:
-    """Train on growing parts of the data, always its first rows (MFT, Figures 5 and 9; of masked
-    gradients against plain fine-tuning, which GMT's limitations leave open).
+    """Train on growing shares of the data, always its first rows (MFT, Figures 5 and 9; for methods
+    that mask gradients, this is a question that GMT's limitations leave open).
+
+    The model as it is (`ft`) is measured as well, at ratio 0.
 
     Args:
-        methods: `mft`, `sft`, `lora` of a finished model; `gmt`, `random-mask`, `hft` of a base,
-            with `sft` always beside them. The model as it is (`ft`) stands at ratio 0.
-        source: the model, the data, and what is measured.
+        methods: `mft`, `sft`, `lora` for a finished model; `gmt`, `random-mask`, `hft` for a base,
+            with `sft` added.
+        source: the model, and the data for training and evaluation.
         out: the study's folder.
-        spec: the training's settings; method and seed are the cell's.
-        ratios: parts of the rows, in (0, 1].
+        spec: the settings that all trainings share.
+        data_ratios: shares of the rows, in (0, 1], as "0.1,0.5" or as numbers.
         seeds, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
 
-    Raises:
-        DeltaLensError: bad input, as far as it can be known before a model is loaded.
-    """
-    if any(METHODS[one].masks == "gradients" for one in methods if one in METHODS):
-        methods = ("sft", *methods)
-    settings = check_trainings("data-ratio-sweep", spec, methods, seeds, {})
-    exact, count = exact_rates(ratios), _rows(source)
+    Returns:
+        The study's records.
 
-    def plans(wanted: Mapping[str, Any]) -> list[tuple[Setting, Plan]]:
-        made = [({"method": "ft", "data_ratio": 0.0, "seed": 0}, _as_it_is(spec, source))]
-        for method in wanted["methods"]:
-            for ratio in map(Fraction, wanted["ratios"]):
-                for seed in range(wanted["seeds"]):
-                    own = spec.of(method, seed=seed, **wanted["settings"][method])
-                    cell = {"method": method, "data_ratio": float(ratio), "seed": seed}
-                    made.append((cell, Plan(spec=own, rows=_part(ratio, count))))
-        return made
+    Raises:
+        DeltaLensError: bad input, as far as it can be detected before a model is loaded.
+    """
+    if any(method.facts.masks == "gradients" for method in methods):
+        methods = with_methods(["sft"], methods)
+    settings = check_trainings("data-ratio-sweep", spec, methods, seeds, {})
+    exact, count = exact_rates(data_ratios), _count_rows(source)
+
+    def plans(study_spec: Mapping[str, Any]) -> list[tuple[Setting, Plan]]:
+        cells = [({"method": "ft", "data_ratio": 0.0, "seed": 0}, _unchanged(spec, source))]
+        for method in study_spec["methods"]:
+            for ratio in map(Fraction, study_spec["ratios"]):
+                for seed in range(study_spec["seeds"]):
+                    own = cell_training(spec, method, study_spec["settings"][method], seed)
+                    setting = {"method": method, "data_ratio": float(ratio), "seed": seed}
+                    cells.append((setting, Plan(spec=own, rows=_first_rows(ratio, count))))
+        return cells
 
     return run_trainings(
         "data-ratio-sweep",
@@ -156,7 +176,7 @@ def sweep_data_ratio(
         spec,
         settings=settings,
         seeds=seeds,
-        along={"ratios": ([show_rate(ratio) for ratio in exact], axes.rates)},
+        extra_spec={"ratios": ([show_rate(ratio) for ratio in exact], axes.rates)},
         keep_checkpoints=keep_checkpoints,
         jobs=jobs,
         fresh=fresh,
@@ -165,7 +185,7 @@ def sweep_data_ratio(
 
 
 def compare(
-    methods: Sequence[str],
+    methods: Sequence[Method],
     source: TrainingData,
     out: str | Path,
     spec: TrainingSpec,
@@ -177,58 +197,62 @@ def compare(
     fresh: bool = False,
     watch: StudyWatch | None = None,
 ) -> StudyRecord:
-    """One finished model, several ways to go on (MFT, Figure 2, Tables 1, 2, 5 and 6).
+    """Compare methods that continue from one finished model (MFT, Figure 2, Tables 1, 2, 5 and 6).
+
+    The model as it is (`ft`) is always measured as well, and so is the base, if there is one.
+    `sft`, `lora-on-ft` and methods that mask weights start from the model; `sft` has a new
+    optimizer and a new schedule. `lora` and `lora-continued` start from the base; `lora-continued`
+    merges the result of `lora` and trains a second adapter on it for the same number of steps.
+    Methods named `...-complement` remove 1 - ratio of the weights: those that the method without
+    the suffix keeps.
 
     Args:
-        methods: of `COMPARED`; `ft`, the model as it is, is always among them, and so is `base`
-            where one is given. From `ft` start `sft`, which goes on fine-tuning with a fresh
-            optimizer and schedule, `lora-on-ft` and the masks of weights; from `base` `lora` and
-            `lora-continued`, which trains another adapter on the merged result of `lora`, as long
-            again. With `-complement`, masks that are not learned remove 1 - ratio of the weights.
-        source: the finished model, the data, and what is measured; with `eval_every`, on the way
-            as well.
+        methods: some of `COMPARED`.
+        source: the finished model, and the data for training and evaluation; with `eval_every`,
+            evaluations during the trainings are recorded as well.
         out: the study's folder.
-        spec: the training's settings; method and seed are the cell's.
-        base: what the model was tuned from.
+        spec: the settings that all trainings share.
+        base: the checkpoint that the model was fine-tuned from.
         seeds, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
 
+    Returns:
+        The study's records.
+
     Raises:
-        DeltaLensError: bad input, as far as it can be known before a model is loaded.
+        DeltaLensError: bad input, as far as it can be detected before a model is loaded.
     """
-    starts = {"base", *(one for one in COMPARED if METHODS[one].from_base)}
-    needed = [method for method in methods if method in starts]
-    if needed and base is None:
-        raise DeltaLensError(f"{needed[0]} needs the checkpoint of the base: --base")
-    with_base = ("base",) if base is not None else ()
-    settings = check_trainings("comparison", spec, (*with_base, "ft", *methods), seeds, {})
+    lacking = [method.name for method in methods if _needs_base(method.name)]
+    if lacking and base is None:
+        raise DeltaLensError(f"{lacking[0]} needs the checkpoint of the base: give `base`")
+    methods = with_methods(["base", "ft"] if base is not None else ["ft"], methods)
+    settings = check_trainings("comparison", spec, methods, seeds, {})
 
     def plan(method: str, seed: int, own: Mapping[str, Any]) -> Plan:
         if method == "ft":
-            return _as_it_is(spec, source)
-        lacks = _NO_BASE if method in starts and base is None else None
+            return _unchanged(spec, source)
+        unavailable = _NO_BASE if _needs_base(method) and base is None else None
         if method == "base":
-            return Plan(spec=spec, still=base, lacks=lacks)
-        trained = METHODS[method].as_trained or method
-        given = {name: value for name, value in own.items() if name not in _START}
+            return Plan(spec=spec, checkpoint=base, unavailable=unavailable)
+        trained = {name: value for name, value in own.items() if name not in _START}
         return Plan(
-            spec=spec.of(trained, seed=seed, **given),
-            start=base if METHODS[method].from_base else None,
+            spec=cell_training(spec, method, trained, seed),
+            start=base if _facts(method).from_base else None,
             continued=method == "lora-continued",
-            lacks=lacks,
+            unavailable=unavailable,
         )
 
-    def plans(wanted: Mapping[str, Any]) -> list[tuple[Setting, Plan]]:
+    def plans(study_spec: Mapping[str, Any]) -> list[tuple[Setting, Plan]]:
         return [
-            ({"method": method, "seed": seed}, plan(method, seed, wanted["settings"][method]))
-            for method in wanted["methods"]
-            for seed in range(wanted["seeds"] if METHODS[method].random else 1)
+            ({"method": method, "seed": seed}, plan(method, seed, study_spec["settings"][method]))
+            for method in study_spec["methods"]
+            for seed in range(study_spec["seeds"] if _facts(method).random else 1)
         ]
 
     for method, own in settings.items():
-        if method in starts and base is not None:
+        if _needs_base(method) and base is not None:
             own |= _start(base, source)
-        if METHODS[method].options is not None:
-            own["from"] = "base" if METHODS[method].from_base else "ft"
+        if not _facts(method).as_it_is:
+            own["from"] = "base" if _facts(method).from_base else "ft"
     return run_trainings(
         "comparison",
         plans,
@@ -237,9 +261,9 @@ def compare(
         spec,
         settings=settings,
         seeds=seeds,
-        along={},
-        same=_named,
-        after=_ground,
+        extra_spec={},
+        point_of=_point_of,
+        requires=_requires,
         keep_checkpoints=keep_checkpoints,
         jobs=jobs,
         fresh=fresh,
@@ -247,62 +271,82 @@ def compare(
     )
 
 
-def complements(methods: Sequence[str]) -> list[str]:
-    """The masks that remove what those among the methods would keep.
+def with_complements(methods: Sequence[Method]) -> list[Method]:
+    """Add the complement of every method that has one.
+
+    Args:
+        methods: the methods of a comparison.
+
+    Returns:
+        The methods, then their complements with the same settings.
 
     Raises:
-        DeltaLensError: there is none of which that could be said.
+        DeltaLensError: none of the methods has a complement.
     """
-    found = [name for name in COMPLEMENTS if name.removesuffix("-complement") in methods]
-    if not found:
-        known = ", ".join(name.removesuffix("-complement") for name in COMPLEMENTS)
-        raise DeltaLensError(f"the complement is that of {known}; compare one of them")
-    return found
+    added = [
+        method_class(f"{method.name}-complement").from_record(dataclasses.asdict(method))
+        for method in methods
+        if f"{method.name}-complement" in COMPARED
+    ]
+    if not added:
+        names = ", ".join(name.removesuffix("-complement") for name in COMPLEMENTS)
+        raise DeltaLensError(f"only these methods have a complement: {names}; compare one of them")
+    return [*methods, *added]
+
+
+def _facts(method: str) -> MethodFacts:
+    """The catalog's entry of a method."""
+    return method_class(method).facts
+
+
+def _needs_base(method: str) -> bool:
+    """Whether a method is the base, or starts from it."""
+    return method == "base" or _facts(method).from_base
 
 
 def _blocks_of(model: str | Path) -> list[int]:
-    """The numbers of a checkpoint's blocks, by its tensors' names.
+    """The numbers of a checkpoint's blocks, according to the names of its tensors.
 
     Raises:
-        DeltaLensError: none.
+        DeltaLensError: it has no blocks.
     """
     numbers = block_numbers(open_checkpoint(model).tensors)
     if not numbers:
-        raise DeltaLensError(f"{model}: no blocks (names with a number) among its tensors")
+        raise DeltaLensError(f"{model}: no blocks (no tensor name contains a number)")
     return numbers
 
 
-def _rows(source: TrainingData) -> int:
+def _count_rows(source: TrainingData) -> int:
     return len(read_rows(source.data, source.limit, source.fields).rows)
 
 
-def _part(ratio: Fraction, rows: int) -> int:
-    """So many of the rows."""
+def _first_rows(ratio: Fraction, rows: int) -> int:
+    """How many rows are a share of all; at least one."""
     if ratio <= 0:
-        raise DeltaLensError(f"data ratio {show_rate(ratio)}: in (0, 1]")
+        raise DeltaLensError(f"data ratio {show_rate(ratio)}: must be in (0, 1]")
     return max(1, round(ratio * rows))
 
 
 _START = ("from", "model", "dtype")
-"""Where a method starts, among its settings."""
+"""Entries of a method's recorded settings that say where it starts."""
 
 
 def _start(base: str | Path, source: TrainingData) -> dict[str, Any]:
-    """Which checkpoint the base is, and in which dtype it is measured and trained."""
+    """The base's identity, and the dtype in which it is measured and trained."""
     checkpoint = open_checkpoint(base)
     kind = training_dtype(source.dtype, checkpoint, pick_device(source.device))
     return {"model": checkpoint.identity, "dtype": str(kind).removeprefix("torch.")}
 
 
-def _ground(setting: Setting) -> str | None:
-    """Continued LoRA takes the LoRA with its seed."""
+def _requires(setting: Setting) -> str | None:
+    """Continued LoRA requires the LoRA of the same seed."""
     return f"lora {setting['seed']}" if setting["method"] == "lora-continued" else None
 
 
-def _named(setting: Setting) -> str | None:
+def _point_of(setting: Setting) -> str | None:
     return f"lora {setting['seed']}" if setting["method"] == "lora" else None
 
 
-def _as_it_is(spec: TrainingSpec, source: TrainingData) -> Plan:
-    """The model that the trainings begin with."""
-    return Plan(spec=spec, still=source.model)
+def _unchanged(spec: TrainingSpec, source: TrainingData) -> Plan:
+    """The study's model as it is."""
+    return Plan(spec=spec, checkpoint=source.model)

@@ -1,4 +1,4 @@
-"""A plane (or line) in weight space, any point of which can be written into a live model."""
+"""A plane (or line) in weight space; any of its points can be written into a live model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.workers import Mapper
-from deltalens.studies.places import Slot
+from deltalens.studies.slots import Slot
 from deltalens.studies.weights import Weights, runs
 
 __all__ = ["Direction", "Plane"]
@@ -21,26 +21,32 @@ class Direction(Protocol):
     """A direction in weight space."""
 
     def fill(self, slot: Slot, out: Tensor) -> None:
-        """Write its part at a slot: `out` is 1-D, of the slot's work dtype, on its device."""
+        """Compute the direction's entries for one slot.
+
+        Args:
+            slot: the tensor.
+            out: written to; 1-D, of the slot's size and `work` dtype, on its device.
+        """
         ...
 
 
 class Plane:
-    """Writes origin + a d1 + b d2 into a live model, each point anew: nothing accumulates.
+    """Writes origin + a d1 + b d2 into a live model. Every point is computed from the origin, so
+    that no error accumulates.
 
-    A row's origin + a d1 is formed once, in fp32 (fp64 where the model is); each point of the row
-    is one pass more, which writes origin + a d1 + b d2 rounded once to the model's dtype. On a line
-    the origin itself is what is formed once.
+    origin + a d1 is computed once per row (a), in fp32, or fp64 for fp64 parameters. Each point of
+    the row takes one further pass, which writes origin + a d1 + b d2, rounded once to the model's
+    dtype. A line is a single row: the origin itself.
+
+    Memory: a row, and the directions if they are held; each has the model's size in fp32.
 
     Args:
-        slots: what is written to.
+        slots: the tensors that are written to.
         origin: the weights at (0, 0); read again for every row.
         directions: one or two.
-        keep: hold the directions; or else form each tensor's anew for every row and point. The
-            weights are the same to the last bit.
-        threads: how to visit the slots, for the time of a block.
-
-    Memory: a row, and the directions if they are held: for each the model's size in fp32.
+        keep: hold the directions in memory; if False, they are computed again for every row and
+            point, with the same bits.
+        threads: opens a pool that visits the slots.
     """
 
     def __init__(
@@ -55,50 +61,55 @@ class Plane:
         self._outer = directions[0] if len(directions) > 1 else None
         self._inner = directions[-1]
         self._row = {slot.name: _like(slot) for slot in slots}
-        self._at: float | None = None
+        self._row_at: float | None = None
         self._scratch = Scratch()
         self._kept: dict[int, dict[str, Tensor]] = {}
         for direction in directions if keep else ():
-            self._kept[id(direction)] = self._held(direction)
+            self._kept[id(direction)] = self._computed(direction)
         self._sums = self._plain_sums()
 
     def write(self, a: float, b: float) -> None:
-        """Write the point (a, b); on a line b is not looked at."""
+        """Write a point.
+
+        Args:
+            a, b: its coordinates; on a line, b is not used.
+        """
         outer, inner = (0.0, a) if self._outer is None else (a, b)
-        if outer != self._at:
-            self._at = None
-            self._each(lambda slot: self._form_row(slot, outer))
-            self._at = outer
+        if outer != self._row_at:
+            self._row_at = None
+            self._each(lambda slot: self._compute_row(slot, outer))
+            self._row_at = outer
         if self._sums:
             for row, direction, live in self._sums:
                 torch.add(row, direction, alpha=inner, out=live)
         else:
             self._each(lambda slot: self._write(slot, inner))
 
-    def _held(self, direction: Direction) -> dict[str, Tensor]:
-        held = {slot.name: _like(slot) for slot in self._slots}
-        self._each(lambda slot: direction.fill(slot, held[slot.name]))
-        return held
+    def _computed(self, direction: Direction) -> dict[str, Tensor]:
+        """A direction as a whole: slot name -> entries."""
+        tensors = {slot.name: _like(slot) for slot in self._slots}
+        self._each(lambda slot: direction.fill(slot, tensors[slot.name]))
+        return tensors
 
     def _plain_sums(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Row, direction and live memory of every tensor, where a point is no more than their sum:
-        one operation each, which torch spreads over its own threads. Empty where it is more."""
+        """Row, direction and live memory of every tensor, if all points are plain sums of the
+        first two: one operation per tensor, which torch parallelizes. Otherwise empty."""
         kept = self._kept.get(id(self._inner))
         sums = [
-            (self._row[one.name], kept[one.name], one.flat)
-            for one in self._slots
-            if kept is not None and one.flat is not None and one.view.dtype == one.work
+            (self._row[slot.name], kept[slot.name], slot.flat)
+            for slot in self._slots
+            if kept is not None and slot.flat is not None and slot.view.dtype == slot.work
         ]
         return sums if len(sums) == len(self._slots) else []
 
-    def _form_row(self, slot: Slot, outer: float) -> None:
+    def _compute_row(self, slot: Slot, outer: float) -> None:
         row = self._row[slot.name]
         self._origin.read(slot.name, 0, row)
         if self._outer is not None and outer:
-            row.add_(self._part(self._outer, slot), alpha=outer)
+            row.add_(self._entries(self._outer, slot), alpha=outer)
 
     def _write(self, slot: Slot, inner: float) -> None:
-        row, direction, flat = self._row[slot.name], self._part(self._inner, slot), slot.flat
+        row, direction, flat = self._row[slot.name], self._entries(self._inner, slot), slot.flat
         if flat is None:
             slot.write(0, torch.add(row, direction, alpha=inner))
         elif flat.dtype == row.dtype:
@@ -109,12 +120,12 @@ class Plane:
                 torch.add(row[start:stop], direction[start:stop], alpha=inner, out=wide)
                 flat[start:stop].copy_(wide)
 
-    def _part(self, direction: Direction, slot: Slot) -> Tensor:
+    def _entries(self, direction: Direction, slot: Slot) -> Tensor:
         if id(direction) in self._kept:
             return self._kept[id(direction)][slot.name]
-        formed = self._scratch.get("direction", slot.work, slot.size, slot.view.device)
-        direction.fill(slot, formed)
-        return formed
+        entries = self._scratch.get("direction", slot.work, slot.size, slot.view.device)
+        direction.fill(slot, entries)
+        return entries
 
     def _each(self, do: Callable[[Slot], None]) -> None:
         with self._threads() as mapper:

@@ -1,5 +1,4 @@
-"""A fine-tune and its base: what every study of the two checks before any work, says in its
-records, and prepares its workers from."""
+"""A fine-tune and its base: the checks, facts and workers that all studies of the two share."""
 
 from __future__ import annotations
 
@@ -13,9 +12,12 @@ from deltalens.io.matching import pair
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import StudyFolder, check_study_folder
 from deltalens.scoring.loading import Loading, check_fits, pick_device, pick_dtype
-from deltalens.scoring.texts import KeptTexts, Progress
-from deltalens.studies.engine import StudyWatch
+from deltalens.scoring.planning import plan_measuring
+from deltalens.scoring.suite import Suite
+from deltalens.scoring.texts import Progress, StoredTexts
+from deltalens.studies.engine import StudyWatch, read_weights
 from deltalens.studies.executors import find_executor
+from deltalens.studies.measuring import Measuring
 
 __all__ = ["PairRecipe", "PairedModels", "at_work"]
 
@@ -26,7 +28,7 @@ class PairedModels:
 
     pairing: Pairing
     loading: Loading
-    """How either is loaded."""
+    """How each of them is loaded."""
 
     @classmethod
     def read(
@@ -34,36 +36,38 @@ class PairedModels:
         ft: str | Path,
         base: str | Path,
         out: Path,
-        *,
-        include: str | None,
-        exclude: str | None,
-        strict: bool,
-        device: str,
-        dtype: str,
-        trust_remote_code: bool,
-        batch_tokens: int,
-        jobs: int,
-        executor: str | None,
+        measuring: Measuring,
     ) -> Self:
-        """Read the two headers, and check all that a study of them needs; arguments are the
-        study's.
+        """Read the headers of both, and check everything that a study of them requires.
+
+        Args:
+            ft, base: the checkpoints.
+            out: the study's folder.
+            measuring: which tensors take part, and where models are loaded and measured.
+
+        Returns:
+            The models.
 
         Raises:
             DeltaLensError: bad input.
         """
-        pairing = pair(ft, base, include, exclude, strict)
-        where = pick_device(device)
-        kind = pick_dtype(dtype, pairing.ft)
+        pairing = pair(ft, base, measuring.include, measuring.exclude, measuring.strict)
+        device = pick_device(measuring.device)
+        dtype = pick_dtype(measuring.dtype, pairing.ft)
         check_study_folder(out, [pairing.ft.path, pairing.base.path])
-        find_executor(executor, jobs)
-        check_fits(pairing.ft, kind, where, batch_tokens, jobs)
-        return cls(pairing, Loading(kind, where, trust_remote_code))
+        find_executor(measuring.executor, measuring.jobs)
+        check_fits(pairing.ft, dtype, device, measuring.batch_tokens, measuring.jobs)
+        return cls(pairing, Loading(dtype, device, measuring.trust_remote_code))
 
     def identity(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """Everything that decides the numbers: two calls with the same are the same study.
+        """Collect everything that decides the numbers. Calls with the same identity are the same
+        study.
 
         Args:
-            spec: all of it but the models and how they are loaded.
+            spec: the identity of everything but the models and how they are loaded.
+
+        Returns:
+            JSON values by name.
         """
         return {
             "ft": self.pairing.ft.identity,
@@ -74,12 +78,38 @@ class PairedModels:
             "trust_remote_code": self.loading.trust_remote_code,
         }
 
-    def facts(self, unchanged: int, more: Mapping[str, Any]) -> dict[str, Any]:
-        """What the records say of the models.
+    def announce(self, cells: int, suite: Suite, measuring: Measuring) -> None:
+        """Report what the study requires, and compute the models' fingerprints for its identity.
 
         Args:
-            unchanged: entries whose delta is exactly zero.
-            more: whatever else the study found out about them.
+            cells: the number of cells.
+            suite: what is measured in each.
+            measuring: whose `watch` is told, of so many `jobs`.
+        """
+        watch, checkpoints = measuring.watch, [self.pairing.ft, self.pairing.base]
+        if watch.on_plan is not None:
+            plan = plan_measuring(
+                "cells",
+                cells,
+                checkpoints,
+                suite.files,
+                self.loading.dtype,
+                self.loading.device,
+                measuring.jobs,
+                suite.fidelity.sequences * suite.fidelity.new_tokens,
+            )
+            watch.on_plan(plan)
+        read_weights(watch, *checkpoints)
+
+    def facts(self, unchanged: int, more: Mapping[str, Any]) -> dict[str, Any]:
+        """Describe the models for the records.
+
+        Args:
+            unchanged: number of entries whose delta is exactly 0.
+            more: further facts of the study.
+
+        Returns:
+            JSON values by name.
         """
         pairing = self.pairing
         return {
@@ -97,11 +127,11 @@ class PairedModels:
 
 @dataclass(frozen=True, kw_only=True)
 class PairRecipe:
-    """How a worker on a fine-tune and its base is prepared (see `Recipe`)."""
+    """Prepares workers on a fine-tune and its base (see `Recipe`)."""
 
     models: PairedModels
-    texts: KeptTexts
-    stays = None
+    texts: StoredTexts
+    local_reason = None
     shares_threads = False
 
     @property
@@ -110,20 +140,24 @@ class PairRecipe:
         return self.models.loading.one_device
 
     def elsewhere(self) -> Self:
-        """The same for workers after the first, which has written the texts."""
-        return replace(self, texts=replace(self.texts, again=True))
+        """Make the recipe for all workers after the first, which has written the texts.
+
+        Returns:
+            The same recipe, with texts that are read instead of sampled.
+        """
+        return replace(self, texts=replace(self.texts, reuse=True))
 
 
-class _Noting(Protocol):
-    """A worker that has something to say for the records."""
+class _WithNotes(Protocol):
+    """A worker with notes for the records."""
 
     notes: list[str]
 
     def close(self) -> None: ...
 
 
-W = TypeVar("W", bound=_Noting)
-W_co = TypeVar("W_co", bound=_Noting, covariant=True)
+W = TypeVar("W", bound=_WithNotes)
+W_co = TypeVar("W_co", bound=_WithNotes, covariant=True)
 
 
 class _Preparing(Protocol[W_co]):
@@ -132,7 +166,16 @@ class _Preparing(Protocol[W_co]):
 
 @contextmanager
 def at_work(recipe: _Preparing[W], folder: StudyFolder, watch: StudyWatch) -> Iterator[W]:
-    """The first worker, until the study is done; what it has to say is in the records."""
+    """Prepare the first worker, add its notes to the records, and close it at the end.
+
+    Args:
+        recipe: prepares the worker.
+        folder: the study's folder, open for writing.
+        watch: told of stages and progress.
+
+    Yields:
+        The worker.
+    """
     worker = recipe.prepare(watch)
     try:
         folder.facts["notes"] += worker.notes

@@ -1,8 +1,9 @@
-"""From a pairing and the settings of a drop to the exact entries it takes, unit by unit."""
+"""The exact entries that a drop puts back, selected unit by unit."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -50,14 +51,14 @@ __all__ = [
 
 
 _ONE_PASS = 1 << 26
-"""Entries up to which a single setting is found in one pass, in which what lies near is gathered
-(one entry in fifty, at 12 bytes, and copies of it) or the mask of a random drop kept (a byte each).
-Beyond, memory does not grow with the unit."""
+"""The largest unit, in entries, on which a single setting is selected in one pass. It collects the
+entries near the boundary (one in fifty, at 12 bytes, and copies of them) or holds the mask of a
+random drop (one byte per entry). For larger units, memory does not grow with the unit."""
 
 
 @dataclass(frozen=True)
 class DropSetting:
-    """One drop: what goes first, how much of it, and whose randomness."""
+    """One drop: its strategy, rate, and seed (for `random`, and to break ties)."""
 
     strategy: Strategy
     rate: Fraction
@@ -69,21 +70,27 @@ class DropSetting:
 
 @dataclass(frozen=True)
 class UnitSelections:
-    """What each setting takes from one unit."""
+    """The selections of several settings on one unit."""
 
     unit: Unit
     selections: dict[DropSetting, Selection]
     counts: dict[DropSetting, int]
-    """Entries put back."""
+    """Number of entries put back."""
     unchanged: int | None
-    """Entries whose delta is exactly 0; None where no setting needed to know."""
+    """Number of entries whose delta is exactly 0; None: not counted."""
 
 
 def check_strategy(name: str) -> Strategy:
-    """A strategy's name, checked.
+    """Check the name of a strategy.
+
+    Args:
+        name: to be checked.
+
+    Returns:
+        The strategy.
 
     Raises:
-        DeltaLensError: it is none of salient, trivial, random.
+        DeltaLensError: it is not salient, trivial or random.
     """
     for strategy in STRATEGIES:
         if name == strategy:
@@ -99,18 +106,28 @@ def select_unit(
     changed_only: bool = False,
     mapper: Mapper = serial_map,
 ) -> UnitSelections:
-    """The selections of all settings on one unit: of a single one from a sample, of several from
-    one pass that counts the deltas.
+    """Select the entries of all settings on one unit.
 
-    Where every setting is `random` over all entries, the deltas are not read at all.
+    A single setting starts from a sample of the deltas, several settings from one pass that counts
+    them. If all settings are `random` and apply to all entries, the deltas are not read.
+
+    Args:
+        unit: tensors that are ranked together.
+        settings: the drops.
+        stream: reads the deltas.
+        changed_only: apply rates to the entries whose delta is not 0.
+        mapper: visits the parts of the unit.
+
+    Returns:
+        The selections.
 
     Raises:
-        DeltaLensError: a NaN or an infinity in either model (the tensor is named).
+        DeltaLensError: a model contains a NaN or an infinity; names the tensor.
     """
     if len(settings) == 1 and not changed_only:
-        found = _select_one(unit, settings[0], stream, mapper)
-        if found is not None:
-            return found
+        selected = _select_one(unit, settings[0], stream, mapper)
+        if selected is not None:
+            return selected
     spans, scratch = stream.parts(unit.pairs), Scratch()
     source = [functools.partial(_deltas, stream, span) for span in spans]
     unchanged: int | None = None
@@ -146,7 +163,7 @@ def select_unit(
 def _select_one(
     unit: Unit, setting: DropSetting, stream: DeltaStream, mapper: Mapper
 ) -> UnitSelections | None:
-    """A single setting, over all entries, in one pass; None if that is not to be had."""
+    """Select for a single setting over all entries in one pass; None if that is not possible."""
     count = drop_count(setting.rate, unit.entries)
     if setting.strategy == "random":
         if not 0 < count < unit.entries <= _ONE_PASS:
@@ -157,7 +174,7 @@ def _select_one(
         return UnitSelections(unit, {setting: selection}, {setting: count}, None)
     if unit.entries > _ONE_PASS:
         return None
-    found = find_boundary(
+    result = find_boundary(
         [functools.partial(_deltas, stream, span) for span in stream.parts(unit.pairs)],
         prefix_size(setting.strategy, setting.rate, unit.entries),
         unit.entries,
@@ -165,12 +182,12 @@ def _select_one(
         setting.seed,
         mapper,
     )
-    if not found.finite:
+    if not result.finite:
         raise find_nonfinite(unit.pairs, stream)
-    if found.boundary is None:
+    if result.boundary is None:
         return None
-    selection = Selection(setting.strategy, found.boundary, setting.seed)
-    return UnitSelections(unit, {setting: selection}, {setting: count}, found.zeros)
+    selection = Selection(setting.strategy, result.boundary, setting.seed)
+    return UnitSelections(unit, {setting: selection}, {setting: count}, result.zeros)
 
 
 def _by_seed(settings: Iterable[DropSetting]) -> Iterator[tuple[int, list[DropSetting]]]:
@@ -186,10 +203,10 @@ def _deltas(stream: DeltaStream, span: Span) -> Iterator[Chunk]:
 
 
 def _hashes(stream: DeltaStream, seed: int, scratch: Scratch, span: Span) -> Iterator[Chunk]:
-    name, at = span.pair.name, span.start
-    for hashes in hashed_range(at, span.stop, name_key(seed, name), stream.device, scratch):
-        yield Chunk(name, at, hashes)
-        at += hashes.numel()
+    name, start = span.pair.name, span.start
+    for hashes in hashed_range(start, span.stop, name_key(seed, name), stream.device, scratch):
+        yield Chunk(name, start, hashes)
+        start += hashes.numel()
 
 
 def _changed_hashes(stream: DeltaStream, seed: int, span: Span) -> Iterator[Chunk]:
@@ -207,17 +224,17 @@ def edit_chunk(
     scratch: Scratch,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Put the selected entries of a chunk back, in place in `chunk.ft`.
+    """Put the selected entries of a chunk back to the base, in place in `chunk.ft`.
 
     Args:
         chunk: of the delta.
-        selection: of its tensor's unit.
-        rescale: the drop rate, if what is kept is to be divided by 1 - rate.
-        scratch: for what is made on the way.
-        dtype: what the result will be held in, if not in the fine-tune's stored dtype.
+        selection: on the unit of the chunk's tensor.
+        rescale: the drop rate, to divide the remaining deltas by 1 - rate; None: do not rescale.
+        scratch: memory for intermediate results.
+        dtype: dtype in which the result will be held; None: the fine-tune's stored dtype.
 
     Raises:
-        DeltaLensError: an entry becomes infinite: rescaled or cast, it is beyond a dtype's numbers.
+        DeltaLensError: a rescaled or cast entry is outside the range of its dtype.
     """
     values = chunk.delta if selection.ranks else chunk.ft
     mask = selection.mask(chunk.pair.name, chunk.start, values, scratch)
@@ -233,62 +250,77 @@ def check_finite(
     rescale: Fraction | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Refuse numbers that a dtype cannot hold.
+    """Refuse values that are not finite in the dtype in which they will be held.
 
     Args:
-        values: entries of a tensor from `start` on, as they would be written.
-        pair: whose they are.
-        start: flat index of the first.
-        rescale: by which rate they were rescaled, if they were.
-        dtype: what they will be held in, if not in their own.
+        values: consecutive entries of a tensor, 1-D, as they would be written.
+        pair: the tensor.
+        start: flat index of the first entry.
+        rescale: the drop rate for which deltas were rescaled; None: they were not.
+        dtype: dtype in which they will be held; None: that of `values`.
 
     Raises:
-        DeltaLensError: one is not finite there.
+        DeltaLensError: names the tensor and the first such entry.
     """
     held = values if dtype is None else values.to(dtype)
     if bool(held.isfinite().all()):
         return
     name = str(held.dtype).removeprefix("torch.")
-    at = start + int(where_true(~held.isfinite())[0])
-    where = f"{pair.ft.file}: {pair.name!r}, flat index {at:,}"
-    largest = f"beyond {name}'s largest number, {torch.finfo(held.dtype).max:.4g}"
+    index = start + int(where_true(~held.isfinite())[0])
+    where = f"{pair.ft.file}: {pair.name!r}, flat index {index:,}"
+    out_of_range = f"exceeds the largest {name} number, {torch.finfo(held.dtype).max:.4g}"
     if rescale:
         raise DeltaLensError(
-            f"{where}: rescaled at rate {show_rate(rescale)} it is {largest}; take smaller rates, "
-            "or leave --rescale (rescale=...) away"
+            f"{where}: the value rescaled at rate {show_rate(rescale)} {out_of_range}; use smaller "
+            "rates, or do not `rescale`"
         )
     raise DeltaLensError(
-        f"{where}: the base's number is {largest}; leave the tensor out with --exclude "
-        "(exclude=...), or store the fine-tune in a dtype that holds it"
+        f"{where}: the value of the base {out_of_range}; leave the tensor out with `exclude`, or "
+        "store the fine-tune in a dtype of a larger range"
     )
 
 
 def find_nonfinite(pairs: Sequence[TensorPair], stream: DeltaStream) -> DeltaLensError:
-    """The error for a delta that is not finite: in which tensor of which model the first is."""
+    """Make the error for a delta that is not finite.
+
+    Args:
+        pairs: tensors, at least one of which has such a delta.
+        stream: reads the deltas.
+
+    Returns:
+        The error; it names the first such entry, its tensor and its model.
+    """
     for chunk in (chunk for span in stream.parts(pairs) for chunk in stream.chunks(span)):
         bad = where_true(~chunk.delta.isfinite())
         if not bad.numel():
             continue
-        at = int(bad[0])
-        values = float(chunk.ft[at]), float(chunk.base[at])
-        where = f"{chunk.pair.name!r}, flat index {chunk.start + at:,}"
+        first = int(bad[0])
+        values = float(chunk.ft[first]), float(chunk.base[first])
+        where = f"{chunk.pair.name!r}, flat index {chunk.start + first:,}"
         for model, value, entry in zip(
             ("fine-tune", "base"), values, (chunk.pair.ft, chunk.pair.base), strict=True
         ):
-            if value in (float("inf"), float("-inf")) or value != value:
+            if not math.isfinite(value):
                 return DeltaLensError(
-                    f"{entry.file}: {value} in the {model}'s tensor {where}; the model is broken, "
-                    "or leave the tensor out with --exclude (exclude=...)"
+                    f"{entry.file}: {value} in the {model}'s tensor {where}; replace the damaged "
+                    "checkpoint, or leave the tensor out with `exclude`"
                 )
         return DeltaLensError(
             f"{chunk.pair.ft.file}: {where}: {values[0]} - {values[1]} overflows fp32 "
-            f"({torch_dtype(chunk.pair.ft)} weights this large are not a trained model's)"
+            f"(a trained model has no {torch_dtype(chunk.pair.ft)} weights of this size)"
         )
-    raise AssertionError("asked to find what is not there")
+    raise AssertionError("every delta is finite")
 
 
 def no_delta(pairing: Pairing) -> DeltaLensError:
-    """The error for two models that do not differ."""
+    """Make the error for two models that do not differ.
+
+    Args:
+        pairing: of the two.
+
+    Returns:
+        The error.
+    """
     return DeltaLensError(
         f"{pairing.ft.path} and {pairing.base.path} are identical in all {pairing.entries:,} "
         "entries that take part: there is no delta to study"

@@ -1,4 +1,4 @@
-"""What trainings said that ran in several processes, gathered in their study's record."""
+"""Notes of trainings that run in several processes, collected in their study's records."""
 
 from __future__ import annotations
 
@@ -19,24 +19,34 @@ NOTES = ".notes"
 
 
 def note(out: Path, notes: Sequence[str]) -> None:
-    """Cells are made in several processes: each adds a line."""
+    """Add notes to the study. Cells run in several processes, and each appends one line to a file.
+
+    Args:
+        out: the study's folder.
+        notes: for the study's records.
+    """
     append_to(out / NOTES, (json.dumps(list(notes)) + "\n").encode())
 
 
 def gather_notes(study: StudyFolder) -> None:
-    """What trainings said goes into the study's own record. A torn line was never said."""
+    """Move the notes of all trainings into the study's records.
+
+    Args:
+        study: the study's folder, open for writing.
+    """
     file = study.path / NOTES
     try:
+        # The last line is torn, if it has no line end.
         lines = read_plain(file).split(b"\n")[:-1]
     except FileNotFoundError:
         return
-    said: set[str] = set()
+    gathered: set[str] = set()
     for line in lines:
-        # One that a kill tore belongs to a cell that is made again, and says it again.
+        # A torn line belongs to a cell that was killed: it is trained again, with the same notes.
         with suppress(RecordError):
             notes = parse_json(file, line)
             require(file, notes, Items(Text()))
-            said.update(notes)
-    study.facts["notes"] = sorted({*study.facts.get("notes", []), *said})
+            gathered.update(notes)
+    study.facts["notes"] = sorted({*study.facts.get("notes", []), *gathered})
     study.write_manifest()
     discard(file)

@@ -1,5 +1,5 @@
-"""What a study of trainings is asked for: methods with their settings, data, and how each cell's
-model comes about."""
+"""The specification of a study of trainings: methods with their settings, data, and how the model
+of each cell is made."""
 
 from __future__ import annotations
 
@@ -8,125 +8,237 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltalens.catalog.methods import METHODS, options_of
+from deltalens.catalog.methods import MethodFacts, package_methods
 from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Setting
 from deltalens.studies import axes
-from deltalens.training.spec import TrainingSpec, check_own
+from deltalens.training.methods import Method, method_class, method_of
+from deltalens.training.spec import TrainingSpec
 
-__all__ = ["Plan", "Plans", "TrainingData", "cells_own", "check_trainings"]
+__all__ = [
+    "Plan",
+    "Plans",
+    "TrainingData",
+    "cell_training",
+    "check_trainings",
+    "known_methods",
+    "method_settings",
+    "with_methods",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How the model of a cell comes about."""
+    """How the model of a cell is made: by a training, a drop, or not at all."""
 
     spec: TrainingSpec
     """The training."""
     start: str | Path | None = None
-    """The checkpoint that it starts from; the study's model if not given."""
+    """The checkpoint that the training starts from; None: the study's model."""
     rows: int | None = None
-    """Only the first so many rows of the data."""
+    """Train on this many rows, the first ones; None: on all."""
     drop: str | None = None
-    """Instead: this share of the smallest deltas of that training is put back (One-off Drop)."""
-    continued: bool = False
-    """Instead: the same training once more, from the result of that one."""
+    """If set: put this share of the training's smallest deltas back to the study's model (One-off
+    Drop)."""
     scope: str = "tensor"
-    """What is ranked together for that."""
-    still: str | Path | None = None
-    """Instead: this checkpoint as it is."""
-    lacks: str | None = None
-    """Why it cannot come about now: a study that grows may have measured it before."""
+    """What is ranked together by the drop."""
+    continued: bool = False
+    """If set: train once more, from the result of the same training."""
+    checkpoint: str | Path | None = None
+    """If set: measure this checkpoint as it is; nothing is trained."""
+    unavailable: str | None = None
+    """If set: why the model cannot be made in this call. A study that is resumed may contain the
+    cell from an earlier call."""
 
     @property
     def training(self) -> str:
-        """Names the training whose result is dropped or continued, or is the cell's own."""
-        return f"{self.spec.method}-seed-{self.spec.seed}"
+        """Name of the training: of the cell's own, or of the one that it drops or continues."""
+        return f"{self.spec.method.name}-seed-{self.spec.seed}"
 
     @property
     def builds(self) -> bool:
-        """Whether it builds on the result of another training."""
+        """Whether the model is made from the result of another training."""
         return self.continued or self.drop is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """What a study of trainings starts from, learns and is measured on.
+    """The model of a study of trainings, and its data.
 
     Raises:
-        DeltaLensError: there is nothing to measure on.
+        DeltaLensError: there is no data to evaluate on.
     """
 
     model: str | Path
+    """The checkpoint that trainings start from."""
     data: str | Path
+    """File of rows to train on."""
     eval_data: Sequence[str | Path]
+    """Files of rows to evaluate on."""
     fields: Mapping[str, str] | None = None
-    """What the data files call a field, those that are measured among them."""
+    """Names of fields in all data files, where they differ from ours: {"prompt": "question"}."""
     limit: int | None = None
-    """Rows taken of the data."""
+    """Train on this many rows, the first ones; None: on all."""
     choose_on: str | Path | None = None
-    """Rows that decide which moment of a training comes out (`train`)."""
+    """File of rows; the checkpoint with the lowest loss on them is kept (`train`)."""
     eval_every: int | None = None
-    """Steps between measurements on the way; their metrics are called `METRIC@STEP`."""
+    """Steps between evaluations during a training; their metrics are called `METRIC@STEP`."""
     device: str = "auto"
     dtype: str = "auto"
+    trust_remote_code: bool = False
+    """Run model code that the checkpoint contains."""
 
     def __post_init__(self) -> None:
         if not self.eval_data:
-            raise DeltaLensError("a sweep needs data to measure on: --eval-data")
+            raise DeltaLensError("a study of trainings needs data to evaluate on: give eval_data")
 
 
 Plans = Callable[[Mapping[str, Any]], Sequence[tuple[Setting, Plan]]]
-"""From what a study was asked, axes and each method's settings among it, to its cells in the order
-of the table: each one's setting, and how its model comes about."""
+"""A study's specification (axes, and each method's settings) -> its cells in the order of the
+table: the setting of each, and how its model is made."""
+
+
+def with_methods(names: Sequence[str], methods: Sequence[Method]) -> list[Method]:
+    """Add the methods that a study always contains.
+
+    Args:
+        names: of the methods to add, with default settings.
+        methods: the caller's methods; they replace added ones of the same name.
+
+    Returns:
+        Every method once, the added ones first.
+    """
+    by_name = {method.name: method for method in [*(method_of(name) for name in names), *methods]}
+    return [*by_name.values()]
+
+
+def known_methods(kind: str) -> list[str]:
+    """List the methods that a kind of study can train or measure.
+
+    Args:
+        kind: of the study.
+
+    Returns:
+        Names of built-in methods in the order of the study's table, then those of suitable methods
+        of installed packages.
+    """
+    packages = [name for name, facts in package_methods() if _fits(kind, name, facts)]
+    return [*STUDIES[kind].methods, *packages]
+
+
+def _fits(kind: str, name: str, facts: MethodFacts) -> bool:
+    """Whether a package's method has what a kind of study varies or measures."""
+    if kind == "mask-ratio-sweep":
+        return facts.ratio
+    if kind == "layer-sweep":
+        return "blocks" in method_class(name).own_settings()
+    return kind != "efficiency" or facts.masks == "gradients"
 
 
 def check_trainings(
     kind: str,
     spec: TrainingSpec,
-    methods: Sequence[str],
+    methods: Sequence[Method],
     seeds: int,
     swept: Mapping[str, str],
 ) -> dict[str, dict[str, Any]]:
-    """The methods of a study in the order of its table, each with its own settings (`cells_own`),
-    after a look at what they are asked.
+    """Check the methods of a study of trainings, and collect their settings.
 
     Args:
         kind: of the study.
-        spec: the settings of a training.
-        methods: that were asked for.
-        seeds: how many trainings at each point.
-        swept: settings that the study goes through, and what to give it instead.
+        spec: the settings that all trainings share.
+        methods: with their settings, in any order.
+        seeds: number of trainings at each point.
+        swept: settings that the study itself varies -> the study's argument for each.
+
+    Returns:
+        Method -> its own settings (`method_settings`), in the order of the study's table.
 
     Raises:
-        DeltaLensError: an unknown method, none, an option that none of them has, or no seed.
+        DeltaLensError: there is no method, or one that this study cannot train; a method has a
+            setting that the study varies; or `seeds` is below 1.
     """
-    known = STUDIES[kind].methods
-    unknown = [method for method in methods if method not in known]
+    known, names = known_methods(kind), [method.name for method in methods]
+    unknown = [name for name in names if name not in known]
     if unknown or not methods:
-        name = unknown[0] if unknown else ""
-        raise DeltaLensError(f"method {name!r}: choose from {', '.join(known)}")
-    if seeds < 1:
-        raise DeltaLensError(f"seeds {seeds}: at least 1")
-    if spec.seed:
-        raise DeltaLensError(f"seed {spec.seed}: the trainings of a study have seeds from 0 on")
-    check_own(methods, spec.given, swept=swept)
-    removing = [m for m in methods if "blocks" in (own := options_of(m)) and "threshold" not in own]
-    if spec.threshold is not None and removing:
         raise DeltaLensError(
-            f"threshold: {', '.join(removing)} would remove a ratio of their own; leave them out"
+            f"method {unknown[0] if unknown else ''!r}: choose from {', '.join(known)}"
         )
-    return cells_own(spec, axes.in_order(methods, known), swept)
+    if seeds < 1:
+        raise DeltaLensError(f"seeds {seeds}: must be at least 1")
+    if spec.seed:
+        raise DeltaLensError(
+            f"seed {spec.seed}: the trainings of a study are numbered by seed from 0; set seeds"
+        )
+    faults = [
+        f"{method.name}: {name} is varied by this study; give {argument} instead"
+        for method in methods
+        for name, argument in swept.items()
+        if name in method.changed
+    ]
+    if faults:
+        raise DeltaLensError("; ".join(faults))
+    by_threshold = any(getattr(method, "threshold", None) is not None for method in methods)
+    without_threshold = [
+        method.name
+        for method in methods
+        if "blocks" in (own := method.own_settings())
+        and "threshold" not in own
+        and "mask_ratio" not in {*method.changed, *swept}
+    ]
+    if by_threshold and without_threshold:
+        raise DeltaLensError(
+            f"threshold: {', '.join(without_threshold)} cannot use it, and would mask the default "
+            "ratio; set the mask_ratio of each, or remove it from the methods"
+        )
+    return method_settings(spec, methods, swept, known)
 
 
-def cells_own(
-    spec: TrainingSpec, methods: Sequence[str], swept: Collection[str] = ()
+def method_settings(
+    spec: TrainingSpec,
+    methods: Sequence[Method],
+    swept: Collection[str] = (),
+    order: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
-    """Each method's own settings, as its trainings use them; but for those that a study goes
-    through, which its cells name."""
-    found = {}
-    for method in methods:
-        own = spec.of(method).settings() if METHODS[method].options is not None else {}
-        found[method] = {name: value for name, value in own.items() if name not in swept}
-    return found
+    """Collect the settings that methods do not share, as their trainings use them.
+
+    Args:
+        spec: the settings that all trainings share.
+        methods: with their settings.
+        swept: settings to leave out, because the study varies them.
+        order: names of methods, in the order of the result; (): the order of `methods`.
+
+    Returns:
+        Method -> its own settings, as JSON values.
+    """
+    by_name = {method.name: method for method in methods}
+    return {
+        name: {
+            setting: value
+            for setting, value in spec.of(by_name[name]).settings().items()
+            if setting not in swept
+        }
+        for name in axes.in_order([*by_name], order or [*by_name])
+    }
+
+
+def cell_training(
+    spec: TrainingSpec, name: str, settings: Mapping[str, Any], seed: int
+) -> TrainingSpec:
+    """Make the specification of a cell's training.
+
+    Args:
+        spec: the settings that all trainings share.
+        name: of the method; if it has an `as_trained`, that is trained.
+        settings: the method's own settings, as the study's records contain them.
+        seed: of the training.
+
+    Returns:
+        The specification.
+
+    Raises:
+        DeltaLensError: the method is not installed.
+    """
+    trained = method_class(name).facts.as_trained or name
+    return spec.of(method_class(trained).from_record(settings), seed)

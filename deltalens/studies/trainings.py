@@ -1,4 +1,4 @@
-"""Studies whose cells are trainings: each cell's model is made, measured, and gone."""
+"""Studies whose cells are trainings: the model of each cell is made, measured, and deleted."""
 
 from __future__ import annotations
 
@@ -26,22 +26,25 @@ from deltalens.io.records import (
 from deltalens.io.records.metrics import Metrics as TrainingMetrics
 from deltalens.io.records.seal import check_seal, write_seal
 from deltalens.scoring.loading import LoadedModel, load_model, pick_device
+from deltalens.scoring.planning import plan_training
 from deltalens.scoring.rows import DataFile, read_files, read_rows
 from deltalens.scoring.suite import Metrics, ReadySuite
 from deltalens.scoring.texts import Progress
 from deltalens.studies import axes
 from deltalens.studies.drop import drop
 from deltalens.studies.engine import StudyWatch, read_weights, run_cells
-from deltalens.studies.executors import Tell
+from deltalens.studies.executors import Report
 from deltalens.studies.training_notes import gather_notes, note
-from deltalens.studies.training_plans import Plan, Plans, TrainingData
+from deltalens.studies.training_plans import Plan, Plans, TrainingData, known_methods
 from deltalens.training.following import TrainingWatch
 from deltalens.training.run import train, training_dtype, training_suite
 from deltalens.training.spec import TrainingSpec
 
 __all__ = ["CellMaker", "run_trainings"]
 
-_KEPT, _CELL, _GROUND = "checkpoints", ".cell", ".ground"
+_CHECKPOINTS, _RESULTS, _CELL = "checkpoints", ".ground", ".cell"
+"""Folders of a study: the trained models that the caller keeps; results of trainings that other
+cells are made from; the model of one running cell."""
 
 
 def run_trainings(
@@ -53,49 +56,56 @@ def run_trainings(
     *,
     settings: Mapping[str, Mapping[str, Any]],
     seeds: int,
-    along: Mapping[str, tuple[Any, Union | None]],
-    same: Callable[[Setting], str | None] = lambda setting: None,
-    after: Callable[[Setting], str | None] = lambda setting: None,
+    extra_spec: Mapping[str, tuple[Any, Union | None]],
+    point_of: Callable[[Setting], str | None] = lambda setting: None,
+    requires: Callable[[Setting], str | None] = lambda setting: None,
     keep_checkpoints: bool,
     jobs: int,
     fresh: bool,
     watch: StudyWatch | None,
     facts: Mapping[str, Any] | None = None,
 ) -> StudyRecord:
-    """Make and measure every cell's model.
+    """Make and measure the model of every cell.
 
     Args:
         kind: of the study.
-        plans: the cells of what was asked.
-        source: the model, and the data.
+        plans: from the study's specification to its cells.
+        source: the model, and the data for training and evaluation.
         out: the study's folder.
-        spec: what all trainings have in common.
-        settings: each method's own, in the order of the table.
-        seeds: how many trainings at each point.
-        along: what else the study was asked, as JSON values; and how that grows, if it does.
-        same, after, jobs: as `run_cells` takes them.
-        keep_checkpoints: keep every trained model in the study's `checkpoints`.
-        fresh: discard what the folder holds of another study.
+        spec: the settings that all trainings share.
+        settings: each method's own settings, in the order of the table.
+        seeds: number of trainings at each point.
+        extra_spec: further entries of the study's specification: name -> (JSON value, how values
+            are merged when the study grows; None: it cannot grow).
+        point_of, requires, jobs: as `run_cells` takes them.
+        keep_checkpoints: keep every trained model in the study's folder `checkpoints`.
+        fresh: discard any other study in the folder.
         watch: told of stages, progress and finished cells.
-        facts: what else the records say.
+        facts: further facts for the records.
+
+    Returns:
+        The study's records.
 
     Raises:
-        DeltaLensError: bad input, as far as it can be known before a model is loaded.
+        DeltaLensError: bad input, as far as it can be detected before a model is loaded.
     """
-    watch, out, known = watch or StudyWatch(), Path(out), STUDIES[kind]
+    watch, out = watch or StudyWatch(), Path(out)
     identity = {
         **spec.shared(),
         "methods": [*settings],
-        **{name: value for name, (value, _) in along.items()},
+        **{name: value for name, (value, _) in extra_spec.items()},
         "seeds": seeds,
         "settings": settings,
     }
-    plans(identity)
+    count = len(plans(identity))
     rows = read_rows(source.data, source.limit, source.fields)
     files = read_files(source.eval_data, None, source.fields)
     checkpoint = open_checkpoint(source.model)
-    where = pick_device(source.device)
+    device = pick_device(source.device)
     check_study_folder(out, [checkpoint.path])
+    if watch.on_plan is not None:
+        plan = plan_training("trainings", count, checkpoint, rows, files, spec, device, jobs)
+        watch.on_plan(plan)
     read_weights(watch, checkpoint)
     choosing = read_rows(source.choose_on, None, source.fields) if source.choose_on else None
     identity |= {
@@ -104,32 +114,34 @@ def run_trainings(
         "eval_data": [file.identity for file in files],
         "choose_on": choosing.identity if choosing else None,
         "eval_every": source.eval_every,
-        "device": where.type,
-        "dtype": str(training_dtype(source.dtype, checkpoint, where)).removeprefix("torch."),
+        "device": device.type,
+        "dtype": str(training_dtype(source.dtype, checkpoint, device)).removeprefix("torch."),
     }
+    if source.trust_remote_code:
+        identity["trust_remote_code"] = True
     grows: dict[str, Union] = {
-        "methods": axes.named(known.methods),
-        **{name: union for name, (_, union) in along.items() if union is not None},
+        "methods": axes.names(known_methods(kind)),
+        **{name: union for name, (_, union) in extra_spec.items() if union is not None},
         "seeds": axes.largest,
-        "settings": axes.settings(known.methods),
+        "settings": axes.settings(known_methods(kind)),
     }
-    study = StudyFolder.open(out, kind, identity, known.columns, fresh, grows)
+    study = StudyFolder.open(out, kind, identity, STUDIES[kind].columns, fresh, grows)
     try:
         try:
             planned = plans(study.spec)
         except (TypeError, KeyError, ValueError) as error:
             raise RecordError(
-                f"{out}: what its trainings were asked cannot be read: {describe_error(error)}"
+                f"{out}: cannot read the settings of its trainings: {describe_error(error)}"
             ) from error
         done = [cell.setting for cell in study.cells]
-        for setting, plan in planned:
-            if plan.lacks and setting not in done:
-                raise DeltaLensError(f"{out}: {plan.lacks}")
-        making = CellMaker(
+        for setting, cell_plan in planned:
+            if cell_plan.unavailable and setting not in done:
+                raise DeltaLensError(f"{out}: {cell_plan.unavailable}")
+        worker = CellMaker(
             out=out,
             source=source,
             files=files,
-            plans={repr(setting): plan for setting, plan in planned},
+            plans={repr(setting): cell_plan for setting, cell_plan in planned},
             keep=keep_checkpoints,
         )
         study.facts |= {
@@ -138,18 +150,20 @@ def run_trainings(
             **(facts or {}),
         }
         study.write_manifest()
-        for name in (_KEPT, _GROUND):
+        for name in (_CHECKPOINTS, _RESULTS):
             if (out / name).is_symlink():
-                raise RecordError(f"{out / name}: a link; remove it")
+                raise RecordError(f"{out / name}: is a symbolic link; remove it")
         if not study.cells:
-            # What another study, stopped before this one began afresh, would have built on.
-            shutil.rmtree(out / _GROUND, ignore_errors=True)
+            # Left by another study, which was interrupted before this one replaced it.
+            shutil.rmtree(out / _RESULTS, ignore_errors=True)
         cells = [setting for setting, _ in planned]
-        run_cells(study, cells, making, making, watch, same=same, after=after, jobs=jobs)
-        shutil.rmtree(out / _GROUND, ignore_errors=True)
+        run_cells(
+            study, cells, worker, worker, watch, point_of=point_of, requires=requires, jobs=jobs
+        )
+        shutil.rmtree(out / _RESULTS, ignore_errors=True)
     finally:
-        for left in out.glob(f"{_CELL}*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for unfinished in out.glob(f"{_CELL}*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         try:
             gather_notes(study)
         finally:
@@ -159,15 +173,19 @@ def run_trainings(
 
 @dataclass(frozen=True, kw_only=True)
 class CellMaker:
-    """Makes and measures one cell; in any process. It is its own recipe: nothing has to be
-    prepared."""
+    """Makes and measures the model of one cell, in any process. It needs no preparation, and so is
+    its own recipe."""
 
     out: Path
+    """The study's folder."""
     source: TrainingData
     files: Sequence[DataFile]
+    """The rows to evaluate on."""
     plans: Mapping[str, Plan]
+    """`repr` of a cell's setting -> how its model is made."""
     keep: bool
-    stays = None
+    """Keep every trained model."""
+    local_reason = None
     shares_threads = True
 
     @property
@@ -182,30 +200,31 @@ class CellMaker:
     def close(self) -> None:
         """See `Worker`."""
 
-    def measure(self, setting: Setting, tell: Tell) -> Metrics:
+    def measure(self, setting: Setting, report: Report) -> Metrics:
         """See `Worker`."""
         plan = self.plans[repr(setting)]
-        made = self.out / f"{_CELL}-{os.getpid()}"
-        if plan.still is not None:
-            return self.evaluate(plan.still, check=plan.still == self.source.model)
+        folder = self.out / f"{_CELL}-{os.getpid()}"
+        if plan.checkpoint is not None:
+            return self.evaluate(plan.checkpoint, check=plan.checkpoint == self.source.model)
         if plan.drop is not None:
-            found = self._drop(plan, made, tell)
+            metrics = self._drop(plan, folder, report)
         else:
-            start = self._ground(plan, made, tell) if plan.continued else plan.start
-            found = self._train(plan, start or self.source.model, made, tell)
+            start = self._required(plan, folder, report) if plan.continued else plan.start
+            metrics = self._train(plan, start or self.source.model, folder, report)
         if self.keep:
-            named = [f"{x:g}" if isinstance(x, float) else str(x) for x in setting.values()]
-            _copy(made, self.out / _KEPT / "-".join(named))
-        shutil.rmtree(made, ignore_errors=True)
-        return found
+            parts = [f"{x:g}" if isinstance(x, float) else str(x) for x in setting.values()]
+            _copy(folder, self.out / _CHECKPOINTS / "-".join(parts))
+        shutil.rmtree(folder, ignore_errors=True)
+        return metrics
 
-    def _train(self, plan: Plan, start: str | Path, made: Path, tell: Tell) -> Metrics:
-        shutil.rmtree(made, ignore_errors=True)
+    def _train(self, plan: Plan, start: str | Path, folder: Path, report: Report) -> Metrics:
+        """Train into a folder; keep a copy of the result if another cell is made from it."""
+        shutil.rmtree(folder, ignore_errors=True)
         source = self.source
         trained = train(
             start,
             source.data,
-            made,
+            folder,
             plan.spec,
             fields=source.fields,
             limit=plan.rows or source.limit,
@@ -215,45 +234,56 @@ class CellMaker:
             checkpoint_every=1 << 30,
             device=source.device,
             dtype=source.dtype,
-            trust_remote_code=None,
-            watch=TrainingWatch(at=tell),
+            trust_remote_code=source.trust_remote_code,
+            watch=TrainingWatch(at=report),
         )
         if not trained.finished:
             raise KeyboardInterrupt
         if trained.notes:
-            note(self.out, [f"{plan.spec.method}: {note}" for note in trained.notes])
-        needed = {one.training for one in self.plans.values() if one.builds}
-        if not plan.builds and plan.training in needed:
-            _copy(made, self.out / _GROUND / plan.training, seals=True)
-        found = {**trained.metrics, **_on_the_way(made, trained.steps)}
+            note(self.out, [f"{plan.spec.method.name}: {note}" for note in trained.notes])
+        required = {other.training for other in self.plans.values() if other.builds}
+        if not plan.builds and plan.training in required:
+            _copy(folder, self.out / _RESULTS / plan.training, seal=True)
+        metrics = {**trained.metrics, **_metrics_by_step(folder, trained.steps)}
         if trained.steps:
-            found["training_loss"] = Measurement(trained.loss)
-        return found
+            metrics["training_loss"] = Measurement(trained.loss)
+        return metrics
 
-    def _drop(self, plan: Plan, made: Path, tell: Tell) -> Metrics:
-        tuned = self._ground(plan, made, tell)
-        shutil.rmtree(made, ignore_errors=True)
+    def _drop(self, plan: Plan, folder: Path, report: Report) -> Metrics:
+        tuned = self._required(plan, folder, report)
+        shutil.rmtree(folder, ignore_errors=True)
         assert plan.drop is not None
-        drop(tuned, self.source.model, made, strategy="trivial", rate=plan.drop, scope=plan.scope)
-        return self.evaluate(made)
+        drop(tuned, self.source.model, folder, strategy="trivial", rate=plan.drop, scope=plan.scope)
+        return self.evaluate(folder)
 
-    def _ground(self, plan: Plan, made: Path, tell: Tell) -> Path:
-        """The result of the training that a plan builds on: kept by its own cell, or trained."""
-        ground = self.out / _GROUND / plan.training
-        if os.path.lexists(ground):
+    def _required(self, plan: Plan, folder: Path, report: Report) -> Path:
+        """The result of the training that a plan requires: a copy that its own cell kept, or else
+        trained now."""
+        result = self.out / _RESULTS / plan.training
+        if os.path.lexists(result):
             try:
-                check_seal(ground)
+                check_seal(result)
             except RecordError as error:
                 note(self.out, [f"{error}; trained again"])
-                remove(ground)
-        if not ground.exists():
-            alone = dataclasses.replace(plan, drop=None, continued=False)
-            self._train(alone, plan.start or self.source.model, made, tell)
-        return ground
+                remove(result)
+        if not result.exists():
+            training = dataclasses.replace(plan, drop=None, continued=False)
+            self._train(training, plan.start or self.source.model, folder, report)
+        return result
 
     def evaluate(self, folder: str | Path, check: bool = False) -> Metrics:
-        """A checkpoint as it is, in the dtype in which it would be trained, its preferences against
-        the study's model; refused, if wanted, where it computes no numbers."""
+        """Measure a checkpoint as it is, in the dtype in which it would be trained.
+
+        Args:
+            folder: the checkpoint. Preferences are measured relative to the study's model.
+            check: refuse a model whose outputs are not finite.
+
+        Returns:
+            Its metrics.
+
+        Raises:
+            DeltaLensError: the model cannot be loaded or measured.
+        """
         spec = next(iter(self.plans.values())).spec
         loaded = reference = self._load(folder)
         if spec.objective == "dpo" and Path(folder) != Path(self.source.model):
@@ -263,33 +293,35 @@ class CellMaker:
 
     def _load(self, folder: str | Path) -> LoadedModel:
         checkpoint, device = open_checkpoint(folder), pick_device(self.source.device)
-        return load_model(checkpoint, training_dtype(self.source.dtype, checkpoint, device), device)
+        kind = training_dtype(self.source.dtype, checkpoint, device)
+        return load_model(checkpoint, kind, device, self.source.trust_remote_code)
 
 
-def _on_the_way(made: Path, steps: int) -> Metrics:
-    """What a training measured before its end."""
+def _metrics_by_step(folder: Path, steps: int) -> Metrics:
+    """The evaluations of a training before its last step: METRIC@STEP -> measurement."""
     return {
         f"{name}@{line['step']}": Measurement(*measured)
-        for line in TrainingMetrics(made).lines()
+        for line in TrainingMetrics(folder).lines()
         if "evaluated" in line and line["step"] < steps
         for name, measured in line["evaluated"].items()
     }
 
 
-def _copy(source: Path, target: Path, seals: bool = False) -> None:
-    """Whole or not at all; where another process was first, its copy stays.
+def _copy(source: Path, target: Path, seal: bool = False) -> None:
+    """Copy a folder, completely or not at all. If another process has already written the target,
+    keep that.
 
     Args:
         source, target: folders.
-        seals: it is used later on, and checked then.
+        seal: write a checksum, for `check_seal` when the copy is used.
     """
     if target.is_dir():
         return
     try:
-        with new_folder(target) as made:
-            shutil.copytree(source, made, dirs_exist_ok=True)
-            if seals:
-                write_seal(made, {}, target.name)
+        with new_folder(target) as temporary:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
+            if seal:
+                write_seal(temporary, {}, target.name)
     except DeltaLensError:
         if not target.is_dir():
             raise

@@ -1,4 +1,4 @@
-"""The tensors of stored models, and of models in memory, read run by run from any thread."""
+"""The weights of models, in files or in memory, read part by part from any thread."""
 
 from __future__ import annotations
 
@@ -32,29 +32,42 @@ each other between two operations."""
 
 
 def runs(start: int, stop: int, step: int = _CHUNK) -> Iterator[tuple[int, int]]:
-    """The entries from `start` to `stop`, cut into runs of `step`."""
-    return ((at, min(at + step, stop)) for at in range(start, stop, step))
+    """Divide a range of entries into runs.
+
+    Args:
+        start, stop: the range.
+        step: entries per run; the last run may be shorter.
+
+    Returns:
+        (start, stop) of each run, in order.
+    """
+    return ((first, min(first + step, stop)) for first in range(start, stop, step))
 
 
 class _Open(threading.local):
-    """Each thread's own open file."""
+    """One open file per thread."""
 
     def __init__(self) -> None:
         self.reader = TensorReader()
 
 
 class StoredReader:
-    """Reads stored tensors from any thread; one file is open in each."""
+    """Reads stored tensors from any thread. Each thread keeps one file open."""
 
     def __init__(self) -> None:
         self._open, self._scratch = _Open(), Scratch()
 
     def read(self, entry: TensorEntry, start: int, out: Tensor) -> None:
-        """Fill `out` (1-D, any float dtype and device) with a tensor's entries from `start` on;
-        where nothing has to be cast, the file is read straight into it.
+        """Read consecutive entries of a tensor. Without a cast, the file is read directly into
+        `out`.
+
+        Args:
+            entry: the tensor.
+            start: flat index of the first entry.
+            out: filled with the entries; 1-D, of any float dtype and device.
 
         Raises:
-            CheckpointError: the file ended, or could not be read.
+            CheckpointError: the file is too short, or cannot be read.
         """
         dtype, reader = torch_dtype(entry), self._open.reader
         if dtype == out.dtype and out.device.type == "cpu":
@@ -71,24 +84,42 @@ class StoredReader:
 
 
 class Weights(Protocol):
-    """The weights of one model, to be read part by part, from any thread."""
+    """The weights of one model, which can be read part by part from any thread."""
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal weights."""
+        """A digest of the weights: equal for equal weights."""
         ...
 
     def read(self, name: str, start: int, out: Tensor) -> None:
-        """Fill `out` (1-D, any float dtype and device) with a tensor's entries from `start` on."""
+        """Read consecutive entries of a tensor.
+
+        Args:
+            name: of the tensor.
+            start: flat index of the first entry.
+            out: filled with the entries; 1-D, of any float dtype and device.
+        """
         ...
 
     def size(self, name: str) -> int:
-        """How many entries a tensor has here; 0 if it is not here."""
+        """Count the entries of a tensor.
+
+        Args:
+            name: of the tensor.
+
+        Returns:
+            Number of entries; 0 if the model has no such tensor.
+        """
         ...
 
 
 class StoredWeights:
-    """Read from the files anew each time, through a buffer of one chunk."""
+    """Weights in files; each read goes to the file, through a buffer of one chunk.
+
+    Args:
+        fingerprint: a digest of the weights.
+        entries: name -> stored tensor.
+    """
 
     def __init__(self, fingerprint: str, entries: Mapping[str, TensorEntry]) -> None:
         self._fingerprint, self._entries = fingerprint, dict(entries)
@@ -96,16 +127,23 @@ class StoredWeights:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> StoredWeights:
-        """Under the checkpoint's own names."""
+        """Take the weights of a checkpoint.
+
+        Args:
+            checkpoint: the files.
+
+        Returns:
+            The weights, under their stored names.
+        """
         return cls(checkpoint.fingerprint, checkpoint.tensors)
 
     @property
     def fingerprint(self) -> str:
-        """The checkpoint's."""
+        """The checkpoint's fingerprint."""
         return self._fingerprint
 
     def size(self, name: str) -> int:
-        """See `Weights`. An embedding can have fewer rows than the origin's."""
+        """See `Weights`. An embedding can have fewer rows than that of the origin."""
         return self._entries[name].numel if name in self._entries else 0
 
     def read(self, name: str, start: int, out: Tensor) -> None:
@@ -114,19 +152,30 @@ class StoredWeights:
 
 
 def paired_weights(pairing: Pairing) -> StoredWeights:
-    """The other model of a pair, under the names of the origin."""
+    """Take the weights of a pairing's second model.
+
+    Args:
+        pairing: of the origin and another model.
+
+    Returns:
+        The other model's weights, under the origin's names.
+    """
     return StoredWeights(pairing.base.fingerprint, {pair.name: pair.base for pair in pairing.pairs})
 
 
 class HeldWeights:
-    """Tensors in memory."""
+    """Weights in memory.
+
+    Args:
+        tensors: name -> tensor; not copied if contiguous.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = {name: tensor.detach().reshape(-1) for name, tensor in tensors.items()}
 
     @property
     def fingerprint(self) -> str:
-        """A hash of names, shapes and bits."""
+        """A digest of names, dtypes, sizes and bits."""
         digest = xxhash.xxh3_128()
         for name, tensor in sorted(self._tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.numel()}\n".encode())
@@ -143,20 +192,20 @@ class HeldWeights:
 
 
 def read_difference(weights: Weights, origin: Tensor, name: str, start: int, out: Tensor) -> Tensor:
-    """A run of W - origin, in the dtype of `out`.
+    """Compute consecutive entries of W - origin, in the dtype of `out`.
 
     Args:
         weights: W.
-        origin: the same run of the origin, 1-D, of the dtype of `out`.
+        origin: the origin's entries, 1-D, of the dtype of `out`.
         name: of the tensor.
-        start: its first entry.
-        out: as long as `origin`; written to.
+        start: flat index of the first entry.
+        out: written to; of the size of `origin`.
 
     Returns:
-        The part of `out` that was written: all of it, or less where W has fewer entries.
+        The part of `out` that was written: shorter than `out` if W has fewer entries.
     """
-    found = out[: max(0, weights.size(name) - start)]
-    if found.numel():
-        weights.read(name, start, found)
-        found.sub_(origin[: found.numel()])
-    return found
+    difference = out[: max(0, weights.size(name) - start)]
+    if difference.numel():
+        weights.read(name, start, difference)
+        difference.sub_(origin[: difference.numel()])
+    return difference

@@ -1,4 +1,4 @@
-"""Which moment of a training comes out: the one that held-out rows like best."""
+"""Which checkpoint of a training is kept: the one with the least loss on held-out rows."""
 
 from __future__ import annotations
 
@@ -21,37 +21,50 @@ from deltalens.scoring.suite import evaluating
 
 __all__ = ["Chooser"]
 
+_Kept = tuple[int, float, Path]
+"""Step, loss and file of kept weights."""
+
 
 class Chooser:
-    """Measures held-out rows now and then, and keeps what was trained as it was best.
+    """Measures held-out rows during a training, and keeps the weights with the least loss.
 
-    The best so far lies in a file, as an interrupted training goes on from its last checkpoint:
-    older ones stay until a checkpoint knows of a better one.
+    The best weights so far lie in a file, because an interrupted training goes on from its last
+    checkpoint: older files stay until a checkpoint has been written that knows a better one.
 
     Args:
-        scoring: the held-out rows; `loss` decides, and of preferences `dpo_loss`.
-        model: in training; what needs a gradient is kept.
-        folder: where the files are.
+        scoring: the held-out rows; their `loss` decides, or `dpo_loss` of preferences.
+        model: the model in training; parameters that need a gradient are kept.
+        folder: the folder of the files.
     """
 
     def __init__(self, scoring: Scoring | Preferences, model: nn.Module, folder: Path) -> None:
         self._scoring, self._model, self._folder = scoring, model, folder
 
     def look(self, step: int) -> dict[str, list[float]]:
-        """Measure the model after a step, and keep it if none was better."""
+        """Measure the model after a step, and keep its weights if none were better.
+
+        Args:
+            step: the optimizer steps taken so far.
+
+        Returns:
+            Metric -> value, standard error and number of rows.
+        """
         with evaluating(self._model):
-            found = self._scoring.measure(self._model)
-        loss = found[self._scoring.decides].value
-        best = min((one for _, one, _ in self._kept()), default=float("inf"))
+            metrics = self._scoring.measure(self._model)
+        loss = metrics[self._scoring.deciding_metric].value
+        best = min((kept_loss for _, kept_loss, _ in self._kept()), default=float("inf"))
         if loss < best:
             self._folder.mkdir(parents=True, exist_ok=True)
             trained = {name: p.detach().cpu().contiguous() for name, p in self._trained()}
             file = self._folder / f"best-{step}.safetensors"
             write_whole(file, save(trained, {"loss": repr(loss)}))
-        return {name: list(measured) for name, measured in found.items()}
+        return {name: list(measured) for name, measured in metrics.items()}
 
     def restore(self) -> int:
-        """Put the best one into the model; the step it was at.
+        """Put the best weights into the model.
+
+        Returns:
+            The step they are from.
 
         Raises:
             RecordError: none was kept (every loss was NaN).
@@ -59,24 +72,30 @@ class Chooser:
         kept = self._kept()
         if not kept:
             raise RecordError(f"{self._folder}: no loss of the held-out rows was finite")
-        step, _, file = min(kept, key=lambda one: one[1])
-        held = load_file(file)
+        step, _, file = min(kept, key=_loss)
+        weights = load_file(file)
         with torch.no_grad():
             for name, parameter in self._trained():
-                parameter.copy_(held[name])
+                parameter.copy_(weights[name])
         return step
 
     def best(self, until: int) -> Path | None:
-        """The file of the best up to a step."""
-        kept = [one for one in self._kept() if one[0] <= until]
-        return min(kept, key=lambda one: one[1])[2] if kept else None
-
-    def tidy(self, checkpoints: Sequence[int]) -> None:
-        """A checkpoint was written: of the ones up to it only those are needed that are the best
-        for it, or for an older one that is still there.
+        """Find the best weights up to a step.
 
         Args:
-            checkpoints: steps of all that are there.
+            until: the last step that counts.
+
+        Returns:
+            Their file; None if none were kept by then.
+        """
+        kept = [entry for entry in self._kept() if entry[0] <= until]
+        return min(kept, key=_loss)[2] if kept else None
+
+    def tidy(self, checkpoints: Sequence[int]) -> None:
+        """Delete weights that no checkpoint needs any more, after one has been written.
+
+        Args:
+            checkpoints: the steps of all checkpoints that exist.
         """
         needed = {self.best(step) for step in checkpoints}
         for step, _, file in self._kept():
@@ -84,7 +103,11 @@ class Chooser:
                 file.unlink()
 
     def go_back_to(self, checkpoint: SealedCheckpoint | None) -> None:
-        """Training goes on from a checkpoint, or anew: what came after it comes again."""
+        """Delete what was kept after a checkpoint: the training goes on from there.
+
+        Args:
+            checkpoint: the last one; None if the training starts again.
+        """
         for file in self._folder.glob("best-*"):
             if checkpoint is None or file.name != checkpoint.best:
                 remove(file)
@@ -92,12 +115,15 @@ class Chooser:
     def _trained(self) -> Iterator[tuple[str, Any]]:
         return ((name, p) for name, p in self._model.named_parameters() if p.requires_grad)
 
-    def _kept(self) -> list[tuple[int, float, Path]]:
-        """Step, loss and file of each that is kept."""
-        found = []
+    def _kept(self) -> list[_Kept]:
+        entries = []
         for file in self._folder.iterdir():
-            if named := BEST.fullmatch(file.name):
-                with safe_open(file, "pt") as held:
-                    loss = float(held.metadata()["loss"])
-                found.append((int(named[1]), loss, file))
-        return sorted(found)
+            if match := BEST.fullmatch(file.name):
+                with safe_open(file, "pt") as weights:
+                    loss = float(weights.metadata()["loss"])
+                entries.append((int(match[1]), loss, file))
+        return sorted(entries)
+
+
+def _loss(entry: _Kept) -> float:
+    return entry[1]

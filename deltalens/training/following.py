@@ -1,4 +1,4 @@
-"""What is done beside the steps of a training: progress, metrics, evaluations, interruptions."""
+"""What happens between the steps of a training: progress, metrics, evaluations, interruptions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from deltalens.io.records import TrainingFolder
 from deltalens.io.records.checkpoints import steps_of
 from deltalens.io.stopping import on_request
+from deltalens.scoring.planning import StudyPlan
 from deltalens.training.choosing import Chooser
 
 __all__ = ["Following", "NothingLeft", "TrainingWatch"]
@@ -25,23 +26,25 @@ class TrainingWatch:
     stage: Callable[[str, int | None], None] = field(default=lambda name, total: None)
     """A stage begins: its name, and its number of steps if known."""
     at: Callable[[int, int], None] = field(default=lambda done, total: None)
-    """So many steps of all are done."""
+    """Steps done, and steps in all."""
     say: Callable[[str], None] = field(default=lambda text: None)
     """The latest figures, on one line."""
+    on_plan: Callable[[StudyPlan], None] | None = None
+    """Everything is checked, and nothing has begun: what the training would take."""
 
 
 class NothingLeft(Exception):
-    """The checkpoint that a training goes on from is that of its last step. A trainer would take
-    one more: it looks whether that was the last one after each step, never before the first."""
+    """The last checkpoint is that of the last step, so nothing is left to train. (A trainer would
+    take one more step: it checks whether a step was the last one after the step only.)"""
 
 
 class Following(TrainerCallback):
-    """Told of every step of a trainer.
+    """A trainer's callback: logs metrics, evaluates, and stops at Ctrl-C.
 
     Args:
-        folder: where metrics and checkpoints go.
+        folder: the training's; gets metrics and checkpoints.
         watch: told of progress.
-        evaluate: measures the model as it is after a step.
+        evaluate: measures the model after a step, given the step.
         every: steps between evaluations.
         chooser: measures held-out rows as often, or after every tenth of the training.
     """
@@ -60,8 +63,12 @@ class Following(TrainerCallback):
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Ctrl-C, a polite kill and a terminal that closes end the training after the step, with a
-        checkpoint; a second Ctrl-C ends it at once."""
+        """Let Ctrl-C, SIGTERM and a closing terminal end the training after the current step, with
+        a checkpoint; a second Ctrl-C ends it at once.
+
+        Yields:
+            For the length of the training.
+        """
 
         def stop(number: int, frame: Any) -> None:
             if self.interrupted and number == signal.SIGINT:

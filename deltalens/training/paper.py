@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from deltalens.catalog.methods import METHODS, options_of
 from deltalens.errors import DeltaLensError
+from deltalens.training.methods import method_class
 
-__all__ = ["paper_settings"]
+__all__ = ["PaperSettings", "paper_settings"]
 
 _NAME = "mft-paper"
 
@@ -25,23 +25,32 @@ _MODELS = {
 }
 
 
-def paper_settings(
-    name: str, methods: Sequence[str], given: Mapping[str, Any], swept: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Settings of `TrainingSpec` as MFT's paper and public code have them (2503.22764), where they
-    are not given: 2 epochs, the learning rate, steps of 128 rows, 10 % of the weights of four
-    blocks, a linear schedule after 3 % warm-up, fused AdamW, no weight decay, no clipping.
+class PaperSettings(NamedTuple):
+    """What a named recipe says, where a user says nothing."""
+
+    shared: dict[str, Any]
+    """Fields of `TrainingSpec`, as the recipe has them."""
+    own: dict[str, Any]
+    """Settings of methods, for those that have them."""
+
+
+def paper_settings(name: str, methods: Sequence[str]) -> PaperSettings:
+    """Settings as MFT's paper and public code have them (2503.22764).
+
+    2 epochs, the model's learning rate, steps of 128 rows, 10 % of the weights of four blocks, a
+    linear schedule after 3 % warm-up, fused AdamW, no weight decay, no clipping.
 
     Args:
-        name: `mft-paper[:MODEL[:DOMAIN]]`: the learning rate is that of MODEL (`llama2-7b` if not
-            given, or `llama3.1-8b`); of DOMAIN (`maths`, `code`, `instructions`) are the blocks,
-            which are all if not given.
-        methods: that train with them.
-        given: settings that were given: they stay. None: not given.
-        swept: settings that a study goes through.
+        name: `mft-paper[:MODEL[:DOMAIN]]`: the learning rate is that of MODEL (`llama2-7b`, or
+            `llama3.1-8b`); the blocks are those of DOMAIN (`maths`, `code`, `instructions`), or
+            all.
+        methods: names of those that train with them.
+
+    Returns:
+        The settings.
 
     Raises:
-        DeltaLensError: no such recipe, or one that says nothing of a method.
+        DeltaLensError: no such recipe, or one that says nothing about a method.
     """
     recipe, model, domain = (*name.split(":"), "", "")[:3]
     known = _MODELS.get(model or "llama2-7b")
@@ -51,32 +60,25 @@ def paper_settings(
         )
     if domain and domain not in known.blocks:
         raise DeltaLensError(f"recipe {name!r}: {domain!r}: choose {', '.join(known.blocks)}")
-    other = [method for method in methods if method in METHODS and METHODS[method].paper == "GMT"]
-    if other:
-        raise DeltaLensError(f"recipe {name!r}: says nothing of {', '.join(other)}")
-    own: dict[str, Any] = {"mask_ratio": "0.1", "blocks": known.blocks[domain] if domain else None}
-    if given.get("threshold") is not None:
-        own["mask_ratio"] = None
-    if given.get("include") is not None:
-        own["blocks"] = None
-    settings: dict[str, Any] = {
+    others = [method for method in methods if method_class(method).facts.paper == "GMT"]
+    if others:
+        raise DeltaLensError(f"recipe {name!r}: says nothing about {', '.join(others)}")
+    shared: dict[str, Any] = {
         "epochs": 2.0,
         "batch_size": 8,
         "accumulate": 16,
         "learning_rate": known.learning_rate,
         "weight_decay": 0.0,
         "warmup": 0.03,
-        **{
-            option: value
-            for option, value in own.items()
-            if option not in swept and any(option in options_of(method) for method in methods)
+        "recipe": {
+            "lr_scheduler_type": "linear",
+            "optim": "adamw_torch_fused",
+            # Of transformers: no clipping.
+            "max_grad_norm": 0.0,
         },
-        **{option: value for option, value in given.items() if value is not None},
     }
-    options = {
-        "lr_scheduler_type": "linear",
-        "optim": "adamw_torch_fused",
-        # Of transformers: no clipping.
-        "max_grad_norm": 0.0,
-    }
-    return {**settings, "recipe": {**options, **(given.get("recipe") or {})}}
+    return PaperSettings(shared, {"mask_ratio": "0.1"} | _blocks(known, domain))
+
+
+def _blocks(model: _Model, domain: str) -> dict[str, str]:
+    return {"blocks": model.blocks[domain]} if domain else {}

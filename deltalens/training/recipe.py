@@ -1,4 +1,4 @@
-"""Recipes: options of trl's in a YAML file, checked against trl's own configuration."""
+"""Further options of trl in a YAML file, checked against trl's own configuration class."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from deltalens.training.spec import config_class
 
 __all__ = ["read_recipe"]
 
+_DTYPE = "give dtype instead; auto is the checkpoint's on CUDA and float32 on a CPU"
 _OURS = {
-    "output_dir": "the output folder",
-    "bf16": "the dtype is the checkpoint's on CUDA and float32 on a CPU; choose with --dtype",
-    "fp16": "the dtype is the checkpoint's on CUDA and float32 on a CPU; choose with --dtype",
-    "gradient_checkpointing": "an option of `train`",
-    "activation_checkpointing": "an option of `train`, called gradient checkpointing",
-    "num_train_epochs": "--epochs",
-    "max_steps": "--steps",
-    "learning_rate": "--learning-rate",
-    "per_device_train_batch_size": "--batch-size",
-    "gradient_accumulation_steps": "--accumulate",
-    "save_steps": "an option of `train`, called checkpoint every",
-    "save_strategy": "an option of `train`, called checkpoint every",
-    "save_total_limit": "an option of `train`, called checkpoint every",
-    "seed": "an option of its own",
-    "data_seed": "the seed is an option of its own",
-    "max_length": "--max-length",
-    "use_cpu": "--device",
-    "report_to": "an option of `train`, called probe",
-    "resume_from_checkpoint": "an option of `train`, called resume",
-    "dataset_kwargs": "the rows are tokenized as drop-study tokenizes them",
-    "eval_strategy": "--eval-every",
-    "eval_steps": "--eval-every",
-    "disable_tqdm": "--quiet",
+    "output_dir": "give out instead",
+    "bf16": _DTYPE,
+    "fp16": _DTYPE,
+    "gradient_checkpointing": "give gradient_checkpointing to deltalens instead",
+    "activation_checkpointing": "give gradient_checkpointing to deltalens instead",
+    "num_train_epochs": "give epochs instead",
+    "max_steps": "give steps instead",
+    "learning_rate": "give learning_rate to deltalens instead",
+    "per_device_train_batch_size": "give batch_size instead",
+    "gradient_accumulation_steps": "give accumulate instead",
+    "save_steps": "give checkpoint_every instead",
+    "save_strategy": "give checkpoint_every instead",
+    "save_total_limit": "the last two checkpoints are kept",
+    "seed": "give seed to deltalens instead",
+    "data_seed": "give seed to deltalens instead",
+    "max_length": "give max_length to deltalens instead",
+    "use_cpu": "give device instead",
+    "report_to": "give report_to to deltalens instead",
+    "resume_from_checkpoint": "give resume instead",
+    "dataset_kwargs": "the rows are tokenized as studies tokenize what they measure",
+    "eval_strategy": "give eval_every instead",
+    "eval_steps": "give eval_every instead",
+    "disable_tqdm": "deltalens shows its own progress",
     "push_to_hub": "nothing is uploaded",
     "hub_token": "nothing is uploaded",
-    "trust_remote_code": "an option of `train`",
+    "trust_remote_code": "give trust_remote_code to deltalens instead",
 }
 """Options of trl's that deltalens sets, and what to use instead."""
 _LARGEST_RECIPE, _MOST_VALUES, _DEEPEST = 1 << 20, 10_000, 20
@@ -49,7 +50,14 @@ _LARGEST_RECIPE, _MOST_VALUES, _DEEPEST = 1 << 20, 10_000, 20
 
 
 def read_recipe(path: Path | None, objective: str) -> dict[str, Any]:
-    """The options of a YAML file, checked against trl's configuration class.
+    """Read options of trl from a YAML file.
+
+    Args:
+        path: the file; None: there is none.
+        objective: `sft` or `dpo`.
+
+    Returns:
+        Name of the option -> value.
 
     Raises:
         DeltaLensError: the file cannot be read, or has keys that trl does not know, or that
@@ -59,7 +67,7 @@ def read_recipe(path: Path | None, objective: str) -> dict[str, Any]:
         return {}
     import yaml
 
-    content = read_bounded(path, _LARGEST_RECIPE, "recipe", DeltaLensError)
+    content = read_bounded(path, _LARGEST_RECIPE, "a recipe", DeltaLensError)
     with errors_from("yaml", f"{path}: not YAML"):
         found = yaml.safe_load(content.decode("utf-8-sig"))
     if found is None:

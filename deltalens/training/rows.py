@@ -1,4 +1,4 @@
-"""From rows to what trl trains on; tokenized as the studies tokenize what they measure."""
+"""Rows as trl trains on them, tokenized as studies tokenize the rows that they measure."""
 
 from __future__ import annotations
 
@@ -18,47 +18,53 @@ _IGNORED = -100
 def tokenized(
     data: DataFile, tokenizer: Any, longest: int | None, whole: bool, model: Any
 ) -> tuple[Any, int]:
-    """Rows as a `datasets.Dataset` of `input_ids` and `labels`, and how many were left out: too
-    long, or without a token to predict.
+    """Tokenize rows for supervised fine-tuning.
 
     Args:
         data: the rows.
         tokenizer: the model's.
-        longest: tokens that a row may have.
-        whole: the loss is over all tokens, not over the completion (or last message) alone.
-        model: that is trained.
+        longest: most tokens in a row; longer rows are left out.
+        whole: take the loss over all tokens, not only over the completion or last message.
+        model: the model that is trained.
+
+    Returns:
+        A `datasets.Dataset` of `input_ids` and `labels`, and how many rows were left out because
+        they are too long or have no token to predict.
 
     Raises:
-        DataError: rows are preferences, or none fits.
+        DataError: the rows are preferences, or none of them fits.
     """
     from datasets import Dataset
 
     if data.rows[0].rejected is not None:
-        raise DataError(f"{data.path}: rows are preferences; train on them with --objective dpo")
+        raise DataError(f"{data.path}: the rows are preferences: train with objective dpo")
     sequences, left_out = encode_rows(data, tokenizer, longest, model)
     rows = [
         {
-            "input_ids": list(one.ids),
+            "input_ids": list(sequence.ids),
             "labels": [
-                token if whole or place >= one.target else _IGNORED
-                for place, token in enumerate(one.ids)
+                token if whole or position >= sequence.target else _IGNORED
+                for position, token in enumerate(sequence.ids)
             ],
         }
-        for one in sequences
+        for sequence in sequences
     ]
     return Dataset.from_list(rows), left_out
 
 
 def preferences(data: DataFile, tokenizer: Any, longest: int | None, model: Any) -> tuple[Any, int]:
-    """Rows as a `datasets.Dataset` of `prompt`, `chosen` and `rejected`, for DPO, and how many were
-    left out: too long, or without a token to predict.
+    """Prepare rows of preferences for DPO; trl tokenizes them.
 
     Args:
-        data, tokenizer, longest, model: as of `tokenized`.
+        data, tokenizer, longest, model: as in `tokenized`.
+
+    Returns:
+        A `datasets.Dataset` of `prompt`, `chosen` and `rejected`, and how many rows were left out
+        because they are too long or have no token to predict.
 
     Raises:
-        DataError: rows are no preferences, are in part texts and in part messages, or none fits; or
-            they are texts and the tokenizer has no token that ends them.
+        DataError: the rows are no preferences, some are texts and some messages, or none of them
+            fits; or they are texts and the tokenizer has no end-of-sequence token.
     """
     from datasets import Dataset, Features, Json, List, Value
 
@@ -79,12 +85,13 @@ def preferences(data: DataFile, tokenizer: Any, longest: int | None, model: Any)
     features = {name: several for name in ("prompt", "chosen", "rejected")}
     if data.rows[0].conversation:
         features |= {"tools": List(Json()), "chat_template_kwargs": Json()}
-    rows = [_as_trl_has_it(data.rows[place], features) for place in encoded]
+    rows = [_trl_row(data.rows[index], features) for index in encoded]
     return Dataset.from_list(rows, features=Features(features)), left_out
 
 
-def _as_trl_has_it(row: Row, names: Any) -> dict[str, Any]:
-    found = {
+def _trl_row(row: Row, names: Any) -> dict[str, Any]:
+    """A row under trl's names."""
+    values = {
         "prompt": row.prompt,
         "chosen": row.completion,
         "rejected": row.rejected,
@@ -93,24 +100,27 @@ def _as_trl_has_it(row: Row, names: Any) -> dict[str, Any]:
     }
     return {
         name: list(value) if isinstance(value, tuple) else value
-        for name, value in found.items()
+        for name, value in values.items()
         if name in names
     }
 
 
 def collator(config: Any, tokenizer: Any, model: Any) -> Any | None:
-    """What makes batches of such rows, or None where trl's own choice will do.
+    """Choose what makes batches of such rows.
 
     Args:
-        config: trl's, of SFT or DPO.
-        tokenizer, model: with neither a padding token nor an end of sequence, trl has nothing to
-            pad with.
+        config: trl's configuration, of SFT or DPO.
+        tokenizer, model: if they have neither a padding token nor an end of sequence, trl has
+            nothing to pad with.
+
+    Returns:
+        A collator; None if trl's own choice will do.
     """
     named = config.pad_token or tokenizer.pad_token or tokenizer.eos_token
     padding = padding_of(tokenizer, model)
     if named is not None:
         padding = tokenizer.convert_tokens_to_ids(named)
-    if "beta" in {one.name for one in dataclasses.fields(config)}:
+    if "beta" in {field.name for field in dataclasses.fields(config)}:
         from trl.trainer.dpo_trainer import DataCollatorForPreference
 
         collate = DataCollatorForPreference(
@@ -130,25 +140,25 @@ def collator(config: Any, tokenizer: Any, model: Any) -> Any | None:
 
 
 class _UpToTheEnd:
-    """A collator of preferences without what a template writes behind an answer's end.
+    """Collates preferences without the text that a chat template adds after an answer's end.
 
     Args:
-        collate: trl's own, of `prompt_ids`, `chosen_ids` and `rejected_ids`.
-        ends: where answers end.
+        collate: trl's own collator, of `prompt_ids`, `chosen_ids` and `rejected_ids`.
+        ends: finds where answers end.
     """
 
     def __init__(self, collate: Any, ends: Ends) -> None:
         self._collate, self._ends = collate, ends
 
     def __call__(self, examples: list[dict[str, Any]]) -> Any:
-        """A batch."""
+        """Make a batch."""
         cut = {
-            name: [one[name][: self._ends.length(one[name], 0)] for one in examples]
+            name: [example[name][: self._ends.length(example[name], 0)] for example in examples]
             for name in ("chosen_ids", "rejected_ids")
         }
         return self._collate(
             [
-                {**one, "chosen_ids": chosen, "rejected_ids": rejected}
-                for one, chosen, rejected in zip(examples, *cut.values(), strict=True)
+                {**example, "chosen_ids": chosen, "rejected_ids": rejected}
+                for example, chosen, rejected in zip(examples, *cut.values(), strict=True)
             ]
         )

@@ -1,8 +1,7 @@
-"""Training a model by a named method: one sitting, from the loaded model to the written one."""
+"""Training a model by a method: from the loaded model to the written one, in one process."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import math
 import time
@@ -15,21 +14,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltalens.catalog.methods import TRAININGS
 from deltalens.errors import DeltaLensError, errors_from
 from deltalens.integrations.transformers import GradientProbeCallback, SubscriberCallback
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.fingerprint import take_fingerprints
-from deltalens.io.records import MASKS, Measurement, TrainingFolder
+from deltalens.io.records import ADAPTER, MASKS, Measurement, TrainingFolder
 from deltalens.scoring.file_scoring import can_generate
 from deltalens.scoring.finite import check_model
 from deltalens.scoring.loading import LoadedModel, load_model, pick_device, pick_dtype
+from deltalens.scoring.planning import plan_training
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.rows import DataFile, read_files, read_rows
 from deltalens.scoring.suite import ReadySuite, Suite, evaluating
 from deltalens.training.choosing import Chooser
 from deltalens.training.following import Following, NothingLeft, TrainingWatch
-from deltalens.training.methods import Ready, prepare
+from deltalens.training.methods import Ready, trainable
 from deltalens.training.rows import preferences, tokenized
 from deltalens.training.spec import TrainingSpec, config_class
 from deltalens.training.trainer import make_savable, make_trainer
@@ -47,16 +46,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training came to."""
+    """The result of a training."""
 
     path: Path
     steps: int
     seconds: float
-    """Wall time of this sitting's steps."""
+    """Wall time of the steps that this call took."""
     loss: float
     """Mean training loss over the last tenth of the logged steps, in `loss_unit`."""
     finished: bool
-    """False where it was interrupted; the last checkpoint is there."""
+    """False if it was interrupted; its last checkpoint is kept."""
     metrics: Mapping[str, Measurement]
     """On the evaluation data, at the end."""
     notes: tuple[str, ...] = ()
@@ -64,6 +63,8 @@ class Trained:
     """The probe's run folder."""
     masks: Path | None = None
     """Which weights were removed."""
+    adapter: Path | None = None
+    """The folder of the adapter, before it was merged."""
     loss_unit: str = "nats per target token"
     """What the loss is, and its unit."""
 
@@ -82,9 +83,10 @@ def train(
     checkpoint_every: int | None = None,
     probe: Mapping[str, Any] | None = None,
     resume: bool = False,
+    report_to: Sequence[str] = (),
     device: str = "auto",
     dtype: str = "auto",
-    trust_remote_code: bool | None = False,
+    trust_remote_code: bool = False,
     watch: TrainingWatch | None = None,
 ) -> Trained:
     """Train a checkpoint on rows by a method, and write the result as a checkpoint.
@@ -96,31 +98,33 @@ def train(
         model: a checkpoint folder.
         data: a file of rows (`read_rows`): `text`, `prompt` and `completion`, `messages`; or
             `prompt`, `chosen` and `rejected` for DPO.
-        out: the folder to write; new.
-        spec: the method and its settings.
-        fields: what the data files call a field, those that are measured among them: {"prompt":
-            "question"}.
-        limit: rows taken of the data.
+        out: the folder to write; must be new.
+        spec: the method, its settings, and those of every training.
+        fields: names of fields in the data files, evaluation rows included: {"prompt": "question"}.
+        limit: train on the first rows only.
         eval_data: files measured at the end, and every `eval_every` steps.
         eval_every: steps between evaluations.
         choose_on: rows that decide, every `eval_every` steps (a tenth of the training if not
-            given), which moment's model comes out: the one with the least loss.
+            given), which checkpoint is kept as the result: the one with the least loss.
         checkpoint_every: steps between checkpoints; a tenth of the training if not given.
         probe: log the gradients with these options of `GradientProbe`.
         resume: go on with the training that `out` holds.
+        report_to: trackers of transformers that are told of the training.
         device, dtype: `auto`: CUDA if there is one; the checkpoint's dtype there, fp32 on a CPU.
-        trust_remote_code: run model code that the checkpoint brings. None: as False, where there is
-            no option to say otherwise.
+        trust_remote_code: run model code that the checkpoint brings.
         watch: told of stages and steps.
+
+    Returns:
+        The result.
 
     Raises:
         DeltaLensError: bad input, as far as it can be known before the model is loaded.
     """
     watch = watch or TrainingWatch()
-    spec = dataclasses.replace(spec, method=spec.method or "sft")
-    if spec.method not in TRAININGS:
+    if spec.method.facts.as_trained or spec.method.facts.as_it_is:
         raise DeltaLensError(
-            f"method {spec.method!r}: only studies know it; choose one of {', '.join(TRAININGS)}"
+            f"method {spec.method.name!r}: only studies know it; choose one of "
+            f"{', '.join(trainable())}"
         )
     configure = config_class(spec.objective)
     rows = read_rows(data, limit, fields)
@@ -129,6 +133,8 @@ def train(
     checkpoint = open_checkpoint(model)
     where = pick_device(device)
     kind = training_dtype(dtype, checkpoint, where)
+    if watch.on_plan is not None:
+        watch.on_plan(plan_training("trainings", 1, checkpoint, rows, others, spec, where, 1))
     take_fingerprints([checkpoint], watch.stage, watch.at)
     identity = {
         **spec.identity(),
@@ -148,7 +154,7 @@ def train(
         loaded = load_model(checkpoint, kind, where, trust_remote_code)
         training = TrainingSession(spec, folder, checkpoint, loaded, watch, eval_every)
         training.prepare(rows, others, choosing)
-        return training.run(configure, checkpoint_every, probe)
+        return training.run(configure, checkpoint_every, probe, report_to)
     except Exception:
         if not folder.resumed and not folder.taken:
             folder.abandon()
@@ -158,27 +164,43 @@ def train(
 
 
 def training_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
-    """In which dtype a model is trained: `auto` is fp32 on a CPU, else the checkpoint's."""
+    """Choose the dtype that a model is trained in.
+
+    Args:
+        dtype: its name; `auto` is fp32 on a CPU, else the checkpoint's.
+        checkpoint: of the model.
+        device: of the training.
+
+    Returns:
+        The dtype.
+    """
     if dtype == "auto" and device.type == "cpu":
         return torch.float32
     return pick_dtype(dtype, checkpoint)
 
 
 def training_suite(files: Sequence[DataFile], spec: TrainingSpec) -> Suite:
-    """What a training is measured by, on the way and at the end: under DPO preferences, and
-    everything else by its targets."""
+    """Choose what a training is measured by: DPO's loss of preferences, the targets of other rows.
+
+    Args:
+        files: the evaluation rows.
+        spec: the training.
+
+    Returns:
+        The measurements.
+    """
     return Suite(files=tuple(files), beta=spec.beta if spec.objective == "dpo" else None)
 
 
 def check_trainable(model: nn.Module, tokenizer: Any | None, where: Path) -> None:
-    """Refuse what cannot be trained here.
+    """Refuse a model that cannot be trained here.
 
     Args:
         model, tokenizer: as they were loaded.
-        where: from.
+        where: the folder they were loaded from.
 
     Raises:
-        DeltaLensError: the model has no tokenizer, or is no causal language model.
+        DeltaLensError: it has no tokenizer, or is no causal language model.
     """
     if tokenizer is None:
         raise DeltaLensError(f"{where}: has no tokenizer; put one beside the model")
@@ -190,7 +212,7 @@ def check_trainable(model: nn.Module, tokenizer: Any | None, where: Path) -> Non
 
 
 class TrainingSession:
-    """One invocation of a training: from where its folder stands to the end, or until stopped."""
+    """A training in one process: from its beginning or last checkpoint to the end or Ctrl-C."""
 
     def __init__(
         self,
@@ -242,27 +264,41 @@ class TrainingSession:
         torch.manual_seed(spec.seed)
         with warnings.catch_warnings(record=True) as told:
             warnings.filterwarnings("always", category=UserWarning)
-            self.ready: Ready = prepare(spec, self.model)
+            self.ready: Ready = spec.method.prepare(self.model, spec.seed)
         self.notes += [str(one.message) for one in told if issubclass(one.category, UserWarning)]
         self.notes += self.ready.notes
         make_savable(self.model)
 
     def run(
-        self, configure: Any, checkpoint_every: int | None, probe: Mapping[str, Any] | None
+        self,
+        configure: Any,
+        checkpoint_every: int | None,
+        probe: Mapping[str, Any] | None,
+        report_to: Sequence[str],
     ) -> Trained:
-        """Take the steps that are left, and write the model."""
+        """Take the steps that are left, and write the model.
+
+        Args:
+            configure: class of trl's configuration.
+            checkpoint_every: steps between checkpoints; a tenth of the training if None.
+            probe: options of a `GradientProbe`; None: none is attached.
+            report_to: trackers of transformers.
+
+        Returns:
+            The result.
+        """
         if self.folder.resumed and self.chooser is not None:
             self.chooser.go_back_to(self.folder.last)
         following = Following(self.folder, self.watch, self.evaluate, self.eval_every, self.chooser)
         begun, steps, run = time.perf_counter(), 0, None
         if self.ready.trains:
-            steps, run = self._train(configure, checkpoint_every, probe, following)
+            steps, run = self._train(configure, checkpoint_every, probe, report_to, following)
         seconds = time.perf_counter() - begun
         finished = not following.interrupted
         metrics = self._finish(steps, seconds) if finished else {}
         losses = [line["loss"] for line in self.folder.metrics.lines() if "loss" in line]
         tail = losses[-max(1, len(losses) // 10) :]
-        file = self.folder.path / MASKS
+        masks, adapter = self.folder.path / MASKS, self.folder.path / ADAPTER
         return Trained(
             self.folder.path,
             steps,
@@ -272,7 +308,8 @@ class TrainingSession:
             metrics,
             tuple(self.notes),
             run,
-            file if file.exists() else None,
+            masks if masks.exists() else None,
+            adapter if adapter.exists() else None,
             self.spec.loss_unit,
         )
 
@@ -281,6 +318,7 @@ class TrainingSession:
         configure: Any,
         checkpoint_every: int | None,
         probe: Mapping[str, Any] | None,
+        report_to: Sequence[str],
         following: Following,
     ) -> tuple[int, Path | None]:
         """Take the steps that are left; how many there were in all, and where a probe logged."""
@@ -302,6 +340,7 @@ class TrainingSession:
             longest=self.longest,
             steps=self.steps,
             checkpoint_every=checkpoint_every,
+            report_to=report_to,
             callbacks=[*attached, following],
         )
         self.watch.stage("training", None)
@@ -321,7 +360,14 @@ class TrainingSession:
         return int(trainer.state.global_step), run
 
     def evaluate(self, step: int) -> dict[str, Measurement]:
-        """Measure the model as it is, and log that."""
+        """Measure the model as it is, and log that.
+
+        Args:
+            step: the optimizer steps taken so far.
+
+        Returns:
+            Metric -> measurement.
+        """
         if self.suite is None:
             return {}
         with evaluating(self.model):
@@ -340,12 +386,14 @@ class TrainingSession:
                 masks.save(made / MASKS)
                 self.folder.facts["removed"] = masks.mask_ratio_by_layer()
                 self.folder.facts["removed_of_all"] = masks.mask_ratio
+            if self.ready.adapter is not None:
+                self.ready.adapter(made / ADAPTER)
             self.model = self.ready.plain()
             metrics = self.evaluate(steps)
             if gaps := [name for name, m in metrics.items() if not math.isfinite(m.value)]:
                 self.notes.append(
                     f"not finite at the end: {', '.join(gaps)}. The training diverged (try a lower "
-                    "--lr), or the dtype is too narrow (--dtype)"
+                    "learning_rate), or its dtype is too narrow"
                 )
             self.watch.stage("writing the model", None)
             self.model.config.use_cache = bool(self.checkpoint.config.get("use_cache", True))

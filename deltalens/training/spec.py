@@ -1,73 +1,34 @@
-"""What a training was asked to do."""
+"""The specification of a training: its method, and the settings that every method shares."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
-from deltalens.catalog.methods import METHODS, OBJECTIVES, TRAININGS, options_of
+from deltalens.catalog.methods import OBJECTIVES
 from deltalens.errors import DeltaLensError
-from deltalens.names import check_scope
-from deltalens.numerics.rates import exact_rate, show_rate
+from deltalens.training.methods import Method
+from deltalens.training.methods.base import LEARNING_RATE, check_above_zero, check_choice
+from deltalens.training.methods.plain import Sft
 
-__all__ = ["TrainingSpec", "check_own", "config_class"]
-
-_NOT_SHARED = {option for method in METHODS for option in options_of(method)}
-_IF_NOT_GIVEN: dict[str, Any] = {
-    "scope": "tensor",
-    "apply_to": "gradient",
-    "blocks": "all",
-    "modules": "attention,mlp",
-    "rank_by": "magnitude",
-    "init_std": 0.02,
-    "lora_rank": 64,
-    "lora_alpha": 16,
-    "lora_dropout": 0.1,
-}
+__all__ = ["TrainingSpec", "config_class"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSpec:
-    """Everything that decides what a training leads to, but for the model and the rows."""
+    """Everything that decides the result of a training, except the model and the rows.
 
-    method: str | None = None
-    """`sft` where nothing else says; in a study it is the cell's, and so are the options below."""
+    Raises:
+        DeltaLensError: a setting that no training can have.
+    """
+
+    method: Method = field(default_factory=Sft)
+    """What is done, with its own settings; in a study each cell has its own."""
     objective: str = "sft"
-    mask_ratio: str | None = None
-    """As typed. Of gmt and random-mask the fraction masked out in every step, 0.2 if not given; of
-    methods that remove weights the fraction removed, 0.1, also by kind, projection and block:
-    `0.1,q=0.2,4-7.down=0.05` (`mask_ratios.ratios_of`)."""
-    scope: str | None = None
-    """What is ranked together: `tensor` if not given."""
-    apply_to: str | None = None
-    """`gradient` if not given, or `update`."""
-    include: str | None = None
-    exclude: str | None = None
-    blocks: str | None = None
-    """Whose weights are masked: `all` if not given, or `4-7,12`."""
-    modules: str | None = None
-    """`attention,mlp` if not given."""
-    complement: bool | None = None
-    """Of masks that are not learned: remove what a mask at the ratio would keep, 1 - ratio of the
-    weights."""
-    threshold: float | None = None
-    """Scores at or below it lose their weights (mft), instead of a ratio."""
-    rank_by: str | None = None
-    """`magnitude` if not given, or `value`."""
-    init_std: float | None = None
-    """Of the scores; 0.02 if not given."""
-    lora_rank: int | None = None
-    """64 if not given."""
-    lora_alpha: int | None = None
-    """16 if not given."""
-    lora_dropout: float | None = None
-    """0.1 if not given."""
-    score_learning_rate: float | None = None
-    """Of the scores (mft); the learning rate if not given."""
+    """`sft`, or `dpo` for rows of preferences."""
     epochs: float = 1.0
     steps: int | None = None
     """Optimizer steps, instead of epochs."""
@@ -76,16 +37,17 @@ class TrainingSpec:
     accumulate: int = 1
     """Micro-batches in a step."""
     accumulate_mean: str = "tokens"
-    """What a step's loss is the mean of: all `tokens` of its micro-batches, as trl has it; or
-    `batch`, the micro-batches' own means, each with the same weight (GMT, Eq. 2). DPO's is the
-    latter by nature."""
-    learning_rate: float = 2e-5
+    """What a step's loss is the mean of: all `tokens` of its micro-batches, as in trl; or `batch`,
+    the micro-batches' own means with equal weights (GMT, Eq. 2). DPO always has the latter."""
+    learning_rate: float | None = None
+    """The peak; the method's default if None."""
     weight_decay: float = 0.0
     warmup: float = 0.03
     """The share of the steps over which the learning rate rises; it falls as a cosine (GMT)."""
     seed: int = 0
+    """Decides the order of the rows, and whatever a method draws at random."""
     max_length: int | None = None
-    """Longest row in tokens; the model's positions if not given."""
+    """Longest row in tokens; the model's positions if None."""
     loss_on: str = "completion"
     """`completion`, or `all` tokens."""
     gradient_checkpointing: bool = False
@@ -93,90 +55,35 @@ class TrainingSpec:
     """Further options of trl's configuration."""
 
     def __post_init__(self) -> None:
-        if self.method is not None:
-            if self.method not in METHODS or METHODS[self.method].options is None:
-                raise DeltaLensError(
-                    f"method {self.method!r}: choose one of {', '.join(TRAININGS)}"
-                )
-            check_own([self.method], self.given)
-        for name, known in (
-            ("objective", OBJECTIVES),
-            ("loss_on", ("completion", "all")),
-            ("accumulate_mean", ("tokens", "batch")),
-            ("apply_to", ("gradient", "update")),
-        ):
-            if self.own(name) not in known:
-                raise DeltaLensError(
-                    f"{name} {getattr(self, name)!r}: choose one of {', '.join(known)}"
-                )
-        check_scope(self.own("scope"))
-        for ratio in self.ratios.values():
-            if ratio >= 1:
-                raise DeltaLensError(
-                    f"mask ratio {show_rate(ratio)}: in [0, 1), the fraction masked out"
-                )
-        if self.threshold is not None and self.mask_ratio is not None:
-            raise DeltaLensError("a threshold and a mask ratio: give one of them")
-        gradients = METHODS[self.method or "sft"].masks == "gradients"
-        if gradients and {*self.ratios} != {""}:
-            raise DeltaLensError(f"mask ratio {self.mask_ratio}: {self.method} takes a single one")
-        for name in (
-            *("epochs", "batch_size", "accumulate", "learning_rate", "steps", "max_length"),
-            *("lora_rank", "lora_alpha", "score_learning_rate"),
-        ):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise DeltaLensError(f"{name.replace('_', ' ')} {value}: must be above 0")
+        check_choice("objective", self.objective, OBJECTIVES)
+        check_choice("loss_on", self.loss_on, ("completion", "all"))
+        check_choice("accumulate_mean", self.accumulate_mean, ("tokens", "batch"))
+        for name in ("epochs", "batch_size", "accumulate", "learning_rate", "steps", "max_length"):
+            check_above_zero(name, getattr(self, name))
         if not 0 <= self.warmup < 1:
             raise DeltaLensError(f"warmup {self.warmup}: a share of the steps, in [0, 1)")
 
-    @property
-    def given(self) -> tuple[str, ...]:
-        """Of the options that only some methods have, those that were given."""
-        names = (one.name for one in dataclasses.fields(self))
-        return tuple(n for n in names if n in _NOT_SHARED and getattr(self, n) is not None)
+    def of(self, method: Method, seed: int = 0) -> TrainingSpec:
+        """The same training by another method.
 
-    def own(self, option: str) -> Any:
-        """An option as it was given, or what holds where it was not."""
-        value = getattr(self, option)
-        return _IF_NOT_GIVEN.get(option) if value is None else value
+        Args:
+            method: with its own settings.
+            seed: of that training.
 
-    def of(self, method: str, **settings: Any) -> TrainingSpec:
-        """The same for a method: without what other methods' options were given, and with these."""
-        foreign = {name: None for name in self.given if name not in options_of(method)}
-        return dataclasses.replace(self, method=method, **{**foreign, **settings})
-
-    @property
-    def ratios(self) -> dict[str, Fraction]:
-        """The mask ratio of each kind, projection or block; the one for all others stands under ''.
-
-        Raises:
-            DeltaLensError: not so many ratios with names, or two for the same.
+        Returns:
+            Its specification.
         """
-        default = "0.1" if "blocks" in options_of(self.method or "") else "0.2"
-        found: dict[str, Fraction] = {}
-        for part in (self.mask_ratio or default).split(","):
-            name, _, ratio = part.rpartition("=")
-            if name.strip() in found:
-                raise DeltaLensError(
-                    f"mask ratio {self.mask_ratio}: two for {name.strip() or 'all'}; write one "
-                    "for all that has no name, as in 0.1,q=0.2,4-7.down=0.05"
-                )
-            found[name.strip()] = exact_rate(ratio)
-        if self.complement or (self.method or "").endswith("-complement"):
-            return {name: 1 - ratio for name, ratio in found.items()}
-        return found
+        return dataclasses.replace(self, method=method, seed=seed)
 
     @property
     def peak_learning_rate(self) -> float:
-        """The method's."""
-        own = self.score_learning_rate if self.method == "mft" else None
-        return own or self.learning_rate
+        """The optimizer's."""
+        return self.method.peak_learning_rate(self.learning_rate)
 
     @property
     def beta(self) -> float:
         """Of DPO's rewards: the recipe's, or trl's default."""
-        known = {one.name: one.default for one in dataclasses.fields(config_class("dpo"))}
+        known = {each.name: each.default for each in dataclasses.fields(config_class("dpo"))}
         given = self.recipe.get("beta", known["beta"])
         try:
             return float(given)
@@ -197,68 +104,46 @@ class TrainingSpec:
         return "nats per target token" if plain else f"{named} loss per target token"
 
     def shared(self) -> dict[str, Any]:
-        """The settings that every method has, but for the seed, as JSON values."""
-        found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return {n: v for n, v in found.items() if n not in {"method", "seed", *_NOT_SHARED}}
+        """The settings that every method has, without the seed.
+
+        Returns:
+            JSON values by name.
+        """
+        own = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        values: dict[str, Any] = json.loads(
+            json.dumps({k: v for k, v in own.items() if k != "method"})
+        )
+        rate = LEARNING_RATE if self.learning_rate is None else self.learning_rate
+        return {name: value for name, value in values.items() if name != "seed"} | {
+            "learning_rate": rate
+        }
 
     def settings(self) -> dict[str, Any]:
-        """The method's own settings as they are used, as JSON values; `of` takes them again."""
-        found = {name: self.own(name) for name in options_of(self.method or "sft")}
-        if "mask_ratio" in found:
-            shown = ((kind, show_rate(ratio)) for kind, ratio in sorted(self.ratios.items()))
-            text = ",".join(f"{kind}={ratio}" if kind else ratio for kind, ratio in shown)
-            found["mask_ratio"] = text if self.threshold is None else None
-        if "complement" in found:
-            # The ratio above is that of the weights removed, whichever way it was given.
-            found["complement"] = None
-        if "score_learning_rate" in found:
-            found["score_learning_rate"] = self.peak_learning_rate
-        return found
+        """The method's own settings as they are used.
+
+        Returns:
+            JSON values by name; `Method.from_record` takes them again.
+        """
+        return self.method.settings(self.learning_rate)
 
     def identity(self) -> dict[str, Any]:
-        """As JSON values: two trainings with the same lead to the same."""
-        alone = {"method": self.method or "sft", "seed": self.seed}
-        return {**alone, **self.settings(), **self.shared()}
+        """Two trainings of one model on the same rows with equal identities have equal results.
 
-
-def check_own(
-    methods: Sequence[str],
-    given: Iterable[str],
-    *,
-    swept: Mapping[str, str] | None = None,
-    show: Callable[[str], str] = str,
-    offered: Iterable[str] = _NOT_SHARED,
-) -> None:
-    """Refuse options that none of the methods has: nobody would look at them.
-
-    Args:
-        methods: of a training or a study; unknown ones have no options.
-        given: names of options that were given, of those that only some methods have.
-        swept: options that a study goes through, and what to give it instead.
-        show: how an option is called where it was given.
-        offered: the options that can be given there.
-
-    Raises:
-        DeltaLensError: names the options, and those that the methods have.
-    """
-    given, swept = list(given), swept or {}
-    faults = [
-        f"{show(name)}: this study goes through several; give {swept[name]} instead"
-        for name in given
-        if name in swept
-    ]
-    foreign = [name for name in given if not any(name in options_of(m) for m in methods)]
-    if foreign:
-        has = {*offered} - {*swept}
-        own = {m: [show(name) for name in options_of(m) if name in has] for m in methods}
-        known = "; ".join(f"{m} has {', '.join(names) or 'none'}" for m, names in own.items())
-        faults.append(f"{', '.join(map(show, foreign))}: an option of other methods ({known})")
-    if faults:
-        raise DeltaLensError("; ".join(faults))
+        Returns:
+            JSON values by name.
+        """
+        named = {"method": self.method.name, "seed": self.seed}
+        return {**named, **self.settings(), **self.shared()}
 
 
 def config_class(objective: str) -> Any:
     """trl's configuration of an objective.
+
+    Args:
+        objective: `sft` or `dpo`.
+
+    Returns:
+        `trl.SFTConfig` or `trl.DPOConfig`.
 
     Raises:
         DeltaLensError: trl is not installed.

@@ -29,25 +29,30 @@ def make_trainer(
     longest: int | None,
     steps: int,
     checkpoint_every: int | None,
+    report_to: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback],
 ) -> Any:
-    """A trainer that says nothing itself.
+    """Set up trl's trainer, without its own output on the terminal.
 
     Args:
         spec: the training.
         configure: the class of its configuration.
         loaded: the model as it was loaded, with its tokenizer and device.
-        model: what is trained: that one, or one around it.
-        rows: tokenized.
+        model: what is trained: that model, or an adapter around it.
+        rows: the rows to train on, tokenized.
         source: the model's folder, for messages.
         checkpoints: the folder for checkpoints.
-        longest: tokens of a row.
-        steps: of the whole training.
+        longest: most tokens in a row.
+        steps: optimizer steps of the whole training.
         checkpoint_every: steps between checkpoints; a tenth of the training if not given.
-        callbacks: told of its steps, in this order.
+        report_to: trackers of transformers that are told of the training.
+        callbacks: called at every step, in this order.
+
+    Returns:
+        A `trl.SFTTrainer` or `trl.DPOTrainer`.
 
     Raises:
-        DeltaLensError: trl takes these settings not at all, or not for this model.
+        DeltaLensError: trl refuses these settings, or this model.
     """
     import trl
 
@@ -72,7 +77,7 @@ def make_trainer(
         "save_steps": checkpoint_every or max(1, steps // 10),
         "save_total_limit": 2,
         "logging_steps": 1,
-        "report_to": [],
+        "report_to": [*report_to],
         "disable_tqdm": True,
         **spec.recipe,
     }
@@ -103,35 +108,40 @@ def make_trainer(
 
 
 def make_savable(model: Any) -> None:
-    """transformers does not write a generation configuration that contradicts itself once trl has
-    set its padding token; the checkpoint's own file comes with the result as it is."""
+    """Make a model's generation configuration one that transformers writes: it refuses one that
+    contradicts itself, which it may once trl has set a padding token. (The checkpoint's own file is
+    copied into the result as it is.)
+
+    Args:
+        model: its `generation_config` is replaced if it is not valid.
+    """
     config = model.generation_config
     try:
         config.validate(strict=True)
     except ValueError:
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        model.generation_config = type(config)(**{one: getattr(config, one) for one in names})
+        model.generation_config = type(config)(**{name: getattr(config, name) for name in names})
 
 
 def _reference(spec: TrainingSpec, config: Any, loaded: LoadedModel, model: Any) -> dict[str, Any]:
-    """What DPO compares with: as the model was loaded, where trl would load it by itself, from
-    whatever files the folder holds."""
-    trls = spec.objective != "dpo" or hasattr(model, "peft_config")
-    if trls or config.precompute_ref_log_probs or loaded.again is None:
+    """The reference model of DPO, loaded as the model was: trl would load it from whatever files
+    the folder holds."""
+    not_needed = spec.objective != "dpo" or hasattr(model, "peft_config")
+    if not_needed or config.precompute_ref_log_probs or loaded.again is None:
         return {}
     return {"ref_model": loaded.again().model}
 
 
 def _checkpointing_option(configure: Any) -> str:
-    """transformers renamed it."""
+    """The option's name, which differs between versions of transformers."""
     return (
         "activation_checkpointing"
-        if "activation_checkpointing" in {one.name for one in dataclasses.fields(configure)}
+        if "activation_checkpointing" in {field.name for field in dataclasses.fields(configure)}
         else "gradient_checkpointing"
     )
 
 
 def _silence(trainer: Any, name: str) -> None:
-    for one in list(trainer.callback_handler.callbacks):
-        if type(one).__name__ == name:
-            trainer.remove_callback(one)
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ == name:
+            trainer.remove_callback(callback)

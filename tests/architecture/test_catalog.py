@@ -13,7 +13,7 @@ import pytest
 from deltalens.catalog.methods import METHODS, TRAININGS
 from deltalens.catalog.metrics import DIRECTIONS
 from deltalens.catalog.studies import STUDIES
-from deltalens.training.methods import REGISTRY
+from deltalens.training.methods import method_class
 from tests.architecture.import_graph import INSTALLED_AS, ROOT
 
 NAMES = {*METHODS} - {"base", "ft"}
@@ -22,7 +22,8 @@ DIRECTIONS_STAND_IN = {"deltalens/catalog/metrics.py"}
 METHODS_STAND_IN = {
     "deltalens/catalog/methods.py",
     "deltalens/catalog/studies.py",
-    "deltalens/training/methods.py",  # The registry: what makes each of them.
+    "deltalens/api/demos.py",  # Two demos are called after methods.
+    "cli/commands.py",  # Examples to copy.
 }
 
 
@@ -72,10 +73,20 @@ def test_the_methods_are_listed_in_one_module() -> None:
     assert {one.partition(":")[0] for one in found} == METHODS_STAND_IN
 
 
-def test_the_registry_makes_what_the_catalog_trains() -> None:
-    assert {*REGISTRY} == {*TRAININGS}
-    assert all(METHODS[name].options is not None for name in TRAININGS)
+def test_every_method_has_its_class_and_those_that_stand_alone_are_trained() -> None:
+    made = {name: method_class(name) for name, facts in METHODS.items() if facts.code}
+    assert {kind.name for kind in made.values()} == {*made} == {*METHODS} - {"dpo"}
+    assert all(kind.facts is METHODS[name] for name, kind in made.items())
+    alone = {name for name in made if not (METHODS[name].as_trained or METHODS[name].as_it_is)}
+    assert {*TRAININGS} == alone
     assert all({*study.methods, *study.default} <= {*METHODS} for study in STUDIES.values())
+
+
+def test_what_the_catalog_says_of_settings_is_what_the_classes_have() -> None:
+    """Without their code: studies and figures ask the catalog alone."""
+    made = {name: method_class(name) for name, facts in METHODS.items() if facts.code}
+    ratios = {name for name, kind in made.items() if "mask_ratio" in kind.own_settings()}
+    assert ratios == {name for name in made if METHODS[name].ratio}
 
 
 @pytest.mark.parametrize(

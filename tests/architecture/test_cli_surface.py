@@ -41,6 +41,6 @@ def test_every_option_and_argument_has_help_text(commands):
         f"{' '.join(path)} {parameter.opts[0]}"
         for path, command in commands.items()
         for parameter in command.params
-        if not (getattr(parameter, "help", None) or getattr(parameter, "hidden", False))
+        if not getattr(parameter, "help", None)
     ]
     assert silent == []

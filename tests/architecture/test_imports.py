@@ -44,6 +44,10 @@ ALLOWED: dict[str, set[str]] = {
     "studies": {"errors", "catalog", "names", "numerics", "io", "scoring", "training"},
     "demo": {"errors", "numerics", "io", "probes", "methods"},
 }
+ALLOWED["api"] = {*ALLOWED}
+"""The front door: everything but the command line, which is made from it, and the figures."""
+COMMAND_LINE = "deltalens.cli.main"
+"""All that `python -m deltalens` may import."""
 RECORDS = ("deltalens.io.records", "deltalens.io.papers", "deltalens.io.tables")
 OF_IO = {*RECORDS, "deltalens.io.escaping", "deltalens.io.files"}
 """What figures and reports may have of io: of records the package's face, and nothing inside."""
@@ -57,7 +61,7 @@ def unit_of(module: str) -> str:
 
 def violations(modules: dict[str, Module]) -> list[str]:
     """Every import that the table forbids, as `module:line imports target`."""
-    units = {unit_of(name) for name in modules} - {"", "cli", "figures", *ALLOWED}
+    units = {unit_of(name) for name in modules} - {"", "__main__", "cli", "figures", *ALLOWED}
     return [
         f"{module.name}:{item.line} imports {item.target}"
         for module in modules.values()
@@ -72,6 +76,8 @@ def may_import(module: str, item: Import) -> bool:
         return False  # a top-level `cli` or `figures` exists only in the checkout
     if not here:
         return there not in ("cli", "figures") and item.place != "top"
+    if here == "__main__":
+        return item.target == COMMAND_LINE
     if here in ("cli", there):
         return True
     if not there:
@@ -117,10 +123,11 @@ def project() -> dict[str, Module]:
 
 def planted(**sources: str) -> dict[str, Module]:
     """A small project; `io__records="import torch"` is the module deltalens.io.records."""
-    named = {f"deltalens.{name.replace('__', '.')}": source for name, source in sources.items()}
+    names = {name: name if name == "__main__" else name.replace("__", ".") for name in sources}
+    named = {f"deltalens.{names[name]}": source for name, source in sources.items()}
     packages = {package for name in named for package in parents(name)}
-    names = packages | named.keys()
-    return parse({name: (name in packages, named.get(name, "")) for name in names})
+    modules = packages | named.keys()
+    return parse({name: (name in packages, named.get(name, "")) for name in modules})
 
 
 def test_every_import_follows_the_table(project):
@@ -176,6 +183,11 @@ def test_whole_project_was_read(project):
         ("studies__drop", "import deltalens.cli"),
         ("studies__drop", "from deltalens import cli"),
         ("studies__drop", "import figures.drop_fig2"),
+        ("studies__drop", "from deltalens.api import studies"),
+        ("api__studies", "from deltalens.figures import drop_fig2"),
+        ("api__studies", "def f():\n    from deltalens.cli import main"),
+        ("__main__", "from deltalens.studies import study"),
+        ("__main__", "import deltalens.cli"),
         ("scoring__loss", "from deltalens.studies import study"),
         ("figures__drop_fig2", "from deltalens.io.checkpoint import open_checkpoint"),
         ("figures__drop_fig2", "from deltalens.numerics import bits"),
@@ -187,7 +199,10 @@ def test_whole_project_was_read(project):
 )
 def test_planted_violation_is_found(module, source):
     bystanders = dict.fromkeys(
-        ("io__checkpoint", "numerics__bits", "studies__study", "figures__drop_fig2", "cli__main"),
+        (
+            *("io__checkpoint", "numerics__bits", "studies__study", "figures__drop_fig2"),
+            *("api__studies", "cli__main"),
+        ),
         "",
     )
     assert len(violations(planted(**{**bystanders, module: source}))) == 1
@@ -200,6 +215,10 @@ def test_allowed_imports_are_not_reported():
         io__tables="import pandas\nfrom deltalens.errors import DeltaLensError",
         figures__drop_fig2="from deltalens.io import records, tables\nimport matplotlib",
         cli__main="def f():\n    from deltalens.figures import drop_fig2",
+        cli__commands="from deltalens.api import deltas",
+        api__deltas="from deltalens.studies import study",
+        studies__study="",
+        __main__="import importlib\nimportlib.import_module('deltalens.cli.main').main()",
     )
     assert violations(modules) == []
     assert torch_users(modules) == []

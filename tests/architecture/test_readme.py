@@ -1,4 +1,4 @@
-"""What the README tells people to type exists."""
+"""What the README and the pages tell people to type exists."""
 
 import re
 import shlex
@@ -6,10 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.architecture.commands import fault_in
+from tests.architecture.commands import fault_in, root_command, working_commands
 from tests.architecture.import_graph import ROOT
 
 FENCE = re.compile(r"^ *```(?:sh|bash|console)\b[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
+TEXTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
+TEXTS += sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))
+OF_OTHERS = {"--only", "--nproc-per-node"}
+"""Of commands that are not deltalens."""
 SEPARATORS = {"&&", "||", "|", ";", "&", ">", ">>", "<"}
 
 
@@ -47,9 +53,36 @@ def faults(markdown: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def every_option() -> set[str]:
+    """Of all commands, and of the program."""
+    root = root_command()
+    return {
+        flag
+        for command in (root, *(command for _, command in working_commands(root)))
+        for parameter in command.params
+        for flag in (*parameter.opts, *parameter.secondary_opts)
+    }
+
+
+def unknown_options(markdown: str) -> set[str]:
+    """Options between backticks that no command has. (In blocks, commands of others stand, too.)"""
+    named = {found for code in CODE.findall(markdown) for found in OPTION.findall(code)}
+    return named - every_option() - {"--help"}
+
+
+@pytest.mark.parametrize("name", TEXTS)
 def test_commands_in_the_text_exist(name):
     assert faults((ROOT / name).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("name", sorted({*TEXTS} - {"CHANGELOG.md"}))
+def test_options_in_the_text_exist(name):
+    assert unknown_options((ROOT / name).read_text(encoding="utf-8")) <= OF_OTHERS
+
+
+def test_a_planted_option_is_found():
+    text = "`--rate 1`, `--no-such` and `drop-study --nor-this=1`; --not-code\n```\n--block\n```"
+    assert unknown_options(text) == {"--no-such", "--nor-this"}
 
 
 def test_readme_shows_the_two_commands_that_set_everything_up():
@@ -68,7 +101,10 @@ def test_readme_shows_the_two_commands_that_set_everything_up():
         "deltalens drop-study ft/ base/ \\\n    --no-such-option",
         "deltalens drop-study ft/ base/ --help && deltalens no-such-command",
         "deltalens inspect",
-        "deltalens demo no-such-command",
+        "deltalens demo probe gmt",
+        "deltalens train no-such-method base/ --train-data train.jsonl -o out/",
+        "deltalens train gmt base/ --train-data train.jsonl --blocks 1 -o out/",
+        "deltalens train gmt base/ -o out/",
         "deltalens demo --no-such-option",
     ],
 )

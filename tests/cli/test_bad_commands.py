@@ -118,11 +118,16 @@ OWN: dict[str, tuple[str, Case]] = {
         "drop",
         Case(nothing, ["ft", "base", "--scope", "row"], "scope 'row': choose one of"),
     ),
-    "of": ("drop", Case(nothing, ["ft", "base", "--of", "some"], "--of some: choose all or")),
     "rates": ("drop-study", Case(nothing, ["ft", "base", "--rates", "0:2:0.5"], "rate 2 is outs")),
     "steps": ("drop-study", Case(nothing, ["ft", "base", "--rates", "0:1"], "write start:stop:st")),
-    "seeds": ("drop-study", Case(nothing, ["ft", "base", "--seeds", "0"], "seeds 0: at least 1")),
-    "metric": ("drop-study", Case(nothing, ["ft", "base", "--metric", "bleu"], "metric 'bleu' is")),
+    "seeds": (
+        "drop-study",
+        Case(nothing, ["ft", "base", "--seeds", "0"], "seeds 0: must be at least 1"),
+    ),
+    "metric": (
+        "drop-study",
+        Case(nothing, ["ft", "base", "--metrics", "bleu"], "metric 'bleu' cannot be"),
+    ),
     "dtype": ("drop-study", Case(nothing, ["ft", "base", "--dtype", "int8"], "dtype 'int8': choo")),
     "device": (
         "drop-study",
@@ -143,7 +148,11 @@ OWN: dict[str, tuple[str, Case]] = {
     "no rows": ("drop-study", Case(nothing, ["ft", "base", "--data", "no"], "no: cannot be read")),
     "no configuration": (
         "drop-study",
-        Case(nothing, ["ft", "base"], "ft: a study needs a folder with a config.json"),
+        Case(
+            nothing,
+            ["ft", "base"],
+            "ft: a study loads the model, which takes a folder with a config.json",
+        ),
     ),
     "unknown architecture": (
         "drop-study",
@@ -154,10 +163,10 @@ OWN: dict[str, tuple[str, Case]] = {
         Case(
             put("ft/config.json", b'{"auto_map": {}, "architectures": ["Own"]}'),
             ["ft", "base"],
-            "needs code of the checkpoint's own, which is not run unless you have read it",
+            "needs code that is stored with the checkpoint, which is not run by default",
         ),
     ),
-    "no study": ("plot", Case(nothing, ["ft"], "ft: no study here")),
+    "no study": ("plot", Case(nothing, ["ft"], "ft: contains no study")),
 }
 
 CASES = [
@@ -200,7 +209,7 @@ def test_bad_input_ends_with_one_message_and_code_2(place: Path, command: str, c
 def test_an_output_that_holds_something_else_is_refused(place: Path, command: str) -> None:
     folder_with(place / "taken", {"mine.txt": "mine"})
     said = refusal(place, command, ["ft", "base", "--out", "taken"])
-    assert "taken: exists already and holds 'mine.txt'; remove it or choose another" in said
+    assert "taken: already exists and contains 'mine.txt'; remove it or choose another" in said
 
 
 @pytest.mark.parametrize("command", BOTH)
@@ -217,8 +226,8 @@ def test_a_model_too_large_is_refused_with_what_is_needed_and_what_there_is(
     said = refusal(place, "drop-study", ["ft", "base", "--dtype", "float32"])
     assert "ft: too large for cpu: it needs " in said
     assert "parameters in float32, the largest tensor in fp32, logits of" in said
-    assert "and there is " in said
-    for remedy in ("--device", "--dtype bfloat16", "--batch-tokens", "`inspect` and `drop`"):
+    assert " GB are free" in said
+    for remedy in ("a larger ", "a smaller ", "(bfloat16)", "`inspect` and `drop`"):
         assert remedy in said
 
 
@@ -247,7 +256,7 @@ def test_what_a_container_leaves_is_its_limit_less_what_is_used_for_good(
             tmp_path, {"memory.max": limit, "memory.current": "400", "memory.stat": counted}
         )
     names = ("memory.max", "memory.current", "inactive_file")
-    monkeypatch.setattr(loading, "_CGROUP", ((str(tmp_path), *names),))
+    monkeypatch.setattr(loading, "CGROUPS", ((str(tmp_path), *names),))
     found = loading.free_memory(torch.device("cpu"))
     assert found == free if free is not None else found is None or found > 1 << 20
 
@@ -266,7 +275,7 @@ def test_a_vocabulary_of_no_size_does_not_break_the_check(tmp_path: Path, size: 
         (
             "hidden_size",
             10**9,
-            "asks for a model of 119,000,000,004 entries, and the checkpoint has",
+            "describes a model of 119,000,000,004 entries, but the checkpoint has only",
         ),
         ("vocab_size", "many", "field 'vocab_size': TypeError"),
         ("num_attention_heads", 0, "ZeroDivisionError"),
@@ -319,5 +328,7 @@ def test_a_name_that_is_neither_here_nor_cached_is_refused(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     said = refusal(place, "inspect", ["nobody/nothing", "base"])
-    assert said.startswith("deltalens: nobody/nothing: no such folder here, not in the hub's cache")
-    assert "Give a folder, or download it once" in said
+    assert said.startswith(
+        "deltalens: nobody/nothing: no local folder of this name, not in the hub"
+    )
+    assert "Name a local folder, or download the model once" in said

@@ -91,6 +91,7 @@ def typed(*arguments: object, code: int = 0) -> str:
 def just_begun(run: Path, folder: Path) -> None:
     """What a run's folder holds before its first step is written."""
     held = RUN.read(run)
+    folder.mkdir(exist_ok=True)
     RUN.write(folder, {name: held[name] for name in ("asked", "facts")})
 
 
@@ -203,7 +204,7 @@ def test_run_of_one_step_is_drawn(tmp_path):
 
 
 def test_run_that_is_still_open_is_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr("deltalens.io.records.run._SECONDS", 0.0)
+    monkeypatch.setattr("deltalens.io.records.run.PART_SECONDS", 0.0)
     monkeypatch.setattr("deltalens.io.records.run.RunWriter.close", lambda writer: writer.flush())
     run = train(tmp_path / "run", steps=3)
     assert len(list((run / "tensors").glob("*.parquet"))) > 1

@@ -30,8 +30,9 @@ class Made:
 
     def line(self, name: str) -> list[object]:
         """A command's words."""
-        data = ["--data", self.rows, "--limit", 8, "--prompt-field", NAME]
-        both = [self.ft, self.base, *data, "--data", self.more]
+        field = ["--prompt-field", NAME]
+        both = [self.ft, self.base, "--data", self.rows, "--data", self.more, "--limit", 8, *field]
+        data = ["--train-data", self.rows, "--train-limit", 8, *field]
         tests = ["--eval-data", self.rows, "--eval-data", self.more]
         training = [self.ft, *data, *tests, "--steps", 1, "--seeds", 1]
         given: dict[str, list[object]] = {
@@ -39,12 +40,12 @@ class Made:
             "drop": [self.ft, self.base],
             "drop-study": [*both, "--rates", "0.5", "--seeds", 1],
             "landscape": [*both, "--grid", 3],
-            "efficiency": [self.ft, *data, "--repeats", 1, "--steps", 1],
+            "efficiency": ["gmt", self.ft, *data, "--repeats", 1, "--block-steps", 1],
             "compare": ["mft,sft", *training, "--eval-every", 1],
-            "sweep layers drop": [*both, "--group", 1],
-            "sweep layers mft": [*training, "--group", 2],
-            "sweep mask-ratio": ["gmt,hft", *training, "--ratios", "0.5"],
-            "sweep data-ratio": ["mft,sft", *training, "--ratios", "0.5"],
+            "sweep layers-drop": [*both, "--group-sizes", 1],
+            "sweep layers": ["mft", *training, "--group-sizes", 2],
+            "sweep mask-ratio": ["gmt,hft", *training, "--mask-ratios", "0.5"],
+            "sweep data-ratio": ["mft,sft", *training, "--data-ratios", "0.5"],
             "train sft": [self.ft, *data, *tests, "--steps", 10, "--probe", "--eval-every", 5],
             "train mft": [self.ft, *data, "--steps", 1, "--threshold", "-0.03"],
         }
@@ -55,11 +56,11 @@ class Made:
         return self.out / f"{name} {NAME}"
 
 
-LIGHT = ("inspect", "drop", "drop-study", "landscape", "sweep layers drop", "train sft")
+LIGHT = ("inspect", "drop", "drop-study", "landscape", "sweep layers-drop", "train sft")
 TRAINED = (
     "efficiency",
     "compare",
-    "sweep layers mft",
+    "sweep layers",
     "sweep mask-ratio",
     "sweep data-ratio",
     "train mft",

@@ -84,9 +84,9 @@ def test_errors_show_names_and_obey_none(tmp_path: Path, command: str) -> None:
     (base / SINGLE).write_bytes(b"\xff" * 20)
     (ft / SINGLE).write_bytes(b"\xff" * 20)
     both = [ft] if command == "train sft" else [ft, base]
-    more = ["--data", tmp_path / "d\x1b]52;c;Zm9v\x07.jsonl"] if len(both) == 1 else []
+    more = ["--train-data", tmp_path / "d\x1b]52;c;Zm9v\x07.jsonl"] if len(both) == 1 else []
     more += [] if command == "inspect" else ["-o", tmp_path / "out"]
-    more += ["--metric", "kl"] if command == "landscape" else []
+    more += ["--metrics", "kl"] if command == "landscape" else []
     result = run(*command.split(), *both, *more)
     assert result.exit_code == 2
     is_clean(result.stderr_bytes)

@@ -90,7 +90,7 @@ def show(folder: Path) -> None:
     console.show(load_study(folder), [], as_json=False, quiet=False)
 
 
-@pytest.mark.filterwarnings("ignore:.*not the table of its journal")
+@pytest.mark.filterwarnings("ignore:.*does not match the journal")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_received_study_is_shown_and_obeyed_in_nothing(
     tmp_path: Path, kind: str, capsysbinary: pytest.CaptureFixture[bytes]

@@ -19,7 +19,7 @@ from deltalens.demo import build_demo
 from tests.architecture.import_graph import ROOT
 from tests.architecture.test_readme import typed_commands
 from tests.cli.test_readme_on_the_demo import QUICK
-from tests.demo.test_probe import TINY
+from tests.support.demo import TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -29,10 +29,10 @@ FEW = {
     "landscape": ["--grid", "3x3"],
 }
 BEFORE = """
-deltalens train sft base/ --data train.jsonl --steps 2 --probe -o probed/ -q
+deltalens train sft base/ --train-data train.jsonl --steps 2 --probe -o probed/ -q
 mkdir runs
 mv probed/run runs/a
-deltalens train sft ft/ --data train.jsonl --steps 1 -o continued/ -q
+deltalens train sft ft/ --train-data train.jsonl --steps 1 -o continued/ -q
 """
 """What the examples of `monitor` and `landscape` begin with."""
 CAGE = """
@@ -65,8 +65,7 @@ def script() -> str:
         if words[0] != "deltalens":
             continue
         name = " ".join(words[1:3]) if words[1] == "sweep" else words[1]
-        drops = words[1:4] == ["sweep", "layers", "drop"]
-        typed = shlex.join([*words, *([] if drops else FEW.get(name, []))])
+        typed = shlex.join([*words, *FEW.get(name, [])])
         if "-o" in words:
             lines.append(f"rm -rf {words[words.index('-o') + 1]}")
         lines += [f"{typed} > out 2> err; echo $? {shlex.quote(typed)}; cat err"]

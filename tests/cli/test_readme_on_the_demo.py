@@ -14,16 +14,17 @@ from deltalens.cli.main import app
 from deltalens.demo import build_demo
 from tests.architecture.import_graph import ROOT
 from tests.architecture.test_readme import typed_commands
-from tests.demo.test_probe import TINY
+from tests.support.demo import TINY
 
 TRAINING = ("train", "sweep", "compare", "efficiency")
 QUICK = {
     "train": ["--steps", "1"],
     "compare": ["--steps", "1", "--seeds", "1"],
-    "sweep mask-ratio": ["--steps", "1", "--seeds", "1", "--ratios", "0.5"],
-    "sweep data-ratio": ["--steps", "1", "--seeds", "1", "--ratios", "1"],
+    "sweep mask-ratio": ["--steps", "1", "--seeds", "1", "--mask-ratios", "0.5"],
+    "sweep data-ratio": ["--steps", "1", "--seeds", "1", "--data-ratios", "1"],
     "sweep layers": ["--steps", "1", "--seeds", "1"],
-    "efficiency": ["--steps", "1", "--repeats", "1"],
+    "sweep layers-drop": [],
+    "efficiency": ["--block-steps", "1", "--repeats", "1"],
 }
 """What makes an example take seconds."""
 
@@ -50,7 +51,6 @@ def test_an_example_works_in_the_demos_folder(
 ) -> None:
     monkeypatch.chdir(shutil.copytree(demo, tmp_path / "demo"))
     name = " ".join(words[:2]) if words[0] == "sweep" else words[0]
-    quick = [] if words[:3] == ["sweep", "layers", "drop"] else QUICK[name]
-    done = CliRunner().invoke(app, [*words, *quick, "-q"])
+    done = CliRunner().invoke(app, [*words, *QUICK[name], "-q"])
     assert done.exit_code == 0, (done.output, done.exception)
     assert Path(words[words.index("-o") + 1]).is_dir()

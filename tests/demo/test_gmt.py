@@ -1,6 +1,5 @@
 """`deltalens demo gmt`: rows, trainings, two studies; made once, then shown."""
 
-import functools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,21 +10,19 @@ import pytest
 from typer.testing import CliRunner
 
 from deltalens import load_study
-from deltalens.cli import demo_gmt
 from deltalens.cli.main import app
 from deltalens.demo import build, build_base, stages, tasks
 from deltalens.demo.tasks import Row
-from tests.demo.test_probe import TINY
+from tests.support.demo import TINY, shortened, tiny_models
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command makes a tiny demo, of two steps a training."""
-    monkeypatch.setattr(build, "build_base", functools.partial(build_base, recipe=TINY))
+    tiny_models(monkeypatch)
     monkeypatch.setattr(build, "TRAINING_ROWS", 64)
-    monkeypatch.setattr(demo_gmt, "_RATIOS", "0.5")
-    monkeypatch.setattr(demo_gmt, "_MOST_JOBS", 1)
-    monkeypatch.setitem(demo_gmt._SETTINGS, "seeds", 1)
+    less = {"seeds": 1, "jobs": 1}
+    shortened(monkeypatch, "gmt", less, {"gmt-maths": {"mask_ratios": "0.5"}})
 
 
 @pytest.mark.usefixtures("tiny")
@@ -90,7 +87,7 @@ def test_unseen_rows_were_not_in_the_bases_training(
     monkeypatch.setattr(build, "TRAINING_ROWS", 8)
     monkeypatch.setattr(build, "FEW_ROWS", 8)
     # So few problems that a third of them is unseen, and some would be learned by chance.
-    monkeypatch.setattr(tasks, "_number", lambda rng: f"{rng.randrange(60):02d}")
+    monkeypatch.setattr(tasks, "sample_number", lambda rng: f"{rng.randrange(60):02d}")
     paths = build_base(
         tmp_path, recipe=replace(TINY, domain_weight=1.0, base_steps=40, test_rows=300)
     )

@@ -1,16 +1,14 @@
 """`deltalens demo mft`: fine-tunes, comparisons, sweeps and tables; made once, then shown."""
 
-import functools
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from deltalens import load_study
-from deltalens.cli import demo_mft
 from deltalens.cli.main import app
-from deltalens.demo import build, build_base
-from tests.demo.test_probe import TINY
+from deltalens.demo import build
+from tests.support.demo import shortened, tiny_models
 
 STUDIES = (
     *("mft-maths", "mft-code", "mft-instructions"),
@@ -22,14 +20,10 @@ STUDIES = (
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command makes a tiny demo, of two steps a training."""
-    monkeypatch.setattr(build, "build_base", functools.partial(build_base, recipe=TINY))
+    tiny_models(monkeypatch)
     monkeypatch.setattr(build, "TRAINING_ROWS", 8)
     monkeypatch.setattr(build, "FEW_ROWS", 64)
-    monkeypatch.setattr(demo_mft, "_MOST_JOBS", 1)
-    monkeypatch.setattr(demo_mft, "_EVERY", 1)
-    monkeypatch.setitem(demo_mft._FINETUNE, "steps", 2)
-    monkeypatch.setitem(demo_mft._GO_ON, "steps", 2)
-    monkeypatch.setitem(demo_mft._GO_ON, "seeds", 1)
+    shortened(monkeypatch, "mft", {"steps": 2, "eval_every": 1, "seeds": 1, "jobs": 1})
 
 
 @pytest.mark.slow
@@ -43,7 +37,7 @@ def test_everything_is_made_and_then_shown(tmp_path: Path) -> None:
         *("layer-sweep", "mask-ratio-sweep", "data-ratio-sweep"),
     ]
     compared = load_study(tmp_path / "mft-code").cells
-    assert set(compared["method"]) == {"base", "ft", *demo_mft._RIVALS.split(",")}
+    assert set(compared["method"]) == {"base", "ft", "mft", "sft", "random-mask-weights", "l1-mask"}
     assert {metric.partition("/")[0] for metric in compared["metric"]} >= {
         "maths_unseen",
         "code_unseen",

@@ -1,33 +1,25 @@
 """`deltalens demo probe`: the demo's fine-tuning with a probe on, made once and then shown."""
 
 import dataclasses
-import functools
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from deltalens import DeltaLensError, load_run
-from deltalens.cli import demo, demo_probe
+from deltalens.cli import demo, monitor
+from deltalens.cli.commands import COMMANDS
+from deltalens.cli.generate import Command, Terminal
 from deltalens.cli.main import app
-from deltalens.demo import Recipe, build, build_demo, build_probe_run, stages
+from deltalens.demo import Recipe, build_demo, build_probe_run, stages
 from deltalens.io.records import run as runs
+from tests.support.demo import TINY, tiny_models
 
 PICTURES = ("gradient_histograms", "mask_overlap", "overlap_by_layer", "coverage", "updates")
-TINY = Recipe(
-    hidden_size=12,
-    intermediate_size=16,
-    blocks=1,
-    heads=1,
-    batch_size=4,
-    base_steps=6,
-    finetune_steps=5,
-    validation_rows=10,
-    test_rows=10,
-)
 
 
 def trained(folder: Path, recipe: Recipe = TINY) -> list[str]:
@@ -158,8 +150,7 @@ def typed(*arguments: object) -> str:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands make the tiny demo."""
-    for name in ("build_demo", "build_probe_run"):
-        monkeypatch.setattr(build, name, functools.partial(getattr(build, name), recipe=TINY))
+    tiny_models(monkeypatch)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -178,29 +169,38 @@ def test_question_summary_and_pictures_are_shown(probed: Path) -> None:
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("order", ["-q -o {} probe", "probe -q -o {}", "-q probe -o {}"])
-def test_options_count_on_either_side_of_the_sub_command(
+def test_options_count_on_either_side_of_the_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
 ) -> None:
     shown = []
-    monkeypatch.setattr(demo_probe, "monitor", lambda folder, quiet: shown.append((folder, quiet)))
+    monkeypatch.setattr(
+        monitor, "monitor", lambda folder, quiet, **how: shown.append((folder, quiet))
+    )
     assert typed(*order.format(tmp_path).split()) == ""
     assert shown == [(tmp_path / "probe-run", True)]
 
 
 @pytest.mark.usefixtures("tiny")
 def test_demo_alone_asks_its_three_questions(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = []
-    for name in ("inspect", "drop_study"):
-        monkeypatch.setattr(
-            demo, name, lambda *given, name=name, **more: spec.append((name, *given, more))
-        )
+    called = []
+
+    def keep(command: Command, terminal: Terminal, typed: dict[str, object]) -> None:
+        called.append((command.name, typed, terminal.quiet))
+
+    monkeypatch.setattr(demo, "COMMANDS", [replace(command, run=keep) for command in COMMANDS])
     text = typed("-o", copied)
-    ft, base = str(copied / "ft"), str(copied / "base")
+    pair = {"ft": str(copied / "ft"), "base": str(copied / "base")}
+    places = [copied / name for name in ("anatomy", "study-fidelity", "study-maths")]
     test = copied / "data" / "maths_test.jsonl"
-    assert spec == [
-        ("inspect", ft, base, copied / "anatomy", {"quiet": False}),
-        ("drop_study", ft, base, copied / "study-fidelity", {"quiet": False}),
-        ("drop_study", ft, base, copied / "study-maths", {"data": [test], "quiet": False}),
+    assert called == [
+        ("inspect", {**pair, "out": places[0]}, False),
+        ("drop-study", {**pair, "out": places[1]}, False),
+        ("drop-study", {**pair, "out": places[2], "data": [test]}, False),
     ]
-    assert f"base:      {base}\nfine-tune: {ft}\n" in text
+    both = f"{pair['ft']} {pair['base']}"
+    assert [line for line in text.splitlines() if line.startswith("$")] == [
+        f"$ deltalens inspect {both} -o {places[0]}",
+        f"$ deltalens drop-study {both} -o {places[1]}",
+        f"$ deltalens drop-study {both} -o {places[2]} --data {test}",
+    ]
     assert not (copied / "probe-run").exists()

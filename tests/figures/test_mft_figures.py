@@ -211,7 +211,7 @@ def test_wrong_empty_or_unfit_studies_are_refused(tmp_path: Path) -> None:
         for folder in (other, empty):
             with pytest.raises(RecordError, match=f"no {kind} with finished cells"):
                 draw_figure(name, folder)
-    with pytest.raises(RecordError, match="nothing was measured on the way"):
+    with pytest.raises(RecordError, match="nothing was measured during training"):
         draw_figure("mft-fig2", other)
     small = write_study(tmp_path / "small", "layer-sweep", layers(8, (1,)))
     with pytest.raises(

@@ -200,7 +200,7 @@ def test_what_cannot_stand_together_is_refused(tmp_path: Path) -> None:
             draw_figure(name, [one, same])
     other = [["maths_test", 200, "other"]]
     code = comparison(tmp_path / "c", trained_on="code_train", eval_data=other)
-    with pytest.raises(RecordError, match="'maths_test' is not that of"):
+    with pytest.raises(RecordError, match="'maths_test' has other rows than in"):
         draw_figure("mft-tab6", [one, code])
 
 

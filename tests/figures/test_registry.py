@@ -81,7 +81,10 @@ def test_figures_are_saved_where_they_are_wanted(tmp_path: Path) -> None:
 def test_options_reach_the_figures_that_take_them(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep", EXACT)
     draw_figure("gmt-tab1", sweep, ratio=0.9)
-    assert "The mask ratio, 0.9, was named" in (sweep / "gmt_tab1.md").read_text()
+    assert (
+        "All methods are shown at mask ratio 0.9, which was given"
+        in (sweep / "gmt_tab1.md").read_text()
+    )
     upper = write_study(tmp_path / "upper", "comparison", COMPARED)
     lower = write_study(tmp_path / "lower", "comparison", COMPARED)
     draw_figure("mft-tab2", upper, mixed=str(lower))

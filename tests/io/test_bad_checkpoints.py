@@ -57,7 +57,7 @@ def test_a_name_that_no_file_can_have_is_a_missing_file(name: str) -> None:
 def test_a_folder_without_safetensors_says_what_is_wanted(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "model", {"README.md": "", "config.json": "{}"})
     assert refusal(folder) == (
-        f"{folder}: no safetensors file in this folder; give the one that holds {SINGLE}, or "
+        f"{folder}: no safetensors file in this folder; name the folder that holds {SINGLE}, or "
         f"{INDEX} and its shards"
     )
 
@@ -95,19 +95,19 @@ def test_the_line_that_converts_pickles_does(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "model", {"notes.txt": "weights"})
     assert refusal(folder / "notes.txt") == (
-        f"{folder / 'notes.txt'}: not a safetensors file. Give a folder with a model in it, or a "
+        f"{folder / 'notes.txt'}: not a safetensors file. Name a folder with a model in it, or a "
         ".safetensors file"
     )
 
 
 def test_an_adapter_is_refused_with_what_merges_it(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "lora", {"adapter_model.safetensors": shard_bytes({})})
-    assert "a PEFT adapter, not a whole model: merge it into its base first" in refusal(folder)
+    assert "a PEFT adapter, not a whole model; merge it into its base first" in refusal(folder)
 
 
 def test_several_files_without_an_index_are_ambiguous(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "model", {"a.safetensors": b"", "b.safetensors": b""})
-    assert f"2 safetensors files and no {INDEX}" in refusal(folder)
+    assert f"2 safetensors files, and no {INDEX}" in refusal(folder)
 
 
 def test_a_folder_with_one_file_and_an_index_is_read_as_transformers_does(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_an_index_that_names_a_missing_shard_names_it_and_the_tensor(tmp_path: P
     folder = save_sharded(tmp_path / "model", weights())
     (folder / SHARDS[1]).unlink()
     message = refusal(folder)
-    assert message.startswith(f"{folder / INDEX} names shards that are not there; is the download")
+    assert message.startswith(f"{folder / INDEX} names shards that are missing; is the download")
     assert f"'model.norm.weight' is in '{SHARDS[1]}', which is not in this folder" in message
 
 
@@ -133,7 +133,10 @@ def test_an_index_that_names_a_path_outside_the_folder_is_refused(
     folder = folder_with(tmp_path / "model", {})
     write_index(folder, {"model.norm.weight": shard})
     message = refusal(folder)
-    assert f"'model.norm.weight' is in {shard!r}, which is not a name in this folder" in message
+    assert (
+        f"'model.norm.weight' is in {shard!r}, which is not the name of a file in this folder"
+        in message
+    )
 
 
 @pytest.mark.parametrize("shard", ["config.json", "", "..", None, 7, ["a"], {}])
@@ -142,7 +145,7 @@ def test_an_index_whose_shard_is_no_safetensors_file_is_refused(
 ) -> None:
     folder = folder_with(tmp_path / "model", {"config.json": "{}"})
     write_index(folder, {"w": shard})
-    assert f"'w' is in {shard!r}, which is no .safetensors file" in refusal(folder)
+    assert f"'w' is in {shard!r}, which is not a .safetensors file" in refusal(folder)
 
 
 @pytest.mark.parametrize("shard", ["x" * 300 + ".safetensors", "\ud800.safetensors"])
@@ -216,27 +219,29 @@ def test_a_tensor_in_two_shards_is_refused_with_both(tmp_path: Path) -> None:
     files = {shard: shard_bytes({"w": f32()}, bytes(8)) for shard in SHARDS}
     folder = folder_with(tmp_path / "model", files)
     write_index(folder, dict(zip("wv", SHARDS, strict=True)))
-    assert refusal(folder) == f"{folder}: tensor 'w' is in {SHARDS[0]} and in {SHARDS[1]}"
+    said = f"{folder}: tensor 'w' is stored twice, in {SHARDS[0]} and in {SHARDS[1]}"
+    assert refusal(folder) == said
 
 
 def test_a_header_longer_than_the_file_is_told_with_both_lengths(tmp_path: Path) -> None:
     message = refusal_of_shard(tmp_path, shard_bytes({"w": f32()}, length=5_000))
     size = len(shard_bytes({"w": f32()}))
     assert message.endswith(
-        f"its header would have 5,000 bytes and the file has {size}; download or copy it again"
+        f"it starts with a header length of 5,000 bytes, and has {size} bytes in all; download or "
+        "copy it again"
     )
 
 
 @pytest.mark.parametrize("content", [b"", b"1234567", b"\xff" * 8, b"\xff" * 100])
 def test_a_file_too_short_for_its_header_is_refused(tmp_path: Path, content: bytes) -> None:
-    assert "truncated or no safetensors file" in refusal_of_shard(tmp_path, content)
+    assert "truncated, or not a safetensors file" in refusal_of_shard(tmp_path, content)
 
 
 def test_a_header_beyond_the_formats_limit_is_not_read(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "model", {SINGLE: shard_bytes({}, length=100_000_001)})
     with (folder / SINGLE).open("r+b") as stream:
         stream.truncate(100_000_100)
-    assert "header of 100,000,001 bytes; the format ends at 100 MB" in refusal(folder)
+    assert "its header has 100,000,001 bytes; the format allows 100 MB" in refusal(folder)
 
 
 def test_a_git_lfs_pointer_is_recognized(tmp_path: Path) -> None:
@@ -277,12 +282,12 @@ def test_one_name_twice_among_very_many_is_found_at_once(tmp_path: Path) -> None
 def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
     content = shard_bytes({"v": f32(), "w": f32(begin=4)}, bytes(12))
     message = refusal_of_shard(tmp_path, content)
-    assert message.endswith("tensor 'w' (F32 [2]) overlaps the one before")
+    assert message.endswith("tensor 'w' (F32 [2]) overlaps the one before it")
 
 
 def test_a_hole_between_tensors_is_refused(tmp_path: Path) -> None:
     content = shard_bytes({"v": f32(), "w": f32(begin=12)}, bytes(20))
-    assert refusal_of_shard(tmp_path, content).endswith("'w' (F32 [2]) leaves a hole before it")
+    assert refusal_of_shard(tmp_path, content).endswith("'w' (F32 [2]) leaves a gap before it")
 
 
 def test_offsets_beyond_the_file_are_told_with_both_ends(tmp_path: Path) -> None:
@@ -383,7 +388,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_said_to(tmp_path: Path) -> None
     with (tmp_path / "model" / SINGLE).open("r+b") as stream:
         stream.truncate(400)
     last = list(checkpoint.tensors)[-1]
-    with pytest.raises(DeltaLensError, match=f"ended while '{last}'.* was read"):
+    with pytest.raises(DeltaLensError, match=f"ended while '{last}'.* was being read"):
         checkpoint.read(last)
 
 
@@ -402,7 +407,9 @@ def test_a_hole_of_a_terabyte_is_no_checkpoint(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "model", {SINGLE: shard_bytes(header)})
     with (folder / SINGLE).open("r+b") as stream:
         stream.truncate(len(shard_bytes(header)) + size)
-    with pytest.raises(DeltaLensError, match=r"a hole, not weights: 1,099,511,\d+,\d+ bytes long"):
+    with pytest.raises(
+        DeltaLensError, match=r"a sparse file, not weights: 1,099,511,\d+,\d+ bytes long"
+    ):
         open_checkpoint(folder)
 
 
@@ -411,5 +418,5 @@ def test_a_configuration_or_an_index_longer_than_any_is_not_read(tmp_path: Path,
     save_sharded(tmp_path / "model", weights())
     with (tmp_path / "model" / name).open("r+b") as stream:
         stream.truncate(1 << 40)
-    with pytest.raises(DeltaLensError, match=r"longer than 100,000,000 bytes, which no model's"):
+    with pytest.raises(DeltaLensError, match=r"more than 100,000,000 bytes, too large for a mod"):
         open_checkpoint(tmp_path / "model").config  # noqa: B018

@@ -45,7 +45,7 @@ def test_a_folder_that_holds_something_is_left_alone(
     out.mkdir()
     (out / "mine.txt").write_text("mine")
     assert refusal_of_drop(models, out) == (
-        f"{out}: exists already and holds 'mine.txt'; remove it or choose another folder"
+        f"{out}: already exists and contains 'mine.txt'; remove it or choose another folder"
     )
     assert (out / "mine.txt").read_text() == "mine"
 
@@ -55,7 +55,7 @@ def test_a_folder_with_a_hidden_file_only_is_left_alone_too(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".git").touch()
-    assert "holds '.git'" in refusal_of_drop(models, tmp_path / "out")
+    assert "contains '.git'" in refusal_of_drop(models, tmp_path / "out")
 
 
 def test_an_empty_folder_may_be_filled(models: tuple[Path, Path], tmp_path: Path) -> None:
@@ -105,33 +105,33 @@ def test_a_folder_that_holds_an_input_is_never_said_to_be_in_the_way(
     models: tuple[Path, Path],
 ) -> None:
     out = models[0].parent
-    assert refusal_of_drop(models, out).startswith(f"{out}: holds the input ")
+    assert refusal_of_drop(models, out).startswith(f"{out}: contains the input ")
 
 
 def test_a_folder_below_a_file_cannot_be_made(models: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     message = refusal_of_drop(models, tmp_path / "file" / "out")
-    assert message.endswith(f"cannot be made: {tmp_path / 'file'} is not a folder")
+    assert message.endswith(f"cannot be created: {tmp_path / 'file'} is not a folder")
 
 
 def test_a_folder_that_may_not_be_written_is_refused(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert refusal_of_drop(models, tmp_path / "out").endswith("no right to write there")
+    assert refusal_of_drop(models, tmp_path / "out").endswith(f"{tmp_path} is not writable")
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
 def test_a_name_that_no_folder_can_have_is_refused(
     models: tuple[Path, Path], tmp_path: Path, name: str
 ) -> None:
-    assert "cannot be made: " in refusal_of_drop(models, tmp_path / name)
+    assert "cannot be created: " in refusal_of_drop(models, tmp_path / name)
 
 
 def test_a_loop_of_links_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    assert "cannot be made: " in refusal_of_drop(models, tmp_path / "a")
+    assert "cannot be created: " in refusal_of_drop(models, tmp_path / "a")
 
 
 def test_a_mount_point_is_refused_before_the_work(
@@ -263,7 +263,7 @@ def test_records_are_not_written_into_a_folder_that_holds_something(
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    with pytest.raises(DeltaLensError, match=r"exists already and holds 'mine\.txt'"):
+    with pytest.raises(DeltaLensError, match=r"already exists and contains 'mine\.txt'"):
         deltalens.inspect(*models, out)
     assert left_in(out) == {"mine.txt"}
 

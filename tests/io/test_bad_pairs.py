@@ -49,9 +49,9 @@ def test_no_tensor_in_common_shows_names_of_both(tmp_path: Path, run: Run) -> No
     other = {"transformer.wte": torch.ones(6, 4), "transformer.h.0.attn": torch.ones(4, 4)}
     ft, base = pair_of(tmp_path, weights(), other)
     message = refusal(ft, base, run)
-    assert message.startswith(f"{ft} and {base} have no tensor in common: 'model.")
-    assert "against 'transformer." in message
-    assert message.endswith("Are they the same architecture?")
+    assert message.startswith(f"{ft} and {base} have no tensor in common: one starts with 'model.")
+    assert "the other with 'transformer." in message
+    assert message.endswith("Do they have the same architecture?")
 
 
 def test_no_tensor_in_common_among_thousands_is_found_at_once(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_every_shape_different_asks_for_the_right_base(tmp_path: Path) -> None:
     wider = {name: torch.ones(*tensor.shape, 2) for name, tensor in weights().items()}
     ft, base = pair_of(tmp_path, weights(), wider)
     message = refusal(ft, base)
-    assert message.startswith(f"{ft} does not fit {base}. Every shape differs: is this the right")
+    assert message.startswith(f"{ft} does not match {base}. Every shape differs: is this the right")
     assert "'model.norm.weight' is [4] in the fine-tune and [4, 2] in the base" in message
     assert message.count("\n  - ") == 4
 
@@ -76,7 +76,7 @@ def test_one_shape_different_is_named_with_both_shapes(tmp_path: Path) -> None:
     ft, base = pair_of(tmp_path, weights(), {**weights(), "model.norm.weight": torch.ones(5)})
     message = refusal(ft, base)
     assert "Every shape differs" not in message
-    assert "--exclude" in message
+    assert "leave tensors out with `exclude`" in message
     assert message.endswith("'model.norm.weight' is [4] in the fine-tune and [5] in the base")
 
 
@@ -85,7 +85,7 @@ def test_a_tensor_of_one_side_only_is_named_with_its_nearest_when_strict(tmp_pat
     both = pair_of(tmp_path, weights(), base)
     message = refusal(*both, lambda ft, base, out: deltalens.inspect(ft, base, strict=True))
     assert "'model.norm.weight' (F32 [4]) is not in the base" in message
-    assert "(nearest: 'model.final_norm.weight')" in message
+    assert "(most similar: 'model.final_norm.weight')" in message
     assert "'model.final_norm.weight' (F32 [4]) is in the base only" in message
 
 
@@ -133,7 +133,7 @@ def test_quantized_weights_alone_leave_nothing_and_say_why(tmp_path: Path) -> No
     ft = save(tmp_path / "ft", quantized, config)
     base = save(tmp_path / "base", quantized, config)
     message = refusal(ft, base)
-    assert message.startswith("No floating-point tensor is left to compare:")
+    assert message.startswith("no floating-point tensor is left to compare:")
     assert "q.weight: I8 is left as the fine-tune has it" in message
     assert "q.scales: belongs to a quantized weight" in message
 
@@ -151,8 +151,8 @@ def test_a_number_that_is_not_finite_is_named_with_its_place(
     ft, base_path = pair_of(tmp_path, models["fine-tune"], models["base"])
     file = (ft if side == "fine-tune" else base_path) / "model.safetensors"
     assert refusal(ft, base_path, run) == (
-        f"{file}: {value} in the {side}'s tensor 'model.layers.1.mlp.weight', flat index 5; the "
-        "model is broken, or leave the tensor out with --exclude (exclude=...)"
+        f"{file}: {value} in the {side}'s tensor 'model.layers.1.mlp.weight', flat index 5; "
+        "replace the damaged checkpoint, or leave the tensor out with `exclude`"
     )
 
 
@@ -225,4 +225,6 @@ def test_patterns_that_leave_nothing_show_what_names_look_like(tmp_path: Path) -
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_one_model_given_twice_is_said_before_it_is_read(tmp_path: Path, run: Run) -> None:
     ft = save(tmp_path / "ft", weights())
-    assert "is given as both models" in refusal(ft, tmp_path / "ft" / ".." / "ft", run)
+    assert "was passed as both the fine-tune and the base" in refusal(
+        ft, tmp_path / "ft" / ".." / "ft", run
+    )

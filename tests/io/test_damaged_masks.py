@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from deltalens.errors import CheckpointError
 from deltalens.io.checksum import CHECKSUM
-from deltalens.io.mask_file import MaskFile, StoredMask, _checksum, read_masks, write_masks
+from deltalens.io.mask_file import MaskFile, StoredMask, masks_checksum, read_masks, write_masks
 
 pytestmark = pytest.mark.bad_input
 
@@ -48,7 +48,7 @@ def rewrite(file: Path, change: Callable[[dict[str, str]], Any], *, sealed: bool
     change(metadata)
     metadata.pop(CHECKSUM)
     if sealed:
-        metadata[CHECKSUM] = _checksum(metadata, tensors["kept"])
+        metadata[CHECKSUM] = masks_checksum(metadata, tensors["kept"])
     save_file(tensors, file, metadata)
 
 

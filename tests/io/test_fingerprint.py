@@ -40,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def old(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file was written long ago."""
-    monkeypatch.setattr(fingerprint, "_SETTLED", -1)
+    monkeypatch.setattr(fingerprint, "SETTLED_NANOSECONDS", -1)
 
 
 def reads(file: Path) -> int:
@@ -140,7 +140,7 @@ def test_no_place_for_a_cache_costs_nothing_but_time(
 def test_the_cache_holds_the_latest_files_only(
     large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fingerprint, "_KEPT", 1)
+    monkeypatch.setattr(fingerprint, "MOST_CACHED", 1)
     other = large.with_name("other")
     other.write_bytes(large.read_bytes())
     fingerprint_of(large)
@@ -149,7 +149,7 @@ def test_the_cache_holds_the_latest_files_only(
 
 
 def test_a_file_that_changes_while_it_is_read_is_said_to(large: Path) -> None:
-    with pytest.raises(CheckpointError, match="was changed while it was read"):
+    with pytest.raises(CheckpointError, match="changed while it was being read"):
         fingerprint_of(large, lambda blocks: large.touch())
 
 

@@ -131,7 +131,9 @@ def test_lora_on_an_embedding_tied_to_the_head_is_refused(
     assert not torch.allclose(broken, wanted, rtol=0.1), "peft merges it well"
     result = command("drop", adapter, base, "--merge-adapter", "-o", tmp_path / "out")
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"deltalens: {adapter}: merged into {base} it is another model")
+    assert result.stderr.startswith(
+        f"deltalens: {adapter}: merging it into {base} changes what the model computes"
+    )
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
@@ -180,7 +182,7 @@ def test_a_head_that_neither_has_is_refused_with_its_name(tmp_path: Path) -> Non
     file = adapter / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "task_type": "SEQ_CLS"}))
     with (
-        pytest.raises(CheckpointError, match=r"neither it nor .* holds score\.weight"),
+        pytest.raises(CheckpointError, match=r"neither the adapter nor .* stores score\.weight"),
         located(str(adapter), str(base), merge_adapter=True),
     ):
         pass

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from deltalens.errors import DeltaLensError
-from deltalens.io.folders import passing_folder
+from deltalens.io.folders import temporary_folder
 
 KILLED = """
 import os, signal
-from deltalens.io.folders import passing_folder
-with passing_folder("work") as folder:
+from deltalens.io.folders import temporary_folder
+with temporary_folder("work") as folder:
     (folder / "large").write_text("weights")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -27,7 +27,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_is_for_nobody_else_and_goes_with_its_content(place: Path) -> None:
-    with passing_folder("work") as folder:
+    with temporary_folder("work") as folder:
         assert folder.parent == place
         assert folder.stat().st_mode & 0o777 == 0o700
         (folder / "file").touch()
@@ -38,11 +38,11 @@ def test_what_a_killed_process_left_goes_with_the_next_one(place: Path) -> None:
     run = subprocess.run([sys.executable, "-c", KILLED], check=False)
     assert run.returncode == -signal.SIGKILL
     (left,) = place.iterdir()
-    with passing_folder("work") as own, passing_folder("work") as other:
+    with temporary_folder("work") as own, temporary_folder("work") as other:
         assert {*place.iterdir()} == {own, other}, f"{left} goes, and no living one"
 
 
 def test_no_place_for_it_is_one_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(place / "none"))
-    with pytest.raises(DeltaLensError, match="none: cannot be written"), passing_folder("work"):
+    with pytest.raises(DeltaLensError, match="none: cannot be written"), temporary_folder("work"):
         pass

@@ -97,7 +97,7 @@ def test_a_reserved_file_has_its_size_either_way(
 
 def test_a_large_tensor_is_read_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """macOS refuses to read 2 GiB at once."""
-    monkeypatch.setattr(platform, "_MOST", 7)
+    monkeypatch.setattr(platform, "MOST_BYTES", 7)
     path = save(tmp_path, weights())
     found = deltalens.open_checkpoint(path).read("model.embed_tokens.weight")
     assert torch.equal(found, weights()["model.embed_tokens.weight"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,27 +24,27 @@ pytestmark = pytest.mark.bad_input
 
 PICKLES = ("pytorch_model.bin", "adapter_model.bin", "training_args.bin", "vocab.pkl", "model.pt")
 LOADING = {
-    "drop-study": "drop-study {ft} {base} -o {out} --data {rows} --rates 0.5 --strategy trivial",
-    "sweep layers drop": "sweep layers drop {ft} {base} -o {out} --data {rows}",
+    "drop-study": "drop-study {ft} {base} -o {out} --data {rows} --rates 0.5 --strategies trivial",
+    "sweep layers-drop": "sweep layers-drop {ft} {base} -o {out} --data {rows}",
     "landscape": "landscape {ft} {base} -o {out} --data {rows}",
-    "sweep mask-ratio": "sweep mask-ratio gmt {ft} -o {out} --data {rows} --eval-data {rows} "
-    "--steps 1 --ratios 0.1 --seeds 1",
-    "sweep data-ratio": "sweep data-ratio mft {ft} -o {out} --data {rows} --eval-data {rows} "
-    "--steps 1 --ratios 0.5 --seeds 1",
-    "sweep layers mft": "sweep layers mft {ft} -o {out} --data {rows} --eval-data {rows} --steps 1 "
-    "--seeds 1 --group 1",
-    "compare": "compare sft {ft} -o {out} --data {rows} --eval-data {rows} --steps 1 --seeds 1",
-    "efficiency": "efficiency {ft} -o {out} --data {rows} --batch-size 2",
+    "sweep mask-ratio": "sweep mask-ratio gmt {ft} -o {out} --train-data {rows} --eval-data {rows} "
+    "--steps 1 --mask-ratios 0.1 --seeds 1",
+    "sweep data-ratio": "sweep data-ratio mft {ft} -o {out} --train-data {rows} --eval-data {rows} "
+    "--steps 1 --data-ratios 0.5 --seeds 1",
+    "sweep layers": "sweep layers mft {ft} -o {out} --train-data {rows} --eval-data {rows} "
+    "--steps 1 --seeds 1 --group-sizes 1",
+    "compare": "compare sft {ft} -o {out} --train-data {rows} --eval-data {rows} "
+    "--steps 1 --seeds 1",
+    "efficiency": "efficiency gmt {ft} -o {out} --train-data {rows} --batch-size 2",
 } | {
-    f"train {method}": f"train {method} {{ft}} -o {{out}} --data {{rows}} --steps 1"
+    f"train {method}": f"train {method} {{ft}} -o {{out}} --train-data {{rows}} --steps 1"
     for method in ("sft", "gmt", "random-mask", "hft", "mft", "random-mask-weights", "lora")
 }
 LOADING["train sft, dpo"] = (
-    "train sft {ft} -o {out} --data {preferences} --steps 1 --objective dpo --batch-size 1"
+    "train sft {ft} -o {out} --train-data {preferences} --steps 1 --objective dpo --batch-size 1"
 )
-TRUSTING = ("drop-study", "sweep layers drop", "landscape", "train")
 STREAMING = {"inspect": "inspect {ft} {base} -o {out}", "drop": "drop {ft} {base} -o {out}"}
-MERGING = ("inspect", "drop", "drop-study", "sweep layers drop")
+MERGING = ("inspect", "drop", "drop-study", "sweep layers-drop")
 
 
 class _Shot:
@@ -200,8 +201,8 @@ def test_a_models_own_code_is_refused_unasked(traps: Traps, command: str) -> Non
         traps.own_class(folder)
     result = traps.run(LOADING[command])
     assert not traps.marker.exists()
-    refused(result, "code of the checkpoint's own")
-    assert ("--trust-remote-code" in result.stderr) == command.startswith(TRUSTING), result.stderr
+    refused(result, "code that is stored with the checkpoint")
+    assert re.search("trust[-_]remote[-_]code", result.stderr), result.stderr
 
 
 @pytest.mark.parametrize("command", ["drop-study", "train mft", "compare", "efficiency"])
@@ -209,7 +210,7 @@ def test_a_tokenizers_own_code_is_refused_unasked(traps: Traps, command: str) ->
     traps.own_tokenizer(traps.ft)
     result = traps.run(LOADING[command])
     assert not traps.marker.exists()
-    refused(result, "code of the checkpoint's own")
+    refused(result, "code that is stored with the checkpoint")
 
 
 @pytest.mark.parametrize("trap", ["pickled", "renamed", "kernel", "adapted"])
@@ -263,8 +264,8 @@ def test_a_base_with_code_of_its_own_is_not_merged_unasked(traps: Traps, command
     traps.own_class(traps.base)
     result = traps.run({**STREAMING, **LOADING}[command], "--merge-adapter")
     assert not traps.marker.exists()
-    refused(result, "code of the checkpoint's own")
-    assert ("--trust-remote-code" in result.stderr) == command.startswith(TRUSTING)
+    refused(result, "code that is stored with the checkpoint")
+    assert re.search("trust[-_]remote[-_]code", result.stderr), result.stderr
 
 
 def test_a_pickled_base_is_not_merged(traps: Traps) -> None:
@@ -302,7 +303,7 @@ def test_what_an_adapter_names_is_not_followed(traps: Traps) -> None:
     [
         ({"peft_type": "XLORA", "adapters": {"0": "evil/adapter"}}, "loads further models"),
         ({"peft_type": "SHADOW", "shadow_model": "evil/base"}, "loads further models"),
-        ({"megatron_config": {"a": 1}, "megatron_core": "trap"}, "a module to be imported"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "trap"}, "a module to import"),
     ],
 )
 def test_an_adapter_that_loads_something_else_is_refused(
@@ -317,7 +318,10 @@ def test_a_tokenizer_of_an_adapter_is_not_run(traps: Traps) -> None:
     traps.save_adapter()
     shutil.copy(traps.base / "tokenizer.json", traps.adapter)
     traps.own_tokenizer(traps.adapter)
-    refused(traps.run(STREAMING["inspect"], "--merge-adapter"), "code of the checkpoint's own")
+    refused(
+        traps.run(STREAMING["inspect"], "--merge-adapter"),
+        "code that is stored with the checkpoint",
+    )
     assert not traps.marker.exists()
 
 
@@ -331,7 +335,7 @@ def test_trusted_code_is_the_folders_and_no_other(traps: Traps) -> None:
         },
     )
     result = traps.run(LOADING["train sft"], "--trust-remote-code")
-    refused(result, "another repository", "copy the code into the folder")
+    refused(result, "another repository", "copy it into the folder")
     assert not traps.marker.exists()
 
 

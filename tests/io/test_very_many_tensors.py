@@ -16,7 +16,7 @@ from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.matching import pair
 from deltalens.io.pairing import Pairing
 from deltalens.io.writer import write_like
-from deltalens.studies.places import Places
+from deltalens.studies.slots import TensorLookup
 from tests.support.checkpoint_files import INDEX, folder_with, shard_bytes
 
 pytestmark = pytest.mark.bad_input
@@ -147,10 +147,10 @@ def test_names_of_a_model_that_differ_by_a_prefix_are_found_in_proportion_to_the
         spec = [f"base_model.{name}" for name in stored], moe(count, root="")
 
         def look() -> None:
-            places = Places(stored)
+            places = TensorLookup(stored)
             for names in spec:
                 for name, found in zip(names, stored.values(), strict=True):
-                    assert places.of(name) is found
+                    assert places.find(name) is found
 
         return seconds(look)
 
@@ -160,11 +160,11 @@ def test_names_of_a_model_that_differ_by_a_prefix_are_found_in_proportion_to_the
 
 def test_a_name_that_fits_several_tensors_of_a_model_is_none_of_them() -> None:
     stored = {name: torch.empty(0) for name in ("a.w", "b.w", "x.y.z", "z")}
-    places = Places(stored)
-    assert places.of("w") is None
-    assert places.of("y.z") is None  # x.y.z ends in it, and it ends in z.
-    assert places.of("q.a.w") is stored["a.w"]
-    assert places.of("v") is None
+    places = TensorLookup(stored)
+    assert places.find("w") is None
+    assert places.find("y.z") is None  # x.y.z ends in it, and it ends in z.
+    assert places.find("q.a.w") is stored["a.w"]
+    assert places.find("v") is None
 
 
 @pytest.mark.parametrize("count", [10, 100_000])

@@ -134,7 +134,7 @@ def test_files_that_hold_no_masks(tmp_path: Path) -> None:
     with pytest.raises(DeltaLensError, match="no such file"):
         apply_masks(llama(), tmp_path / "masks.safetensors")
     save_file({"kept": torch.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(DeltaLensError, match="no file of masks"):
+    with pytest.raises(DeltaLensError, match="not a file of masks"):
         apply_masks(llama(), tmp_path / "other.safetensors")
     path = tmp_path / "masks.safetensors"
     MaskTuning(llama()).save(path)

@@ -12,8 +12,10 @@ from deltalens.io.mask_file import read_masks
 from deltalens.methods.mask_layers import choose_layers
 from deltalens.methods.mask_ratios import ratios_of
 from deltalens.methods.weight_masks import WeightMasks, l1_weight_mask, random_weight_mask
+from deltalens.training.methods.weights import Mft
 from deltalens.training.spec import TrainingSpec
 from tests.support.mft_models import FAMILIES, llama
+from tests.support.specs import training_spec
 
 
 def short(found: dict[str, Fraction]) -> dict[str, str]:
@@ -150,13 +152,19 @@ def test_exactly_so_many_weights_of_each_layer_go(how: str, tmp_path: Path) -> N
         assert zeros == wanted_of(llama())
 
 
+def typed_ratios(spec: TrainingSpec) -> dict[str, Fraction]:
+    assert isinstance(spec.method, Mft)
+    return spec.method.ratios
+
+
 def test_as_text_they_are_read_and_recorded() -> None:
-    spec = TrainingSpec(method="mft", mask_ratio=" q=0.25, 0.10 ,1.down=0.05")
-    assert spec.ratios == {name: Fraction(ratio) for name, ratio in ASKED.items()}
-    again = TrainingSpec(method="mft", mask_ratio="1.down=0.05,0.1,q=.25")
+    spec = training_spec("mft", mask_ratio=" q=0.25, 0.10 ,1.down=0.05")
+    assert typed_ratios(spec) == {name: Fraction(ratio) for name, ratio in ASKED.items()}
+    again = training_spec("mft", mask_ratio="1.down=0.05,0.1,q=.25")
     assert spec.identity() == again.identity()
+    assert spec.identity() == training_spec("mft", mask_ratio=ASKED).identity()
     text = spec.settings()["mask_ratio"]
-    assert TrainingSpec(method="mft", mask_ratio=text).ratios == spec.ratios
+    assert typed_ratios(training_spec("mft", mask_ratio=text)) == typed_ratios(spec)
 
 
 @pytest.mark.parametrize(
@@ -171,4 +179,4 @@ def test_as_text_they_are_read_and_recorded() -> None:
 )
 def test_text_that_is_none(method: str, text: str, message: str) -> None:
     with pytest.raises(DeltaLensError, match=message):
-        TrainingSpec(method=method, mask_ratio=text)
+        training_spec(method, mask_ratio=text)

@@ -12,8 +12,8 @@ from deltalens.integrations.transformers import GradientMaskCallback
 from deltalens.methods import mft
 from deltalens.probes import gradient
 from deltalens.training.run import train
-from deltalens.training.spec import TrainingSpec
 from tests.support.clean_hooks import hook_count
+from tests.support.specs import training_spec
 from tests.support.training_folders import write_model, write_rows
 
 
@@ -71,7 +71,7 @@ def test_a_training_with_a_mask_and_a_probe(
 
     monkeypatch.setattr(GradientMaskCallback, "build", remembered)
     monkeypatch.setattr(gradient, "compile_loops", fail)
-    spec = TrainingSpec(method="gmt", mask_ratio="0.5", steps=1, batch_size=4)
+    spec = training_spec("gmt", mask_ratio="0.5", steps=1, batch_size=4)
     with pytest.raises(RuntimeError, match="no compiler"):
         train(model, rows, tmp_path / "new" / "out", spec, probe={})
     assert len(attached) == 1

@@ -19,7 +19,7 @@ INTERVAL = 0.15
 
 def train(folder: Path, seconds: float) -> None:
     """Log each step of a training, and note in a file of its own when it was over."""
-    runs._SECONDS = INTERVAL
+    runs.PART_SECONDS = INTERVAL
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(30, 40), nn.Linear(40, 10))

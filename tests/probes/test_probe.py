@@ -257,7 +257,7 @@ def test_attached_twice_and_a_folder_in_use(tmp_path: Path) -> None:
     try:
         with pytest.raises(DeltaLensError, match="attached already"):
             probe.attach()
-        with pytest.raises(DeltaLensError, match="holds another run"):
+        with pytest.raises(DeltaLensError, match="contains another run"):
             GradientProbe(model, tmp_path / "r").attach()
         train(model, torch.optim.SGD(model.parameters(), lr=0.1))
     finally:
@@ -275,7 +275,7 @@ def test_a_full_disk_ends_the_logging_and_not_the_training(
 
     plain, watched = net(), net()
     train(plain, torch.optim.SGD(plain.parameters(), lr=0.1))
-    monkeypatch.setattr(runs, "_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "PART_SECONDS", 0.0)
     monkeypatch.setattr(runs, "write_parquet", full)
     with GradientProbe(watched, tmp_path / "r"), pytest.warns(UserWarning, match="stops") as told:
         train(watched, torch.optim.SGD(watched.parameters(), lr=0.1))

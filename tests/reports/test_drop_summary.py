@@ -76,7 +76,7 @@ def test_sentences_say_what_holds_and_what_breaks(summary_of: Make) -> None:
         "random: within 5 % of the fine-tune up to rate 0.3; loses over half of the gain from "
         "tuning at rate 0.9 (mean of 2 random orders)",
         "25.00 % of the entries are exactly unchanged: below that rate a trivial drop changes "
-        "nothing (--of changed leaves them out)",
+        "nothing (changed_only leaves them out)",
     ]
 
 
@@ -233,7 +233,7 @@ def test_hint_about_unchanged_entries_is_given_where_it_matters(
 ) -> None:
     last = list(summary_of(MATHS, **facts).sentences())[-1]
     assert last.startswith(f"{facts['unchanged'] / 10:.2f} % of the entries are exactly unchanged")
-    assert ("--of changed" in last) == hint
+    assert ("changed_only" in last) == hint
 
 
 def test_json_holds_the_summary(summary_of: Make, tmp_path: Path) -> None:

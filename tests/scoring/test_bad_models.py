@@ -53,12 +53,12 @@ def model(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("setting", "number", "said"),
     [
-        ("num_hidden_layers", 10**9, "num_hidden_layers is 1,000,000,000, and the checkpoint has"),
+        ("num_hidden_layers", 10**9, "num_hidden_layers is 1,000,000,000, but the checkpoint has"),
         ("n_layers", 10**400, r"n_layers is above 2\^64"),
         ("num_labels", 10**9, "num_labels is 1,000,000,000"),
         ("num_local_experts", 10**9, "none wider than"),
-        ("vocab_size", 10**9, r"asks for a model of [\d,]+ entries, and the checkpoint has"),
-        ("hidden_size", 1 << 20, "asks for"),
+        ("vocab_size", 10**9, r"describes a model of [\d,]+ entries, but the checkpoint has"),
+        ("hidden_size", 1 << 20, "describes other shapes"),
     ],
 )
 def test_a_configuration_of_far_more_than_the_checkpoint_is_refused_before_it_is_made(
@@ -115,7 +115,7 @@ def test_tokens_that_the_model_does_not_know_are_refused_with_the_row(model: Pat
     loaded = load(model)
     embedding = loaded.model.get_input_embeddings().weight  # type: ignore[operator]
     embedding.data = embedding.data[:3]
-    with pytest.raises(DataError, match=r"line 1: .* token \d+ of it, and the model knows 3"):
+    with pytest.raises(DataError, match=r"line 1: .* token \d+, but the model has only 3"):
         encode_rows(
             rows_of(model, {"prompt": "yz", "completion": "z"}),
             loaded.tokenizer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_a_data_set_whose_state_names_no_columns_is_refused(
     tmp_path: Path, columns: object
 ) -> None:
     state = {"_data_files": [{"filename": "a.arrow"}], "_format_columns": columns}
-    with pytest.raises(DeltaLensError, match="_format_columns is no list of names"):
+    with pytest.raises(DeltaLensError, match="_format_columns is not a list of names"):
         read_rows(saved(tmp_path / "rows", state))
 
 
@@ -78,7 +79,7 @@ def test_a_file_that_is_not_there_cannot_be_read(tmp_path: Path) -> None:
 
 def test_a_folder_is_no_file_of_rows(tmp_path: Path) -> None:
     assert refusal(tmp_path) == (
-        "a folder, and no data set that `save_to_disk` wrote (it has no state.json)"
+        "a folder, but not a data set that `save_to_disk` wrote (it has no state.json)"
     )
 
 
@@ -156,7 +157,7 @@ def test_messages_that_are_no_conversation_are_named(tmp_path: Path, messages: o
 )
 def test_a_message_that_is_none_is_named_by_its_number(tmp_path: Path, message: object) -> None:
     found = fault(tmp_path, {"messages": [{"role": "user", "content": "a"}, message]})
-    assert found.startswith("'messages': message 2 has no text as its ")
+    assert re.fullmatch("'messages': the '(role|content)' of message 2 is not a text", found)
 
 
 def test_a_conversation_that_ends_with_a_question_is_named(tmp_path: Path) -> None:
@@ -230,20 +231,20 @@ ODD: list[tuple[dict[str, object], str]] = [
         {"chosen": [USER, ANSWER], "rejected": [USER, USER]},
         "'rejected' does not end with the assistant's message",
     ),
-    ({"messages": [USER, ANSWER], "tools": "[{"}, "'tools' is no valid JSON: "),
-    ({"messages": [USER, ANSWER], "tools": {"name": "x"}}, "'tools' is no list of objects"),
-    ({"messages": [USER, ANSWER], "tools": ["x"]}, "'tools' is no list of objects"),
+    ({"messages": [USER, ANSWER], "tools": "[{"}, "'tools' is not valid JSON: "),
+    ({"messages": [USER, ANSWER], "tools": {"name": "x"}}, "'tools' is not a list of objects"),
+    ({"messages": [USER, ANSWER], "tools": ["x"]}, "'tools' is not a list of objects"),
     (
         {"messages": [USER, ANSWER], "chat_template_kwargs": "x"},
-        "'chat_template_kwargs' is no object",
+        "'chat_template_kwargs' is not an object",
     ),
     (
         {"messages": [{**USER, "content": [{"type": "image"}]}, ANSWER]},
-        "'messages': message 1 has parts that are no text",
+        "'messages': message 1 has parts that are not text",
     ),
     (
         {"messages": [{"role": "user", "content": None}, ANSWER]},
-        "'messages': message 1 has no text as its 'content'",
+        "'messages': the 'content' of message 1 is not a text",
     ),
     (
         {"messages": [USER, {**ANSWER, "tool_calls": [{"name": "\udfff"}]}]},
@@ -270,4 +271,4 @@ def test_a_value_that_json_cannot_say_is_named(tmp_path: Path) -> None:
     turn = {**ANSWER, "at": datetime.date(2024, 1, 1)}
     file = tmp_path / "rows.parquet"
     pq.write_table(pa.Table.from_pylist([{"messages": [{**USER, "at": None}, turn]}]), file)
-    assert "'messages' holds what JSON cannot say: " in refusal(file)
+    assert "'messages' cannot be written as JSON: " in refusal(file)

@@ -20,6 +20,7 @@ from deltalens.scoring.texts import FidelityTexts
 from tests.support.checkpoint_pairs import PairOf, fine_tune, plain, save_pair
 from tests.support.models import initialized, llama, tiny, tokenizer
 from tests.support.runs import FEW, succeeds
+from tests.support.studies import drop_study
 
 
 def two_models(vocabulary: int, **more: Any) -> tuple[Any, Any]:
@@ -153,7 +154,7 @@ def test_sampling_in_several_batches_goes_on_with_the_same_generator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ft, _ = two_models(57)
-    monkeypatch.setattr("deltalens.scoring.fidelity._MEMORY", 16 * 57 * 4)
+    monkeypatch.setattr("deltalens.scoring.fidelity.LOGITS_BYTES", 16 * 57 * 4)
     texts = sample_texts(ft, 10, 12, seed=3)
     assert len(texts) == 10
     assert len({tuple(text) for text in texts}) == 10
@@ -201,7 +202,7 @@ def test_model_that_cannot_generate_is_compared_on_random_tokens_and_the_summary
     make: Any, tmp_path: Path
 ) -> None:
     pair = save_pair(tmp_path, initialized(make, seed=5))
-    found = deltalens.drop_study(
+    found = drop_study(
         pair.ft, pair.base, tmp_path / "s", rates=["0.5"], strategies=["trivial"], fidelity=FEW
     )
     assert [note for note in found.facts["notes"] if "cannot generate" in note]
@@ -218,7 +219,7 @@ def test_encoder_says_in_the_terminal_that_its_inputs_are_random(
     pair_of: PairOf, tmp_path: Path
 ) -> None:
     pair = pair_of(family="bert", tied=True)
-    spec = ("--rates", "0.5", "--strategy", "trivial", "--fidelity-tokens", 4)
+    spec = ("--rates", "0.5", "--strategies", "trivial", "--fidelity-tokens", 4)
     said = succeeds("drop-study", pair.ft, pair.base, "-o", tmp_path / "s", *spec)
     assert "note: BertForMaskedLM cannot generate: fidelity is measured on random tokens" in said
 
@@ -239,8 +240,8 @@ def test_model_that_reads_the_text_anew_at_each_step_samples_the_same_texts() ->
 def test_model_without_logits_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     config = token_classifier().config
     pair = save_pair(tmp_path, initialized(lambda: transformers.BertModel(config), seed=5))
-    with pytest.raises(deltalens.DeltaLensError, match=r"BertModel gives no logits.*metric="):
-        deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", fidelity=FEW)
+    with pytest.raises(deltalens.DeltaLensError, match=r"BertModel returns no logits.*metric="):
+        drop_study(pair.ft, pair.base, tmp_path / "s", fidelity=FEW)
 
 
 def test_study_of_the_fine_tune_is_exact_at_rate_0_and_farthest_at_rate_1(
@@ -248,7 +249,7 @@ def test_study_of_the_fine_tune_is_exact_at_rate_0_and_farthest_at_rate_1(
 ) -> None:
     pair = pair_of(family="qwen2", dtype=torch.bfloat16)
     spec: dict[str, Any] = {"rates": ["0.35"], "strategies": ["trivial"], "fidelity": FEW}
-    frame = deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", **spec).cells
+    frame = drop_study(pair.ft, pair.base, tmp_path / "s", **spec).cells
     values = frame.set_index(["metric", "rate"])["value"]
     assert values["kl", 0.0] == 0
     assert values["top1_agreement", 0.0] == 1

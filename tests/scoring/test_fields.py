@@ -17,15 +17,17 @@ from tests.support.runs import command, succeeds
 ROWS = [{"prompt": f"ann {n}+{n}>", "completion": f"{2 * n}"} for n in range(4)]
 NAMED = ["--prompt-field", "question", "--completion-field", "answer"]
 SHORT = ["--steps", "1", "--batch-size", "2", "--max-length", "40", "--eval-data"]
-TRIVIAL = ["--rates", "0.5", "--strategy", "trivial"]
+TRIVIAL = ["--rates", "0.5", "--strategies", "trivial"]
 
 COMMANDS: dict[str, Callable[[Any, Path], list[Any]]] = {
     "drop-study": lambda pair, data: ["drop-study", pair.ft, pair.base, *TRIVIAL],
-    "sweep layers drop": lambda pair, data: ["sweep", "layers", "drop", pair.ft, pair.base],
+    "sweep layers-drop": lambda pair, data: ["sweep", "layers-drop", pair.ft, pair.base],
     "landscape": lambda pair, data: ["landscape", pair.ft, pair.base, "--grid", "3"],
     "compare": lambda pair, data: ["compare", "l1-mask", pair.ft, *SHORT, data],
     "train": lambda pair, data: ["train", "sft", pair.ft, *SHORT, data],
 }
+DATA = dict.fromkeys(("compare", "train"), ("--train-data", "--train-limit"))
+"""The options of the rows, where they are not those of a command that only measures."""
 
 
 def write(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> Path:
@@ -56,7 +58,8 @@ def test_fields_of_another_name_give_the_numbers_of_the_renamed_rows(
         data = write(tmp_path / folder, rows)
         out = tmp_path / folder / "out"
         given = COMMANDS[name](pair, data)
-        succeeds(*given, "--data", data, *named, "--limit", 3, "-o", out, "-q")
+        rows_of, limit = DATA.get(name, ("--data", "--limit"))
+        succeeds(*given, rows_of, data, *named, limit, 3, "-o", out, "-q")
         found.append(numbers(out))
     assert found[0] == found[1]
     assert "exact_match" in found[0] or name == "landscape"
@@ -68,9 +71,10 @@ def test_a_field_that_is_not_there_is_said_before_any_work(
 ) -> None:
     data = write(tmp_path / "a", ROWS)
     given = COMMANDS[name](pair_of(family="llama"), data)
-    result = command(*given, "--data", data, *NAMED, "-o", tmp_path / "out", "-q")
+    rows_of, _ = DATA.get(name, ("--data", "--limit"))
+    result = command(*given, rows_of, data, *NAMED, "-o", tmp_path / "out", "-q")
     assert result.exit_code == 2
-    assert "line 1: 'question' is missing, which should hold the prompt" in result.output
+    assert "line 1: 'question' is missing, which `fields` names as the prompt" in result.output
     assert not (tmp_path / "out").exists()
 
 
@@ -126,5 +130,5 @@ def test_a_field_that_is_named_decides_what_a_row_is(
 def test_a_field_that_rows_do_not_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DeltaLensError, match="field 'promt': choose from text, prompt,"):
         read_rows(write(tmp_path / "a", ROWS), fields={"promt": "question"})
-    with pytest.raises(DeltaLensError, match="limit 0: at least 1 row"):
+    with pytest.raises(DeltaLensError, match="limit=0: must be at least 1 row"):
         read_rows(write(tmp_path / "a", ROWS), limit=0)

@@ -263,7 +263,7 @@ def test_two_functions_with_other_results_are_two(name: str) -> None:
     one, other = PAIRS[name]
     assert one(2.0) != other(2.0), "not a pair to test with"
     known = identify(one, None), identify(other, None)
-    assert known[0].once is None
+    assert known[0].not_comparable is None
     assert known[0].spec != known[1].spec
     assert identify(one, None) == known[0], "calling it changed nothing"
 
@@ -299,7 +299,7 @@ def fresh_tokenizer() -> Any:
 def test_the_same_function_made_again_is_the_same(name: str) -> None:
     known = [identify(AGAIN[name](), None) for _ in range(2)]
     assert known[0] == known[1]
-    assert known[0].once is None
+    assert known[0].not_comparable is None
 
 
 def test_the_same_code_elsewhere_in_a_file_is_the_same() -> None:
@@ -359,7 +359,7 @@ def test_what_it_reads_from_a_module_in_a_file_counts(
             again = identify(function_of(source.format(n=number)), None)
             assert again == known[-1], how
         assert results == [1, 20]
-        assert known[0].once is None
+        assert known[0].not_comparable is None
         assert known[0] != known[1], how
 
 
@@ -383,12 +383,14 @@ UNKNOWN: dict[str, tuple[Callable[[], Any], str]] = {
 def test_what_cannot_be_compared_is_named_and_version_helps(name: str) -> None:
     make, part = UNKNOWN[name]
     known = identify(make(), None)
-    assert known.once is not None
-    assert part in known.once
-    assert "version=" in known.once
-    assert {"generator": "generator", "lock": "lock", "global": "lock"}[name] in known.once
+    assert known.not_comparable is not None
+    assert part in known.not_comparable
+    assert "version=" in known.not_comparable
+    assert {"generator": "generator", "lock": "lock", "global": "lock"}[
+        name
+    ] in known.not_comparable
     said = identify(make(), "2")
-    assert said.once is None
+    assert said.not_comparable is None
     assert said.spec == {"name": known.spec["name"] if known.spec else "", "version": "2"}
     assert identify(make(), 3).spec != said.spec
 
@@ -415,7 +417,7 @@ class Model(nn.Module):
 def test_a_model_in_memory_is_all_that_its_forward_uses() -> None:
     plain = identify_module(Model())
     assert plain == identify_module(Model())
-    assert plain.once is None
+    assert plain.not_comparable is None
     others = [Model(2.0), Model(), Model(), Model().eval(), nn.Sequential(Model())]
     with torch.no_grad():
         others[1].weight[0] = 2.0  # type: ignore[index, operator]

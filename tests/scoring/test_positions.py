@@ -16,6 +16,7 @@ from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.rows import read_rows
 from deltalens.scoring.tokens import encode_rows
+from deltalens.scoring.turns import ends_of
 from tests.support.models import tiny
 from tests.support.tokenizers import tokenizer
 
@@ -128,12 +129,12 @@ def test_prompts_of_several_lengths_are_answered_as_each_alone(name: str, tmp_pa
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     scoring = Scoring(read_rows(file), model, encode, 4096, re.compile("x"))
-    sequences = scoring._sequences
+    sequences = scoring.sequences
     settings = hf.GenerationConfig(
         do_sample=False,
         max_new_tokens=6,
         pad_token_id=encode.pad_token_id,
-        eos_token_id=sorted(scoring._stops),
+        eos_token_id=sorted(ends_of(encode, model).stops),
     )
     wanted = []
     for one in sequences:
@@ -143,4 +144,4 @@ def test_prompts_of_several_lengths_are_answered_as_each_alone(name: str, tmp_pa
         )
         wanted.append(out[0, one.target :].tolist())
     assert len({tuple(answer) for answer in wanted}) > 1
-    assert scoring._answers(model, sequences) == wanted
+    assert scoring.answers(model, sequences) == wanted

@@ -168,16 +168,19 @@ def state(folder: Path, content: Any) -> Path:
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "cut short": (
         as_bytes("x.jsonl.gz", gzip.compress(PLAIN)[:-20]),
-        r"x\.jsonl\.gz: cannot be unpacked: Compressed file ended",
+        r"x\.jsonl\.gz: cannot be decompressed: Compressed file ended",
     ),
     "damaged": (
         as_bytes("x.jsonl.gz", gzip.compress(PLAIN)[:60] + b"\0" * 60),
-        "cannot be unpacked: ",
+        "cannot be decompressed: ",
     ),
-    "no gzip at all": (as_bytes("x.gz", b"\x1f\x8bhello"), "cannot be unpacked: "),
-    "unpacks to too much": (as_bytes("x.jsonl.gz", bomb()), "unpacks to more than 100 times its"),
-    "Parquet that comes to too much": (spread, "unpacks to more than 100 times its"),
-    "packed by another": (as_bytes("x.zst", b"\x28\xb5\x2f\xfd0000"), "packed with zstd; unpack"),
+    "no gzip at all": (as_bytes("x.gz", b"\x1f\x8bhello"), "cannot be decompressed: "),
+    "unpacks to too much": (as_bytes("x.jsonl.gz", bomb()), "expands to more than 100 times its"),
+    "Parquet that comes to too much": (spread, "expands to more than 100 times its"),
+    "packed by another": (
+        as_bytes("x.zst", b"\x28\xb5\x2f\xfd0000"),
+        "compressed with zstd; decompress",
+    ),
     "an array that ends": (as_bytes("x.json", ARRAY[:-5]), r"x\.json: not valid JSON: "),
     "an array of arrays": (as_bytes("x.json", b"[[1], {}]"), "row 1: not a JSON object"),
     "deep": (as_bytes("x.json", b"[" * 100_000), "not valid JSON: "),
@@ -186,7 +189,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a state without files": (lambda folder: state(folder, {}), "does not say which files"),
     "a state that leads elsewhere": (
         lambda folder: state(folder, {"_data_files": [{"filename": "../../x"}]}),
-        "is no file of this folder",
+        "is not a file of this folder",
     ),
     "files that are not there": (
         lambda folder: state(folder, {"_data_files": [{"filename": "gone.arrow"}]}),
@@ -196,7 +199,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda folder: state(folder, {"_data_files": [{"filename": "data.arrow"}]}),
         "data.arrow: not an Arrow stream: ",
     ),
-    "a state that is none": (lambda folder: state(folder, []), "no data set that"),
+    "a state that is none": (lambda folder: state(folder, []), "not a data set that"),
 }
 
 
@@ -208,7 +211,7 @@ def test_what_cannot_be_read_is_one_message(case: str, tmp_path: Path) -> None:
 
 
 def test_a_line_without_an_end_is_not_held(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(row_files, "_LONGEST_LINE", 1000)
+    monkeypatch.setattr(row_files, "LONGEST_LINE", 1000)
     file = as_bytes("x.jsonl", lines(ROWS[:1]) + b" " * 1001)(tmp_path)
     with pytest.raises(DataError, match="line 2 is longer than"):
         read_rows(file)

@@ -215,7 +215,7 @@ def test_conversation_without_a_template_is_an_error_that_names_the_way_out(
 ) -> None:
     chat = [{"role": "user", "content": "ann"}, {"role": "assistant", "content": "3"}]
     data = read_rows(write_rows(tmp_path / "chat.jsonl", [{"messages": chat}]))
-    with pytest.raises(DeltaLensError, match=r"no chat template; give 'prompt' and 'completion'"):
+    with pytest.raises(DeltaLensError, match=r"no chat template; use 'prompt' and 'completion'"):
         Scoring(data, model, tokenizer(), 4096)
 
 
@@ -225,7 +225,8 @@ def test_rows_too_long_for_the_model_are_left_out_and_counted(
     rows = [*SUMS, {"prompt": "ann " * 40, "completion": "3"}]
     pair, file = pair_of(family="llama"), write_rows(tmp_path / "sums.jsonl", rows)
     found = deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", data=[file], rates=["1"])
-    assert "sums.jsonl: 1 rows left out: too long, or no token to predict" in found.facts["notes"]
+    note = "sums.jsonl: 1 rows left out: they are too long, or have no token to predict"
+    assert note in found.facts["notes"]
     assert set(found.cells["n"]) == {len(SUMS)}
 
 
@@ -233,7 +234,7 @@ def test_encoder_with_data_is_an_error_that_says_what_to_do(
     pair_of: PairOf, sums: Path, tmp_path: Path
 ) -> None:
     pair = pair_of(family="bert", tied=True)
-    with pytest.raises(DeltaLensError, match=r"BertForMaskedLM is no causal.*measure its fidelity"):
+    with pytest.raises(DeltaLensError, match=r"BertForMaskedLM is not a causal.*measure its fid"):
         deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", data=[sums])
 
 
@@ -310,7 +311,7 @@ def test_metrics_asked_for_by_name_are_the_only_ones(
         metrics=["sums/loss", "perplexity"],
     )
     assert set(found.cells["metric"]) == {"sums/loss", "sums/perplexity", "texts/perplexity"}
-    with pytest.raises(DeltaLensError, match=r"metric 'accuracy' is not measured here; there are"):
+    with pytest.raises(DeltaLensError, match=r"metric 'accuracy' cannot be measured here; choose"):
         deltalens.drop_study(pair.ft, pair.base, tmp_path / "t", data=[sums], metrics=["accuracy"])
 
 
@@ -318,7 +319,7 @@ def test_data_files_of_one_name_are_refused(pair_of: PairOf, sums: Path, tmp_pat
     pair = pair_of(family="llama")
     (tmp_path / "b").mkdir()
     other = write_rows(tmp_path / "b" / "sums.jsonl", SUMS[:2])
-    with pytest.raises(DeltaLensError, match="data files of the same name"):
+    with pytest.raises(DeltaLensError, match="data files with the same name"):
         deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", data=[sums, other])
 
 

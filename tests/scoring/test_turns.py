@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from trl import extract_prompt
 
 from deltalens.errors import DeltaLensError
+from deltalens.scoring import file_scoring
 from deltalens.scoring.fidelity import sample_texts
 from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.rows import DataFile, read_rows
@@ -80,7 +81,7 @@ def test_what_a_template_refuses_is_one_message_with_its_line(tmp_path: Path) ->
 def test_parts_are_refused_where_a_template_would_show_a_list(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "hello"}]
     data = read(tmp_path, {"messages": [{"role": "user", "content": parts}, *turns("", "b")[1:]]})
-    with pytest.raises(DeltaLensError, match="line 1: the chat template takes no parts"):
+    with pytest.raises(DeltaLensError, match="line 1: the chat template does not support"):
         encode_rows(data, with_template(CHATML), None)
     knows = CHATML.replace("{{ m.content }}", "{{ m.content[0].text or m.content }}")
     assert "hello" in with_template(knows).decode(
@@ -172,16 +173,21 @@ def test_an_answer_is_what_stands_before_the_stop(tmp_path: Path, known: str) ->
     assert says.decode(out[0]) == "what? 7<|im_end|>"
     says.backend_tokenizer.post_processor = None
     scoring = Scoring(read(tmp_path, *rows), built, says, 4096, re.compile(r"\d+"))
-    (short, _) = scoring._generate(built, scoring._sequences)
+    (short, _) = scoring.answers(built, scoring.sequences)
     assert says.decode(short) == " 7<|im_end|>"
 
 
-def test_a_target_behind_a_stop_is_never_matched(tmp_path: Path) -> None:
+def test_a_target_behind_a_stop_is_never_matched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if every argmax is the target's next token."""
     made, built = with_template(CHATML), model(PLAIN)
     data = read(tmp_path, {"prompt": turns("a"), "completion": turns("", "b", "c", "d")[1:]})
     scoring = Scoring(data, built, made, 4096)
-    (one,) = scoring._sequences
-    assert scoring._reached(scoring._batches[0]).tolist() == [0.0]
+    (one,) = scoring.sequences
+    matching = (torch.zeros(1), torch.ones(1))
+    monkeypatch.setattr(file_scoring, "score", lambda model, batch, match: matching)
+    assert scoring.measure(built)["exact_match"].value == 0.0
     assert made.convert_tokens_to_ids("<|im_end|>") in one.ids[one.target : -1]
 
 

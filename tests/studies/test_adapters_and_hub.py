@@ -55,7 +55,7 @@ def test_adapter_is_refused_with_the_option_that_merges_it(
     out = () if name == "inspect" else ("-o", tmp_path / "out")
     result = command(name, adapter.ft, adapter.base, *out)
     assert result.exit_code == 2
-    assert f"{adapter.ft}: a PEFT adapter, not a whole model. Add --merge-adapter" in result.stderr
+    assert f"{adapter.ft}: a PEFT adapter, not a whole model. Set " in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -102,7 +102,7 @@ def test_merging_what_is_no_adapter_is_an_error(pair_of: PairOf) -> None:
     pair = pair_of(family="llama")
     result = command("inspect", pair.ft, pair.base, "--merge-adapter")
     assert result.exit_code == 2
-    assert "no adapter_config.json; --merge-adapter is for adapters" in result.stderr
+    assert "no adapter_config.json, so this is not a PEFT adapter" in result.stderr
 
 
 def test_adapter_for_another_base_is_an_error(adapter: Pair, pair_of: PairOf) -> None:
@@ -149,7 +149,7 @@ def test_cached_snapshot_is_used_offline(hub: Pair, tmp_path: Path, suffix: str)
 
 
 def test_study_runs_on_hub_ids_offline(hub: Pair, tmp_path: Path) -> None:
-    spec = ("--rates", "1", "--strategy", "trivial", "--fidelity-tokens", 4, "--json")
+    spec = ("--rates", "1", "--strategies", "trivial", "--fidelity-tokens", 4, "--json")
     found = json.loads(succeeds("drop-study", "tiny/ft", "tiny/base", "-o", tmp_path / "s", *spec))
     assert found["fine_tuned"] == 1
 
@@ -158,7 +158,7 @@ def test_study_runs_on_hub_ids_offline(hub: Pair, tmp_path: Path) -> None:
 def test_missing_snapshot_is_a_clear_error_offline(hub: Pair, tmp_path: Path, name: str) -> None:
     result = command("inspect", name, "tiny/base")
     assert result.exit_code == 2
-    assert f"deltalens: {name}: no such folder here, not in the hub's cache" in result.stderr
+    assert f"deltalens: {name}: no local folder of this name, not in the hub" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -210,23 +210,21 @@ def test_code_of_a_model_is_fetched_only_where_it_may_be_run(
     out = ("-o", tmp_path / "out")
     more = ("--trust-remote-code",) if spec else ()
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "abc"}])
-    for name in ("drop-study", "sweep layers drop"):
+    for name in ("drop-study", "sweep layers-drop"):
         assert command(*name.split(), "tiny/ft", "tiny/base", *out, *more).exit_code == 2
     assert command("landscape", "tiny/ft", "--data", rows, *out, *more).exit_code == 2
-    assert command("train", "sft", "tiny/ft", "--data", rows, *out, *more).exit_code == 2
+    assert command("train", "sft", "tiny/ft", "--train-data", rows, *out, *more).exit_code == 2
     assert [("*.py" in patterns) for patterns in fetched] == [spec] * 4
 
 
-@pytest.mark.parametrize("name", ["train sft", "compare sft", "landscape", "efficiency"])
+@pytest.mark.parametrize("name", ["train sft", "compare sft", "landscape", "efficiency gmt"])
 def test_adapter_in_place_of_a_model_names_no_option_that_the_command_lacks(
     adapter: Pair, tmp_path: Path, name: str
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "1+1=", "completion": "2"}] * 4)
-    more = () if name == "landscape" else ("--steps", 1)
-    more += ("--eval-data", rows) if name == "compare sft" else ()
-    if name == "efficiency":
-        more = ()
-    result = command(*name.split(), adapter.ft, "--data", rows, "-o", tmp_path / "out", *more)
+    data = "--data" if name == "landscape" else "--train-data"
+    more = ("--eval-data", rows) if name == "compare sft" else ()
+    result = command(*name.split(), adapter.ft, data, rows, "-o", tmp_path / "out", *more)
     assert result.exit_code == 2, result.output
     assert f"{adapter.ft}: a PEFT adapter, not a whole model" in result.stderr
     assert "--merge-adapter" not in result.stderr

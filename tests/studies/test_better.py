@@ -15,8 +15,8 @@ from deltalens.io.records import StudyRecord
 from deltalens.reports.drop import summarize_drop_study
 from deltalens.reports.landscape import summarize_landscape
 from deltalens.reports.layers import summarize_layers
-from deltalens.studies.layer_drop import sweep_layers_drop
 from tests.support.checkpoint_pairs import Pair, PairOf
+from tests.support.studies import sweep_layers_drop
 
 Study = Callable[..., StudyRecord]
 

@@ -69,7 +69,7 @@ def test_load_study_reads_one_that_is_not_finished(study: Path, tmp_path: Path) 
 
 
 def test_load_study_of_no_study_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match=r"no study here \(no study\.json\)"):
+    with pytest.raises(RecordError, match=r"contains no study \(there is no study\.json\)"):
         deltalens.load_study(tmp_path)
 
 
@@ -119,7 +119,8 @@ def test_plot_of_nothing_is_one_clear_message(study: Path, tmp_path: Path, what:
         (tmp_path / "study.json").write_bytes((study / "study.json").read_bytes())
     result = command("plot", tmp_path)
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"deltalens: {tmp_path}: no ")
+    reason = "contains no study" if what == "nothing" else "no "
+    assert result.stderr.startswith(f"deltalens: {tmp_path}: {reason}")
     assert len(result.stderr.splitlines()) == 1
 
 
@@ -187,8 +188,8 @@ def test_several_files_of_data_and_an_answer_pattern(pair: Pair, tmp_path: Path)
     found = json.loads(
         succeeds(
             *("drop-study", pair.ft, pair.base, "-o", tmp_path / "s", "--rates", "0.5"),
-            *("--strategy", "trivial", "--data", one, "--data", two, "--of", "changed"),
-            *("--metric", "exact_match", "--answer-pattern", r"(\d+)$", "--limit", "1", "--json"),
+            *("--strategies", "trivial", "--data", one, "--data", two, "--changed-only"),
+            *("--metrics", "exact_match", "--answer-pattern", r"(\d+)$", "--limit", "1", "--json"),
         )
     )
     assert found["metric"] == "one/exact_match"

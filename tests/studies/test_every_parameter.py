@@ -21,21 +21,22 @@ import pytest
 import torch
 
 import deltalens
-from deltalens.catalog.methods import METHODS, options_of
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.numerics.workers import one_thread
 from deltalens.scoring.texts import FidelityTexts
-from deltalens.studies import drop_study, efficiency, layer_drop, paired
+from deltalens.studies import efficiency, paired
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.landscape import scan
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.mft_sweeps import compare, sweep_data_ratio, sweep_layers
 from deltalens.studies.training_plans import TrainingData
+from deltalens.training.methods import method_of, read_methods
 from deltalens.training.run import TrainingWatch, train
 from deltalens.training.spec import TrainingSpec
 from tests.support.checkpoint_pairs import PairOf
 from tests.support.fake_training import OPTIONS, fake_trainings
 from tests.support.runs import FEW, write_rows
+from tests.support.studies import drop_study, scan_landscape, sweep_layers_drop
 from tests.support.training_folders import write_model
 
 ROWS = [
@@ -106,7 +107,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
     others = {"ft": rounded.ft, "base": rounded.base}
     found = {
         "drop_study": StudyCase(
-            drop_study.drop_study,
+            drop_study,
             {**two, "rates": "0.5", "seeds": 1},
             {**others, **measuring, "scope": "layer", "rescale": True, "changed_only": True},
             {"strategies": ["trivial"], "rates": "0.3", "seeds": 2},
@@ -115,7 +116,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
             named,
         ),
         "sweep_layers_drop": StudyCase(
-            layer_drop.sweep_layers_drop,
+            sweep_layers_drop,
             {**two, "groups": [2]},
             {**others, **measuring},
             {"groups": [1]},
@@ -124,7 +125,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
             named,
         ),
         "scan_landscape": StudyCase(
-            scan.scan_landscape,
+            scan_landscape,
             {"origin": pair.ft, "plane": "random", "grid": 3, **measured},
             {
                 **measuring,
@@ -161,11 +162,12 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
         "watch": WATCHED,
     }
     of_source = {"source": "data", "spec": "steps"}
-    more = {"methods": ["sft"], "seeds": 2}
+    mft = read_methods("mft")
+    more = {"methods": read_methods("sft"), "seeds": 2}
     found |= {
         "compare": StudyCase(
             compare,
-            {"methods": ["mft"], "seeds": 1, **trained},
+            {"methods": mft, "seeds": 1, **trained},
             changed,
             {**more, "base": base},
             kept,
@@ -174,27 +176,27 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
         ),
         "sweep_mask_ratio": StudyCase(
             sweep_mask_ratio,
-            {"methods": ["mft"], "ratios": "0.2", "seeds": 1, **trained},
+            {"methods": mft, "mask_ratios": "0.2", "seeds": 1, **trained},
             changed,
-            {**more, "ratios": "0.1"},
+            {**more, "mask_ratios": "0.1"},
             kept,
             {},
             of_source,
         ),
         "sweep_layers": StudyCase(
             sweep_layers,
-            {"methods": ["mft"], "sizes": [2], "seeds": 1, **trained},
+            {"methods": mft, "group_sizes": [2], "seeds": 1, **trained},
             {**changed, "data_ratio": "0.5"},
-            {**more, "sizes": [1]},
+            {**more, "group_sizes": [1]},
             kept,
             {},
             of_source,
         ),
         "sweep_data_ratio": StudyCase(
             sweep_data_ratio,
-            {"methods": ["mft"], "ratios": "1", "seeds": 1, **trained},
+            {"methods": mft, "data_ratios": "1", "seeds": 1, **trained},
             changed,
-            {**more, "ratios": "0.5"},
+            {**more, "data_ratios": "0.5"},
             kept,
             {},
             of_source,
@@ -207,18 +209,19 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
                 "spec": TrainingSpec(batch_size=2),
                 "repeats": 1,
                 "steps": 1,
-                "methods": ["sft"],
+                "methods": read_methods("sft"),
             },
             {
                 "model": write_model(folder / "bf16", torch.bfloat16),
                 "data": fewer,
                 "spec": TrainingSpec(batch_size=1),
-                "methods": ["sft", "hft"],
+                "methods": read_methods("sft,hft"),
                 "steps": 2,
                 "fields": {"prompt": "other"},
                 "limit": 2,
                 "device": "elsewhere",
                 "dtype": "bfloat16",
+                "trust_remote_code": True,
             },
             {"repeats": 2},
             {"fresh": True, "watch": WATCHED},
@@ -234,6 +237,8 @@ NAMES = [
     *("compare", "sweep_mask_ratio", "sweep_layers", "sweep_data_ratio"),
 ]
 TRAININGS = NAMES[4:]
+METHODS = {"compare": "mft,l1-mask,lora-on-ft", "sweep_data_ratio": "mft,lora,gmt,hft"}
+"""Those with settings of their own, where it is not mft alone."""
 
 
 @pytest.fixture(params=NAMES)
@@ -288,7 +293,7 @@ def test_more_of_an_axis_grows_the_study(
             call["strategies"] = ["salient"]
         changed = {**call, name: value}
         if name == "base":
-            changed["methods"] = ["base"]
+            changed["methods"] = read_methods("base")
         first = study.function(out=tmp_path / name, **call)
         grown = study.function(out=tmp_path / name, **changed)
         assert len(grown.cells) > len(first.cells), name
@@ -315,17 +320,16 @@ def test_what_is_left_out_changes_no_number(study: StudyCase, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_every_setting_of_a_training_is_in_the_identity_or_refused(
+def test_every_shared_setting_is_in_the_identity_or_refused(
     studies: dict[str, StudyCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     fake_trainings(monkeypatch)
     study = studies[name]
-    known = {"compare": ["mft", "lora-on-ft"], "sweep_data_ratio": ["mft", "lora", "gmt", "hft"]}
-    call = {**study.call, "methods": known.get(name, ["mft"])}
+    call = {**study.call, "methods": read_methods(METHODS.get(name, "mft"))}
     study.function(out=tmp_path / "s", **call)
     for one in dataclasses.fields(TrainingSpec):
         if one.name == "method":  # The cell's, whatever it is here.
-            other = dataclasses.replace(call["spec"], method="sft")
+            other = call["spec"].of(method_of("gmt"))
             study.function(out=tmp_path / "s", **{**call, "spec": other})
             continue
         values = {**OPTIONS, "objective": ["dpo"], "seed": [3], "steps": [3]}[one.name]
@@ -333,10 +337,31 @@ def test_every_setting_of_a_training_is_in_the_identity_or_refused(
         with pytest.raises(DeltaLensError) as raised:
             study.function(out=tmp_path / "s", **{**call, "spec": other})
         said = str(raised.value)
-        in_words = one.name in said or "rather" in said
-        assert in_words or (one.name == "threshold" and "mask_ratio" in said), (one.name, said)
-        if one.name not in ("seed", *(n for method in METHODS for n in options_of(method))):
-            assert "holds another study" in said
+        assert one.name in said or "rather" in said, (one.name, said)
+        assert "holds another study" in said or one.name == "seed"
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_every_setting_of_a_method_is_in_the_identity_or_refused(
+    studies: dict[str, StudyCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    fake_trainings(monkeypatch)
+    study, methods = studies[name], read_methods(METHODS.get(name, "mft"))
+    study.function(out=tmp_path / "s", **{**study.call, "methods": methods})
+    for method in methods:
+        for setting in method.own_settings():
+            other = dataclasses.replace(method, **{setting: OPTIONS[setting][-1]})
+            changed = [other if one is method else one for one in methods]
+            with pytest.raises(DeltaLensError) as raised:
+                study.function(out=tmp_path / "s", **{**study.call, "methods": changed})
+            said = str(raised.value)
+            # A complement is recorded as the ratio of the weights that it removes.
+            recorded = "mask_ratio" if setting == "complement" else setting
+            where = f"settings.{method.name}.{recorded}"
+            another = "holds another study" in said and where in said
+            varied = f"{method.name}: {setting} is varied by this study" in said
+            unfair = setting == "threshold" and "would mask the default ratio" in said
+            assert another or varied or unfair, (method.name, setting, said)
 
 
 @pytest.mark.parametrize("name", TRAININGS)
@@ -359,6 +384,7 @@ def test_every_part_of_the_source_is_in_the_identity(
         "eval_every": 1,
         "device": "elsewhere",
         "dtype": "bfloat16",
+        "trust_remote_code": True,
     }
     study.function(out=tmp_path / "s", **study.call)
     for one in dataclasses.fields(TrainingData):
@@ -378,7 +404,7 @@ def test_every_parameter_of_a_training_is_in_its_identity_or_changes_nothing(
 ) -> None:
     source = studies["compare"].call["source"]
     fewer = write_rows(tmp_path / "fewer.jsonl", ROWS[:2])
-    own = TrainingSpec(method="sft", steps=4, batch_size=2, learning_rate=1e-2)
+    own = TrainingSpec(steps=4, batch_size=2, learning_rate=1e-2)
     call: dict[str, Any] = {"model": source.model, "data": source.data, "spec": own}
 
     def interrupt(done: int, total: int) -> None:
@@ -401,7 +427,11 @@ def test_every_parameter_of_a_training_is_in_its_identity_or_changes_nothing(
         "device": "cuda",
         "trust_remote_code": True,
     }
-    free: dict[str, Any] = {"checkpoint_every": 1, "watch": TrainingWatch()}
+    free: dict[str, Any] = {
+        "checkpoint_every": 1,
+        "report_to": ["tensorboard"],
+        "watch": TrainingWatch(),
+    }
     parameters = {*inspect.signature(train).parameters} - {"out", "resume"}
     assert parameters == {*other} | {*free}
     for name, value in other.items():

@@ -1,6 +1,7 @@
 """docs/extending.md as its reader follows it: its blocks, put into a package, work."""
 
 import importlib
+import json
 import re
 import sys
 import tomllib
@@ -11,6 +12,7 @@ import pytest
 from deltalens import load_study
 from tests.support.checkpoint_pairs import PairOf
 from tests.support.runs import succeeds, table
+from tests.support.training_folders import write_model, write_rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 REST = """
@@ -41,12 +43,13 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What pip would leave of the page's package."""
-    metric, executor, study, command = blocks("python")
+    metric, executor, method, study, command = blocks("python")
     folder, info = tmp_path / "site" / "mypackage", tmp_path / "site" / "mypackage-1.0.dist-info"
     folder.mkdir(parents=True)
     info.mkdir()
     (folder / "__init__.py").write_text(metric)
     (folder / "threads.py").write_text(executor)
+    (folder / "signs.py").write_text(method)
     (folder / "coins.py").write_text(f"from pathlib import Path\n{study}\n{command}\n{REST}")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mypackage\nVersion: 1.0\n")
     points = ""
@@ -55,7 +58,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         points += f"[{group}]\n" + "".join(f"{name} = {at}\n" for name, at in named.items())
     (info / "entry_points.txt").write_text(points)
     monkeypatch.syspath_prepend(str(folder.parent))
-    for name in ("mypackage", "mypackage.threads", "mypackage.coins"):
+    for name in ("mypackage", *(f"mypackage.{name}" for name in ("threads", "signs", "coins"))):
         monkeypatch.delitem(sys.modules, name, raising=False)
     importlib.invalidate_caches()
 
@@ -63,14 +66,23 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("package")
 def test_its_metric_and_its_executor_measure(pair_of: PairOf, tmp_path: Path) -> None:
     pair = pair_of(family="llama")
-    few = ("--rates", "0.5", "--strategy", "trivial", "--fidelity-tokens", "8")
-    spec = ("drop-study", pair.ft, pair.base, *few, "--metric", "weight-sum", "-q")
+    few = ("--rates", "0.5", "--strategies", "trivial", "--fidelity-tokens", "8")
+    spec = ("drop-study", pair.ft, pair.base, *few, "--metrics", "weight-sum", "-q")
     succeeds(*spec, "-o", tmp_path / "here")
     succeeds(*spec, "-o", tmp_path / "there", "--executor", "threads")
     record = load_study(tmp_path / "there")
     assert {*record.cells["metric"]} == {"weight-sum"}
     assert record.facts["better"] == {"weight-sum": "higher"}
     assert table(tmp_path / "here") == table(tmp_path / "there")
+
+
+@pytest.mark.usefixtures("package")
+def test_its_training_method_trains_with_a_setting_of_its_own(tmp_path: Path) -> None:
+    base, rows = write_model(tmp_path / "base"), write_rows(tmp_path / "rows.jsonl")
+    how = ("--train-data", rows, "--steps", 1, "--batch-size", 4, "--scale", "2e-3", "-q")
+    succeeds("train", "sign-only", base, "-o", tmp_path / "out", *how)
+    asked = json.loads((tmp_path / "out" / "train.json").read_text())["asked"]
+    assert (asked["method"], asked["mask_ratio"], asked["scale"]) == ("sign-only", "0.5", 2e-3)
 
 
 @pytest.mark.usefixtures("package")

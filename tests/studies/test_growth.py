@@ -23,11 +23,12 @@ from deltalens.scoring import texts
 from deltalens.studies import drop_run, layer_run
 from deltalens.studies.efficiency import efficiency
 from deltalens.studies.landscape.grid import Axis, common_grid
-from deltalens.studies.layer_drop import sweep_layers_drop
+from deltalens.training.methods import read_methods
 from deltalens.training.spec import TrainingSpec
 from tests.support.checkpoint_pairs import Pair, PairOf
 from tests.support.quadratics import Raising, quadratics, scan
 from tests.support.runs import FEW, StopAfter, command, journal, on_each_cell
+from tests.support.studies import drop_study, sweep_layers_drop
 from tests.support.training_folders import write_model, write_rows
 
 FOLDER = ("cells.csv", "study.json")
@@ -75,7 +76,7 @@ def test_a_drop_study_grows_and_a_part_of_it_changes_nothing(
 
     def study(out: str, spec: dict[str, Any]) -> None:
         given = {"rates": "0.5", "seeds": 2, **measured, **spec}
-        deltalens.drop_study(pair.ft, pair.base, tmp_path / out, **given)
+        drop_study(pair.ft, pair.base, tmp_path / out, **given)
 
     study("whole", WHOLE[case])
     for number, part in enumerate(PARTS[case]):
@@ -161,7 +162,7 @@ def test_anything_else_is_refused_by_its_name(pair: Pair, tmp_path: Path) -> Non
         deltalens.drop_study(
             pair.ft, pair.base, out, metric=norms, rates="0.9", seeds=2, scope="layer"
         )
-    assert str(raised.value).splitlines()[1:] == ["  - scope: 'tensor' there, 'layer' now"]
+    assert str(raised.value).splitlines()[1:] == ["  - scope: 'tensor' in the folder, 'layer' now"]
     assert files(out) == before
 
 
@@ -235,15 +236,16 @@ def test_points_of_a_coarse_grid_are_points_of_a_finer_one_to_the_last_bit(
 
 def test_an_efficiency_study_grows_by_repeats(tmp_path: Path) -> None:
     base, rows = write_model(tmp_path / "base"), write_rows(tmp_path / "rows.jsonl")
-    given: dict[str, Any] = {"methods": ["sft"], "steps": 1}
+    given: dict[str, Any] = {"methods": read_methods("sft"), "steps": 1}
     efficiency(base, rows, tmp_path / "s", TrainingSpec(), repeats=1, **given)
     first = journal(tmp_path / "s")
     record = efficiency(base, rows, tmp_path / "s", TrainingSpec(), repeats=2, **given)
     assert journal(tmp_path / "s")[:1] == first
     assert record.spec["repeats"] == 2
     assert set(record.cells["repeat"]) == {0, 1}
+    given["methods"] = read_methods("sft,gmt")
     with pytest.raises(RecordError, match="methods: "):
-        efficiency(base, rows, tmp_path / "s", TrainingSpec(), repeats=2, methods=["sft", "gmt"])
+        efficiency(base, rows, tmp_path / "s", TrainingSpec(), repeats=2, **given)
 
 
 @pytest.mark.parametrize(
@@ -287,9 +289,7 @@ def test_random_of_one_order_has_no_band(
         drawn.append(1)
         return fill(axis, *given, **how)
 
-    deltalens.drop_study(
-        *(pair.ft, pair.base, tmp_path / "s"), fidelity=FEW, rates="0.5", seeds=seeds
-    )
+    drop_study(*(pair.ft, pair.base, tmp_path / "s"), fidelity=FEW, rates="0.5", seeds=seeds)
     monkeypatch.setattr(Axes, "plot", plotted)
     monkeypatch.setattr(Axes, "fill_between", filled)
     draw(tmp_path / "s")
@@ -351,22 +351,22 @@ def test_a_metric_that_nobody_can_compare_needs_a_version_to_go_on(
                 return {"norm": 1.0}
 
             if version is None and call == 2:
-                with pytest.raises(RecordError, match=r"cannot be gone on with: .*version="):
+                with pytest.raises(RecordError, match=r"cannot be resumed: .*version="):
                     deltalens.drop_study(pair.ft, pair.base, out, metric=metric, **given)
             else:
                 deltalens.drop_study(
                     pair.ft, pair.base, out, metric=metric, version=version, **given
                 )
-    with pytest.raises(DeltaLensError, match="version 'a': of a metric of your own"):
+    with pytest.raises(DeltaLensError, match="version 'a' is the version of a metric of your own"):
         deltalens.drop_study(pair.ft, pair.base, tmp_path / "none", version="a", **given)
 
 
 @pytest.mark.parametrize("found", [None, [0.5], {"a": "b"}, {"a": None}, {}])
 def test_a_metric_that_gives_no_numbers_is_refused(pair: Pair, tmp_path: Path, found: Any) -> None:
-    with pytest.raises(DeltaLensError, match=r"the metric (gives|measured nothing).*\{"):
+    with pytest.raises(DeltaLensError, match=r"the metric returned .*\{"):
         deltalens.drop_study(pair.ft, pair.base, tmp_path / "s", metric=lambda model: found)
     (origin,) = quadratics(1)
-    with pytest.raises(DeltaLensError, match=r"the metric (gives|measured nothing).*\{"):
+    with pytest.raises(DeltaLensError, match=r"the metric returned .*\{"):
         deltalens.scan_landscape(origin, tmp_path / "plane", metric=lambda model: found)
     assert not list(tmp_path.iterdir())
 

@@ -17,7 +17,7 @@ from deltalens.errors import DeltaLensError
 from deltalens.io.records import Cell, Measurement, Setting, StudyFolder
 from deltalens.scoring.suite import Metrics
 from deltalens.studies.engine import StudyWatch, run_cells
-from deltalens.studies.executors import Tell
+from deltalens.studies.executors import Report
 
 COLUMNS = ("name", "point", "needs")
 CELLS: list[Setting] = [
@@ -33,8 +33,8 @@ CELLS: list[Setting] = [
 class Measuring:
     """A worker that is its own recipe."""
 
-    measure: Callable[[Setting, Tell], Metrics]
-    stays: str | None = None
+    measure: Callable[[Setting, Report], Metrics]
+    local_reason: str | None = None
     shares_threads: bool = False
     one_device: bool = False
 
@@ -77,8 +77,8 @@ def run(path: Path, jobs: int, what: Any = measure, watch: StudyWatch | None = N
             Measuring(what),
             Measuring(what),
             watch or StudyWatch(),
-            same=lambda setting: setting["point"] or None,
-            after=lambda setting: setting["needs"] or None,
+            point_of=lambda setting: setting["point"] or None,
+            requires=lambda setting: setting["needs"] or None,
             jobs=jobs,
         )
     finally:

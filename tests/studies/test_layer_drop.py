@@ -20,7 +20,6 @@ from deltalens.scoring import loading as module
 from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.prefix import Prefix, find_blocks
 from deltalens.studies.engine import StudyWatch
-from deltalens.studies.layer_drop import sweep_layers_drop
 from tests.support.checkpoint_pairs import (
     Kind,
     Pair,
@@ -43,6 +42,7 @@ from tests.support.runs import (
     table,
     write_rows,
 )
+from tests.support.studies import sweep_layers_drop
 
 BLOCKS = 5
 ROWS = [
@@ -274,7 +274,7 @@ def test_held_states_stay_within_the_limit_and_the_rest_runs_in_full(
     limit = whole * 2 // 3
     less = sweep(pair, tmp_path / "less", cache_gb=limit / 1e9, **spec)
     assert 0 < less.facts["most_cached_bytes"] <= limit
-    assert "ran in full" in less.facts["notes"][0]
+    assert "recomputed in full" in less.facts["notes"][0]
     assert table(tmp_path / "less") == table(tmp_path / "whole")
 
 
@@ -315,7 +315,7 @@ def test_model_whose_replay_differs_is_evaluated_in_full_with_a_note(
     monkeypatch.setattr(layer, "forward", leaking)
     cached = sweep(deep_pair(), tmp_path / "cached", data=[rows], batch_tokens=128)
     sweep(deep_pair(), tmp_path / "full", data=[rows], batch_tokens=128, cache_gb=0)
-    assert "other logits" in cached.facts["notes"][0]
+    assert "different logits" in cached.facts["notes"][0]
     assert table(tmp_path / "cached") == table(tmp_path / "full")
 
 
@@ -357,7 +357,7 @@ def test_several_lists_of_blocks_are_not_passed_over() -> None:
     model = initialized(lambda: deep("llama"), seed=1)
     with pytest.raises(DeltaLensError, match=r"several lists.*encoder\.block"):
         find_blocks(model, {"encoder.block", "decoder.block"})
-    with pytest.raises(DeltaLensError, match=r"no one list of blocks 'model\.stages'"):
+    with pytest.raises(DeltaLensError, match=r"0 lists of blocks called 'model\.stages'"):
         find_blocks(model, {"model.stages"})
 
 
@@ -393,7 +393,7 @@ def test_answers_that_are_generated_are_evaluated_in_full(
     spec: dict[str, Any] = {"data": [rows], "limit": 4, "groups": (5,), "answer_pattern": r"\d+"}
     record = sweep(deep_pair(), tmp_path / "s", **spec)
     assert record.facts["notes"] == [
-        "unchanged blocks ran again in every cell: the model generates"
+        "unchanged blocks were recomputed in every cell: the model generates"
     ]
 
 
@@ -425,7 +425,8 @@ def test_finished_study_is_not_computed_again(
     monkeypatch.setattr(module, "load_model", None)
     sweep(deep_pair(), tmp_path / "s", groups=(5,))
     assert table(tmp_path / "s") == before
-    with pytest.raises(DeltaLensError, match=r"another study[\s\S]*include: None there, 'mlp' now"):
+    differs = r"another study[\s\S]*include: None in the folder, 'mlp' now"
+    with pytest.raises(DeltaLensError, match=differs):
         sweep(deep_pair(), tmp_path / "s", groups=(5,), include="mlp")
 
 
@@ -476,13 +477,13 @@ def test_model_and_its_blocks_are_back_after_an_exception_amid_a_replay(
         ({"groups": (0,)}, r"groups of 0: must be from 1 to 5"),
         ({"groups": (-3,)}, r"groups of -3: must be from 1 to 5"),
         ({"groups": (1, 6)}, r"groups of 6: must be from 1 to 5, the number of blocks in .*ft"),
-        ({"groups": ()}, r"no group: give the number"),
+        ({"groups": ()}, r"no group size: set the number"),
         ({"include": "embed_tokens"}, r"no block takes part[\s\S]*embed_tokens"),
-        ({"cache_gb": -1.0}, r"cache_gb -1\.0: 0 or more"),
+        ({"cache_gb": -1.0}, r"cache_gb -1\.0: must be 0 or more"),
         ({"cache_gb": math.nan}, r"cache_gb nan"),
-        ({"limit": 0}, r"limit 0"),
-        ({"batch_tokens": 0}, r"batch_tokens 0"),
-        ({"metrics": ("bleu",)}, r"metric 'bleu' is not measured here"),
+        ({"limit": 0}, r"limit=0"),
+        ({"batch_tokens": 0}, r"batch_tokens=0"),
+        ({"metrics": ("bleu",)}, r"metric 'bleu' cannot be measured here"),
     ],
 )
 def test_bad_input_is_refused_before_the_model_is_loaded(
@@ -502,9 +503,9 @@ def test_checkpoints_that_do_not_fit_are_refused(
     deep_pair: Callable[..., Pair], pair_of: PairOf, tmp_path: Path
 ) -> None:
     other = pair_of(Kind("llama"))
-    with pytest.raises(DeltaLensError, match=r"does not fit[\s\S]*layers\.[234]"):
+    with pytest.raises(DeltaLensError, match=r"does not match[\s\S]*layers\.[234]"):
         sweep_layers_drop(deep_pair().ft, other.base, tmp_path / "s")
-    with pytest.raises(DeltaLensError, match="given as both models"):
+    with pytest.raises(DeltaLensError, match="was passed as both the fine-tune and the base"):
         sweep_layers_drop(other.ft, other.ft, tmp_path / "s")
 
 
@@ -514,7 +515,7 @@ def test_model_without_blocks_is_refused(tmp_path: Path) -> None:
     for name, value in (("ft", 1.0), ("base", 0.0)):
         (tmp_path / name).mkdir()
         save_file({"weight": torch.full((4,), value)}, tmp_path / name / "model.safetensors")
-    with pytest.raises(DeltaLensError, match=r"no blocks[\s\S]*--include RE[\s\S]*weight"):
+    with pytest.raises(DeltaLensError, match=r"no blocks[\s\S]*`include`[\s\S]*weight"):
         sweep_layers_drop(tmp_path / "ft", tmp_path / "base", tmp_path / "s")
 
 
@@ -552,7 +553,7 @@ def test_summary_ranks_the_groups(deep_pair: Callable[..., Pair], tmp_path: Path
 
 def test_command_as_typed(deep_pair: Callable[..., Pair], rows: Path, tmp_path: Path) -> None:
     pair, out = deep_pair(), tmp_path / "study"
-    typed = ("sweep", "layers", "drop", pair.ft, pair.base, "--group", 2, "--group", 5)
+    typed = ("sweep", "layers-drop", pair.ft, pair.base, "--group-sizes", "2,5")
     typed += ("--data", rows, "--limit", 6, "-o", out)
     found = json.loads(succeeds(*typed, "--json"))
     assert found["leading"] == ["exact_match"]
@@ -563,7 +564,7 @@ def test_command_as_typed(deep_pair: Callable[..., Pair], rows: Path, tmp_path: 
     before = table(out)
     assert succeeds(*typed, "--quiet") == ""
     assert table(out) == before
-    refused = command(*typed[:5], "--group", 9, "-o", tmp_path / "other")
+    refused = command(*typed[:4], "--group-sizes", 9, "-o", tmp_path / "other")
     assert refused.exit_code == 2
     assert "groups of 9: must be from 1 to 5" in refused.output
 
@@ -574,8 +575,8 @@ def test_command_prints_the_tables_and_the_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("deltalens.figures.draw", lambda folder: [folder / "picture.png"])
-    typed = ("sweep", "layers", "drop", deep_pair().ft, deep_pair().base, "-o", tmp_path / "s")
-    text = succeeds(*typed, "--fidelity-tokens", 4, "--group", 5)
+    typed = ("sweep", "layers-drop", deep_pair().ft, deep_pair().base, "-o", tmp_path / "s")
+    text = succeeds(*typed, "--fidelity-tokens", 4, "--group-sizes", 5)
     assert "top1_agreement, groups of 5" in text
     assert "groups of 5: dropping costs most in 0-4 (" in text
     assert "tensors outside the blocks" in text

@@ -29,8 +29,8 @@ from deltalens.numerics.selection import Selection
 from deltalens.studies.deltas import DeltaStream
 from deltalens.studies.landscape.hessian import top_of_hessian
 from deltalens.studies.live import LiveModel, LiveTensors
-from deltalens.studies.places import Slot, slots_of_checkpoint
 from deltalens.studies.selecting import DropSetting, select_unit
+from deltalens.studies.slots import Slot, slots_of_checkpoint
 from deltalens.studies.weights import StoredWeights
 from tests.support.checkpoint_pairs import Kind, Pair, differing, plain, state_of, write_pair
 from tests.support.cuts import resized

@@ -27,5 +27,5 @@ def test_a_difference_that_another_thread_saw_meanwhile_stays_seen() -> None:
     setting = DropSetting("random", Fraction(1, 2))
     work = DropPass(SimpleNamespace(entries=4), setting, None, False, None)  # type: ignore[arg-type]
     same = torch.ones(4)
-    work.look_at(SimpleNamespace(ft=same, base=same, delta=_SeenElsewhere(work)))  # type: ignore[arg-type]
+    work.check(SimpleNamespace(ft=same, base=same, delta=_SeenElsewhere(work)))  # type: ignore[arg-type]
     assert work.differs

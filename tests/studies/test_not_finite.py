@@ -21,10 +21,10 @@ from deltalens.scoring import loading as module
 from deltalens.scoring.fidelity import Fidelity, sample_texts
 from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.rows import read_rows
-from deltalens.studies.layer_drop import sweep_layers_drop
 from tests.support.checkpoint_pairs import Pair, fine_tune, plain
 from tests.support.models import initialized, llama, save, tokenizer
 from tests.support.runs import FEW, command, write_rows
+from tests.support.studies import drop_study, sweep_layers_drop
 
 pytestmark = pytest.mark.bad_input
 
@@ -91,18 +91,21 @@ def test_the_pairs_are_what_these_tests_take_them_for(broken: Pair, broken_base:
     [
         ("drop-study", "FT", "BASE", "--fidelity-tokens", 8),
         ("drop-study", "FT", "BASE", "--data", "ROWS"),
-        ("sweep", "layers", "drop", "FT", "BASE"),
-        ("sweep", "layers", "drop", "FT", "BASE", "--data", "ROWS"),
+        ("sweep", "layers-drop", "FT", "BASE"),
+        ("sweep", "layers-drop", "FT", "BASE", "--data", "ROWS"),
         ("landscape", "FT", "BASE", "--data", "ROWS", "--dtype", "float16", "--grid", 3),
-        ("landscape", "FT", "--metric", "kl", "--dtype", "float16", "--grid", "3x3"),
+        ("landscape", "FT", "--metrics", "kl", "--dtype", "float16", "--grid", "3x3"),
         (
             *("landscape", "FT", "--data", "ROWS", "--dtype", "float16", "--plane", "hessian"),
             *("--grid", 3),
         ),
-        ("train", "gmt", "FT", "--data", "ROWS", "--dtype", "float16", "--steps", 1),
-        ("efficiency", "FT", "--data", "ROWS", "--dtype", "float16", "--batch-size", 2),
+        ("train", "gmt", "FT", "--train-data", "ROWS", "--dtype", "float16", "--steps", 1),
         (
-            *("compare", "l1-mask", "FT", "--data", "ROWS", "--eval-data", "ROWS"),
+            *("efficiency", "gmt", "FT", "--train-data", "ROWS"),
+            *("--dtype", "float16", "--batch-size", 2),
+        ),
+        (
+            *("compare", "l1-mask", "FT", "--train-data", "ROWS", "--eval-data", "ROWS"),
             *("--dtype", "float16"),
         ),
     ],
@@ -116,7 +119,7 @@ def test_every_study_says_so_before_its_first_cell(
     assert result.exit_code == 2, (result.output, result.exception)
     (said,) = [text for text in result.output.splitlines() if text.startswith("deltalens: ")]
     assert "in float16 the model computes NaN or infinite logits" in said
-    assert "try another --dtype: bfloat16 or float32" in said
+    assert ": bfloat16 or float32" in said
     assert str(broken.ft) in said
     assert not (tmp_path / "out").exists()
 
@@ -136,7 +139,7 @@ def test_weights_that_the_dtype_does_not_hold_are_named(rows: Path, tmp_path: Pa
 
 
 def drop(pair: Pair, out: Path, **more: Any) -> StudyRecord:
-    return deltalens.drop_study(
+    return drop_study(
         pair.ft, pair.base, out, rates="0.5", strategies=["trivial"], fidelity=FEW, **more
     )
 
@@ -252,7 +255,7 @@ def test_fine_tune_without_numbers_on_a_few_rows_is_said_at_the_first_cell(
 def test_training_that_ends_in_nan_is_recorded_as_nan(
     broken_base: Pair, rows: Path, tmp_path: Path
 ) -> None:
-    data = ("--data", rows, "--eval-data", rows)
+    data = ("--train-data", rows, "--eval-data", rows)
     options = (*data, "--dtype", "float32", "--lr", "1e30", "--steps", 3)
     alone = command("train", "sft", broken_base.ft, *options, "-o", tmp_path / "t")
     assert "note: not finite at the end: exact_match, loss, perplexity" in alone.output

@@ -19,6 +19,7 @@ from deltalens.reports.drop import summarize_drop_study
 from tests.support.checkpoint_pairs import Pair, differing, fine_tune, plain, state_of
 from tests.support.models import initialized, llama, save, tiny, tiny_config, tokenizer
 from tests.support.runs import FEW, captured, command, succeeds
+from tests.support.studies import drop_study
 
 SMALL = {
     "vocab_size": 64,
@@ -97,9 +98,9 @@ def test_strict_refuses_what_is_on_one_side_only(tmp_path: Path) -> None:
         pair(both.ft, both.base, strict=True)
     assert "'classifier.weight' (F32 [3, 16]) is not in the base" in str(caught.value)
     assert "'cls.predictions.bias' (F32 [64]) is in the base only" in str(caught.value)
-    for name in ("inspect", "drop", "drop-study", "sweep layers drop", "landscape"):
+    for name in ("inspect", "drop", "drop-study", "sweep layers-drop", "landscape"):
         out = () if name == "inspect" else ("-o", tmp_path / "out")
-        out += ("--metric", "kl") if name == "landscape" else ()
+        out += ("--metrics", "kl") if name == "landscape" else ()
         result = command(*name.split(), both.ft, both.base, "--strict", *out)
         assert result.exit_code == 2
         assert "is in the base only" in result.stderr, (name, result.stderr)
@@ -154,7 +155,8 @@ def test_classifier_of_other_labels_is_another_tensor(tmp_path: Path) -> None:
     fine_tune(ft)
     ft.save_pretrained(both.ft)
     found = pair(both.ft, both.base)
-    assert "classifier.weight: [2, 16] in the fine-tune and [5, 16] in the base" in found.notes
+    shapes = "[2, 16] in the fine-tune and [5, 16] in the base"
+    assert f"classifier.weight: {shapes}; not compared" in found.notes
     assert {entry.name for entry in found.ft_only} == {"classifier.weight", "classifier.bias"}
 
 
@@ -227,7 +229,7 @@ def test_study_measures_the_base_itself_beside_all_put_back(tmp_path: Path) -> N
     base, out = state_of(load_base(both.base)), live.states["base", 1.0, 0]
     assert differing(out, base) == []
     assert live.measured == 5, "fine-tune, two at 0.5, all put back, base"
-    record = deltalens.drop_study(both.ft, both.base, tmp_path / "s", fidelity=FEW, **spec)
+    record = drop_study(both.ft, both.base, tmp_path / "s", fidelity=FEW, **spec)
     cells = record.cells[record.cells["metric"] == "kl"].set_index(["strategy", "rate"])["value"]
     assert cells["base", 1.0] == cells["trivial", 1.0], "the layer is one that nobody loads"
     said = " ".join(summarize_drop_study(record).sentences())
@@ -243,15 +245,15 @@ def load_base(folder: Path) -> Any:
 def test_base_of_another_kind_is_said_and_left_out_of_every_claim(tmp_path: Path) -> None:
     both = bert_pair(tmp_path)
     found = succeeds(
-        *("drop-study", both.ft, both.base, "--rates", "0.5", "--strategy", "trivial"),
+        *("drop-study", both.ft, both.base, "--rates", "0.5", "--strategies", "trivial"),
         *("--fidelity-tokens", 4, "-o", tmp_path / "s"),
     )
-    assert "the base's own model cannot be measured beside the fine-tune" in found
+    assert "the base cannot be measured as a model of its own" in found
     assert "is not finite, so the gain from tuning is unknown" in found
     before = (tmp_path / "s" / "cells.csv").read_bytes()
     assert b"base,tensor,1.0,0,kl,nan" in before
     succeeds(
-        *("drop-study", both.ft, both.base, "--rates", "0.5", "--strategy", "trivial"),
+        *("drop-study", both.ft, both.base, "--rates", "0.5", "--strategies", "trivial"),
         *("--fidelity-tokens", 4, "-o", tmp_path / "s"),
     )
     assert (tmp_path / "s" / "cells.csv").read_bytes() == before
@@ -261,7 +263,7 @@ def test_figure_draws_the_base_itself_and_says_whose_rate_it_is(tmp_path: Path) 
     from deltalens.figures import drawings
 
     both = mtp_pair(tmp_path)
-    deltalens.drop_study(
+    drop_study(
         both.ft, both.base, tmp_path / "s", rates=["0.5"], strategies=["trivial"], fidelity=FEW
     )
     (drawing,) = drawings(tmp_path / "s")

@@ -30,6 +30,7 @@ from tests.support.runs import (
     succeeds,
     table,
 )
+from tests.support.studies import drop_study
 
 pytestmark = pytest.mark.resume
 
@@ -239,9 +240,9 @@ def test_another_study_is_refused_and_every_differing_field_named(
         study(pair, tmp_path / "s", Norms(), seeds=1, scope="global", changed_only=True)
     message = str(raised.value)
     assert "holds another study" in message
-    assert "--fresh" in message
-    assert "scope: 'tensor' there, 'global' now" in message
-    assert "changed_only: False there, True now" in message
+    assert "fresh" in message.splitlines()[0]
+    assert "scope: 'tensor' in the folder, 'global' now" in message
+    assert "changed_only: False in the folder, True now" in message
     assert "rates" not in message
     assert "seeds" not in message, "a smaller study of the same kind is no other study"
     assert (tmp_path / "s" / "study.json").read_bytes() == before
@@ -293,7 +294,7 @@ def test_texts_are_sampled_once_and_used_again_on_resume(
 ) -> None:
     out, spec = tmp_path / "s", {**ASKED, "fidelity": FEW}
     with pytest.raises(KeyboardInterrupt):
-        deltalens.drop_study(
+        drop_study(
             pair.ft, pair.base, out, watch=on_each_cell(StopAfter(3, KeyboardInterrupt())), **spec
         )
     texts = (out / "texts.json").read_bytes()
@@ -305,7 +306,7 @@ def test_texts_are_sampled_once_and_used_again_on_resume(
         "Fidelity",
         lambda model, given, *more: used.append(given) or fidelity(model, given),
     )
-    deltalens.drop_study(pair.ft, pair.base, out, **spec)
+    drop_study(pair.ft, pair.base, out, **spec)
     assert used == [json.loads(texts)["texts"]]
     assert (out / "texts.json").read_bytes() == texts
 
@@ -314,18 +315,18 @@ def test_damaged_texts_are_named_and_nothing_is_measured_on_them(
     pair: Pair, tmp_path: Path
 ) -> None:
     out, spec = tmp_path / "s", {**ASKED, "fidelity": FEW}
-    deltalens.drop_study(pair.ft, pair.base, out, **spec)
+    drop_study(pair.ft, pair.base, out, **spec)
     raw, cells = (out / "texts.json").read_bytes(), (out / "cells.jsonl").read_bytes()
     more = {**spec, "rates": [*spec["rates"], "0.45"]}
 
     def refused(said: str) -> None:
         with pytest.raises(RecordError, match=rf"texts\.json: {said}"):
-            deltalens.drop_study(pair.ft, pair.base, out, **more)
+            drop_study(pair.ft, pair.base, out, **more)
         assert (out / "cells.jsonl").read_bytes() == cells
 
     place = raw.rindex(b"]")
     (out / "texts.json").write_bytes(raw[:place] + b", 7" + raw[place:])
-    refused("damaged: its checksum is not that of what it says")
+    refused("damaged: its checksum does not match its content")
     for odd in ([], [[]], [[10**6]], [[-1]], [[True]], [[0.5]], "no texts"):
         edit(out / "texts.json", lambda record, odd=odd: record.update(texts=odd))
         refused("texts")
@@ -334,12 +335,12 @@ def test_damaged_texts_are_named_and_nothing_is_measured_on_them(
 def test_fidelity_resumed_equals_uninterrupted(pair_of: PairOf, tmp_path: Path) -> None:
     pair = pair_of(family="mixtral", dtype=torch.bfloat16)
     spec = {**ASKED, "fidelity": FEW}
-    deltalens.drop_study(pair.ft, pair.base, tmp_path / "whole", **spec)
+    drop_study(pair.ft, pair.base, tmp_path / "whole", **spec)
     for cells in (1, 6, 8):
         watch = on_each_cell(StopAfter(cells, KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
-            deltalens.drop_study(pair.ft, pair.base, tmp_path / "parts", watch=watch, **spec)
-    deltalens.drop_study(pair.ft, pair.base, tmp_path / "parts", **spec)
+            drop_study(pair.ft, pair.base, tmp_path / "parts", watch=watch, **spec)
+    drop_study(pair.ft, pair.base, tmp_path / "parts", **spec)
     assert table(tmp_path / "parts") == table(tmp_path / "whole")
     assert (tmp_path / "parts" / "study.json").read_bytes() == (
         tmp_path / "whole" / "study.json"
@@ -354,7 +355,9 @@ def test_command_goes_on_with_what_the_python_twin_began(pair: Pair, tmp_path: P
             pair.ft, pair.base, out, rates=["0.5"], strategies=["trivial"], watch=watch
         )
     first = settings(out)
-    succeeds("drop-study", pair.ft, pair.base, "-o", out, "--rates", "0.5", "--strategy", "trivial")
+    succeeds(
+        "drop-study", pair.ft, pair.base, "-o", out, "--rates", "0.5", "--strategies", "trivial"
+    )
     assert settings(out)[:2] == first
     assert len(settings(out)) == 3
 
@@ -383,6 +386,7 @@ def test_a_model_that_was_changed_in_place_is_another_study(
     else:
         with (changed / part).open("a") as stream:
             stream.write(" ")
-    with pytest.raises(RecordError, match=rf"another study[^\n]*\n  - {side}\.{part}: '\w+' there"):
+    differs = rf"another study[^\n]*\n  - {side}\.{part}: '\w+' in the folder"
+    with pytest.raises(RecordError, match=differs):
         deltalens.drop_study(*copies.values(), tmp_path / "s", metric=norms.metric, **ASKED)
     assert norms.calls == calls

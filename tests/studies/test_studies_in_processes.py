@@ -21,6 +21,7 @@ from tests.support.models import save, tiny, tokenizer
 from tests.support.packages import install
 from tests.support.quadratics import quadratics
 from tests.support.runs import FEW, command, journal, table, write_rows
+from tests.support.studies import drop_study
 
 ROWS = [{"prompt": f"{a}+{b}>", "completion": f"={a + b}"} for a in range(6) for b in range(6)]
 
@@ -54,7 +55,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spec(kind: str, pair: Pair, rows: Path) -> list[str]:
     """A study of the kind, as a command."""
     measured = ["--data", str(rows), "--limit", "9"]
-    small = ["--metric", "loss", "--metric", "kl", "--metric", "exact_match"]
+    small = ["--metrics", "loss,kl,exact_match"]
     few = ["--fidelity-tokens", "4"]
     return {
         "drop": [
@@ -64,7 +65,7 @@ def spec(kind: str, pair: Pair, rows: Path) -> list[str]:
             *few,
         ],
         "layers": [
-            *("sweep", "layers", "drop", str(pair.ft), str(pair.base), "--group", "1"),
+            *("sweep", "layers-drop", str(pair.ft), str(pair.base), "--group-sizes", "1"),
             *measured,
             *small,
             *few,
@@ -152,7 +153,7 @@ def test_models_that_do_not_fit_beside_each_other_are_refused(
         result = command(*spec(kind, wide, rows), "-o", tmp_path / kind, "--jobs", 9)
         assert result.exit_code == 2
         assert "too large for 9 models at once on cpu" in " ".join(result.stderr.split())
-        assert "Take fewer --jobs" in " ".join(result.stderr.split())
+        assert "Use fewer " in " ".join(result.stderr.split())
         assert not (tmp_path / kind).exists()
 
 
@@ -163,7 +164,7 @@ def test_a_metric_that_cannot_travel_is_measured_in_one_process(wide: Pair, tmp_
         processes.add(os.getpid())
         return 1.0
 
-    record = deltalens.drop_study(
+    record = drop_study(
         wide.ft, wide.base, tmp_path / "s", metric=metric, rates="0.5", jobs=2, fidelity=FEW
     )
     assert processes == {os.getpid()}
@@ -204,14 +205,14 @@ class Silent:
     stage = advance = staticmethod(lambda *given: None)
 
 @contextmanager
-def elsewhere(recipe, here, jobs, within):
-    here.close()
+def elsewhere(recipe, local, jobs, within):
+    local.close()
     worker = recipe.prepare(Silent())
-    hands = Threads(worker, pathlib.Path(os.environ["EXTRA_LOG"]))
+    pool = Threads(worker, pathlib.Path(os.environ["EXTRA_LOG"]))
     try:
-        yield hands
+        yield pool
     finally:
-        hands.pool.shutdown()
+        pool.pool.shutdown()
         worker.close()
 """
 
@@ -229,7 +230,7 @@ def test_an_executor_of_an_installed_package_measures(
         assert result.exit_code == 0, result.output
     assert table(tmp_path / "here") == table(tmp_path / "there")
     assert len((tmp_path / "log").read_text().splitlines()) == 7
-    with pytest.raises(DeltaLensError, match=r"'slurm': there are .*processes, elsewhere"):
+    with pytest.raises(DeltaLensError, match=r"'slurm': choose from .*processes, elsewhere"):
         deltalens.drop_study(wide.ft, wide.base, tmp_path / "s", executor="slurm")
 
 

@@ -202,7 +202,7 @@ def test_a_copy_with_other_values_is_a_tensor_of_its_own_as_transformers_has_it(
     found = pair(both.ft, both.base)
     assert found.entries == sum(parameter.numel() for parameter in loaded.parameters())
     assert not found.copies
-    assert any("transformers loads both, and both count" in note for note in found.notes)
+    assert any("transformers loads both, and both are counted" in note for note in found.notes)
     live = captured(both, tmp_path / "study", rates=["0.5"], strategies=["random"], seeds=1)
     deltalens.drop(both.ft, both.base, tmp_path / "out", strategy="random", rate="0.5")
     assert differing(state_of(load(tmp_path / "out")), live.states["random", 0.5, 0]) == []

@@ -56,10 +56,25 @@ OPTIONS: dict[str, list[Any]] = {
 
 def given(spec: TrainingSpec) -> dict[str, Any]:
     """All that a method can see of its settings: what was not given has its value."""
-    found = {one.name: spec.own(one.name) for one in dataclasses.fields(spec)}
-    removes = spec.threshold is None and spec.method not in ("sft", "lora", "hft")
-    ratio = {kind: str(rate) for kind, rate in spec.ratios.items()} if removes else None
-    return found | {"mask_ratio": ratio, "score_learning_rate": spec.peak_learning_rate}
+    shared = {one.name: getattr(spec, one.name) for one in dataclasses.fields(spec)}
+    method: Any = spec.method
+    own: dict[str, Any] = dataclasses.asdict(method)
+    if "mask_ratio" in own:
+        removed = method.ratios if hasattr(method, "ratios") else {"": method.ratio}
+        by_ratio = own.get("threshold") is None
+        own["mask_ratio"] = (
+            {kind: str(rate) for kind, rate in removed.items()} if by_ratio else None
+        )
+    # The ratio above is that of the weights removed, complement or not.
+    own.pop("complement", None)
+    rate = spec.peak_learning_rate
+    return {
+        **shared,
+        "method": method.name,
+        **own,
+        "learning_rate": rate,
+        "score_learning_rate": rate if "score_learning_rate" in own else None,
+    }
 
 
 class FakeTraining:
@@ -79,10 +94,10 @@ class FakeTraining:
         (out / "metrics.jsonl").write_text("")
         return Trained(out, 1, 0.0, 0.5, True, {"loss": Measurement(found)})
 
-    def measure(self, making: Any, folder: str | Path, **how: Any) -> Mapping[str, Measurement]:
+    def measure(self, worker: Any, folder: str | Path, **how: Any) -> Mapping[str, Measurement]:
         """The same of a checkpoint."""
         self.calls += 1
-        source = making.source
+        source = worker.source
         seen = [
             open_checkpoint(folder).fingerprint,
             computed(folder, source.device, source.dtype),
@@ -101,8 +116,8 @@ def number(things: object) -> float:
     return int(hashlib.sha256(repr(things).encode()).hexdigest()[:12], 16) / 1e12
 
 
-def _measured(making: Any, fake: FakeTraining, folder: str | Path, **how: Any) -> Any:
-    return fake.measure(making, folder, **how)
+def _measured(worker: Any, fake: FakeTraining, folder: str | Path, **how: Any) -> Any:
+    return fake.measure(worker, folder, **how)
 
 
 def fake_trainings(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:

@@ -27,6 +27,17 @@ EXACT: dict[Point, float] = {
 """Exact match; means: sft 60, gmt 60, 70, 65 and 57, hft 40 per cent."""
 
 
+def close(study: StudyFolder) -> None:
+    """Close a study; one without a cell stays, as a killed process leaves it."""
+    study.write_manifest()
+    manifest = study.path / "study.json"
+    content = manifest.read_bytes()
+    study.close()
+    if not manifest.exists():
+        study.path.mkdir(parents=True, exist_ok=True)
+        manifest.write_bytes(content)
+
+
 def write_sweep(
     path: Path,
     values: Mapping[Point, float],
@@ -53,11 +64,7 @@ def write_sweep(
             metrics[f"{prefix}perplexity"] = Measurement(2.0, 0.04, 100)
         metrics["training_loss"] = Measurement(0.1)
         study.append(Cell({"method": method, "mask_ratio": ratio, "seed": seed}, metrics, 1.0))
-    if not values:
-        study.write_manifest()
-        study._let_go()
-    else:
-        study.close()
+    close(study)
     return path
 
 
@@ -75,8 +82,5 @@ def write_efficiency(path: Path, speeds: Mapping[str, list[float]]) -> Path:
                 "peak_mb": Measurement(600.0 + repeat),
             }
             study.append(Cell({"method": method, "repeat": repeat}, metrics, 1.0))
-    if speeds:
-        study.close()
-    else:
-        study._let_go()
+    close(study)
     return path

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.io.records import Cell, Measurement, StudyFolder
+from tests.support.gmt_studies import close
 
 Values = Mapping[tuple[Any, ...], float]
 """Setting -> exact match."""
@@ -133,9 +134,5 @@ def write_study(
                 metrics[f"{prefix}perplexity{time}"] = Measurement(2.0, 0.04, 300)
         metrics["training_loss"] = Measurement(0.1)
         study.append(Cell(dict(zip(columns, setting, strict=True)), metrics, 1.0))
-    if values:
-        study.close()
-    else:
-        study.write_manifest()
-        study._let_go()
+    close(study)
     return path

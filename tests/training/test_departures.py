@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deltalens.methods.baselines import frozen_half
 from deltalens.training.run import train
-from deltalens.training.spec import TrainingSpec
+from tests.support.specs import training_spec
 from tests.support.training_folders import write_model, write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -33,12 +33,13 @@ def test_trainers_clip_at_one_unless_told_otherwise(departures: str) -> None:
 
 
 def test_defaults_are_those_that_are_listed(departures: str) -> None:
-    spec = TrainingSpec(method="mft")
+    spec = training_spec("mft")
     assert (spec.epochs, spec.batch_size, spec.accumulate) == (1.0, 8, 1)
-    assert (spec.learning_rate, spec.weight_decay, spec.warmup) == (2e-5, 0.0, 0.03)
-    assert (spec.own("blocks"), spec.own("rank_by")) == ("all", "magnitude")
-    gmt = TrainingSpec(method="gmt")
-    assert (gmt.own("scope"), gmt.own("apply_to")) == ("tensor", "gradient")
+    assert (spec.weight_decay, spec.warmup) == (0.0, 0.03)
+    mft, gmt = spec.settings(), training_spec("gmt")
+    assert (mft["blocks"], mft["rank_by"]) == ("all", "magnitude")
+    assert (gmt.settings()["scope"], gmt.settings()["apply_to"]) == ("tensor", "gradient")
+    assert (gmt.peak_learning_rate, spec.peak_learning_rate) == (2e-5, 3e-3)
     for said in ("| 2 epochs | 1 |", "2e-5, 8 rows, 1, 1 epoch", "--scope global", "`--epochs 2`"):
         assert said in departures
 
@@ -72,7 +73,7 @@ def gradient_norm(folder: Path, rows: list[dict[str, str]], *, by_tokens: bool) 
 def test_accumulation_weights_micro_batches_by_their_targets(tmp_path: Path) -> None:
     rows = [{"prompt": "1+1=", "completion": "2"}, {"prompt": "9+9=", "completion": "18, eighteen"}]
     folder = write_model(tmp_path / "m")
-    spec = TrainingSpec(method="sft", steps=1, batch_size=1, accumulate=2)
+    spec = training_spec("sft", steps=1, batch_size=1, accumulate=2)
     made = train(folder, write_rows(tmp_path / "r.jsonl", rows), tmp_path / "o", spec)
     first, *_ = map(json.loads, (made.path / "metrics.jsonl").read_text().splitlines())
     weighted, plain = (gradient_norm(folder, rows, by_tokens=way) for way in (True, False))

@@ -17,10 +17,11 @@ from deltalens.errors import DeltaLensError
 from deltalens.io.records import TrainingFolder
 from deltalens.training.run import TrainingWatch, train
 from deltalens.training.spec import TrainingSpec
+from tests.support.specs import training_spec
 
 pytestmark = pytest.mark.bad_input
 
-ASKED = TrainingSpec(method="mft", steps=2, batch_size=4, learning_rate=1e-2)
+ASKED = training_spec("mft", steps=2, batch_size=4, learning_rate=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def test_a_method_without_steps_leaves_nothing(
         if name == "writing the model":
             full(size)
 
-    spec = TrainingSpec(method="l1-mask")
+    spec = training_spec("l1-mask")
     with pytest.raises(DeltaLensError, match="cannot be written"):
         go(base, rows, tmp_path / "new" / "out", spec, watch=TrainingWatch(stage=fill))
     room_again()
@@ -146,7 +147,7 @@ def test_a_method_without_steps_leaves_nothing(
 def test_at_the_record_nothing_is_made(
     base: Path, rows: Path, tmp_path: Path, full: Callable[[int], None]
 ) -> None:
-    command = ["train", "sft", str(base), "--data", str(rows), "-o", str(tmp_path / "out")]
+    command = ["train", "sft", str(base), "--train-data", str(rows), "-o", str(tmp_path / "out")]
     full(0)
     said = CliRunner().invoke(app, [*command, "-q"])
     room_again()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -17,6 +18,7 @@ from deltalens.errors import DeltaLensError, RecordError
 from deltalens.figures import draw
 from deltalens.training.run import TrainingWatch, train
 from deltalens.training.spec import TrainingSpec
+from tests.support.specs import training_spec
 from tests.support.training_folders import write_model, write_rows
 
 REMOVING = ("mft", "random-mask-weights", "l1-mask")
@@ -29,7 +31,7 @@ def ft(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def spec(method: str, **more: Any) -> TrainingSpec:
     given = {"steps": 6, "batch_size": 4, "learning_rate": 1e-2, **more}
-    return TrainingSpec(method=method, **given)
+    return training_spec(method, **given)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -83,7 +85,8 @@ def test_the_learned_share_is_drawn(ft: Path, rows: Path, tmp_path: Path) -> Non
     out = tmp_path / "out"
     options = ["--threshold", "-0.02", "--lr", "1e-2", "--steps", "12", "--probe", "--blocks", "1"]
     made = CliRunner().invoke(
-        app, ["train", "mft", str(ft), "--data", str(rows), "-o", str(out), "--json", *options]
+        app,
+        ["train", "mft", str(ft), "--train-data", str(rows), "-o", str(out), "--json", *options],
     )
     assert made.exit_code == 0, made.output
     picture = out / "removed_shares.png"
@@ -97,7 +100,7 @@ def test_the_learned_share_is_drawn(ft: Path, rows: Path, tmp_path: Path) -> Non
     assert "self_attn.q_proj" in svg
     learned = load_run(out / "run").learned
     assert learned.groupby("layer")["kept"].nunique().max() > 1
-    shown = CliRunner().invoke(app, ["monitor", str(out / "run")])
+    shown = CliRunner().invoke(app, ["monitor", str(out)])
     assert shown.exit_code == 0, shown.output
     assert "removed weights (%)" in (out / "run" / "learned_masks.svg").read_text()
 
@@ -111,7 +114,7 @@ def test_a_training_that_removes_nothing_has_no_such_picture(
 
 
 def test_lora_is_merged(ft: Path, rows: Path, tmp_path: Path) -> None:
-    train(ft, rows, tmp_path / "out", spec("lora", lora_rank=2))
+    done = train(ft, rows, tmp_path / "out", spec("lora", lora_rank=2))
     before, after = weights(ft), weights(tmp_path / "out")
     assert before.keys() == after.keys()
     for name, weight in before.items():
@@ -120,6 +123,10 @@ def test_lora_is_merged(ft: Path, rows: Path, tmp_path: Path) -> None:
         if moved:
             rank = torch.linalg.matrix_rank(after[name] - weight, atol=1e-5)
             assert int(rank) <= 2
+    assert done.adapter == tmp_path / "out" / "adapter"
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(ft), done.adapter)
+    merged = adapted.merge_and_unload().state_dict()  # type: ignore[operator]
+    assert all(torch.equal(merged[name], after[name]) for name in after)
 
 
 @pytest.mark.parametrize("method", ["mft", "lora", "sft"])
@@ -190,7 +197,7 @@ def test_the_probe_follows_the_masks(ft: Path, rows: Path, tmp_path: Path) -> No
         ({"blocks": "7"}, "blocks 7"),
         ({"mask_ratio": "0.1", "threshold": 0.0}, "give one of them"),
         ({"mask_ratio": "0"}, r"outside \(0, 1\)"),
-        ({"mask_ratio": "attention=0.1"}, "mask_ratio names attention"),
+        ({"mask_ratio": "attention=0.1"}, "mask_ratio has the keys 'attention'"),
         ({"mask_ratio": "0.1,9.q=0.2"}, "mask_ratio for 9.q: no masked layer"),
         ({"rank_by": "size"}, "rank_by='size'"),
         ({"init_std": 0.0}, "init_std"),

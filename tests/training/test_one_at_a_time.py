@@ -40,7 +40,7 @@ def test_two_trainings_do_not_meet_in_a_folder(base: Path, rows: Path, tmp_path:
     assert done.finished
     assert len(refused) == 3
     assert f"{out}: another process is writing to this training" in refused[0]
-    assert "holds a training" in refused[1]
+    assert "already contains a training" in refused[1]
     assert "another process" in refused[2]
     assert not (out / ".lock").exists()
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
@@ -102,7 +102,7 @@ def test_two_probes_do_not_meet_in_a_run(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     RunWriter(tmp_path / "run", {}).close()
     assert not (tmp_path / "run" / ".lock").exists()
-    with pytest.raises(DeltaLensError, match="holds another run"):
+    with pytest.raises(DeltaLensError, match="contains another run"):
         RunWriter(tmp_path / "run", {})
 
 

@@ -8,8 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from deltalens import load_study
+from deltalens.api.translate import training
 from deltalens.cli.main import app
 from deltalens.errors import DeltaLensError
+from deltalens.training.methods.plain import Sft
 from deltalens.training.paper import paper_settings
 from deltalens.training.spec import TrainingSpec
 from tests.support.training_folders import write_model, write_rows
@@ -25,14 +27,17 @@ PRINTED = [
 ]
 
 
-def settled(name: str, method: str = "mft", **given: Any) -> TrainingSpec:
-    return TrainingSpec(method=method, **paper_settings(name, [method], given))
+def settled(name: str, method: str = "mft", **options: Any) -> tuple[Any, TrainingSpec]:
+    """The method and the shared settings, as commands settle them."""
+    (found,), spec = training(method, {"recipe": name, **options})
+    return found, spec
 
 
 @pytest.mark.parametrize(("model", "domain", "rate", "blocks"), PRINTED)
 def test_what_is_printed(model: str, domain: str, rate: float, blocks: str) -> None:
-    found = settled(f"mft-paper:{model}:{domain}")
-    assert (found.learning_rate, found.blocks, found.mask_ratio) == (rate, blocks, "0.1")
+    method, found = settled(f"mft-paper:{model}:{domain}")
+    assert (found.learning_rate, method.blocks, method.mask_ratio) == (rate, blocks, "0.1")
+    assert method.peak_learning_rate(found.learning_rate) == rate
     assert found.epochs == 2
     assert found.batch_size * found.accumulate == 128
     assert (found.warmup, found.weight_decay) == (0.03, 0.0)
@@ -40,16 +45,16 @@ def test_what_is_printed(model: str, domain: str, rate: float, blocks: str) -> N
     assert found.recipe["max_grad_norm"] == 0
 
 
-def test_what_is_given_stays() -> None:
-    found = settled(
-        "mft-paper:llama2-7b:code", learning_rate=1e-2, blocks="1", recipe={"optim": "sgd"}
-    )
-    assert (found.learning_rate, found.blocks, found.epochs) == (1e-2, "1", 2)
+def test_what_is_given_stays(tmp_path: Path) -> None:
+    (config := tmp_path / "trl.yaml").write_text("optim: sgd\n")
+    recipe = "mft-paper:llama2-7b:code"
+    method, found = settled(recipe, "mft:blocks=1", learning_rate=1e-2, config=config)
+    assert (found.learning_rate, method.blocks, found.epochs) == (1e-2, "1", 2)
     assert found.recipe["optim"] == "sgd"
     assert found.recipe["lr_scheduler_type"] == "linear"
-    assert settled("mft-paper", threshold=-0.035).mask_ratio is None
-    assert settled("mft-paper:llama2-7b:code", include="mlp").blocks is None
-    assert settled("mft-paper:llama2-7b:code", "sft").mask_ratio is None
+    assert settled("mft-paper", "mft:threshold=-0.035")[0].mask_ratio is None
+    assert settled(recipe, "mft:include=mlp")[0].blocks == "all"
+    assert settled(recipe, "sft")[0] == Sft()
 
 
 @pytest.mark.parametrize(
@@ -58,19 +63,20 @@ def test_what_is_given_stays() -> None:
         ("mft", ["mft"], "recipe 'mft': mft-paper, or mft-paper:MODEL"),
         ("mft-paper:gpt", ["mft"], "llama2-7b or llama3.1-8b"),
         ("mft-paper:llama2-7b:law", ["mft"], "'law': choose maths, code, instructions"),
-        ("mft-paper", ["mft", "gmt"], "says nothing of gmt"),
+        ("mft-paper", ["mft", "gmt"], "says nothing about gmt"),
     ],
 )
 def test_recipes_that_cannot_be(name: str, methods: list[str], message: str) -> None:
     with pytest.raises(DeltaLensError, match=message):
-        paper_settings(name, methods, {})
+        paper_settings(name, methods)
 
 
 def test_a_training_follows_it(tmp_path: Path) -> None:
     """The schedule falls on a line to 0, as transformers logs it; the rows are seen twice."""
     model, rows = write_model(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl")
-    command = ["train", "mft", str(model), "--data", str(rows), "-o", str(tmp_path / "out"), "-q"]
-    done = CliRunner().invoke(app, [*command, "--recipe", "mft-paper", "--accumulate", "1"])
+    data = ["--train-data", str(rows), "-o", str(tmp_path / "out"), "-q"]
+    more = ["--recipe", "mft-paper", "--accumulate", "1"]
+    done = CliRunner().invoke(app, ["train", "mft", str(model), *data, *more])
     assert done.exit_code == 0, done.output
     lines = map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
     rates = [line["learning_rate"] for line in lines if "loss" in line]
@@ -83,9 +89,10 @@ def test_a_training_follows_it(tmp_path: Path) -> None:
 
 def test_a_comparison_follows_it(tmp_path: Path) -> None:
     model, rows = write_model(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl")
-    command = ["compare", "mft,l1-mask", str(model), "--data", str(rows), "--eval-data", str(rows)]
-    more = ["--recipe", "mft-paper", "--blocks", "0", "--seeds", "1", "--steps", "1", "-q"]
-    done = CliRunner().invoke(app, [*command, *more, "-o", str(tmp_path / "study")])
+    command = ["compare", "mft:blocks=0,l1-mask", str(model), "-o", str(tmp_path / "study"), "-q"]
+    data = ["--train-data", str(rows), "--eval-data", str(rows)]
+    more = ["--recipe", "mft-paper", "--seeds", "1", "--steps", "1"]
+    done = CliRunner().invoke(app, [*command, *data, *more])
     assert done.exit_code == 0, done.output
     record = load_study(tmp_path / "study")
     assert record.setting("mask_ratio", "l1-mask") == record.setting("mask_ratio", "mft") == "0.1"

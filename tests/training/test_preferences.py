@@ -12,8 +12,10 @@ from deltalens import load_study
 from deltalens.errors import DeltaLensError
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.training_plans import TrainingData
+from deltalens.training.methods import read_methods
 from deltalens.training.run import train
 from deltalens.training.spec import TrainingSpec
+from tests.support.specs import training_spec
 from tests.support.training_folders import preferences, write_rows
 
 pytestmark = pytest.mark.parity
@@ -43,7 +45,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def spec(**more: Any) -> TrainingSpec:
     given = {"objective": "dpo", "steps": 4, "batch_size": 4, "learning_rate": 5e-3, **more}
-    return TrainingSpec(**given)
+    return training_spec(**given)
 
 
 def of_trl(model: Path, reference: Path, rows: Path, out: Path, beta: float) -> dict[str, float]:
@@ -155,8 +157,9 @@ def test_a_sweep_under_dpo_has_one_off_drops_and_measures_preferences(
 ) -> None:
     source = TrainingData(model=base, data=pairs, eval_data=[held_out])
     study = tmp_path / "study"
-    given = {"ratios": "0.5", "seeds": 1, "keep_checkpoints": True}
-    sweep_mask_ratio(["gmt", "one-off-drop"], source, study, spec(), **given)
+    given = {"mask_ratios": "0.5", "seeds": 1, "keep_checkpoints": True}
+    methods = read_methods("gmt,one-off-drop")
+    sweep_mask_ratio(methods, source, study, spec(), **given)
     record = load_study(study)
     cells = record.cells.set_index(["method", "mask_ratio", "metric"])["value"]
     assert set(record.cells["metric"]) == {*MEASURED, "training_loss"}

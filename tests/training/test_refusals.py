@@ -19,6 +19,7 @@ from deltalens.training.lora import adapted
 from deltalens.training.run import TrainingWatch, train
 from deltalens.training.spec import TrainingSpec
 from tests.support.models import ids_of, save, tiny
+from tests.support.specs import training_spec
 from tests.support.training_folders import write_model
 
 pytestmark = pytest.mark.bad_input
@@ -67,7 +68,7 @@ SAID = {
 
 def spec(**more: Any) -> TrainingSpec:
     given = {"steps": 2, "batch_size": 4, "learning_rate": 1e-2, **more}
-    return TrainingSpec(**given)
+    return training_spec(**given)
 
 
 def make(architecture: str) -> Any:
@@ -157,7 +158,7 @@ def test_a_training_that_fails_before_its_first_step_leaves_nothing(
     train(model, rows, tmp_path / "new" / "out", spec())
 
 
-BEYOND = "its tokenizer makes token 53 of it, and the model knows 4"
+BEYOND = "the tokenizer produces token 53, but the model has only 4"
 
 
 @pytest.mark.parametrize("evaluated", [False, True])
@@ -174,7 +175,7 @@ def test_tokens_that_the_model_does_not_have(rows: Path, tmp_path: Path, evaluat
 
 def test_one_line_and_exit_code_2(rows: Path, tmp_path: Path) -> None:
     model = small_vocabulary(tmp_path / "model")
-    command = ["train", "sft", str(model), "--data", str(rows), "-o", str(tmp_path / "out")]
+    command = ["train", "sft", str(model), "--train-data", str(rows), "-o", str(tmp_path / "out")]
     said = CliRunner().invoke(app, [*command, "-q"])
     assert said.exit_code == 2
     (line,) = [one for one in said.stderr.splitlines() if BEYOND in one]

@@ -15,6 +15,7 @@ from deltalens.io.records import TrainingFolder
 from deltalens.training import run
 from deltalens.training.run import Trained, train
 from deltalens.training.spec import TrainingSpec
+from tests.support.specs import training_spec
 
 pytestmark = pytest.mark.resume
 
@@ -24,7 +25,7 @@ RESULT = ("model.safetensors", "metrics.jsonl", "config.json", "tokenizer.json")
 def spec(**more: Any) -> TrainingSpec:
     # At a constant rate a step too many is seen.
     given = {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "warmup": 0.0}
-    return TrainingSpec(**{**given, "recipe": {"lr_scheduler_type": "constant"}, **more})
+    return training_spec(**{**given, "recipe": {"lr_scheduler_type": "constant"}, **more})
 
 
 def came_to(folder: Path) -> dict[str, Any]:
@@ -33,6 +34,8 @@ def came_to(folder: Path) -> dict[str, Any]:
     if (file := folder / "masks.safetensors").exists():
         with safe_open(file, "numpy") as held:
             found["masks"] = held.metadata(), held.get_tensor("kept").tobytes()
+    if (adapter := folder / "adapter").exists():
+        found["adapter"] = (adapter / "adapter_model.safetensors").read_bytes()
     return found
 
 

@@ -78,7 +78,7 @@ def test_the_terminal_of_a_training_closes(base: Path, rows: Path, tmp_path: Pat
     """With its progress bar, which cannot be drawn any more."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "deltalens.cli.main", "train", "sft", str(base)]
-    command += ["--data", str(rows), "--steps", "20000", "--batch-size", "4", "-o", str(out)]
+    command += ["--train-data", str(rows), "--steps", "20000", "--batch-size", "4", "-o", str(out)]
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", TAKES_TERMINAL, *command],

@@ -19,6 +19,7 @@ from deltalens.scoring.tokens import encode_preferences
 from deltalens.training.rows import collator, preferences
 from deltalens.training.run import train
 from deltalens.training.spec import TrainingSpec
+from tests.support.specs import training_spec
 from tests.support.tokenizers import CHATML, KINDS, TOOLS, model, tokenizer, turns
 from tests.support.training_folders import write_rows
 
@@ -39,7 +40,7 @@ def folder(path: Path, *, template: str | None = None, **tokens: str) -> Path:
 
 
 def spec(**more: Any) -> TrainingSpec:
-    return TrainingSpec(steps=2, batch_size=4, learning_rate=1e-2, **more)
+    return training_spec(steps=2, batch_size=4, learning_rate=1e-2, **more)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

@@ -20,12 +20,13 @@ from deltalens.errors import DeltaLensError
 from deltalens.training.recipe import read_recipe
 from deltalens.training.run import Trained, TrainingWatch, train
 from deltalens.training.spec import TrainingSpec
+from tests.support.specs import training_spec
 from tests.support.training_folders import preferences, write_rows
 
 
 def spec(**more: Any) -> TrainingSpec:
     given = {"steps": 6, "batch_size": 4, "learning_rate": 1e-2, **more}
-    return TrainingSpec(**given)
+    return training_spec(**given)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -121,7 +122,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on_bit_for_bit(base: Path, rows: Path, tmp_path: Path) -> None:
-    options = ["--data", str(rows), "--steps", "30", "--batch-size", "4", "--lr", "1e-2"]
+    options = ["--train-data", str(rows), "--steps", "30", "--batch-size", "4", "--lr", "1e-2"]
     options += ["--checkpoint-every", "5", "--mask-ratio", "0.5"]
     command = [sys.executable, "-m", "deltalens.cli.main", "train", "gmt", str(base), *options]
     subprocess.run([*command, "-o", str(tmp_path / "straight")], check=True, capture_output=True)
@@ -149,7 +150,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
     out = tmp_path / "out"
     try:
-        with pytest.raises(DeltaLensError, match="and resume: it goes on from there"):
+        with pytest.raises(DeltaLensError, match="and resume: the last checkpoint is kept"):
             train(base, rows, out, spec(), checkpoint_every=2, watch=TrainingWatch(at=fill))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -248,11 +249,13 @@ def test_a_recipe_passes_trls_options_on(base: Path, rows: Path, tmp_path: Path)
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "method": ({"method": "adapter"}, r"method 'adapter': choose one of sft, gmt"),
-    "ratio": ({"mask_ratio": "1"}, r"mask ratio 1"),
-    "outside": ({"mask_ratio": "1.5"}, r"1\.5 is outside"),
-    "scope": ({"scope": "block"}, r"scope 'block'"),
+    "ratio": ({"method": "gmt", "mask_ratio": "1"}, r"mask ratio 1"),
+    "outside": ({"method": "gmt", "mask_ratio": "1.5"}, r"1\.5 is outside"),
+    "scope": ({"method": "gmt", "scope": "block"}, r"scope 'block'"),
     "steps": ({"steps": 0}, r"steps 0: must be above 0"),
-    "apply_to": ({"apply_to": "weights"}, r"apply_to 'weights'"),
+    "apply_to": ({"method": "gmt", "apply_to": "weights"}, r"apply_to 'weights'"),
+    "foreign": ({"scope": "layer"}, r"sft: has no setting scope; it has none of its own"),
+    "foreign too": ({"method": "hft", "scope": "layer"}, r"hft: has no setting scope; .* include"),
 }
 
 
@@ -273,8 +276,8 @@ LAUGHS = "beta: &a0 [x]\n" + "".join(
     ("text", "message"),
     [
         ("learning_rates: 1", r"learning_rates: unknown; did you mean learning_rate\?"),
-        ("bf16: true", r"bf16: .*--dtype"),
-        ("output_dir: x", r"output_dir: the output folder"),
+        ("bf16: true", r"bf16: give dtype instead"),
+        ("output_dir: x", r"output_dir: give out instead"),
         ("- a", "mapping"),
         ("a: [", "not YAML"),
         (LAUGHS, ": unpacks to more than 10,000 values"),
@@ -286,7 +289,7 @@ LAUGHS = "beta: &a0 [x]\n" + "".join(
         ("optim: !!set {a}\n", "optim: a set, where"),
         ("? [a]\n: 1\n", "not YAML: yaml says: ConstructorError"),
         ("optim: \0\n", "not YAML: yaml says: ReaderError"),
-        ("#" * (1 << 20) + "\n", "longer than 1,048,576 bytes, which no recipe is"),
+        ("#" * (1 << 20) + "\n", "more than 1,048,576 bytes, too large for a recipe"),
     ],
 )
 def test_recipes_that_cannot_be(tmp_path: Path, text: str, message: str) -> None:
@@ -299,7 +302,7 @@ def test_bad_rows_are_named_before_anything_is_made(base: Path, tmp_path: Path) 
     with pytest.raises(DeltaLensError, match=r"(?s)line 1: 'completion' is missing.*line 2"):
         train(base, bad, tmp_path / "out", spec())
     pairs = write_rows(tmp_path / "pairs.jsonl", preferences())
-    with pytest.raises(DeltaLensError, match="--objective dpo"):
+    with pytest.raises(DeltaLensError, match="train with objective dpo"):
         train(base, pairs, tmp_path / "out", spec())
     texts = write_rows(tmp_path / "texts.jsonl", FORMS["text"])
     with pytest.raises(DeltaLensError, match="'rejected'"):
@@ -308,11 +311,11 @@ def test_bad_rows_are_named_before_anything_is_made(base: Path, tmp_path: Path) 
 
 
 def test_the_folder_holds_something_else(base: Path, rows: Path, sft: Path, tmp_path: Path) -> None:
-    with pytest.raises(DeltaLensError, match="--resume goes on"):
+    with pytest.raises(DeltaLensError, match="to resume it"):
         train(base, rows, sft, spec())
-    with pytest.raises(DeltaLensError, match="no training to go on with"):
+    with pytest.raises(DeltaLensError, match="no training to resume"):
         train(base, rows, tmp_path / "none", spec(), resume=True)
-    with pytest.raises(DeltaLensError, match=r"learning_rate: 0\.01 there, 0\.02 now"):
+    with pytest.raises(DeltaLensError, match=r"learning_rate: 0\.01 in the folder, 0\.02 now"):
         train(base, rows, sft, spec(learning_rate=2e-2), resume=True)
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(DeltaLensError, match=r"mine\.txt|exists already"):

@@ -1,11 +1,11 @@
 """The papers' tables as data: every cell as it was printed, with its source. No torch here.
 
-A table is one CSV file. Lines that begin with `#` come first: `# source: ...`, and a `# note: ...`
-for everything a reader should know about it. Then a header: the columns of `LABELS` name a row,
-`note` says what is special about it, and every other column is a measure. A cell is the text as
-printed (`69.5(+1.2)`: with the difference that the paper gives; `-`: the paper's own dash); an
-empty one lies outside the paper's table. No table of these papers prints a deviation: what stands
-beside MFT's scores is the distance to FFT.
+A table is one CSV file. Comment lines come first: `# source: ...`, and a `# note: ...` for each
+thing that a reader should know about the table. In the header, the columns of `LABELS` name a row,
+`note` says what is special about it, and every other column is a measure. A cell holds the text as
+printed: `69.5(+1.2)` includes the difference that the paper states, and `-` is a dash in the paper;
+an empty cell is not part of the paper's table. None of these papers prints standard deviations: the
+numbers in parentheses in MFT's tables are differences to FFT.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PaperTable:
 
     name: str
     source: str
-    """Paper, version and table."""
+    """Paper, version and number of the table."""
     notes: tuple[str, ...]
     cells: pd.DataFrame
     """The table as printed: text in every column, empty where there is no cell."""
@@ -48,41 +48,58 @@ class PaperTable:
 
 
 def paper_tables() -> list[str]:
-    """The names of the tables there are."""
+    """List the tables.
+
+    Returns:
+        Their names, sorted.
+    """
     files = resources.files(__name__).iterdir()
     return sorted(file.name.removesuffix(".csv") for file in files if file.name.endswith(".csv"))
 
 
 def paper_table(name: str) -> PaperTable:
-    """Read a table by its name: `gmt_tab1`, ...
+    """Read a table.
+
+    Args:
+        name: its name: `gmt_tab1`, ...
+
+    Returns:
+        The table.
 
     Raises:
-        DeltaLensError: there is none of that name.
+        DeltaLensError: there is no table of this name.
     """
     import pandas as pd
 
     if name not in paper_tables():
-        raise DeltaLensError(f"no table {name!r} of a paper; there are {', '.join(paper_tables())}")
+        raise DeltaLensError(f"no paper's table {name!r}; choose from {', '.join(paper_tables())}")
     lines = resources.files(__name__).joinpath(f"{name}.csv").read_text("utf-8").splitlines()
-    said = [line.removeprefix("# ").partition(": ") for line in lines if line.startswith("#")]
+    comments = [line.removeprefix("# ").partition(": ") for line in lines if line.startswith("#")]
     cells = pd.read_csv(
         io.StringIO("\n".join(line for line in lines if not line.startswith("#"))),
         dtype=str,
         keep_default_na=False,
     )
-    (source,) = (text for kind, _, text in said if kind == "source")
-    return PaperTable(name, source, tuple(text for kind, _, text in said if kind == "note"), cells)
+    (source,) = (text for kind, _, text in comments if kind == "source")
+    notes = tuple(text for kind, _, text in comments if kind == "note")
+    return PaperTable(name, source, notes, cells)
 
 
 def as_number(cell: str) -> float:
-    """The number in a printed cell; NaN for a dash or nothing.
+    """Convert a printed cell to a number.
+
+    Args:
+        cell: the text as printed.
+
+    Returns:
+        The number, without the difference in parentheses; NaN for a dash or an empty cell.
 
     Raises:
-        DeltaLensError: neither of these.
+        DeltaLensError: it is none of these.
     """
     if cell in ("", "-"):
         return math.nan
-    found = _NUMBER.fullmatch(cell)
-    if not found:
+    match = _NUMBER.fullmatch(cell)
+    if not match:
         raise DeltaLensError(f"{cell!r}: not a cell of a paper's table")
-    return float(found["value"])
+    return float(match["value"])

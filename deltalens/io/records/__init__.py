@@ -1,4 +1,4 @@
-"""Folders of records: studies, runs of a probe, trainings. No torch here."""
+"""Folders of records: studies, probe runs and trainings. No torch here."""
 
 from deltalens.io.records.identity import Union
 from deltalens.io.records.journal import Cell, Measurement, Setting
@@ -11,6 +11,7 @@ from deltalens.io.records.study import (
 )
 from deltalens.io.records.texts import has_texts, read_texts, write_texts
 from deltalens.io.records.training import (
+    ADAPTER,
     MASKS,
     TrainingFolder,
     TrainingRecord,
@@ -20,6 +21,7 @@ from deltalens.io.records.training import (
 )
 
 __all__ = [
+    "ADAPTER",
     "MASKS",
     "Cell",
     "Measurement",

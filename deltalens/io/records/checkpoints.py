@@ -1,7 +1,7 @@
-"""Checkpoints of a training: sealed once they are whole, and checked before one is gone on from.
+"""Checkpoints of a training: sealed once they are complete, and verified before one is resumed.
 
-Their seal knows what lies beside the checkpoint and belongs to it, too: the metrics up to then, and
-the best weights so far where held-out rows decide.
+The seal also covers what belongs to a checkpoint and is stored beside it: the metrics up to that
+step and, if held-out rows choose the result, the best weights so far.
 """
 
 from __future__ import annotations
@@ -28,85 +28,93 @@ __all__ = [
 ]
 
 BEST = re.compile(r"best-(\d+)\.safetensors")
-"""Beside checkpoints: weights as they were best so far, and the step."""
+"""Name of the file with the best weights so far, and their step; it is stored beside the
+checkpoints."""
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_CARD = "README.md"
+_MODEL_CARD = "README.md"
 """trl writes one beside its checkpoints."""
 
 
 @dataclass(frozen=True)
 class SealedCheckpoint:
-    """A checkpoint that is what was written."""
+    """A complete and undamaged checkpoint."""
 
     path: Path
     step: int
     last: bool
-    """No step is left to take after it."""
+    """Whether it was written after the training's last step."""
     metrics: tuple[int, str]
-    """Size and checksum of the metrics when it was written."""
+    """Size and checksum of the metrics file when it was written."""
     best: str | None
-    """Name of the file beside it with the best weights so far."""
+    """Name of the file beside it with the best weights so far; None if there is none."""
 
 
 def seal(checkpoint: Path, last: bool, metrics: tuple[int, str], best: Path | None) -> None:
-    """A checkpoint has been written: bring it to the disk, and only then call it whole.
+    """Flush a checkpoint that has been written to the disk, and then mark it as complete.
 
     Args:
         checkpoint: the folder.
-        last: it is that of the last step.
-        metrics: size and checksum of the metrics.
+        last: whether it was written after the last step.
+        metrics: size and checksum of the metrics file.
         best: the file beside it with the best weights so far.
 
     Raises:
-        OSError: it cannot be read, or brought to the disk.
+        RecordError: the folder contains something other than regular files and folders.
+        OSError: it cannot be read, or not be written to the disk.
     """
     beside = {best.name: list(checksum_of_file(best))} if best else {}
     write_seal(checkpoint, {"last": last, "metrics": list(metrics), "best": beside})
 
 
 def last_whole(folder: Path) -> tuple[SealedCheckpoint | None, list[str]]:
-    """The last checkpoint that is what was written; None where there is none.
+    """Find the last complete and undamaged checkpoint.
 
-    Those that were cut short are removed, and those that are damaged once there is an older one to
-    go on from.
+    Incomplete checkpoints are removed, and so are damaged ones if an older one can be resumed.
 
     Args:
-        folder: of a training's checkpoints.
+        folder: the folder of a training's checkpoints.
 
     Returns:
-        The checkpoint, and what is wrong with later ones.
+        The checkpoint, or None if there is none; and what is wrong with later ones.
 
     Raises:
-        RecordError: all are damaged (each is named).
+        RecordError: all checkpoints are damaged; the message lists them.
     """
     for step in steps_of(folder):
-        found = folder / f"checkpoint-{step}"
-        if not os.path.lexists(found / SEAL):
-            remove(found)
+        checkpoint = folder / f"checkpoint-{step}"
+        if not os.path.lexists(checkpoint / SEAL):
+            remove(checkpoint)
     faults: dict[Path, str] = {}
     for step in sorted(steps_of(folder), reverse=True):
-        found = folder / f"checkpoint-{step}"
+        checkpoint = folder / f"checkpoint-{step}"
         try:
-            whole = _checked(found, step)
+            sealed = _checked(checkpoint, step)
         except RecordError as error:
-            faults[found] = str(error)
+            faults[checkpoint] = str(error)
             continue
         for damaged in faults:
             remove(damaged)
-        return whole, list(faults.values())
+        return sealed, list(faults.values())
     if faults:
         headline = (
-            f"{folder}: no checkpoint is whole; put back what is damaged, or remove {folder} and "
-            "resume: it begins from the start"
+            f"{folder}: every checkpoint is damaged; restore one, or remove {folder} and resume: "
+            "the training then starts over"
         )
         raise RecordError(fault_list(headline, list(faults.values())))
     return None, []
 
 
 def steps_of(folder: Path) -> list[int]:
-    """After which steps checkpoints were written, whole or not."""
-    names = (_CHECKPOINT.fullmatch(found.name) for found in folder.glob("checkpoint-*"))
-    return [int(one[1]) for one in names if one]
+    """List the steps after which checkpoints were written, complete or not.
+
+    Args:
+        folder: the folder of a training's checkpoints.
+
+    Returns:
+        Numbers of steps, in no particular order.
+    """
+    matches = (_CHECKPOINT.fullmatch(path.name) for path in folder.glob("checkpoint-*"))
+    return [int(match[1]) for match in matches if match]
 
 
 def _checked(checkpoint: Path, step: int) -> SealedCheckpoint:
@@ -115,9 +123,9 @@ def _checked(checkpoint: Path, step: int) -> SealedCheckpoint:
         best = [name for name in about["best"] if BEST.fullmatch(name)]
         for name in best:
             check_file(checkpoint.parent / name, about["best"][name])
-        size, known = about["metrics"]
+        size, digest = about["metrics"]
         return SealedCheckpoint(
-            checkpoint, step, bool(about["last"]), (int(size), str(known)), (*best, None)[0]
+            checkpoint, step, bool(about["last"]), (int(size), str(digest)), (*best, None)[0]
         )
     except OSError as error:
         raise RecordError(f"{checkpoint}: cannot be read: {error}") from error
@@ -126,12 +134,19 @@ def _checked(checkpoint: Path, step: int) -> SealedCheckpoint:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove what a training wrote on the way, and the folder if nothing else is in it."""
+    """Remove a training's checkpoints, and their folder if nothing else is in it.
+
+    Args:
+        folder: the folder of a training's checkpoints; it may be missing.
+
+    Raises:
+        RecordError: a checkpoint may not be removed.
+    """
     if folder.is_symlink() or not folder.is_dir():
         return
-    for found in folder.iterdir():
-        known = _CHECKPOINT.fullmatch(found.name) or BEST.fullmatch(found.name)
-        if known or found.name == _CARD or is_temporary(found.name):
-            remove(found)
+    for path in folder.iterdir():
+        is_weights = _CHECKPOINT.fullmatch(path.name) or BEST.fullmatch(path.name)
+        if is_weights or path.name == _MODEL_CARD or is_temporary(path.name):
+            remove(path)
     with suppress(OSError):
         folder.rmdir()

@@ -1,5 +1,5 @@
-"""One frame for every folder of records: a sealed manifest that says what it is, a lock, and what
-becomes of a folder that is begun, gone on with, or came to nothing. No torch here."""
+"""What all folders of records have in common: a sealed manifest that says what the folder is, a
+lock, and how a folder is started, resumed or abandoned. No torch here."""
 
 from __future__ import annotations
 
@@ -27,63 +27,76 @@ __all__ = ["Manifest", "RecordFolder"]
 
 @dataclass(frozen=True)
 class Manifest:
-    """A sealed JSON file in a folder, with the format of its records and the version that wrote it:
-    what makes it a folder of records."""
+    """The sealed JSON file that makes a folder a folder of records. It states the format of the
+    records and the version of deltalens that wrote it."""
 
     what: str
-    """The folder is of, for messages: "study"."""
+    """What the folder is, for messages: "study"."""
     name: str
-    """Of the file."""
+    """Name of the file."""
     fields: Fields
-    """What it has to hold."""
+    """The fields that it must have."""
 
     def read(self, folder: Path) -> dict[str, Any]:
-        """What the manifest of a folder says.
+        """Read the manifest of a folder.
+
+        Args:
+            folder: the folder of records.
+
+        Returns:
+            Its fields, checked.
 
         Raises:
-            RecordError: there is none, or it is damaged, of a format that this version does not
-                know, or holds something else.
+            RecordError: there is no manifest; or it is damaged, of an unknown format, or has other
+                fields than expected.
         """
         file = folder / self.name
         try:
             content = read_plain(file)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise RecordError(f"{folder}: no {self.what} here (no {self.name})") from error
+            raise RecordError(
+                f"{folder}: contains no {self.what} (there is no {self.name})"
+            ) from error
         except OSError as error:
             raise RecordError(f"{file}: cannot be read: {error.strerror}") from error
-        manifest = parse_json(file, content)
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        if type(found) is not int or found not in FORMATS:
-            known, shown = " and ".join(map(str, FORMATS)), repr(found)[:40]
-            raise RecordError(f"{file}: format {shown}; this deltalens ({version()}) reads {known}")
-        check_sealed(file, manifest, has_checksums(found))
-        require(file, manifest, self.fields)
-        held: dict[str, Any] = manifest
-        return held
+        parsed = parse_json(file, content)
+        format = parsed.get("format") if isinstance(parsed, dict) else None
+        if type(format) is not int or format not in FORMATS:
+            readable, shown = " and ".join(map(str, FORMATS)), repr(format)[:40]
+            raise RecordError(
+                f"{file}: format {shown}; this deltalens ({version()}) reads formats {readable}"
+            )
+        check_sealed(file, parsed, has_checksums(format))
+        require(file, parsed, self.fields)
+        manifest: dict[str, Any] = parsed
+        return manifest
 
     def write(self, folder: Path, fields: Mapping[str, Any]) -> None:
         """Write the manifest of a folder.
 
         Args:
-            folder: of the records.
-            fields: what it says beside format, version and checksum, as JSON values.
+            folder: the folder of records.
+            fields: JSON values. Format, version and checksum are added.
+
+        Raises:
+            DeltaLensError: the folder is not writable.
         """
         record = sealed({"format": FORMAT, "deltalens": version(), **fields})
         write_whole(folder / self.name, (json.dumps(record, indent=2) + "\n").encode())
 
 
 class RecordFolder(ABC):
-    """A folder of records open for writing, by one process at a time, until `close`.
+    """A folder of records that is open for writing, by one process at a time, until `close`.
 
-    A kind of folder says whether it may be begun or gone on with, and what is in it then; and calls
-    `_open` when it has all that it needs for that.
+    Subclasses decide whether a folder may be started or resumed, and what it then contains. Their
+    constructor calls `_open` at the end.
 
     Args:
-        path: the folder; made if missing.
-        spec: everything that decides what comes into it, as JSON values; its identity.
+        path: the folder; created if missing.
+        spec: the identity: everything that decides what is recorded, as JSON values.
 
     Raises:
-        RecordError: a name in `spec` is no valid Unicode.
+        RecordError: a name in `spec` is not valid Unicode.
     """
 
     manifest: ClassVar[Manifest]
@@ -93,101 +106,107 @@ class RecordFolder(ABC):
         self.path = path
         self.spec: dict[str, Any] = json.loads(json.dumps(spec))
         self.facts: dict[str, Any] = {}
-        self._made: list[Path] = []
+        self._created: list[Path] = []
         self._lock: IO[bytes] | None = None
 
     @abstractmethod
     def _is_new(self) -> bool:
-        """Whether the folder is to be begun, and not gone on with. Asked before anything is made,
-        and again once no other process can write there: one may have, in between.
+        """Whether the folder is to be started, and not resumed.
+
+        Called before anything is created, and again once the folder is locked: another process may
+        have written to it in between.
 
         Raises:
-            RecordError: neither can be.
+            RecordError: the folder can be neither started nor resumed.
         """
 
     @abstractmethod
-    def _begin(self) -> None:
-        """Write what a new folder has in it."""
+    def _start(self) -> None:
+        """Write the initial content of a new folder."""
 
-    def _go_on(self) -> None:
-        """Read what the folder holds, and get ready for more of it.
+    def _resume(self) -> None:
+        """Read the folder's content, and prepare to add to it.
 
         Raises:
-            RecordError: it is of another study or training, or damaged.
+            RecordError: it belongs to another study or training, or is damaged.
         """
         raise NotImplementedError
 
     @abstractmethod
     def abandon(self) -> None:
-        """Remove what was written to a folder that came to nothing, the folders made for it, too,
-        and let go of it."""
+        """Remove everything that was written to the folder, and unlock it; a folder that was
+        created for this is removed, too."""
 
     def _open(self) -> None:
-        """Lock the folder, and begin it or go on with it. What fails leaves nothing behind."""
+        """Lock the folder, and start or resume it. On an error, nothing is left behind."""
         new = False
         try:
             self._is_new()
-            self._made = make_folders(self.path)
+            self._created = make_folders(self.path)
             self._lock = lock_folder(self.path, self.manifest.what)
             new = self._is_new()
             if new:
-                self._begin()
+                self._start()
             else:
-                self._go_on()
+                self._resume()
         except BaseException as error:
             with suppress(OSError, RecordError):
                 if new:
                     self.abandon()
-            self._let_go()
+            self._release()
             if isinstance(error, OSError):
                 why = os_reason(error)
                 raise RecordError(f"{self.path}: cannot be written: {why}") from error
             raise
 
-    def _said(self) -> dict[str, Any]:
-        """What the manifest says."""
+    def _manifest_fields(self) -> dict[str, Any]:
+        """The content of the manifest."""
         return {"identity": IDENTITY, "asked": self.spec, "facts": self.facts}
 
     def write_manifest(self) -> None:
-        """Write the manifest: what was asked, and the facts so far."""
-        self.manifest.write(self.path, self._said())
+        """Write the manifest: the specification, and the facts so far.
+
+        Raises:
+            DeltaLensError: the folder is not writable.
+        """
+        self.manifest.write(self.path, self._manifest_fields())
 
     def _unite(
-        self, held: Mapping[str, Any], axes: Mapping[str, Union] | None = None, hint: str = ""
+        self, manifest: Mapping[str, Any], axes: Mapping[str, Union] | None = None, hint: str = ""
     ) -> None:
-        """Refuse to go on with other records than those that are asked for; of ones that differ
-        along axes alone, `spec` becomes that of a single call for both.
+        """Refuse to resume records with another specification. If it differs along axes only,
+        `spec` becomes the specification of a single call for both.
 
         Args:
-            held: the folder's manifest.
-            axes: what may differ, and how the two become one.
+            manifest: the manifest in the folder.
+            axes: what may differ, and how the values are united.
             hint: what to do, for the message.
 
         Raises:
             RecordError: names everything that differs, or both versions.
         """
-        check_version(self.path, held)
+        check_version(self.path, manifest)
         headline = f"{self.path} holds another {self.manifest.what}{hint}:"
-        self.spec = united(headline, held["asked"], self.spec, axes)
+        self.spec = united(headline, manifest["asked"], self.spec, axes)
 
     def _remove(self, names: Iterable[str]) -> None:
-        """Remove files of these names and what is left of writing any, and let go of the folder."""
-        left = [file.name for file in self.path.iterdir() if is_temporary(file.name)]
-        for name in (*names, *left):
+        """Remove files of these names and all temporary files, and release the folder."""
+        temporary = [file.name for file in self.path.iterdir() if is_temporary(file.name)]
+        for name in (*names, *temporary):
             with suppress(RecordError):
                 discard(self.path / name)
-        self._let_go()
+        self._release()
 
-    def _let_go(self) -> None:
-        """Unlock the folder; where nothing is in it, the folders made for it go, too."""
-        held, self._lock = self._lock, None
-        if held is not None:
-            unlock_folder(self.path, held)
-        remove_empty(self._made)
+    def _release(self) -> None:
+        """Unlock the folder. If it was created for this and is empty, remove it."""
+        lock_file, self._lock = self._lock, None
+        if lock_file is not None:
+            unlock_folder(self.path, lock_file)
+        remove_empty(self._created)
 
     def close(self) -> None:
-        """Let another process have the folder."""
-        self._let_go()
+        """Unlock the folder, so that other processes can write to it."""
+        self._release()
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""Whether a folder holds what is asked for now, or something that grows to it. No torch here."""
+"""Comparing the specification of a folder of records with a new one. No torch here."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ from deltalens.io.version import FORMAT, IDENTITY, version
 __all__ = ["Union", "check_version", "united"]
 
 Union = Callable[[Any, Any], Any]
-"""Of what was asked before and is asked now along one axis of a study: the values of a single call
-for all of it, or None where there is no such call."""
+"""Unites the recorded and the requested values along one axis of a study: returns the values of a
+single call for both, or None if there is no such call."""
 
 
 def check_version(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Refuse to go on with what a version recorded that knew less of what decides the numbers, or
-    that would not notice damage.
+    """Refuse to resume records of a version that recorded less of what decides the numbers, or that
+    had no checksums.
+
+    Args:
+        path: the folder of records.
+        manifest: its manifest.
 
     Raises:
-        RecordError: with both versions.
+        RecordError: names both versions.
     """
     if manifest.get("identity") != IDENTITY or manifest.get("format") != FORMAT:
         raise RecordError(
-            f"{path}: made by another deltalens ({manifest.get('deltalens')}; this one is "
-            f"{version()}), which did not record all that decides the numbers: it can be read and "
-            "drawn, but not gone on with; choose another folder"
+            f"{path}: written by another version of deltalens ({manifest.get('deltalens')}; this "
+            f"is {version()}), which did not record everything that decides the numbers: it can be "
+            "read and drawn, but not resumed; choose another folder"
         )
 
 
@@ -37,15 +41,19 @@ def united(
     now: Mapping[str, Any],
     axes: Mapping[str, Union] | None = None,
 ) -> dict[str, Any]:
-    """What a single call would have asked for both times.
+    """Unite the specifications of two calls into that of a single call.
 
     Args:
-        headline: of the message, where there is no such call.
-        before, now: what was asked, as JSON values.
-        axes: the names along which the two may differ, and how their values become one.
+        headline: first line of the message if there is no such call.
+        before: the recorded specification, as JSON values.
+        now: the requested specification, as JSON values.
+        axes: fields in which the two may differ, and how their values are united.
+
+    Returns:
+        The united specification.
 
     Raises:
-        RecordError: names everything that differs.
+        RecordError: lists everything that differs.
     """
     axes = axes or {}
     try:
@@ -64,12 +72,12 @@ def united(
 
 
 def _differences(name: str, before: Any, now: Any, common: bool = False) -> Iterator[str]:
-    """What differs between two values, part by part where they have parts: `settings.mft.blocks`;
-    if asked for, only in the parts that both have."""
+    """Differences between two values, field by field if they are objects: `settings.mft.blocks`;
+    with `common`, only in fields that both have."""
     if before == now:
         return
     if not (isinstance(before, dict) and isinstance(now, dict)):
-        yield f"{name}: {before!r} there, {now!r} now"
+        yield f"{name}: {before!r} in the folder, {now!r} now"
         return
     for part in sorted(before.keys() & now.keys() if common else before.keys() | now.keys()):
         yield from _differences(f"{name}.{part}", before.get(part), now.get(part))

@@ -1,7 +1,7 @@
-"""The journal of a study: a sealed line for each finished cell. No torch here.
+"""The journal of a study: one sealed line per finished cell. No torch here.
 
-A torn last line (a crash while it was written) does not count. Any other line that is not what was
-written is refused by its number: without it, its cell alone would be measured again.
+A torn last line (from a crash while it was being written) is ignored. Any other damaged line is an
+error that names the line: once it is removed, only its cell is measured again.
 """
 
 from __future__ import annotations
@@ -48,12 +48,13 @@ __all__ = [
 
 JOURNAL = "cells.jsonl"
 Setting = dict[str, Any]
+"""What identifies a cell: its values in the columns of the study's table, as JSON values."""
 
 _LARGEST = sys.float_info.max
 _NUMBER = Either((Real(-_LARGEST, _LARGEST), Text(among=("nan", "inf", "-inf"))))
 _MEASUREMENT = Row((_NUMBER, _NUMBER, COUNT))
-_NOT_NUMBERS = frozenset(("nan", "inf", "-inf"))
-_ANY = Either((NAME, Whole(-(1 << 63)), Real(), FLAG, NOTHING))
+_NOT_FINITE = frozenset(("nan", "inf", "-inf"))
+_ANY_SCALAR = Either((NAME, Whole(-(1 << 63)), Real(), FLAG, NOTHING))
 _LINE: Mapping[str, Check] = {
     "setting": Fields(),
     "metrics": Named(_MEASUREMENT),
@@ -62,43 +63,55 @@ _LINE: Mapping[str, Check] = {
 
 
 class Measurement(NamedTuple):
-    """One number, and how sure it is."""
+    """A measured number, with its standard error."""
 
     value: float
     stderr: float = math.nan
-    """Standard error of the value; NaN where none is known."""
+    """Standard error of the value; NaN if unknown."""
     n: int = 0
-    """Over how many examples or sequences; 0 where that has no meaning."""
+    """Number of examples or sequences measured; 0 if not applicable."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One finished point of a study."""
+    """A finished cell of a study."""
 
     setting: Setting
     metrics: dict[str, Measurement]
     seconds: float
-    """Wall time of the cell: edit and evaluation."""
+    """Wall time of the cell in seconds: edit and evaluation."""
 
 
 class CellKind(NamedTuple):
-    """What a line of a study's journal holds."""
+    """What a line of a study's journal must contain."""
 
     columns: Mapping[str, Check]
-    """Of the setting."""
+    """The setting's columns."""
     metrics: Sequence[str] = ()
-    """Those that every cell has."""
+    """Metrics that every cell must have."""
     sealed: bool = True
-    """Whether every line has a checksum."""
+    """Whether every line must have a checksum."""
 
     @classmethod
     def any(cls, columns: Sequence[str], sealed: bool) -> CellKind:
-        """Of a study that nothing is known of but its columns."""
-        return cls(dict.fromkeys(columns, _ANY), (), sealed)
+        """Describe the cells of a study of an unknown kind.
+
+        Args:
+            columns: the setting's columns.
+            sealed: whether every line must have a checksum.
+
+        Returns:
+            A kind that allows any scalar in these columns, and any metrics.
+        """
+        return cls(dict.fromkeys(columns, _ANY_SCALAR), (), sealed)
 
 
 def journal_lines(cells: Sequence[Cell]) -> list[bytes]:
-    """A line for each cell."""
+    """Encode cells as lines of a journal.
+
+    Returns:
+        One line per cell, with the line end.
+    """
     return [
         json.dumps(
             sealed(
@@ -115,16 +128,19 @@ def journal_lines(cells: Sequence[Cell]) -> list[bytes]:
 
 
 def read_journal(file: Path, kind: CellKind, repair: bool = False) -> list[Cell]:
-    """The finished cells, each once.
+    """Read the finished cells of a study.
 
     Args:
-        file: the journal.
-        kind: what its lines hold.
-        repair: cut a torn last line off, before anything is added.
+        file: the journal; it may be missing.
+        kind: what its lines must contain.
+        repair: cut off a torn last line, so that lines can be appended.
+
+    Returns:
+        The cells in the order of the journal, each once.
 
     Raises:
-        RecordError: a line is damaged, or two have the same setting and other numbers; says which,
-            and what to do.
+        RecordError: a line is damaged, or two lines have the same setting and different numbers;
+            the message names the lines and says what to do.
     """
     try:
         raw = read_plain(file)
@@ -132,27 +148,35 @@ def read_journal(file: Path, kind: CellKind, repair: bool = False) -> list[Cell]
         return []
     except OSError as error:
         raise RecordError(f"{file}: cannot be read: {error.strerror}") from error
-    whole = raw[: raw.rfind(b"\n") + 1]
-    found: dict[tuple[Any, ...], tuple[int, Cell]] = {}
-    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+    complete = raw[: raw.rfind(b"\n") + 1]
+    cells: dict[tuple[Any, ...], tuple[int, Cell]] = {}
+    for number, line in enumerate(complete.split(b"\n")[:-1], 1):
         cell = parse_line(f"{file}, line {number}", line, kind)
-        first, before = found.setdefault(tuple(cell.setting.values()), (number, cell))
+        first, before = cells.setdefault(tuple(cell.setting.values()), (number, cell))
         if repr(before.metrics) != repr(cell.metrics):
             raise RecordError(
-                f"{file}: lines {first} and {number} measured the same cell, with other numbers; "
+                f"{file}: lines {first} and {number} have different numbers for the same cell; "
                 "remove one of them"
             )
-    if repair and len(whole) < len(raw):
-        # A study that is refused stays as it is.
-        os.truncate(file, len(whole))
-    return [cell for _, cell in found.values()]
+    if repair and len(complete) < len(raw):
+        # Only now: a study that is refused must stay as it is.
+        os.truncate(file, len(complete))
+    return [cell for _, cell in cells.values()]
 
 
 def parse_line(where: str, line: bytes, kind: CellKind) -> Cell:
-    """The cell that a line of the journal holds.
+    """Parse and check a line of a journal.
+
+    Args:
+        where: file and line number, for messages.
+        line: the line.
+        kind: what it must contain.
+
+    Returns:
+        The cell.
 
     Raises:
-        RecordError: it is not what was written.
+        RecordError: the line is damaged, or does not contain what it must.
     """
     hint = "remove the line, and the same call measures its cell again"
     try:
@@ -172,19 +196,19 @@ def parse_line(where: str, line: bytes, kind: CellKind) -> Cell:
 
 
 def _faults(fields: Any, kind: CellKind) -> list[str]:
-    faults = [*Fields(_LINE).faults(fields, "")] if not _plainly_right(fields) else []
+    faults = [*Fields(_LINE).faults(fields, "")] if not _is_valid(fields) else []
     if faults:
         return faults
     setting, metrics = fields["setting"], fields["metrics"]
     faults += Fields(kind.columns).faults(setting, "setting")
     faults += [
-        f"setting.{name} is no column of this study" for name in {*setting} - {*kind.columns}
+        f"setting.{name} is not a column of this study" for name in {*setting} - {*kind.columns}
     ]
     return faults + [f"metrics.{name} is missing" for name in kind.metrics if name not in metrics]
 
 
-def _plainly_right(fields: Any) -> bool:
-    """What `_LINE` says, in less time: journals of 100,000 cells are read, too."""
+def _is_valid(fields: Any) -> bool:
+    """The checks of `_LINE`, but faster: a journal may have 100,000 cells."""
     if not isinstance(fields, dict) or type(fields.get("seconds")) is not float:
         return False
     metrics = fields.get("metrics")
@@ -197,7 +221,7 @@ def _plainly_right(fields: Any) -> bool:
             and type(row) is list
             and len(row) == 3
             and all(
-                math.isfinite(x) if type(x) is float else type(x) is str and x in _NOT_NUMBERS
+                math.isfinite(x) if type(x) is float else type(x) is str and x in _NOT_FINITE
                 for x in row[:2]
             )
             and type(row[2]) is int

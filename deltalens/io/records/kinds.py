@@ -1,8 +1,8 @@
-"""What the records of each kind of study hold, of all that is read again: by its summary, its
-pictures, and the next call of the same study. No torch here.
+"""What the records of each kind of study must contain, as far as anything reads it again: the
+summary, the figures, or the next call of the same study. No torch here.
 
-This is the one place that says so. A folder is checked against it when it is read; code behind
-that trusts what it finds. A kind that is not known here is read as it is.
+A folder is checked against this when it is read, and code that uses the records relies on it. A
+kind that is not listed here is not checked.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ __all__ = ["StudyKind", "kind_of"]
 
 Record = Mapping[str, Any]
 Rule = Callable[[Record, Record], Iterator[str]]
-"""Of what was asked and found: what does not go together, in words."""
+"""Called with specification and facts: yields what is inconsistent in them, in words."""
 
 _MANY = 100_000
-"""More seeds, repeats or blocks than any study has: a loop over so many ends."""
-_PLACES = ("origin", "b", "c", "base", "step")
+"""More seeds, repeats or blocks than any study has, and few enough to loop over."""
+_ROLES = ("origin", "b", "c", "base", "step")
 _PLANES = ("random", "line", "checkpoints", "trajectory", "hessian")
 
 _SIZE = Whole(1)
-_PLACE = Real(-1e30, 1e30)
+_COORDINATE = Real(-1e30, 1e30)
 _SEEDS = Whole(1, _MANY)
 _SEED = Whole(-(1 << 63))
 _SHARE = Real(0, 1)
@@ -54,20 +54,20 @@ _FIDELITY = Either((NOTHING, Row((COUNT, COUNT, _SEED))))
 _METHODS = Items(NAME, 0, 1_000)
 _OPTION = Either((NOTHING, Text(10_000)))
 
-_ASKED: Mapping[str, Check] = {
+_COMMON_SPEC: Mapping[str, Check] = {
     "include": _OPTION,
     "exclude": _OPTION,
     "device": NAME,
     "dtype": NAME,
 }
-_FACTS: Mapping[str, Check] = {
+_COMMON_FACTS: Mapping[str, Check] = {
     "notes": Items(Text()),
     "better": Named(Text(among=DIRECTIONS)),
     "ft": Text(),
     "base": Text(),
     "model": Text(),
 }
-_OF_METHOD = Fields(
+_METHOD_SETTINGS = Fields(
     known={
         "from": Text(among=("base", "ft")),
         "threshold": Either((NOTHING, Real())),
@@ -89,52 +89,52 @@ _COLUMNS: Mapping[str, Check] = {
     "size": Whole(0, _MANY),
     "group": _GROUP,
     "repeat": COUNT,
-    "a": _PLACE,
-    "b": _PLACE,
+    "a": _COORDINATE,
+    "b": _COORDINATE,
     "mark": NAME,
     "data": NAME,
 }
-"""A column of a cell's setting means the same in every kind."""
+"""Columns of a cell's setting; each means the same in all kinds of studies."""
 
 
 @dataclass(frozen=True)
 class StudyKind:
-    """The records of a kind of study."""
+    """What the records of a kind of study must contain."""
 
     name: str
-    """In the catalog."""
+    """Name in the catalog."""
     spec: Fields = field(default_factory=Fields)
     facts: Fields = field(default_factory=Fields)
-    """What is needed of them is there once a cell is."""
+    """Required facts must be present once a cell is finished."""
     metrics: tuple[str, ...] = ()
-    """Those that every cell has."""
+    """Metrics that every cell must have."""
     rule: Rule | None = None
 
     @property
     def columns(self) -> Mapping[str, Check]:
-        """Of a cell's setting, in the table's order."""
+        """The columns of a cell's setting, in the table's order."""
         return {name: _COLUMNS[name] for name in STUDIES[self.name].columns}
 
 
 def _spec(needed: Mapping[str, Check], known: Mapping[str, Check]) -> Fields:
-    return Fields(needed, {**_ASKED, **known})
+    return Fields(needed, {**_COMMON_SPEC, **known})
 
 
 def _facts(needed: Mapping[str, Check], known: Mapping[str, Check]) -> Fields:
-    return Fields(needed, {**_FACTS, **known})
+    return Fields(needed, {**_COMMON_FACTS, **known})
 
 
 _TRAINING: Mapping[str, Check] = {
     "methods": _METHODS,
     "seeds": _SEEDS,
     "objective": Text(among=OBJECTIVES),
-    "settings": Named(_OF_METHOD),
+    "settings": Named(_METHOD_SETTINGS),
     "data": _FILE,
     "eval_data": Items(_FILE, 1, 10_000),
     "choose_on": Either((NOTHING, _FILE)),
     "steps": Either((NOTHING, _SIZE)),
-    # The first version had one setting for all methods.
-    **_OF_METHOD.known,
+    # Records of the first version have one setting for all methods.
+    **_METHOD_SETTINGS.known,
 }
 
 
@@ -149,9 +149,9 @@ def _trainings(
     )
 
 
-def _one_delta(spec: Record, facts: Record) -> Iterator[str]:
+def _check_counts(spec: Record, facts: Record) -> Iterator[str]:
     if facts.get("unchanged", 0) > facts.get("entries", 0):
-        yield "facts.unchanged is more than facts.entries"
+        yield "facts.unchanged is greater than facts.entries"
 
 
 _MEASURED: Mapping[str, Check] = {"data": Items(_FILE), "fidelity": _FIDELITY}
@@ -169,15 +169,15 @@ _DROP_STUDY = StudyKind(
         {"strategies": _METHODS, "rates": Items(_RATE), "seeds": _SEEDS, **_MEASURED},
     ),
     _facts({"entries": _SIZE, "unchanged": COUNT}, _DELTA),
-    rule=_one_delta,
+    rule=_check_counts,
 )
 
 
-def _some_bins(spec: Record, facts: Record) -> Iterator[str]:
+def _check_histograms(spec: Record, facts: Record) -> Iterator[str]:
     histograms = facts.get("histograms", {})
     for name, bins in histograms.items():
-        places = [place for place, _ in bins]
-        if places != sorted({*places}):
+        positions = [position for position, _ in bins]
+        if positions != sorted({*positions}):
             yield f"facts.histograms.{name} is not in ascending order"
     if histograms and not any(histograms.values()):
         yield "facts.histograms has no entry in any bin"
@@ -193,16 +193,16 @@ _INSPECTION = StudyKind(
             "per_octave": Whole(1, 1_000),
         },
     ),
-    rule=_some_bins,
+    rule=_check_histograms,
 )
 
 _PART = Fields({"entries": COUNT, "squares": Real(0)})
 
 
-def _some_delta(spec: Record, facts: Record) -> Iterator[str]:
+def _check_squares(spec: Record, facts: Record) -> Iterator[str]:
     parts = [*facts.get("blocks", {}).values(), facts.get("outside", {"squares": 0})]
     if facts.get("blocks") and not sum(part["squares"] for part in parts) > 0:
-        yield "facts.blocks: the squares of the delta are all 0"
+        yield "facts.blocks: the squared norms of the delta are all 0"
 
 
 _LAYERS_DROPPED = StudyKind(
@@ -212,7 +212,7 @@ _LAYERS_DROPPED = StudyKind(
         {"blocks": Named(_PART, Text(form=r"\d{1,5}", example="7")), "outside": _PART},
         {"entries": _SIZE, "unchanged": COUNT, "most_cached_bytes": COUNT, **_DELTA},
     ),
-    rule=_some_delta,
+    rule=_check_squares,
 )
 _LAYERS_TRAINED = _trainings(
     "layer-sweep",
@@ -228,23 +228,29 @@ _EFFICIENCY = StudyKind(
 )
 
 _MARK = Fields(
-    {"name": NAME, "role": Text(among=_PLACES), "a": _PLACE, "b": _PLACE, "distance": Real(0, 1e30)}
+    {
+        "name": NAME,
+        "role": Text(among=_ROLES),
+        "a": _COORDINATE,
+        "b": _COORDINATE,
+        "distance": Real(0, 1e30),
+    }
 )
 _PLANE = Fields(
     {
         "labels": Items(NAME, 1, 2),
         "marks": Items(_MARK, 1, 100_000),
-        "ranges": Items(Row((_PLACE, _PLACE)), 1, 2),
+        "ranges": Items(Row((_COORDINATE, _COORDINATE)), 1, 2),
         "terms": Items(Items(Real())),
         "found": Fields(known={"eigenvalues": Items(Real()), "explained": Items(Real())}),
     }
 )
 
 
-def _one_plane(spec: Record, facts: Record) -> Iterator[str]:
+def _check_plane(spec: Record, facts: Record) -> Iterator[str]:
     axes, plane = len(spec["grid"]), facts.get("plane")
     if (spec["plane"], axes) in (("line", 2), ("checkpoints", 1)):
-        yield f"asked.grid has {axes} numbers for asked.plane {spec['plane']!r}"
+        yield f"asked.grid has {axes} numbers, which does not match asked.plane {spec['plane']!r}"
     ranges = {"asked.range": spec["range"]}
     if plane is not None:
         ranges["facts.plane.ranges"] = plane["ranges"]
@@ -252,7 +258,10 @@ def _one_plane(spec: Record, facts: Record) -> Iterator[str]:
             yield f"facts.plane.labels has {len(plane['labels'])} items for {axes} directions"
         roles = [mark["role"] for mark in plane["marks"]]
         if roles.count("origin") != 1 or (spec["plane"] == "line" and roles.count("b") != 1):
-            yield f"facts.plane.marks has the roles {', '.join(roles)[:200]}"
+            yield (
+                "facts.plane.marks must have one origin (and for a line one b); it has the roles "
+                f"{', '.join(roles)[:200]}"
+            )
         names = [mark["name"] for mark in plane["marks"]]
         if len({*names}) < len(names):
             yield "facts.plane.marks names a model twice"
@@ -260,7 +269,7 @@ def _one_plane(spec: Record, facts: Record) -> Iterator[str]:
             yield f"facts.plane.terms has {len(plane['terms'])} items for {axes} directions"
     for name, ends in ranges.items():
         if ends is not None and (len(ends) != axes or any(low >= high for low, high in ends)):
-            yield f"{name} is {ends}, where {axes} ascending pairs should be"
+            yield f"{name} is {ends}; expected {axes} ascending pairs"
 
 
 _LANDSCAPE = StudyKind(
@@ -269,7 +278,7 @@ _LANDSCAPE = StudyKind(
         {
             "plane": Text(among=_PLANES),
             "grid": Items(Whole(2, 10_000), 1, 2),
-            "range": Either((NOTHING, Items(Row((_PLACE, _PLACE)), 1, 2))),
+            "range": Either((NOTHING, Items(Row((_COORDINATE, _COORDINATE)), 1, 2))),
         },
         _MEASURED,
     ),
@@ -277,7 +286,7 @@ _LANDSCAPE = StudyKind(
         {"plane": _PLANE, "points": COUNT, "data": Items(NAME, 1)},
         {"models": Items(Text(), 1), "tensors": COUNT, "entries": COUNT},
     ),
-    rule=_one_plane,
+    rule=_check_plane,
 )
 
 _KINDS: Mapping[str, StudyKind] = {
@@ -297,5 +306,12 @@ _KINDS: Mapping[str, StudyKind] = {
 
 
 def kind_of(spec: Mapping[str, Any]) -> StudyKind | None:
-    """What the records of a study hold; None of a kind that is not known."""
+    """Look up what the records of a study must contain.
+
+    Args:
+        spec: the study's specification.
+
+    Returns:
+        The kind of study; None if it is not one of deltalens's own.
+    """
     return _KINDS.get(study_name(spec))

@@ -1,4 +1,4 @@
-"""What a training measures as it goes: a line of JSON for each step and each evaluation."""
+"""The metrics that a training logs: one line of JSON per step and per evaluation."""
 
 from __future__ import annotations
 
@@ -18,55 +18,66 @@ __all__ = ["METRICS", "Metrics"]
 METRICS = "metrics.jsonl"
 _LINE = Fields({"step": COUNT})
 _NOT_FINITE = ("nan", "inf", "-inf")
-"""As text: JSON has no such numbers."""
+"""Spelled as text, as JSON has no such numbers."""
 
 
 class Metrics:
-    """The file of a training's metrics; only ever added to, but where a training goes on from an
-    earlier step.
+    """A training's file of metrics. Lines are appended; they are removed only if the training is
+    resumed from an earlier step.
 
     Args:
-        folder: of the training.
+        folder: the training's folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / METRICS
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Add a line; it is on the disk when this returns.
+        """Append a line; it is on the disk when this returns.
+
+        Args:
+            line: metrics by name, with the step under `step`.
 
         Raises:
-            RecordError: no space left, or no plain file is in its place.
+            RecordError: no space left, or something other than a regular file has this name.
         """
         text = json.dumps(encode_finite(line, str), allow_nan=False)
         append_to(self.file, f"{text}\n".encode())
 
     def lines(self) -> list[dict[str, Any]]:
-        """All lines so far.
+        """Read all lines so far.
+
+        Returns:
+            Metrics by name, one dict per line.
 
         Raises:
-            RecordError: one is no line of metrics, or no plain file is in its place.
+            RecordError: a line is malformed, or something other than a regular file has this name.
         """
-        found = []
+        lines = []
         for number, raw in enumerate(self._content().splitlines(), 1):
             where = f"{self.file}, line {number}"
             line = parse_json(where, raw)
             require(where, line, _LINE)
-            found.append(_decoded(line))
-        return found
+            lines.append(_decoded(line))
+        return lines
 
     def extent(self) -> tuple[int, str]:
-        """How many bytes there are, and their checksum."""
-        return checksum_of_file(self.file) if self.file.exists() else (0, checksum(b""))
-
-    def go_back_to(self, size: int, known: str) -> bool:
-        """Take back what was added after so many bytes.
-
-        Args:
-            size, known: `extent` as it was then.
+        """Get the current extent of the file, for `truncate`.
 
         Returns:
-            Whether it was there: a file that somebody removed does not stop a training.
+            Its size in bytes, and its checksum.
+        """
+        return checksum_of_file(self.file) if self.file.exists() else (0, checksum(b""))
+
+    def truncate(self, size: int, expected: str) -> bool:
+        """Remove what was appended after an earlier point.
+
+        Args:
+            size: size of the file at that point, in bytes.
+            expected: checksum of the file at that point.
+
+        Returns:
+            False if the file is missing, which does not prevent a training from being resumed.
 
         Raises:
             RecordError: the file is damaged.
@@ -74,17 +85,17 @@ class Metrics:
         content = self._content()
         if not content and size:
             return False
-        if checksum(content[:size]) != known:
+        if checksum(content[:size]) != expected:
             raise RecordError(
-                f"{self.file}: damaged: it no longer begins as it did when the last checkpoint was "
-                "written; put it back, or remove it and resume: it goes on without the lines so far"
+                f"{self.file}: damaged: its beginning changed since the last checkpoint was "
+                "written; restore it, or remove it and resume: the metrics so far are then lost"
             )
         if len(content) > size:
             write_whole(self.file, content[:size])
         return True
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Remove all lines."""
         discard(self.file)
 
     def _content(self) -> bytes:

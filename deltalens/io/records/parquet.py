@@ -1,8 +1,8 @@
-"""Parquet files that say what was written: with a checksum over all of their bytes. No torch here.
+"""Parquet files with a checksum over all of their bytes. No torch here.
 
-Parquet's own checksums (written, too, for other readers) cover pages alone: a flipped bit in the
-footer can rename a column. Ours lies between the pages and the footer, where no reader of Parquet
-looks.
+Parquet's own checksums (which are written as well, for other readers) cover only the pages: a
+flipped bit in the footer can rename a column. Our checksum is stored between the pages and the
+footer, where readers of Parquet do not look.
 """
 
 from __future__ import annotations
@@ -25,24 +25,29 @@ _SEAL = len(_MARK) + 32
 
 
 class Column(NamedTuple):
-    """What a column of a table holds."""
+    """What a column of a table must contain."""
 
     kind: str
     """`int64`, `float64` or `string`."""
     least: float | None = None
+    """Smallest number allowed; None: numbers are not bounded."""
     most: float | None = None
-    """Bounds of its numbers."""
+    """Largest number allowed."""
     gaps: bool = False
-    """A row may have no value."""
+    """Whether values may be missing."""
     nan: bool = True
-    """A number may be NaN."""
+    """Whether numbers may be NaN."""
 
 
 def write_parquet(file: Path, table: pa.Table) -> None:
     """Write a table as a Parquet file, whole or not at all.
 
+    Args:
+        file: the path.
+        table: the table.
+
     Raises:
-        DeltaLensError: the disk is full, or there is no right to write.
+        DeltaLensError: the disk is full, or the folder is not writable.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -55,7 +60,7 @@ def write_parquet(file: Path, table: pa.Table) -> None:
 
 
 def _footer(raw: bytes) -> int:
-    """Where a Parquet file's footer begins; negative where that cannot be."""
+    """The offset of a Parquet file's footer; negative if the file is damaged."""
     return len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
 
 
@@ -64,11 +69,14 @@ def read_parquet(file: Path, columns: Mapping[str, Column], sealed: bool) -> pa.
 
     Args:
         file: the path.
-        columns: what it has to hold; further columns are left alone.
-        sealed: it has a checksum; those of earlier versions had none.
+        columns: the columns that it must have; further columns are not checked.
+        sealed: whether it must have a checksum. Files of earlier versions have none.
+
+    Returns:
+        The table.
 
     Raises:
-        RecordError: it is damaged, or holds something else.
+        RecordError: the file is damaged, or does not have these columns.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -92,7 +100,7 @@ def _check_seal(file: Path, raw: bytes) -> None:
     end = _footer(raw)
     seal = raw[max(0, end - _SEAL) : max(0, end)]
     if not seal.startswith(_MARK) or seal != _MARK + _checksum_without(raw, end):
-        raise RecordError(f"{file}: damaged: its checksum is not that of what it holds")
+        raise RecordError(f"{file}: damaged: its checksum does not match its content")
 
 
 def _checksum_without(raw: bytes, end: int) -> bytes:
@@ -105,15 +113,13 @@ def _check_columns(file: Path, table: pa.Table, columns: Mapping[str, Column]) -
 
     for name, column in columns.items():
         if table.column_names.count(name) != 1:
-            raise RecordError(f"{file}: column {name!r} is missing, or there more than once")
+            raise RecordError(f"{file}: column {name!r} is missing, or occurs more than once")
         values = table[name]
         kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
         if kind != pa.type_for_alias(column.kind):
-            raise RecordError(
-                f"{file}: column {name!r} is of {kind}, where {column.kind} should be"
-            )
+            raise RecordError(f"{file}: column {name!r} has type {kind}; expected {column.kind}")
         if values.null_count and not column.gaps:
-            raise RecordError(f"{file}: column {name!r} has gaps")
+            raise RecordError(f"{file}: column {name!r} has missing values")
         if column.least is None or not len(values):
             continue
         outside, bounds = pc.less(values, column.least), f"at least {column.least:g}"

@@ -1,4 +1,4 @@
-"""The tables of a run, and what each of their columns holds. No torch here."""
+"""The tables of a run, and the columns of each. No torch here."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ __all__ = ["TABLES"]
 
 _STEP, _NAME = Column("int64"), Column("string")
 _COUNT, _COUNT_OR_GAP = Column("int64", 0), Column("int64", 0, gaps=True)
-_SIZE = Column("float64", 0)
+_MAGNITUDE = Column("float64", 0)
 _SHARE_OR_GAP = Column("float64", 0, 1, gaps=True)
 
 
-def _overlaps(*against: str) -> dict[str, Column]:
+def _overlaps(*references: str) -> dict[str, Column]:
     kinds = ("jaccard", "containment", "chance")
-    return {f"{what}_{one}": _SHARE_OR_GAP for one in against for what in kinds}
+    return {f"{kind}_{reference}": _SHARE_OR_GAP for reference in references for kind in kinds}
 
 
 TABLES: dict[str, dict[str, Column]] = {
@@ -29,12 +29,12 @@ TABLES: dict[str, dict[str, Column]] = {
         "step": _STEP,
         "tensor": _NAME,
         "entries": _COUNT,
-        "norm": _SIZE,
-        "mean": _SIZE,
-        "q50": _SIZE,
-        "q90": _SIZE,
-        "q99": _SIZE,
-        "q999": _SIZE,
+        "norm": _MAGNITUDE,
+        "mean": _MAGNITUDE,
+        "q50": _MAGNITUDE,
+        "q90": _MAGNITUDE,
+        "q99": _MAGNITUDE,
+        "q999": _MAGNITUDE,
         "zeros": _COUNT,
         "subnormals": _COUNT,
         "infinities": _COUNT,
@@ -47,7 +47,7 @@ TABLES: dict[str, dict[str, Column]] = {
         "step": _STEP,
         "tensor": _NAME,
         "mask_ratio": Column("float64", 0, 1, nan=False),
-        "threshold": _SIZE,
+        "threshold": _MAGNITUDE,
         "kept": _COUNT_OR_GAP,
         "entries": _COUNT,
         **_overlaps("previous", "first", "reference"),
@@ -64,4 +64,4 @@ TABLES: dict[str, dict[str, Column]] = {
         "ever_kept": _SHARE_OR_GAP,
     },
 }
-"""Table -> column -> what it holds; `docs/records.md` says what each means."""
+"""Table -> column -> what it must contain; `docs/records.md` explains each column."""

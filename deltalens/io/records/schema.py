@@ -1,7 +1,7 @@
-"""What a value read from a record has to be: types and bounds, said once and checked at the door.
+"""Checks of values that are read from records: their types and bounds.
 
-A `Check` says what it wants in words (`str`) and yields a fault for each place that is otherwise:
-where it is, what is there, and what should be. Fields that nothing of ours reads pass unseen: a
+A `Check` describes what it expects (`str`), and yields a fault for each part of a value that does
+not comply: where the part is, what it is, and what was expected. Unknown fields are not checked: a
 later version may write more.
 """
 
@@ -38,15 +38,23 @@ _LONGEST = 60
 
 
 class Check(Protocol):
-    """Says whether a value is what it should be; `str` of it says what that is."""
+    """Checks a value; its `str` describes what it expects."""
 
     def faults(self, value: Any, at: str) -> Iterator[str]:
-        """What is wrong with a value at a place, in words."""
+        """Find what is wrong with a value.
+
+        Args:
+            value: the value, as it was read.
+            at: where it is in the record: `facts.entries`.
+
+        Yields:
+            A phrase for each fault.
+        """
         ...
 
 
-def _wrong(value: Any, at: str, wanted: Check) -> str:
-    return f"{at} is {_short(json.dumps(value, ensure_ascii=False))}, where {wanted} should be"
+def _fault(value: Any, at: str, expected: Check) -> str:
+    return f"{at} is {_short(json.dumps(value, ensure_ascii=False))}; expected {expected}"
 
 
 @dataclass(frozen=True)
@@ -57,9 +65,13 @@ class Whole:
     most: int = (1 << 63) - 1
 
     def faults(self, value: Any, at: str) -> Iterator[str]:
-        """See `Check`."""
+        """Find what is wrong with a value; see `Check.faults`.
+
+        Yields:
+            A phrase for each fault.
+        """
         if type(value) is not int or not self.least <= value <= self.most:
-            yield _wrong(value, at, self)
+            yield _fault(value, at, self)
 
     def __str__(self) -> str:
         least = f" from {self.least:,}" if self.least > -(1 << 63) else ""
@@ -75,9 +87,13 @@ class Real:
     most: float = 1e300
 
     def faults(self, value: Any, at: str) -> Iterator[str]:
-        """See `Check`."""
+        """Find what is wrong with a value; see `Check.faults`.
+
+        Yields:
+            A phrase for each fault.
+        """
         if type(value) not in (int, float) or not self.least <= value <= self.most:
-            yield _wrong(value, at, self)
+            yield _fault(value, at, self)
 
     def __str__(self) -> str:
         bounds = (self.least, self.most)
@@ -91,9 +107,13 @@ class Flag:
     """True or false."""
 
     def faults(self, value: Any, at: str) -> Iterator[str]:
-        """See `Check`."""
+        """Find what is wrong with a value; see `Check.faults`.
+
+        Yields:
+            A phrase for each fault.
+        """
         if type(value) is not bool:
-            yield _wrong(value, at, self)
+            yield _fault(value, at, self)
 
     def __str__(self) -> str:
         return "true or false"
@@ -104,9 +124,13 @@ class Nothing:
     """Null."""
 
     def faults(self, value: Any, at: str) -> Iterator[str]:
-        """See `Check`."""
+        """Find what is wrong with a value; see `Check.faults`.
+
+        Yields:
+            A phrase for each fault.
+        """
         if value is not None:
-            yield _wrong(value, at, self)
+            yield _fault(value, at, self)
 
     def __str__(self) -> str:
         return "null"
@@ -114,24 +138,30 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Text:
-    """A text of some form."""
+    """A text of a certain form."""
 
     longest: int = 100_000
+    """Largest number of characters."""
     among: tuple[str, ...] = ()
-    """The ones that it may be; any, if none are named."""
+    """The texts allowed; (): any."""
     form: str = ""
-    """A regular expression for the whole of it."""
+    """A regular expression that the whole text must match; "": any text."""
     example: str = ""
+    """An example of that form, for messages."""
 
     def faults(self, value: Any, at: str) -> Iterator[str]:
-        """See `Check`."""
+        """Find what is wrong with a value; see `Check.faults`.
+
+        Yields:
+            A phrase for each fault.
+        """
         if (
             type(value) is not str
             or len(value) > self.longest
             or (self.among and value not in self.among)
             or (self.form and not re.fullmatch(self.form, value))
         ):
-            yield _wrong(value, at, self)
+            yield _fault(value, at, self)
 
     def __str__(self) -> str:
         if self.among:
@@ -143,7 +173,7 @@ class Text:
 
 FLAG, NOTHING, COUNT = Flag(), Nothing(), Whole()
 NAME = Text(1_000)
-"""Of a file, a model, a tensor, a method, a metric."""
+"""The name of a file, model, tensor, method or metric."""
 
 
 @dataclass(frozen=True)
@@ -155,12 +185,16 @@ class Items:
     most: int = 10_000_000
 
     def faults(self, value: Any, at: str) -> Iterator[str]:
-        """See `Check`."""
+        """Find what is wrong with a value; see `Check.faults`.
+
+        Yields:
+            A phrase for each fault.
+        """
         if not isinstance(value, list) or not self.least <= len(value) <= self.most:
-            yield _wrong(value, at, self)
+            yield _fault(value, at, self)
             return
-        for place, item in enumerate(value):
-            yield from self.of.faults(item, f"{at}[{place}]")
+        for index, item in enumerate(value):
+            yield from self.of.faults(item, f"{at}[{index}]")
 
     def __str__(self) -> str:
         at_least = f"{self.least} or more " if self.least else ""
@@ -169,17 +203,21 @@ class Items:
 
 @dataclass(frozen=True)
 class Row:
-    """A list of so many values, each of its own kind."""
+    """A list of fixed length, each value with a check of its own."""
 
     of: tuple[Check, ...]
 
     def faults(self, value: Any, at: str) -> Iterator[str]:
-        """See `Check`."""
+        """Find what is wrong with a value; see `Check.faults`.
+
+        Yields:
+            A phrase for each fault.
+        """
         if not isinstance(value, list) or len(value) != len(self.of):
-            yield _wrong(value, at, self)
+            yield _fault(value, at, self)
             return
-        for place, (item, check) in enumerate(zip(value, self.of, strict=True)):
-            yield from check.faults(item, f"{at}[{place}]")
+        for index, (item, check) in enumerate(zip(value, self.of, strict=True)):
+            yield from check.faults(item, f"{at}[{index}]")
 
     def __str__(self) -> str:
         return f"a list of {len(self.of)}: {', '.join(map(str, self.of))}"
@@ -187,15 +225,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Named:
-    """An object of values of one kind, by any names."""
+    """An object with arbitrary names and values of one kind."""
 
     of: Check
     names: Check = NAME
 
     def faults(self, value: Any, at: str) -> Iterator[str]:
-        """See `Check`."""
+        """Find what is wrong with a value; see `Check.faults`.
+
+        Yields:
+            A phrase for each fault.
+        """
         if not isinstance(value, dict):
-            yield _wrong(value, at, self)
+            yield _fault(value, at, self)
             return
         for name, item in value.items():
             yield from self.names.faults(name, f"a name in {at}")
@@ -207,21 +249,26 @@ class Named:
 
 @dataclass(frozen=True)
 class Fields:
-    """An object with fields of known names."""
+    """An object with certain fields."""
 
     needed: Mapping[str, Check] = field(default_factory=dict)
+    """Fields that must be present."""
     known: Mapping[str, Check] = field(default_factory=dict)
-    """May be left out."""
+    """Fields that may be left out."""
 
     def faults(self, value: Any, at: str) -> Iterator[str]:
-        """See `Check`."""
+        """Find what is wrong with a value; see `Check.faults`.
+
+        Yields:
+            A phrase for each fault.
+        """
         if not isinstance(value, dict):
-            yield _wrong(value, at, self)
+            yield _fault(value, at, self)
             return
         prefix = f"{at}." if at else ""
         for name, check in self.needed.items():
             if name not in value:
-                yield f"{prefix}{name} is missing, where {check} should be"
+                yield f"{prefix}{name} is missing; expected {check}"
         for name, check in {**self.needed, **self.known}.items():
             if name in value:
                 yield from check.faults(value[name], f"{prefix}{name}")
@@ -237,12 +284,16 @@ class Either:
     of: tuple[Check, ...]
 
     def faults(self, value: Any, at: str) -> Iterator[str]:
-        """See `Check`."""
-        found = [[*check.faults(value, at)] for check in self.of]
-        if all(found):
-            # Where one kind fits but for a part of it, that part is what is wrong.
-            inner = [faults for faults in found if not faults[0].startswith(f"{at} is ")]
-            yield from inner[0] if inner else [_wrong(value, at, self)]
+        """Find what is wrong with a value; see `Check.faults`.
+
+        Yields:
+            A phrase for each fault.
+        """
+        by_kind = [[*check.faults(value, at)] for check in self.of]
+        if all(by_kind):
+            # If the value is of one kind except for a part of it, report only that part.
+            inner = [faults for faults in by_kind if not faults[0].startswith(f"{at} is ")]
+            yield from inner[0] if inner else [_fault(value, at, self)]
 
     def __str__(self) -> str:
         return " or ".join(map(str, self.of))
@@ -255,26 +306,31 @@ def _short(name: str) -> str:
 def require(
     where: str | Path, value: Any, checks: Mapping[str, Check] | Check, hint: str = ""
 ) -> None:
-    """Refuse a value that is not what it should be.
+    """Refuse a value that does not comply with a check.
 
     Args:
-        where: it stands, for the message.
-        value: as it was read.
-        checks: what it should be; a mapping: an object with these fields.
-        hint: what to do.
+        where: the file that the value comes from, for the message.
+        value: the value, as it was read.
+        checks: what is expected; a mapping stands for an object with these fields.
+        hint: what to do about it, for the message.
 
     Raises:
-        RecordError: names the field, what is there and what should be; further faults are counted.
+        RecordError: names the field, its value and what was expected; further faults are counted.
     """
     check = Fields(checks) if isinstance(checks, Mapping) else checks
     refuse(where, [*check.faults(value, "")], hint)
 
 
 def refuse(where: str | Path, faults: Sequence[str], hint: str = "") -> None:
-    """Refuse a record if there is a fault in it.
+    """Refuse a record that has faults.
+
+    Args:
+        where: the file that the record comes from, for the message.
+        faults: what is wrong with it; none: it passes.
+        hint: what to do about it, for the message.
 
     Raises:
-        RecordError: with the first; further ones are counted.
+        RecordError: states the first fault; further ones are counted.
     """
     if not faults:
         return

@@ -1,8 +1,8 @@
-"""Study folders: what was asked, a journal of finished cells, and the tidy table. No torch here.
+"""Study folders: specification, journal of finished cells, and tidy table. No torch here.
 
-`study.json` holds what was asked and what was found out about it; `cells.jsonl` is the journal, one
-line per finished cell, flushed to the disk before the next cell begins; `cells.csv` is the table;
-`texts.json` keeps the texts that fidelity is measured on.
+`study.json` holds the specification of the study and facts found on the way. `cells.jsonl` is the
+journal: one line per finished cell, flushed to the disk before the next cell starts. `cells.csv` is
+the table. `texts.json` holds the texts on which fidelity is measured.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalens.errors import RecordError
+from deltalens.io.escaping import short_path
 from deltalens.io.files import append_to, discard
 from deltalens.io.folders import check_new_folder
 from deltalens.io.locks import is_remains
@@ -47,20 +48,20 @@ STUDY = Manifest(
 
 
 def check_study_folder(path: Path, inputs: Sequence[Path], kind: str | None = None) -> None:
-    """Refuse a folder in which no study can be begun or gone on with; nothing is made yet.
+    """Refuse a folder in which a study can be neither started nor resumed. Nothing is created.
 
     Args:
         path: the folder.
-        inputs: what is read.
-        kind: of the study that will replace the one in the folder, if it is to be of one kind.
+        inputs: paths that are read.
+        kind: if set, a study that is in the folder already must be of this kind.
 
     Raises:
-        DeltaLensError: it is (or lies in) an input, holds something else, or cannot be made.
+        DeltaLensError: the folder overlaps an input, contains something else, or cannot be created.
     """
     if os.path.isfile(path / STUDY.name):
-        held = STUDY.read(path)["asked"]["kind"] if kind else None
-        if held != kind:
-            raise RecordError(f"{path}: holds a {held}; choose another folder")
+        recorded = STUDY.read(path)["asked"]["kind"] if kind else None
+        if recorded != kind:
+            raise RecordError(f"{path}: contains a study of kind {recorded}; choose another folder")
         return
     try:
         if path.is_dir() and all(is_remains(file.name) for file in path.iterdir()):
@@ -71,7 +72,16 @@ def check_study_folder(path: Path, inputs: Sequence[Path], kind: str | None = No
 
 
 class StudyFolder(RecordFolder):
-    """A study folder open for writing, by one process at a time. Made by `open`."""
+    """A study folder that is open for writing, by one process at a time; use `open`.
+
+    Attributes:
+        path: the folder.
+        spec: the specification. After resuming a study that grows, that of a single call for all of
+            it.
+        columns: the columns of a cell's setting.
+        facts: facts found on the way; `write_manifest` records them.
+        cells: the finished cells, in the order of the journal.
+    """
 
     manifest = STUDY
 
@@ -82,14 +92,14 @@ class StudyFolder(RecordFolder):
         columns: Sequence[str],
         fresh: bool,
         axes: Mapping[str, Union] | None,
-        once: str | None,
+        not_resumable: str | None,
     ) -> None:
         super().__init__(path, spec)
         self.columns = tuple(columns)
         self.cells: list[Cell] = []
-        self._fresh, self._axes, self._once = fresh, axes, once
+        self._fresh, self._axes, self._not_resumable = fresh, axes, not_resumable
         self._kind = _cell_kind(path / STUDY.name, self.spec, columns)
-        self._grown = False
+        self._spec_grew = False
         self._open()
 
     @classmethod
@@ -101,58 +111,62 @@ class StudyFolder(RecordFolder):
         columns: Sequence[str],
         fresh: bool = False,
         axes: Mapping[str, Union] | None = None,
-        once: str | None = None,
+        not_resumable: str | None = None,
     ) -> StudyFolder:
-        """Begin a study, or go on with the same one, or with a smaller or larger one of its kind.
+        """Start a study, or resume the one in the folder; along some axes the two may differ.
 
         Args:
-            path: the folder; made if missing.
-            kind: which study: `drop-study`, ...
-            spec: everything that decides the numbers, as JSON values; the study's identity.
-            columns: the names of a cell's setting, in the order of the table's columns.
-            fresh: begin anew, whatever study the folder holds.
-            axes: what of it may differ from what the folder holds, and how the two become one:
-                then `spec` of the result is that of a single call for both.
-            once: why nobody can know whether a later call asks for the same, if so.
+            path: the folder; created if missing.
+            kind: the kind of study: `drop-study`, ...
+            spec: the identity: everything that decides the numbers, as JSON values.
+            columns: the columns of a cell's setting, in the table's order.
+            fresh: start over, whatever study is in the folder.
+            axes: fields of `spec` that may differ from the recorded ones, and how the values are
+                united. The result's `spec` is then that of a single call for both.
+            not_resumable: why a later call could not be known to have the same specification; None
+                if it can.
+
+        Returns:
+            The study, locked for this process.
 
         Raises:
-            RecordError: the folder holds something else or another study (the fields that differ
-                are named), or one that nobody can go on with (and why), or another process is
-                writing to it.
+            RecordError: the folder contains something else, another study (the fields that differ
+                are listed) or one that cannot be resumed (the message says why); or another process
+                is writing to it.
         """
-        return cls(Path(path), {"kind": kind, **spec}, columns, fresh, axes, once)
+        return cls(Path(path), {"kind": kind, **spec}, columns, fresh, axes, not_resumable)
 
     def _is_new(self) -> bool:
-        held = [file.name for file in self.path.iterdir()] if self.path.exists() else []
-        if STUDY.name in held:
+        names = [file.name for file in self.path.iterdir()] if self.path.exists() else []
+        if STUDY.name in names:
             return self._fresh
-        if others := sorted(name for name in held if not is_remains(name)):
+        if others := sorted(name for name in names if not is_remains(name)):
             raise RecordError(
-                f"{self.path}: holds {others[0]!r} and no study; choose another folder"
+                f"{self.path}: contains {others[0]!r}, but no study; choose another folder"
             )
         return True
 
-    def _begin(self) -> None:
-        # The manifest goes last, replaced: without one the folder would be nobody's.
+    def _start(self) -> None:
+        # The manifest is replaced last: without it, the folder would not be recognized as a study.
         for name in (JOURNAL, TABLE):
             discard(self.path / name)
         self.write_manifest()
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         manifest = _read_manifest(self.path)
         _cell_kind(self.path / STUDY.name, manifest["asked"], manifest["columns"])
-        self._unite(manifest, self._axes, " (use another folder, or --fresh)")
-        self._grown = self.spec != manifest["asked"]
+        self._unite(manifest, self._axes, " (choose another folder, or set `fresh` to start over)")
+        self._spec_grew = self.spec != manifest["asked"]
         table = self.path / TABLE
         if table.is_dir() and not table.is_symlink():
             raise RecordError(f"{table}: a folder where the study's table belongs; remove it")
-        if self._once is not None:
-            raise RecordError(f"{self.path} cannot be gone on with: {self._once}")
+        if self._not_resumable is not None:
+            raise RecordError(f"{self.path} cannot be resumed: {self._not_resumable}")
         self.facts = manifest["facts"]
         self.cells = self._journal(repair=True)
-        _check_found(self.path / STUDY.name, manifest, self.cells)
+        _check_facts(self.path / STUDY.name, manifest, self.cells)
 
-    def _said(self) -> dict[str, Any]:
+    def _manifest_fields(self) -> dict[str, Any]:
         columns = list(self.columns)
         return {"identity": IDENTITY, "asked": self.spec, "columns": columns, "facts": self.facts}
 
@@ -160,78 +174,137 @@ class StudyFolder(RecordFolder):
         return read_journal(self.path / JOURNAL, self._kind, repair)
 
     def append(self, cell: Cell) -> None:
-        """Journal a finished cell; it is on the disk when this returns."""
+        """Record a finished cell; it is on the disk when this returns.
+
+        Args:
+            cell: the cell.
+
+        Raises:
+            RecordError: see `extend`.
+        """
         self.extend([cell])
 
     def extend(self, cells: Sequence[Cell]) -> None:
-        """Journal cells that were finished together.
+        """Record cells that were finished together; they are on the disk when this returns.
+
+        Args:
+            cells: the cells.
 
         Raises:
-            RecordError: one could not be read again (a metric's name that is no text), or the disk
-                is full.
+            RecordError: a cell could not be read again (for instance, a metric's name is not a
+                text), or the disk is full.
         """
         file, lines = self.path / JOURNAL, journal_lines(cells)
-        read = [parse_line(f"{file}, a line to be written", line, self._kind) for line in lines]
+        as_read = [parse_line(f"{file}, a line to be written", line, self._kind) for line in lines]
         append_to(file, b"".join(lines))
-        self.cells += read
+        self.cells += as_read
 
     def write_table(self, order: Sequence[Setting]) -> None:
-        """Write `cells.csv` from the journal: a row per cell and metric, cells in this order. It
-        repeats byte for byte whenever the numbers do."""
+        """Write `cells.csv` from the journal: a row per cell and metric. Equal numbers result in a
+        file with equal bytes.
+
+        Args:
+            order: the settings of the cells, in the order of the rows.
+
+        Raises:
+            DeltaLensError: the journal is damaged, or the folder not writable.
+        """
         write_table(self.path, self._journal(), self.columns, order)
 
     def write_finished(self, order: Sequence[Setting]) -> None:
-        """Write the table of a study of which nothing is left to measure; and the manifest, if it
-        was asked for more that makes no cell (seeds, and nothing is random)."""
-        if self._grown:
+        """Write the table of a study in which every cell is finished. The manifest is written, too,
+        if the specification grew without a new cell (more seeds, but nothing is random).
+
+        Args:
+            order: the settings of the cells, in the order of the rows.
+
+        Raises:
+            DeltaLensError: the journal is damaged, or the folder not writable.
+        """
+        if self._spec_grew:
             self.write_manifest()
         self.write_table(order)
 
     def close(self) -> None:
-        """Let another process have the folder. Without a finished cell nothing stays of it."""
+        """Unlock the folder. If no cell is finished, the study is removed."""
         try:
             if not self.cells and not self._journal():
                 self.abandon()
         finally:
-            self._let_go()
+            self._release()
 
     def abandon(self) -> None:
-        """See `RecordFolder`. Where an earlier study's pictures lie, the manifest stays: without
-        one they would be nobody's."""
+        """See `RecordFolder.abandon`. If an earlier study left figures in the folder, the manifest
+        stays: without it, the folder would not be recognized as a study."""
         written = {JOURNAL, TABLE, TEXTS.name}
         others = {file.name for file in self.path.iterdir() if not is_remains(file.name)} - written
         self._remove([*written, *((STUDY.name,) if others <= {STUDY.name} else ())])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StudyRecord:
-    """A study as it lies on the disk."""
+    """A study, read from its folder."""
 
     path: Path
     kind: str
+    """The kind of study: `drop-study`, ..."""
     spec: Setting
-    """Everything that decided the numbers."""
+    """The specification: everything that decided the numbers."""
     facts: dict[str, Any]
-    """What was found out on the way: entries, unchanged share, notes."""
+    """Facts found on the way: entries, unchanged entries, notes."""
     cells: pd.DataFrame
-    """The setting's columns, then metric, value, stderr, n; one row per cell and metric."""
+    """One row per cell and metric: the setting's columns, then metric, value, stderr, n."""
+
+    def __repr__(self) -> str:
+        setting = [name for name in self.cells.columns if name not in VALUES]
+        cells = len(self.cells[setting].drop_duplicates()) if setting else 0
+        metrics = [str(name) for name in self.cells["metric"].unique()]
+        names = ", ".join(metrics[:4]) + (", ..." if len(metrics) > 4 else "")
+        return (
+            f"<{type(self).__name__} {short_path(self.path)}: {self.kind[:40]}, "
+            f"{cells:,} finished cells, {len(metrics):,} metrics"
+            f"{f' ({names[:100]})' if metrics else ''}>"
+        )
 
     @property
     def plain(self) -> str:
-        """What training without a mask is called: by what it learns by."""
+        """The name of training without a mask in this study: `dpo` if that is the objective, else
+        `sft`."""
         return "dpo" if self.spec.get("objective") == "dpo" else "sft"
 
     def setting(self, name: str, method: str) -> Any:
-        """A setting of a method's trainings; None where there is none."""
-        own = self.spec.get("settings", {}).get(method, {})
-        return own[name] if name in own else self.spec.get(name)
+        """Look up a setting of a method's trainings.
+
+        Args:
+            name: the setting: `mask_ratio`, ...
+            method: the method: `gmt`, ...
+
+        Returns:
+            The method's value or else the one for all methods; None if there is neither.
+        """
+        of_method = self.spec.get("settings", {}).get(method, {})
+        return of_method[name] if name in of_method else self.spec.get(name)
 
 
 def load_study(folder: str | Path) -> StudyRecord:
-    """Read a study folder, finished or not, without torch.
+    """Read a study, finished or not. torch is not imported.
+
+    Args:
+        folder: the study's folder.
+
+    Returns:
+        Specification, facts and cells (a pandas DataFrame).
 
     Raises:
-        RecordError: no study there, or one of a format this version does not know.
+        RecordError: the folder is not a study, is damaged, or has a format that this version does
+            not know.
+
+    Example:
+        >>> study = load_study("study")
+        >>> study.kind
+        'drop-study'
+        >>> list(study.cells.columns)
+        ['strategy', 'scope', 'rate', 'seed', 'metric', 'value', 'stderr', 'n']
     """
     import pandas as pd
 
@@ -239,43 +312,43 @@ def load_study(folder: str | Path) -> StudyRecord:
     manifest = _read_manifest(path)
     spec, columns = manifest["asked"], manifest["columns"]
     kind = _cell_kind(path / STUDY.name, spec, columns, has_checksums(manifest["format"]))
-    table = read_table(path)  # First: what it lists is in the journal by then.
+    table = read_table(path)  # Before the journal, which then has every cell of the table.
     cells = read_journal(path / JOURNAL, kind)
-    _check_found(path / STUDY.name, manifest, cells)
+    _check_facts(path / STUDY.name, manifest, cells)
     rows = [
-        {**cell.setting, "metric": name, **m._asdict()}
+        {**cell.setting, "metric": name, **measurement._asdict()}
         for cell in as_in_table(path, table, cells, columns)
-        for name, m in cell.metrics.items()
+        for name, measurement in cell.metrics.items()
     ]
     frame = pd.DataFrame(rows, columns=[*columns, *VALUES])
     return StudyRecord(path, spec["kind"], spec, manifest["facts"], frame)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest, with what is asked and the facts as their kind has them."""
+    """The manifest of a study, with the specification and facts checked for its kind."""
     file, manifest = path / STUDY.name, STUDY.read(path)
-    spec, facts, known = manifest["asked"], manifest["facts"], kind_of(manifest["asked"])
-    if known is not None:
-        refuse(file, [*known.spec.faults(spec, "asked")])
-        there = Fields(known={**known.facts.known, **known.facts.needed})
-        refuse(file, [*there.faults(facts, "facts")])
-        refuse(file, [*(known.rule(spec, facts) if known.rule else ())])
+    spec, facts, kind = manifest["asked"], manifest["facts"], kind_of(manifest["asked"])
+    if kind is not None:
+        refuse(file, [*kind.spec.faults(spec, "asked")])
+        present = Fields(known={**kind.facts.known, **kind.facts.needed})
+        refuse(file, [*present.faults(facts, "facts")])
+        refuse(file, [*(kind.rule(spec, facts) if kind.rule else ())])
     return manifest
 
 
 def _cell_kind(file: Path, spec: Setting, columns: Sequence[str], sealed: bool = True) -> CellKind:
-    known = kind_of(spec)
-    if known is not None and tuple(columns) != tuple(known.columns):
-        raise RecordError(f"{file}: columns is {[*columns]}, where {[*known.columns]} should be")
+    kind = kind_of(spec)
+    if kind is not None and tuple(columns) != tuple(kind.columns):
+        raise RecordError(f"{file}: columns is {[*columns]}; expected {[*kind.columns]}")
     if len({*columns, *VALUES}) < len(columns) + len(VALUES):
-        raise RecordError(f"{file}: columns is {[*columns]}, where names that differ should be")
-    if known is None:
+        raise RecordError(f"{file}: columns is {[*columns]}; expected names that all differ")
+    if kind is None:
         return CellKind.any(columns, sealed)
-    return CellKind(known.columns, known.metrics, sealed)
+    return CellKind(kind.columns, kind.metrics, sealed)
 
 
-def _check_found(file: Path, manifest: Mapping[str, Any], cells: Sequence[Cell]) -> None:
-    """Once a cell is finished, the facts that its kind needs are there."""
-    known = kind_of(manifest["asked"])
-    if known is not None and cells:
-        refuse(file, [*Fields(known.facts.needed).faults(manifest["facts"], "facts")])
+def _check_facts(file: Path, manifest: Mapping[str, Any], cells: Sequence[Cell]) -> None:
+    """Refuse a study with finished cells that lacks a fact that its kind requires."""
+    kind = kind_of(manifest["asked"])
+    if kind is not None and cells:
+        refuse(file, [*Fields(kind.facts.needed).faults(manifest["facts"], "facts")])

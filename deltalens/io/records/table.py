@@ -1,7 +1,7 @@
-"""The table of a study: a row per cell and metric, in the study's own order. No torch here.
+"""The table of a study: a row per cell and metric, in the order of the study. No torch here.
 
-It repeats byte for byte whenever the numbers do, and says nothing that the journal does not: what
-is read of it is the order of the cells.
+Equal numbers result in a file with equal bytes. The table contains nothing that the journal does
+not: only the order of the cells is read from it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["TABLE", "VALUES", "as_in_table", "read_table", "write_table"]
 
 TABLE = "cells.csv"
 VALUES = ("metric", "value", "stderr", "n")
-"""The columns behind those of a cell's setting."""
+"""The columns that follow those of a cell's setting."""
 
 
 def write_table(
@@ -30,18 +30,31 @@ def write_table(
     """Write the table of a study.
 
     Args:
-        folder: of the study.
-        cells: all that are finished.
-        columns: of their settings.
-        order: the settings of the rows; those of which no cell is finished are left out.
+        folder: the study's folder.
+        cells: all finished cells.
+        columns: the columns of their settings.
+        order: settings in the order of the rows; those without a finished cell are left out.
+
+    Raises:
+        DeltaLensError: the disk is full, or the folder is not writable.
     """
-    done = {_key(cell.setting, columns): cell for cell in cells}
-    found = (done.get(_key(setting, columns)) for setting in order)
-    write_whole(folder / TABLE, _table([cell for cell in found if cell], columns))
+    finished = {_key(cell.setting, columns): cell for cell in cells}
+    ordered = (finished.get(_key(setting, columns)) for setting in order)
+    write_whole(folder / TABLE, _table([cell for cell in ordered if cell], columns))
 
 
 def read_table(folder: Path) -> bytes | None:
-    """The table as it lies there; None where it cannot be read."""
+    """Read the table of a study.
+
+    Args:
+        folder: the study's folder.
+
+    Returns:
+        The file's content; None if it cannot be read.
+
+    Raises:
+        RecordError: the table is not a regular file.
+    """
     try:
         return read_plain(folder / TABLE)
     except OSError:
@@ -51,10 +64,20 @@ def read_table(folder: Path) -> bytes | None:
 def as_in_table(
     folder: Path, raw: bytes | None, cells: list[Cell], columns: Sequence[str]
 ) -> list[Cell]:
-    """Cells in the order of the table: those that ran side by side are journalled as they finish.
+    """Sort cells in the order of the table; the journal has them in the order in which they were
+    finished.
 
-    The table says nothing that the journal does not: where it says something else (it was damaged,
-    or edited) it is passed over, with a warning, and the next call of its study writes it anew.
+    A table that does not match the journal (damaged, or edited) is ignored with a warning; the next
+    call of the same study writes it anew.
+
+    Args:
+        folder: the study's folder, for the warning.
+        raw: the table's content; None if there is no table.
+        cells: the cells of the journal.
+        columns: the columns of their settings.
+
+    Returns:
+        The cells of the table, then those that it does not have.
     """
     if raw is None:
         return cells
@@ -63,20 +86,20 @@ def as_in_table(
         rows = [tuple(row[: len(columns)]) for row in csv.reader(text)][1:]
     except (ValueError, csv.Error):
         rows = []
-    order: dict[tuple[str, ...], list[int]] = {}
-    for place, (row, _) in enumerate(groupby(rows)):
-        order.setdefault(row, []).append(place)
-    last = {_key(cell.setting, columns): cell for cell in cells}
-    places: dict[tuple[str, ...], int] = {}
-    for key in last:
-        if there := order.get(_row(key)):
-            # Settings that differ can look alike in the table.
-            places[key] = there.pop(0) if there[1:] else there[0]
-    listed = [last[key] for key in sorted(places, key=places.__getitem__)]
+    positions_of_row: dict[tuple[str, ...], list[int]] = {}
+    for position, (row, _) in enumerate(groupby(rows)):
+        positions_of_row.setdefault(row, []).append(position)
+    by_key = {_key(cell.setting, columns): cell for cell in cells}
+    position_of: dict[tuple[str, ...], int] = {}
+    for key in by_key:
+        if positions := positions_of_row.get(_row(key)):
+            # Different settings can look alike in the table.
+            position_of[key] = positions.pop(0) if positions[1:] else positions[0]
+    listed = [by_key[key] for key in sorted(position_of, key=position_of.__getitem__)]
     if _table(listed, columns) != raw:
         warnings.warn(
-            f"{folder / TABLE}: not the table of its journal (damaged, or edited): passed over; "
-            "the same study, asked again, writes it anew",
+            f"{folder / TABLE}: does not match the journal (damaged, or edited) and is ignored; "
+            "the next call of the same study writes it anew",
             stacklevel=3,
         )
         return cells
@@ -90,16 +113,16 @@ def _table(cells: Sequence[Cell], columns: Sequence[str]) -> bytes:
     rows.writerow([*columns, *VALUES])
     for cell in cells:
         setting = _row(_key(cell.setting, columns))
-        for name, m in cell.metrics.items():
-            rows.writerow([*setting, plain_cell(name), repr(m.value), repr(m.stderr), m.n])
+        for name, (value, stderr, n) in cell.metrics.items():
+            rows.writerow([*setting, plain_cell(name), repr(value), repr(stderr), n])
     return text.getvalue().encode()
 
 
 def _key(setting: Setting, columns: Sequence[str]) -> tuple[str, ...]:
-    """A setting as text: values that look alike are one, whichever type JSON gives them."""
+    """A setting as texts, independent of the type that JSON gives its values."""
     return tuple("" if setting[name] is None else str(setting[name]) for name in columns)
 
 
 def _row(key: Sequence[str]) -> tuple[str, ...]:
-    """A setting as the table shows it: what differs can look alike there."""
+    """A setting as the table shows it, where different settings can look alike."""
     return tuple(str(plain_cell(part)) for part in key)

@@ -1,4 +1,4 @@
-"""The texts that a study measures fidelity on, kept in its folder for every later call of it."""
+"""The texts on which a study measures fidelity, stored in its folder so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -14,28 +14,43 @@ TEXTS = Manifest("texts", "texts.json", Fields({"texts": Items(Items(Whole(), 1)
 
 
 def has_texts(folder: Path) -> bool:
-    """Whether texts are kept in the folder of a study."""
+    """Tell whether a study's folder holds texts.
+
+    Returns:
+        Whether the file exists.
+    """
     return (folder / TEXTS.name).exists()
 
 
 def write_texts(folder: Path, texts: Sequence[Sequence[int]]) -> None:
-    """Keep texts in the folder of a study, as token ids."""
+    """Store texts in a study's folder.
+
+    Args:
+        folder: the study's folder.
+        texts: token ids of each text.
+
+    Raises:
+        DeltaLensError: the folder is not writable.
+    """
     TEXTS.write(folder, {"texts": texts})
 
 
 def read_texts(folder: Path, vocabulary: int = 0) -> list[list[int]]:
-    """The texts that a study keeps, as token ids.
+    """Read the texts in a study's folder.
 
     Args:
-        folder: of the study.
-        vocabulary: tokens that the model knows; 0 where that is not known.
+        folder: the study's folder.
+        vocabulary: the model's number of tokens; 0 if unknown.
+
+    Returns:
+        Token ids of each text.
 
     Raises:
-        RecordError: there are none, or they are damaged.
+        RecordError: there are no texts, they are damaged, or the model does not know a token.
     """
     record = TEXTS.read(folder)
     if vocabulary:
-        known = Items(Items(Whole(0, vocabulary - 1), 1), 1)
-        require(folder / TEXTS.name, record, {"texts": known})
+        known_tokens = Items(Items(Whole(0, vocabulary - 1), 1), 1)
+        require(folder / TEXTS.name, record, {"texts": known_tokens})
     texts: list[list[int]] = record["texts"]
     return texts

@@ -1,8 +1,8 @@
-"""The folder of a training: what was asked, metrics as they come, checkpoints, and the result.
+"""The folder of a training: specification, metrics, checkpoints, and the result.
 
-The folder becomes a plain Hugging Face checkpoint when the training is done; until then it has no
-`config.json`, and nothing takes it for a model. One process at a time has it: its lock goes with
-the last of what the training needs, so that nothing of it is left in the result.
+When the training is done, the folder is an ordinary Hugging Face checkpoint; until then it has no
+`config.json`, so that nothing mistakes it for a model. One process at a time writes to it. The lock
+is removed at the end with everything else that only the training needs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import RecordError
+from deltalens.io.escaping import short_path
 from deltalens.io.files import copy_beside, discard, sync_folder
 from deltalens.io.folders import check_new_folder, remove
 from deltalens.io.locks import LOCK, is_remains
@@ -34,6 +35,7 @@ from deltalens.io.records.run import RUN as RUN_MANIFEST
 from deltalens.io.records.schema import Fields, Named, Real, Text
 
 __all__ = [
+    "ADAPTER",
     "MASKS",
     "TrainingFolder",
     "TrainingRecord",
@@ -49,33 +51,58 @@ TRAINING = Manifest(
 )
 CHECKPOINTS, RUN = "checkpoints", "run"
 MASKS = "masks.safetensors"
-"""Which weights a method removed: `deltalens.apply_masks` reads it."""
+"""The file that says which weights a method removed; `deltalens.apply_masks` reads it."""
+ADAPTER = "adapter"
+"""The folder of a LoRA adapter, before it was merged; peft reads it."""
 _MODEL, _CONFIG = ".model", "config.json"
-"""Where the result is written before it is moved into its place; what is moved last."""
-_TOKENIZER = ("tokenizer*", "vocab*", "merges*", "special_tokens_map*", "chat_template*", "added_*")
+"""The folder in which the result is written before its files are moved; the file moved last."""
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "special_tokens_map*",
+    "chat_template*",
+    "added_*",
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingRecord:
-    """A training as it lies on the disk."""
+    """A training, read from its folder."""
 
     path: Path
     spec: dict[str, Any]
-    """Everything that decided what it led to."""
+    """The specification: everything that decided the result."""
     facts: dict[str, Any]
-    """What was found out on the way; of a finished one also what it came to."""
+    """Facts found on the way and, if the training is finished, its results."""
+
+    def __repr__(self) -> str:
+        method = str(self.spec.get("method", "unknown method"))[:40]
+        state = "finished" if (self.path / _CONFIG).exists() else "not finished"
+        return f"<TrainingRecord {short_path(self.path)}: {method}, {state}>"
 
 
 def is_training(folder: str | Path) -> bool:
-    """Whether a folder is a training's."""
+    """Tell whether a folder is a training's.
+
+    Returns:
+        Whether it has a training's manifest.
+    """
     return Path(folder, TRAINING.name).is_file()
 
 
 def load_training(folder: str | Path) -> TrainingRecord:
-    """Read what a training's folder says of it, finished or not, without torch.
+    """Read a training's specification and facts, finished or not. torch is not imported.
+
+    Args:
+        folder: the training's folder.
+
+    Returns:
+        The record.
 
     Raises:
-        RecordError: no training there, or one of a format this version does not know.
+        RecordError: the folder is not a training, is damaged, or has a format that this version
+            does not know.
     """
     manifest = TRAINING.read(Path(folder))
     return TrainingRecord(Path(folder), manifest["asked"], manifest["facts"])
@@ -115,18 +142,25 @@ def find_run(folder: str | Path) -> Path:
 
 
 class TrainingFolder(RecordFolder):
-    """A training's folder, open for writing, by one process at a time, until `close`.
+    """A training's folder that is open for writing, by one process at a time, until `close`.
 
     Args:
-        path: the folder; new, or one with the same training when it is resumed.
-        spec: everything that decides what the training leads to, as JSON values.
-        inputs: what is read.
-        resume: go on with the training that the folder holds.
+        path: the folder: a new one, or one with the same training if that is resumed.
+        spec: the identity: everything that decides the result, as JSON values.
+        inputs: paths that are read.
+        resume: resume the training in the folder.
+
+    Attributes:
+        notes: what a user should know about how the training was resumed.
+        metrics: the file of metrics.
+        last: the checkpoint from which the training is resumed; None: from the start.
+        taken: steps taken by this process.
+        resumed: whether a training is resumed.
 
     Raises:
-        RecordError: the folder holds something else, another training (the fields that differ are
-            named), or one that is finished, another process is writing to it, or none of its
-            checkpoints is whole; or a name in it, or its own, is no valid Unicode.
+        RecordError: the folder contains something else, another training (the fields that differ
+            are listed) or a finished one; another process is writing to it; all checkpoints are
+            damaged; or a name in it, or its own, is not valid Unicode.
     """
 
     manifest = TRAINING
@@ -137,78 +171,77 @@ class TrainingFolder(RecordFolder):
         check_names(str(path))
         super().__init__(path, spec)
         self.notes: list[str] = []
-        """What a user should know about what was there."""
         self.metrics = Metrics(path)
         self.last: SealedCheckpoint | None = None
-        """What the training goes on from."""
         self.taken = 0
-        """Steps of this invocation."""
-        self.resumed = self._resume = resume
+        self.resumed = self._resume_requested = resume
         self._inputs = list(inputs)
-        self._own: list[Path] = []
-        """What is this invocation's, beside the names that all trainings have."""
-        self._left = os.path.lexists(path / LOCK)
+        self._created_paths: list[Path] = []
+        """Files and folders of this process, in addition to those that every training has."""
+        self._was_locked = os.path.lexists(path / LOCK)
         self._open()
 
     def _is_new(self) -> bool:
-        if self._resume and not self.path.is_dir():
-            raise RecordError(f"{self.path}: no training to go on with (no such folder)")
-        self.resumed = self._resume and not self._was_killed_at_once()
-        held = os.path.lexists(self.path / TRAINING.name)
-        if self.resumed and not held:
-            raise RecordError(f"{self.path}: no training to go on with (no {TRAINING.name})")
+        if self._resume_requested and not self.path.is_dir():
+            raise RecordError(f"{self.path}: no training to resume (no such folder)")
+        self.resumed = self._resume_requested and not self._was_killed_at_start()
+        exists = os.path.lexists(self.path / TRAINING.name)
+        if self.resumed and not exists:
+            raise RecordError(f"{self.path}: no training to resume (no {TRAINING.name})")
         if self.resumed:
             return False
-        if held:
-            raise RecordError(f"{self.path}: holds a training; --resume goes on with it")
+        if exists:
+            raise RecordError(
+                f"{self.path}: already contains a training; set `resume` to resume it"
+            )
         check_new_folder(self.path, self._inputs, locked=True)
         return True
 
-    def _was_killed_at_once(self) -> bool:
-        return self._left and all(is_remains(found.name) for found in self.path.iterdir())
+    def _was_killed_at_start(self) -> bool:
+        return self._was_locked and all(is_remains(path.name) for path in self.path.iterdir())
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self.write_manifest()
         self.checkpoints.mkdir(exist_ok=True)
 
-    def _go_on(self) -> None:
-        held = TRAINING.read(self.path)
-        self.facts = dict(held["facts"])
-        self._unite(held)
+    def _resume(self) -> None:
+        manifest = TRAINING.read(self.path)
+        self.facts = dict(manifest["facts"])
+        self._unite(manifest)
         self._refuse_links()
         self._tidy_runs()
         self._clear_model()
         if self.finished:
             remove_checkpoints(self.checkpoints)
-            raise RecordError(f"{self.path}: this training is finished")
+            raise RecordError(f"{self.path}: this training is already finished")
         self.checkpoints.mkdir(exist_ok=True)
         self.last, faults = last_whole(self.checkpoints)
         if self.last is None:
             self.metrics.clear()
-            self._tell(f"{self.path}: no checkpoint to go on from; begun from the start")
+            self._note(f"{self.path}: no checkpoint to resume from; the training starts over")
         else:
             step = self.last.step
             for fault in faults:
-                self._tell(f"{fault}; gone on from {self.last.path.name}, the last whole one")
-            if not self.metrics.go_back_to(*self.last.metrics):
-                self._tell(f"{self.metrics.file}: missing; begun anew from step {step}")
+                self._note(f"{fault}; resumed from {self.last.path.name}, the last undamaged one")
+            if not self.metrics.truncate(*self.last.metrics):
+                self._note(f"{self.metrics.file}: missing; a new one starts after step {step}")
 
-    def _tell(self, note: str) -> None:
+    def _note(self, note: str) -> None:
         self.notes.append(note)
         warnings.warn(note, stacklevel=5)
 
     def _refuse_links(self) -> None:
-        """Libraries write below these, and would follow a link."""
-        found = [self.path / name for name in (CHECKPOINTS, _MODEL)]
-        found += [self.path / RUN, *self.path.glob(f"{RUN}-from-*")]
+        """Refuse links where libraries write: they would follow them."""
+        paths = [self.path / name for name in (CHECKPOINTS, _MODEL)]
+        paths += [self.path / RUN, *self.path.glob(f"{RUN}-from-*")]
         if self.checkpoints.is_dir():
-            found += self.checkpoints.iterdir()
-        for one in found:
-            if os.path.lexists(one) and not _is_plain(one):
-                raise RecordError(f"{one}: a link, pipe or device; remove it")
+            paths += self.checkpoints.iterdir()
+        for path in paths:
+            if os.path.lexists(path) and not _is_regular(path):
+                raise RecordError(f"{path}: a link, pipe or device; remove it")
 
     def _tidy_runs(self) -> None:
-        """Runs of calls that were killed stay; what they were writing, and their locks, do not."""
+        """Remove locks and temporary files from the probe's runs of processes that were killed."""
         for run in [self.path / RUN, *self.path.glob(f"{RUN}-from-*")]:
             for folder, _, names in os.walk(run):
                 for name in filter(is_remains, names):
@@ -216,49 +249,71 @@ class TrainingFolder(RecordFolder):
 
     @property
     def finished(self) -> bool:
-        """Whether the result is there."""
+        """Whether the folder contains the result."""
         return (self.path / _CONFIG).exists()
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints are written on the way."""
+        """The folder for checkpoints."""
         return self.path / CHECKPOINTS
 
     def abandon(self) -> None:
-        """See `RecordFolder`."""
+        """See `RecordFolder.abandon`."""
         remove_checkpoints(self.checkpoints)
-        for found in (self.path / _MODEL, *self._own):
+        for path in (self.path / _MODEL, *self._created_paths):
             with suppress(RecordError):
-                remove(found)
+                remove(path)
         self._remove([TRAINING.name, METRICS])
 
     def complete(self, step: int, last: bool, best: Path | None) -> None:
-        """A checkpoint has been written: bring it to the disk, and only then call it whole.
+        """Flush a checkpoint that has been written to the disk, and then mark it as complete.
 
         Args:
-            step: after which.
-            last: there is none after it.
-            best: the file with the best weights so far.
+            step: the step after which it was written.
+            last: whether that is the last step.
+            best: the file with the best weights so far, if any.
+
+        Raises:
+            RecordError: the checkpoint contains something other than regular files and folders.
+            OSError: it cannot be read, or not be written to the disk.
         """
         checkpoint = self.checkpoints / f"checkpoint-{step}"
         seal(checkpoint, last, self.metrics.extent(), best)
 
     def run_folder(self, first_step: int) -> Path:
-        """Where a probe logs; another one for each invocation. One that was killed before its first
-        checkpoint may have left a run: it is set aside."""
+        """Choose the folder for a probe's run; every process has one of its own.
+
+        A process that was killed before its first checkpoint may have left a run under the same
+        name, which is renamed.
+
+        Args:
+            first_step: the step that the training is resumed from; 0: it is new.
+
+        Returns:
+            A path that does not exist.
+        """
         run = self.path / (RUN if not first_step else f"{RUN}-from-{first_step}")
         if os.path.lexists(run):
             number = 1
             while os.path.lexists(aside := run.with_name(f"{run.name}.lost-{number}")):
                 number += 1
             os.replace(run, aside)
-        self._own.append(run)
+        self._created_paths.append(run)
         return run
 
     @contextmanager
     def room(self, what: str) -> Iterator[None]:
-        """A checkpoint or model that the disk does not take is an error of its own: each of the
-        libraries that write one has its own way to say so."""
+        """Turn the various errors of libraries that cannot write a file into one `RecordError`.
+
+        Args:
+            what: what is written in the block, for the message: "the model".
+
+        Yields:
+            None.
+
+        Raises:
+            RecordError: the file could not be written.
+        """
         from safetensors import SafetensorError
 
         try:
@@ -271,50 +326,75 @@ class TrainingFolder(RecordFolder):
                 or "inline_container" in text
             ):
                 raise
-            kept = "the last whole checkpoint is kept: make room, and resume: it goes on from there"
+            advice = "make room, and resume: the last checkpoint is kept"
             raise RecordError(
                 f"{self.path}: {what} cannot be written ({(text or repr(error)).splitlines()[0]}); "
-                f"{kept if self.taken or self.resumed else 'make room'}"
+                f"{advice if self.taken or self.resumed else 'make room'}"
             ) from error
 
     @contextmanager
     def new_model(self) -> Iterator[Path]:
-        """A folder for the result, which is moved into its place by `finish`; gone if it is not.
+        """Create a temporary folder for the result, from which `finish` moves the files.
+
+        Yields:
+            The folder; it is removed at the end of the block.
 
         Raises:
-            RecordError: the disk is full, or there is no right to write.
+            RecordError: the disk is full, or the folder is not writable.
         """
-        made = self.path / _MODEL
+        folder = self.path / _MODEL
         self._clear_model()
         try:
             with self.room("the model"):
-                made.mkdir()
-                yield made
+                folder.mkdir()
+                yield folder
         finally:
             with suppress(RecordError):
                 self._clear_model()
 
     def _clear_model(self) -> None:
-        """What one that was killed left."""
+        """Remove the temporary folder that a process which was killed may have left."""
         remove(self.path / _MODEL)
 
-    def finish(self, made: Path, source: Path) -> None:
-        """Move a written model into the folder, its configuration last, with the tokenizer of its
-        source and how that one generates; the checkpoints go."""
-        for pattern in (*_TOKENIZER, "generation_config.json"):
+    def finish(self, model: Path, source: Path) -> None:
+        """Turn the folder into a checkpoint: move the model's files into it (the configuration
+        last), copy the tokenizer and generation settings, and remove the training's checkpoints.
+
+        Args:
+            model: the folder that `new_model` yielded.
+            source: the folder of the model that was trained.
+
+        Raises:
+            DeltaLensError: a file cannot be copied or removed.
+            OSError: a file cannot be moved, or not be written to the disk.
+        """
+        for pattern in (*_TOKENIZER_FILES, "generation_config.json"):
             for file in source.glob(pattern):
-                copy_beside(file, source, made / file.name)
-        files = sorted(made.iterdir(), key=lambda file: file.name == _CONFIG)
-        for file in files:
-            with file.open("rb") as stream:
-                sync(stream.fileno())
-        for file in files:
-            os.replace(file, self.path / file.name)
-            self._own.append(self.path / file.name)
+                copy_beside(file, source, model / file.name)
+        parts = sorted(model.iterdir(), key=lambda part: part.name == _CONFIG)
+        for part in parts:
+            _sync_all(part)
+        for part in parts:
+            target = self.path / part.name
+            if part.is_dir():
+                remove(target)  # Moved by a call that was killed before it had moved the rest.
+            os.replace(part, target)
+            self._created_paths.append(target)
         sync_folder(self.path)
         remove_checkpoints(self.checkpoints)
 
 
-def _is_plain(path: Path) -> bool:
+def _sync_all(path: Path) -> None:
+    """Bring a file, or a folder with what is in it, to the disk."""
+    if path.is_dir():
+        for part in path.iterdir():
+            _sync_all(part)
+        sync_folder(path)
+        return
+    with path.open("rb") as stream:
+        sync(stream.fileno())
+
+
+def _is_regular(path: Path) -> bool:
     mode = path.lstat().st_mode
     return stat.S_ISDIR(mode) or stat.S_ISREG(mode)

@@ -1,10 +1,11 @@
-"""The points of a scan: where they lie, and in which order they are visited."""
+"""The points of a scan: their coordinates, and the order in which they are visited."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 from deltalens.errors import DeltaLensError
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 GRID = "grid"
-"""The mark of a point of the grid; other points carry a model's name."""
+"""The mark of the points of the grid; all other points are marked with the name of a model."""
 _LARGEST = 10_000
 
 
@@ -35,7 +36,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Axis:
-    """Evenly spread coordinates, both ends among them."""
+    """Evenly spaced coordinates, including both ends."""
 
     low: float
     high: float
@@ -43,19 +44,25 @@ class Axis:
 
     @property
     def values(self) -> list[float]:
-        """Ascending; the ends exactly."""
+        """The coordinates, ascending; the ends are exact."""
         step = (self.high - self.low) / (self.count - 1)
-        inner = [self.low + place * step for place in range(1, self.count - 1)]
-        # Where the ends lie on either side of 0, rounding must not miss it.
+        inner = [self.low + index * step for index in range(1, self.count - 1)]
+        # If 0 is one of the coordinates, rounding must not move it.
         tiny = 1e-9 * abs(step)
         return [self.low, *(0.0 if abs(value) < tiny else value for value in inner), self.high]
 
 
 def parse_grid(text: str | int | Sequence[int]) -> tuple[int, ...]:
-    """Points along each direction: "25x25" for a plane, "51" for a line.
+    """Read the number of points along each direction.
+
+    Args:
+        text: "25x25" for a plane, "51" or 51 for a line, or a sequence of numbers.
+
+    Returns:
+        One number per direction.
 
     Raises:
-        DeltaLensError: not one or two numbers, or fewer than 2 points.
+        DeltaLensError: there are not one or two whole numbers, or one is out of range.
     """
     if isinstance(text, int):
         parts: list[str] = [str(text)]
@@ -68,20 +75,27 @@ def parse_grid(text: str | int | Sequence[int]) -> tuple[int, ...]:
     except ValueError:
         counts = ()
     if len(counts) not in (1, 2):
-        raise DeltaLensError(f"grid {text!r}: write 25x25 for a plane, or 51 for a line")
+        raise DeltaLensError(
+            f"grid {text!r}: give two numbers for a plane (25x25), or one for a line (51)"
+        )
     if not all(2 <= count <= _LARGEST for count in counts):
         raise DeltaLensError(
-            f"grid {text!r}: 2 to {_LARGEST:,} points along each direction; a grid of 1 shows "
-            "nothing but a single loss"
+            f"grid {text!r}: must have 2 to {_LARGEST:,} points along each direction"
         )
     return counts
 
 
 def parse_range(text: str | None) -> tuple[tuple[float, float], ...] | None:
-    """Where the axes begin and end: "-1:1" for both, "-1:1,0:2" for one after the other.
+    """Read the ends of the axes.
+
+    Args:
+        text: "-1:1" for all axes, "-1:1,0:2" for the first and the second; None: not given.
+
+    Returns:
+        (low, high) of each axis; None if not given.
 
     Raises:
-        DeltaLensError: not finite numbers, or not ascending.
+        DeltaLensError: the ends are not finite numbers, or not ascending.
     """
     if text is None:
         return None
@@ -91,77 +105,93 @@ def parse_range(text: str | None) -> tuple[tuple[float, float], ...] | None:
         )
     except ValueError:
         ranges = ()
-    fits = all(math.isfinite(low) and math.isfinite(high) and low < high for low, high in ranges)
-    if len(ranges) not in (1, 2) or not fits:
-        raise DeltaLensError(f"range {text!r}: write low:high, or low:high,low:high for a and b")
+    valid = all(math.isfinite(low) and math.isfinite(high) and low < high for low, high in ranges)
+    if len(ranges) not in (1, 2) or not valid:
+        raise DeltaLensError(
+            f"span {text!r}: give low:high, or low:high,low:high for two directions"
+        )
     return ranges
 
 
-def common_grid(held: Sequence[int], now: Sequence[int]) -> list[int] | None:
-    """The grid that has the points of both, to the last bit: along each axis one cuts the intervals
-    of the other in halves (or quarters, ...). None where neither does."""
-    if len(held) != len(now):
+def common_grid(recorded: Sequence[int], requested: Sequence[int]) -> list[int] | None:
+    """Find the grid that contains all points of two grids over the same ranges, bit for bit.
+
+    Args:
+        recorded: points along each axis, in the study's folder.
+        requested: points along each axis, of the new call.
+
+    Returns:
+        Points along each axis: of the finer grid, if its intervals divide those of the other into
+        halves, quarters, ...; None: there is no such grid.
+    """
+    if len(recorded) != len(requested):
         return None
-    pairs = [(min(pair), max(pair)) for pair in zip(held, now, strict=True)]
-    for few, many in pairs:
-        parts, rest = divmod(many - 1, few - 1)
-        if rest or parts & (parts - 1):
+    pairs = [(min(pair), max(pair)) for pair in zip(recorded, requested, strict=True)]
+    for coarse, fine in pairs:
+        parts, rest = divmod(fine - 1, coarse - 1)
+        if rest or parts & (parts - 1):  # Not a power of two.
             return None
-    return [many for _, many in pairs]
+    return [fine for _, fine in pairs]
 
 
 def levels(counts: Sequence[int]) -> list[list[tuple[int, ...]]]:
-    """The places of a grid, coarse ones first: every level completes a finer even grid over all of
-    it, corners included. Level k has 2^k intervals an axis, as far as the axis has points.
+    """Order the points of a grid from coarse to fine.
+
+    Every level completes an even grid over the whole range, including the corners. Level k has 2^k
+    intervals per axis, or as many as the axis has.
 
     Args:
         counts: points along each axis.
 
     Returns:
-        For each level the places that it adds, row by row.
+        For each level, the indices (one per axis) of the points that it adds, row by row.
     """
-    made: list[list[tuple[int, ...]]] = []
+    result: list[list[tuple[int, ...]]] = []
     seen: set[tuple[int, ...]] = set()
     intervals = 1
     while True:
         axes = [_spread(count, intervals) for count in counts]
-        new = [place for place in _product(axes) if place not in seen]
+        new = [indices for indices in product(*axes) if indices not in seen]
         if new:
-            made.append(new)
+            result.append(new)
             seen.update(new)
         if all(len(axis) == count for axis, count in zip(axes, counts, strict=True)):
-            return made
+            return result
         intervals *= 2
 
 
 def _spread(count: int, intervals: int) -> list[int]:
-    """Places that cut an axis into so many equal parts, rounded; nested as the number doubles."""
-    return sorted({round(place * (count - 1) / intervals) for place in range(intervals + 1)})
-
-
-def _product(axes: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
-    if not axes:
-        yield ()
-        return
-    for first in axes[0]:
-        for rest in _product(axes[1:]):
-            yield (first, *rest)
+    """Indices that divide an axis into equal intervals, rounded; doubling the number of intervals
+    keeps all of them."""
+    return sorted({round(step * (count - 1) / intervals) for step in range(intervals + 1)})
 
 
 def coarse_to_fine(axes: Sequence[Axis]) -> list[list[Point]]:
-    """The grid's points in the order of `levels`."""
+    """List the points of a grid in the order of `levels`.
+
+    Args:
+        axes: one or two.
+
+    Returns:
+        The points of each level.
+    """
     values = [axis.values for axis in axes]
     return [
-        [_point([values[axis][place] for axis, place in enumerate(places)]) for places in level]
+        [_point([values[axis][index] for axis, index in enumerate(indices)]) for indices in level]
         for level in levels([axis.count for axis in axes])
     ]
 
 
 def grid_points(axes: Sequence[Axis]) -> list[Point]:
-    """The grid's points row by row."""
-    places = _product([range(axis.count) for axis in axes])
-    values = [axis.values for axis in axes]
-    return [_point([values[axis][at] for axis, at in enumerate(place)]) for place in places]
+    """List the points of a grid row by row.
+
+    Args:
+        axes: one or two.
+
+    Returns:
+        The points; the last coordinate varies fastest.
+    """
+    return [_point(coordinates) for coordinates in product(*(axis.values for axis in axes))]
 
 
 def _point(coordinates: Sequence[float]) -> Point:

@@ -1,5 +1,5 @@
-"""The Hessian's largest eigenvalues and their eigenvectors, by Lanczos over Hessian-vector
-products: the Hessian itself is never formed."""
+"""The largest eigenvalues of the Hessian and their eigenvectors, by Lanczos iteration on
+Hessian-vector products: the Hessian itself is never formed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from deltalens.errors import DeltaLensError
 from deltalens.scoring.differentiable import LossPart
-from deltalens.studies.places import Slot
+from deltalens.studies.slots import Slot
 
 __all__ = ["top_of_hessian"]
 
 _RESTARTS = 60
 _BASIS = 12
-"""Lanczos vectors held at once: each takes the model's size."""
+"""Lanczos vectors that are held at the same time; each is as large as the model."""
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -33,42 +33,48 @@ def top_of_hessian(
     seed: int,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> tuple[list[float], list[dict[str, Tensor]]]:
-    """The algebraically largest eigenvalues of the loss's Hessian at the model's weights, over the
-    entries of the slots (copies of them follow, all others are held fixed), by
-    `scipy.sparse.linalg.eigsh`.
+    """Compute the algebraically largest eigenvalues of the loss's Hessian at the model's weights,
+    by `scipy.sparse.linalg.eigsh`.
+
+    The Hessian is taken over the entries of the slots. Copies of them change with them; all other
+    weights are constant.
 
     Args:
-        model: at the point in question, in evaluation mode.
-        slots: the entries over which the Hessian is taken.
-        parts: of the loss; differentiated one after the other, so that one graph is held at a time.
-        count: how many.
-        seed: of the vector that Lanczos begins with.
-        advance: told of every product.
+        model: the model, in evaluation mode.
+        slots: the entries over which the Hessian is taken, n in total.
+        parts: of the loss; differentiated one after the other, so that only one graph is held.
+        count: number of eigenvalues, below n.
+        seed: of the initial vector.
+        advance: called with 1 after every Hessian-vector product.
 
     Returns:
-        The eigenvalues, descending, and for each its eigenvector, of length 1, by slot: 1-D, on the
-        CPU.
+        The eigenvalues, descending; and their eigenvectors of norm 1, each as slot name -> 1-D
+        tensor on the CPU.
 
     Raises:
-        DeltaLensError: fewer entries than asked for, a gradient that is not finite, or no
-            convergence.
+        DeltaLensError: n is not above `count`, a gradient is not finite, or the iteration does not
+            converge.
     """
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
     size = sum(slot.size for slot in slots)
     if size <= count:
-        raise DeltaLensError(f"{size} parameters have no {count} eigenvectors of their own")
+        raise DeltaLensError(
+            f"{size} parameters are moved; {count} eigenvectors require at least {count + 1}"
+        )
     wide = all(slot.work == torch.float64 for slot in slots)
     dtype = torch.float64 if wide else torch.float32
     number = np.float64 if wide else np.float32
 
     def product(vector: Array) -> Array:
         flat = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1), dtype=number))
-        found = _product(model, slots, parts, flat)
+        result = _product(model, slots, parts, flat)
         advance(1)
-        if not np.isfinite(found).all():
-            raise DeltaLensError("the loss's gradient is not finite at the origin: no Hessian")
-        return found
+        if not np.isfinite(result).all():
+            raise DeltaLensError(
+                "the gradient of the loss is not finite at the origin, so it has no Hessian"
+            )
+        return result
 
     start = torch.empty(size, dtype=dtype).normal_(generator=torch.Generator().manual_seed(seed))
     operator = LinearOperator((size, size), matvec=product, dtype=number)
@@ -85,35 +91,36 @@ def top_of_hessian(
             )
         except ArpackNoConvergence as error:
             raise DeltaLensError(
-                f"Lanczos did not converge in {_RESTARTS} restarts: the largest eigenvalues lie "
-                "too close together, or the loss is not smooth here; take more rows (--limit), or "
-                "another seed"
+                f"Lanczos did not converge in {_RESTARTS} restarts: the largest eigenvalues are "
+                "too close together, or the loss is not smooth at the origin; use more rows "
+                "(`limit`) or another `seed`"
             ) from error
-    order = np.argsort(values)[::-1]
-    found = []
-    for place in order:
-        flat = torch.from_numpy(np.ascontiguousarray(vectors[:, place]))
-        # An eigenvector has no sign: its largest entry is positive.
+    descending = np.argsort(values)[::-1]
+    eigenvectors = []
+    for index in descending:
+        flat = torch.from_numpy(np.ascontiguousarray(vectors[:, index]))
+        # The sign of an eigenvector is arbitrary: make its largest entry positive.
         flat = flat * (1 if flat[flat.abs().argmax()] > 0 else -1)
-        found.append(_by_slot(slots, flat))
-    return [float(values[place]) for place in order], found
+        eigenvectors.append(_by_slot(slots, flat))
+    return [float(values[index]) for index in descending], eigenvectors
 
 
 def _product(
     model: nn.Module, slots: Sequence[Slot], parts: Sequence[LossPart], vector: Tensor
 ) -> Array:
-    """H v, as a flat array over the slots."""
+    """The Hessian-vector product H v, (n,) over the entries of the slots."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    placed = [(slot.name, one) for slot in slots for one in (slot, *slot.copies)]
-    parameters = list({id(one.owner): one.owner for _, one in placed}.values())
-    along = {id(parameter): torch.zeros_like(parameter) for parameter in parameters}
+    # A slot and its copies are one variable.
+    memories = [(slot.name, memory) for slot in slots for memory in (slot, *slot.copies)]
+    parameters = list({id(memory.owner): memory.owner for _, memory in memories}.values())
+    vectors = {id(parameter): torch.zeros_like(parameter) for parameter in parameters}
     by_slot = _by_slot(slots, vector)
-    for name, one in placed:
-        part = one.part_of(along[id(one.owner)])
-        part.copy_(by_slot[name].view(one.view.shape))
+    for name, memory in memories:
+        part = memory.part_of(vectors[id(memory.owner)])
+        part.copy_(by_slot[name].view(memory.view.shape))
     total = {id(parameter): torch.zeros_like(parameter) for parameter in parameters}
-    # The fused kernels of attention cannot be differentiated twice.
+    # Fused attention kernels cannot be differentiated twice.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         for loss in parts:
             gradients = torch.autograd.grad(
@@ -127,27 +134,28 @@ def _product(
             products = torch.autograd.grad(
                 [gradient for gradient, _ in curved],
                 parameters,
-                [along[id(parameter)] for _, parameter in curved],
+                [vectors[id(parameter)] for _, parameter in curved],
                 materialize_grads=True,
             )
-            for parameter, found in zip(parameters, products, strict=True):
-                total[id(parameter)] += found.detach()
+            for parameter, product in zip(parameters, products, strict=True):
+                total[id(parameter)] += product.detach()
     pieces: dict[str, Tensor] = {}
-    for name, one in placed:
-        piece = one.part_of(total[id(one.owner)]).reshape(-1).to("cpu", vector.dtype)
+    for name, memory in memories:
+        piece = memory.part_of(total[id(memory.owner)]).reshape(-1).to("cpu", vector.dtype)
         pieces[name] = pieces[name] + piece if name in pieces else piece
     return torch.cat(list(pieces.values())).numpy()
 
 
 def _by_slot(slots: Sequence[Slot], flat: Tensor) -> dict[str, Tensor]:
+    """Split a vector over all entries into one per slot."""
     pieces = flat.split([slot.size for slot in slots])
     return {slot.name: piece for slot, piece in zip(slots, pieces, strict=True)}
 
 
 @contextmanager
 def _trainable(slots: Sequence[Slot]) -> Iterator[None]:
-    """The slots' parameters require gradients inside the block, whatever they did before."""
-    owners = [one.owner for slot in slots for one in (slot, *slot.copies)]
+    """Let the slots' parameters require gradients within the block."""
+    owners = [memory.owner for slot in slots for memory in (slot, *slot.copies)]
     before = [(owner, owner.requires_grad) for owner in owners]
     try:
         for parameter, _ in before:

@@ -1,4 +1,4 @@
-"""The models that make a plane: checkpoints in folders, or models in memory."""
+"""The models that span a plane: checkpoints in folders, or models in memory."""
 
 from __future__ import annotations
 
@@ -16,39 +16,46 @@ from deltalens.scoring.loading import LoadedModel, load_model, pick_dtype
 from deltalens.studies.landscape.grid import GRID
 from deltalens.studies.landscape.spec import ScanSpec, pairings, steps_of
 from deltalens.studies.live import LiveTensors
-from deltalens.studies.places import slots_of_checkpoint, slots_of_module
+from deltalens.studies.slots import slots_of_checkpoint, slots_of_module
 from deltalens.studies.weights import HeldWeights, StoredWeights, Weights, paired_weights
 
-__all__ = ["Given", "HeldModels", "StoredModels"]
+__all__ = ["HeldModels", "ModelSource", "StoredModels"]
 
-Given = str | Path | nn.Module | Mapping[str, Tensor]
-"""A checkpoint's folder; or a model, or its state dict, in memory."""
+ModelSource = str | Path | nn.Module | Mapping[str, Tensor]
+"""The folder of a checkpoint; or a model in memory, or its state dict."""
+_MIXED = "models in folders and models in memory do not mix: give all models in the same form"
 
 
 class StoredModels:
-    """Checkpoints in folders: the origin is loaded, the others are read part by part.
+    """Checkpoints in folders. The origin is loaded; the others are read part by part.
+
+    Args:
+        origin: the model in question.
+        others: the models that span the plane with it.
+        base: a further model to mark in the plane.
+        spec: of the scan.
+        device, dtype, trust_remote_code: how the origin is loaded.
+        strict: refuse tensors that only some of the checkpoints contain.
 
     Raises:
-        DeltaLensError: one cannot be read, or they do not match; all mismatches at once.
+        DeltaLensError: a checkpoint cannot be read, or they do not match; lists all mismatches.
     """
 
     def __init__(
         self,
         origin: str | Path | Mapping[str, Tensor],
-        others: Sequence[Given],
-        base: Given | None,
+        others: Sequence[ModelSource],
+        base: ModelSource | None,
         spec: ScanSpec,
         device: torch.device,
         dtype: str,
         trust_remote_code: bool = False,
         strict: bool = False,
     ) -> None:
-        every = [origin, *others, *([] if base is None else [base])]
-        folders = [given for given in every if isinstance(given, (str, Path))]
-        if len(folders) < len(every):
-            raise DeltaLensError(
-                "models in folders and models in memory do not mix: give all as one"
-            )
+        sources = [origin, *others, *([] if base is None else [base])]
+        folders = [source for source in sources if isinstance(source, (str, Path))]
+        if len(folders) < len(sources):
+            raise DeltaLensError(_MIXED)
         self.origin = open_checkpoint(folders[0])
         self.device, self.trust_remote_code = device, trust_remote_code
         self.kind = pick_dtype(dtype, self.origin)
@@ -56,8 +63,8 @@ class StoredModels:
             self.kind = torch.float32
         between: list[Path] = [Path(folder) for folder in folders[1 : 1 + len(others)]]
         if spec.plane == "trajectory":
-            here = self.origin.path.resolve()
-            between = [path for path in steps_of(between) if path.resolve() != here]
+            last = self.origin.path.resolve()
+            between = [path for path in steps_of(between) if path.resolve() != last]
         more = [*between, *(Path(folder) for folder in folders[1 + len(others) :])]
         self.has_base = base is not None
         self.paths = [self.origin.path, *more]
@@ -65,33 +72,37 @@ class StoredModels:
         self._pairings = pairings(self.origin, more, spec.include, spec.exclude, strict)
         self._include, self._exclude = spec.include, spec.exclude
 
-    once: str | None = None
-    """Files can always be compared with those of a later call."""
-    stays: str | None = None
-    """Any process can read them."""
+    not_comparable: str | None = None
+    """Why a later call cannot tell whether its models are the same; None: files can be compared."""
+    local_reason: str | None = None
+    """Why only this process can use the models; None: any process can read the files."""
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
-        """Of every model: what of them is on the disk."""
+        """All models that are stored on disk."""
         return [self.origin, *(pairing.base for pairing in self._pairings)]
 
     @property
     def weights(self) -> Weights:
-        """The origin's, by stored name."""
+        """The origin's weights, by stored name."""
         return StoredWeights.of(self.origin)
 
     @property
     def others(self) -> list[Weights]:
-        """Of the others, and last of the base."""
+        """The weights of the other models, the base last."""
         return [paired_weights(pairing) for pairing in self._pairings]
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The tensors in which any two can differ: name -> entries."""
-        return {pair.name: pair.ft.numel for found in self._pairings for pair in found.pairs}
+        """The tensors in which any two models can differ: name -> entries."""
+        return {pair.name: pair.ft.numel for pairing in self._pairings for pair in pairing.pairs}
 
     def identity(self) -> dict[str, Any]:
-        """Which models: by what is in them."""
+        """Identify the models by their contents.
+
+        Returns:
+            JSON values by name.
+        """
         return {
             "origin": self.origin.identity,
             "models": [pairing.base.identity for pairing in self._pairings],
@@ -101,16 +112,34 @@ class StoredModels:
         }
 
     def facts(self) -> dict[str, Any]:
-        """Where they were found."""
+        """Describe the models for the records.
+
+        Returns:
+            Their paths, and notes.
+        """
         notes = {note for pairing in self._pairings for note in pairing.notes}
         return {"models": [str(path) for path in self.paths], "notes": sorted(notes)}
 
     def load(self) -> LoadedModel:
-        """The origin as a live model."""
+        """Load the origin.
+
+        Returns:
+            The live model.
+        """
         return load_model(self.origin, self.kind, self.device, self.trust_remote_code)
 
     def live(self, loaded: LoadedModel) -> LiveTensors:
-        """What of it can be moved, after a look whether it is what the files say."""
+        """Find the tensors that are moved, and check that they hold the values in the files.
+
+        Args:
+            loaded: the origin, from `load`.
+
+        Returns:
+            The tensors.
+
+        Raises:
+            DeltaLensError: a tensor cannot be written in place, or holds other values.
+        """
         copies = self._pairings[0].copies if self._pairings else {}
         slots = slots_of_checkpoint(
             loaded.model, self.origin, copies, loaded.fresh, self._include, self._exclude
@@ -121,22 +150,32 @@ class StoredModels:
 
 
 class HeldModels:
-    """Models in memory; the origin is moved itself, and its weights are copied first.
+    """Models in memory. The origin itself is moved, after its weights are copied.
+
+    Args:
+        origin: the model in question.
+        others: the models that span the plane with it.
+        base: a further model to mark in the plane.
+        spec: of the scan.
 
     Raises:
-        DeltaLensError: they do not match; all mismatches at once.
+        DeltaLensError: the models do not match; lists all mismatches.
     """
 
     def __init__(
-        self, origin: nn.Module, others: Sequence[Given], base: Given | None, spec: ScanSpec
+        self,
+        origin: nn.Module,
+        others: Sequence[ModelSource],
+        base: ModelSource | None,
+        spec: ScanSpec,
     ) -> None:
         self._model, self._known = origin, identify_module(origin)
-        self.once = self._known.once
-        """Why nobody can know whether a later call hands in the same model, if so."""
+        self.not_comparable = self._known.not_comparable
+        """Why a later call cannot tell whether its model is the same; None: it can."""
         self._slots = slots_of_module(origin, spec.include, spec.exclude)
         first = self._slots[0].view
         self.device, self.kind = first.device, first.dtype
-        self.weights: Weights = HeldWeights({s.name: s.view.clone() for s in self._slots})
+        self.weights: Weights = HeldWeights({slot.name: slot.view.clone() for slot in self._slots})
         self.has_base, self.paths = base is not None, list[Path]()
         between = [f"step {n}" for n in range(1, len(others) + 1)]
         if spec.plane != "trajectory":
@@ -144,9 +183,9 @@ class HeldModels:
         self.names = ["origin", *between, *(["base"] if self.has_base else [])]
         self.others: list[Weights] = []
         faults: list[str] = []
-        every = [*others, *([] if base is None else [base])]
-        for name, given in zip(self.names[1:], every, strict=True):
-            tensors = _tensors(given)
+        sources = [*others, *([] if base is None else [base])]
+        for name, source in zip(self.names[1:], sources, strict=True):
+            tensors = _tensors(source)
             for slot in self._slots:
                 if slot.name not in tensors:
                     faults.append(f"{name} has no {slot.name!r}")
@@ -160,17 +199,21 @@ class HeldModels:
             raise PairingError(fault_list("The models do not match:", faults))
 
     checkpoints: tuple[Checkpoint, ...] = ()
-    """They are on no disk."""
-    stays: str | None = "the models are in this process's memory"
-    """Why no other process can have them."""
+    """All models that are stored on disk: none."""
+    local_reason: str | None = "the models are in this process's memory"
+    """Why only this process can use the models."""
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What moves: name -> entries."""
+        """The tensors that are moved: name -> entries."""
         return {slot.name: slot.size for slot in self._slots}
 
     def identity(self) -> dict[str, Any]:
-        """Which models: by what is in them."""
+        """Identify the models by their contents.
+
+        Returns:
+            JSON values by name.
+        """
         return {
             "origin": self.weights.fingerprint,
             "module": self._known.spec,
@@ -181,30 +224,43 @@ class HeldModels:
         }
 
     def facts(self) -> dict[str, Any]:
-        """They have no place on a disk."""
+        """Describe the models for the records.
+
+        Returns:
+            Names in place of paths, and no notes.
+        """
         return {"models": [type(self._model).__name__, *self.names[1:]], "notes": []}
 
     def load(self) -> LoadedModel:
-        """The origin, which is there already."""
+        """Wrap the origin, which is already loaded.
+
+        Returns:
+            The live model.
+        """
         return LoadedModel(self._model, None, self.device, ())
 
     def live(self, loaded: LoadedModel) -> LiveTensors:
-        """What of it can be moved."""
+        """Find the tensors that are moved.
+
+        Args:
+            loaded: the origin, from `load`.
+
+        Returns:
+            The tensors.
+        """
         return LiveTensors(self._slots, self.weights)
 
 
-def _tensors(given: Given) -> dict[str, Tensor]:
-    if isinstance(given, nn.Module):
-        return {name: p.detach() for name, p in given.named_parameters(remove_duplicate=False)}
-    if isinstance(given, Mapping):
-        return dict(given)
-    raise DeltaLensError(
-        f"{given}: models in folders and models in memory do not mix: give all as one"
-    )
+def _tensors(source: ModelSource) -> dict[str, Tensor]:
+    if isinstance(source, nn.Module):
+        return {name: p.detach() for name, p in source.named_parameters(remove_duplicate=False)}
+    if isinstance(source, Mapping):
+        return dict(source)
+    raise DeltaLensError(f"{source}: {_MIXED}")
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The folders' names, with their parents' where two have the same."""
+    """The names of the folders; folders of the same name get that of their parent in front."""
     short = [path.absolute().name for path in paths]
     return [
         name if short.count(name) == 1 and name != GRID else f"{path.absolute().parent.name}/{name}"

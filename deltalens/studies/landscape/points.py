@@ -1,5 +1,5 @@
-"""What one invocation of a landscape does: it finds the plane, prepares a worker, and has it, or
-others like it, measure every point that is left."""
+"""The work of one invocation of a landscape scan: determine the plane, prepare workers, and measure
+every point that is left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deltalens.io.records import Setting, StudyFolder
 from deltalens.numerics.workers import workers
 from deltalens.scoring.differentiable import LossPart
 from deltalens.scoring.suite import Metrics
-from deltalens.scoring.texts import KeptTexts
+from deltalens.scoring.texts import StoredTexts
 from deltalens.studies.engine import StudyWatch, run_cells
 from deltalens.studies.landscape.grid import GRID, Point, coarse_to_fine, grid_points
 from deltalens.studies.landscape.models import HeldModels, StoredModels
@@ -26,21 +26,22 @@ from deltalens.studies.landscape.planes import (
 )
 from deltalens.studies.landscape.spec import ScanSpec
 from deltalens.studies.landscape.worker import LandscapeRecipe
+from deltalens.studies.measuring import Measuring
 
 __all__ = ["KIND", "measure_points"]
 
 KIND = "landscape"
 
 
-class Stop(NamedTuple):
-    """A point to be measured."""
+class _MarkedPoint(NamedTuple):
+    """A point to be measured, with its mark: the name of a model, or `GRID`."""
 
     point: Point
     mark: str
 
     @property
     def setting(self) -> Setting:
-        """What its cells have in common."""
+        """The settings that its cells have in common."""
         return {"a": self.point.a, "b": self.point.b, "mark": self.mark}
 
 
@@ -48,38 +49,38 @@ def measure_points(
     spec: ScanSpec,
     models: HeldModels | StoredModels,
     folder: StudyFolder,
-    watch: StudyWatch,
+    measuring: Measuring,
     *,
     loss: LossPart | None,
     low_memory: bool,
-    jobs: int,
-    executor: str | None,
 ) -> None:
     """Measure every point that is left.
 
     Args:
-        spec: what, checked.
-        models: that make the plane.
-        folder: of the study, open.
-        watch: told of stages, progress and finished cells.
-        loss: of the caller's, or None.
-        low_memory: hold no direction.
-        jobs, executor: as `run_cells` takes them.
+        spec: the study's specification.
+        models: the models that span the plane.
+        folder: the study's folder, open for writing.
+        measuring: by how many workers, and whom to tell of progress.
+        loss: the caller's loss for the Hessian; None: that of the data.
+        low_memory: compute directions again for every row and point, instead of holding them.
+
+    Raises:
+        DeltaLensError: the models span no plane, the loss cannot be measured, or a worker failed.
     """
     if _finished(folder, spec):
         _write_table(folder, spec)
         return
-    facts = folder.facts
+    facts, watch = folder.facts, measuring.watch
     plane = facts.get("plane")
     if plane is None and spec.plane not in ("random", "hessian"):
         plane = _plane_of_checkpoints(spec, models, watch).facts()
     recipe = LandscapeRecipe(
         spec=spec,
         models=models,
-        called=facts["models"][0],
-        texts=KeptTexts(folder.path, again=bool(folder.cells)),
+        origin_name=facts["models"][0],
+        texts=StoredTexts(folder.path, reuse=bool(folder.cells)),
         loss=loss,
-        keep=not low_memory,
+        keep_directions=not low_memory,
         plane=plane,
     )
     worker = recipe.prepare(watch)
@@ -88,63 +89,65 @@ def measure_points(
             facts |= {"tensors": worker.tensors, "entries": worker.entries}
             facts["notes"] += worker.notes
         facts["plane"] = worker.shape.facts()
-        stops = _stops(worker.shape, spec)
-        facts["points"] = len(stops)
+        points = _points(worker.shape, spec)
+        facts["points"] = len(points)
         folder.write_manifest()
         journal = _Journal(folder)
-        elsewhere = replace(
+        remote = replace(
             recipe,
             plane=facts["plane"],
-            texts=KeptTexts(folder.path, again=True),
-            # Its one use is over: in the plane.
+            texts=StoredTexts(folder.path, reuse=True),
+            # No longer needed: the plane is known.
             loss=None,
         )
         run_cells(
             folder,
-            [stop.setting for stop in stops],
-            elsewhere,
+            [point.setting for point in points],
+            remote,
             worker,
             watch,
             cells_of=journal.cells_of,
             is_done=journal.is_done,
             write_table=lambda: _write_table(folder, spec),
-            called="points",
-            jobs=jobs,
-            executor=executor,
+            unit="points",
+            jobs=measuring.jobs,
+            executor=measuring.executor,
         )
     finally:
         worker.close()
 
 
 class _Journal:
-    """Which cells a point is: one of every data set, all of them known once one is measured."""
+    """The cells of each point: one per data set. Which data sets there are is known as soon as one
+    point is measured."""
 
     def __init__(self, folder: StudyFolder) -> None:
         self._folder = folder
         self._done = {repr(cell.setting) for cell in folder.cells}
-        self._known: list[str] = folder.facts.get("data", [])
+        self._data: list[str] = folder.facts.get("data", [])
 
     def is_done(self, setting: Setting) -> bool:
-        """Whether nothing is left to measure there."""
-        every = (repr({**setting, "data": name}) in self._done for name in self._known)
-        return bool(self._known) and all(every)
+        """Whether nothing is left to measure at a point."""
+        done = (repr({**setting, "data": name}) in self._done for name in self._data)
+        return bool(self._data) and all(done)
 
     def cells_of(
-        self, setting: Setting, found: Mapping[str, Metrics]
+        self, setting: Setting, measured: Mapping[str, Metrics]
     ) -> Sequence[tuple[Setting, Metrics]]:
-        """The cells of a point that are not journalled.
+        """The cells of a point that are not journalled yet.
 
         Raises:
-            DeltaLensError: other data sets than before were measured.
+            DeltaLensError: the data sets are not those of earlier points.
         """
-        if not self._known:
-            self._known = self._folder.facts["data"] = [*found]
+        if not self._data:
+            self._data = self._folder.facts["data"] = [*measured]
             self._folder.write_manifest()
-        if [*found] != self._known:
+        if [*measured] != self._data:
             raise DeltaLensError(
-                f"the metric measured {', '.join(found)} here and {', '.join(self._known)} before"
+                f"the metric measured {', '.join(measured)} at this point, and "
+                f"{', '.join(self._data)} at earlier ones"
             )
-        cells = [({**setting, "data": name}, metrics) for name, metrics in found.items()]
+        cells = [({**setting, "data": name}, metrics) for name, metrics in measured.items()]
         return [cell for cell in cells if repr(cell[0]) not in self._done]
 
 
@@ -152,14 +155,14 @@ def _finished(folder: StudyFolder, spec: ScanSpec) -> bool:
     facts = folder.facts
     if not folder.cells or "data" not in facts:
         return False
-    wanted = len(_stops(Shape.of(facts["plane"]), spec)) * len(facts["data"])
-    return len(folder.cells) >= wanted
+    cells = len(_points(Shape.of(facts["plane"]), spec)) * len(facts["data"])
+    return len(folder.cells) >= cells
 
 
 def _plane_of_checkpoints(
     spec: ScanSpec, models: HeldModels | StoredModels, watch: StudyWatch
 ) -> Shape:
-    """The line or plane between the checkpoints."""
+    """Compute the line or plane that the checkpoints span."""
     base = models.has_base
     watch.stage("measuring the distances between the models", None)
     with workers() as mapper:
@@ -171,25 +174,25 @@ def _plane_of_checkpoints(
     return principal_plane(products, models.names, len(spec.counts), base)
 
 
-def _stops(shape: Shape, spec: ScanSpec) -> list[Stop]:
-    """The marked points, then the grid from coarse to fine."""
+def _points(shape: Shape, spec: ScanSpec) -> list[_MarkedPoint]:
+    """The positions of models, then the grid from coarse to fine."""
     axes = axes_of(spec.ranges or shape.ranges, spec.counts)
     return [
-        *_marked(shape),
-        *(Stop(point, GRID) for level in coarse_to_fine(axes) for point in level),
+        *_models(shape),
+        *(_MarkedPoint(point, GRID) for level in coarse_to_fine(axes) for point in level),
     ]
 
 
-def _marked(shape: Shape) -> Iterator[Stop]:
-    return (Stop(Point(mark.a, mark.b), mark.name) for mark in shape.marks)
+def _models(shape: Shape) -> Iterator[_MarkedPoint]:
+    return (_MarkedPoint(Point(mark.a, mark.b), mark.name) for mark in shape.marks)
 
 
 def _write_table(folder: StudyFolder, spec: ScanSpec) -> None:
-    """`cells.csv`: the marked points, then the grid row by row."""
+    """Write `cells.csv`: the positions of models, then the grid row by row."""
     if "plane" not in folder.facts:
         return
     shape = Shape.of(folder.facts["plane"])
     axes = axes_of(spec.ranges or shape.ranges, spec.counts)
-    stops = [*_marked(shape), *(Stop(point, GRID) for point in grid_points(axes))]
-    known = folder.facts.get("data", [])
-    folder.write_table([{**stop.setting, "data": name} for stop in stops for name in known])
+    points = [*_models(shape), *(_MarkedPoint(point, GRID) for point in grid_points(axes))]
+    data = folder.facts.get("data", [])
+    folder.write_table([{**point.setting, "data": name} for point in points for name in data])

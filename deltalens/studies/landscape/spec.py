@@ -1,4 +1,4 @@
-"""What a landscape was asked for, checked before anything is loaded."""
+"""The specification of a landscape scan: its arguments, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -16,35 +16,43 @@ from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.matching import pair
 from deltalens.io.pairing import Pairing
 from deltalens.names import NameFilter
-from deltalens.scoring.loading import beside_each_other, free_memory, too_many_jobs
+from deltalens.scoring.loading import free_memory, models_per_device, too_many_jobs
 from deltalens.scoring.suite import Suite
 from deltalens.studies.landscape.directions import NORMALIZATIONS
 from deltalens.studies.landscape.grid import parse_grid, parse_range
 from deltalens.studies.landscape.planes import PLANES
 
-__all__ = ["ScanSpec", "check", "check_room", "pairings", "pick_plane", "steps_of"]
+__all__ = ["ScanSpec", "check_room", "pairings", "pick_plane", "scan_spec", "steps_of"]
 
 _OTHERS = {"checkpoints": 2, "line": 1, "random": 0, "hessian": 0}
+"""Kind of plane -> the number of models beside the origin."""
 _DEFAULT_GRID = {1: (51,), 2: (25, 25)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanSpec:
-    """A landscape's arguments, checked."""
+    """The specification of a landscape scan, checked."""
 
     plane: str
     counts: tuple[int, ...]
+    """Points along each axis."""
     ranges: tuple[tuple[float, float], ...] | None
+    """(low, high) of each axis; None: the defaults of the plane."""
     normalize: str
     seed: int
     suite: Suite
+    """What is measured at each point."""
     loss: dict[str, Any] | None
-    """What is known of a loss of the caller's."""
+    """Identity of the caller's loss; None: there is none."""
     include: str | None
     exclude: str | None
 
     def identity(self) -> dict[str, Any]:
-        """Everything of it that decides the numbers."""
+        """Collect everything in the specification that decides the numbers.
+
+        Returns:
+            JSON values by name.
+        """
         return {
             "plane": self.plane,
             "grid": list(self.counts),
@@ -59,48 +67,63 @@ class ScanSpec:
 
 
 def pick_plane(plane: str, others: int, base: bool) -> str:
-    """The kind of plane; `auto` goes by how many models are given.
+    """Choose the kind of plane.
+
+    Args:
+        plane: a kind; `auto`: the kind for this number of models.
+        others: number of models beside the origin.
+        base: whether a base is to be marked.
+
+    Returns:
+        The kind.
 
     Raises:
-        DeltaLensError: no such kind, or it does not go with so many models.
+        DeltaLensError: there is no such kind, or it requires another number of models.
     """
     if plane == "auto":
         plane = {0: "random", 1: "line", 2: "checkpoints"}.get(others, "trajectory")
     if plane not in PLANES:
-        raise DeltaLensError(f"plane {plane!r}: choose {', '.join(PLANES)}")
-    wanted = _OTHERS.get(plane)
-    if wanted is not None and others != wanted:
-        shape = {0: "ORIGIN alone", 1: "ORIGIN and B", 2: "ORIGIN, B and C"}[wanted]
-        raise DeltaLensError(f"--plane {plane} takes {shape}; {1 + others} models are given")
+        raise DeltaLensError(f"plane {plane!r}: choose from {', '.join(PLANES)}")
+    required = _OTHERS.get(plane)
+    if required is not None and others != required:
+        models = {0: "ORIGIN alone", 1: "ORIGIN and B", 2: "ORIGIN, B and C"}[required]
+        raise DeltaLensError(f"plane {plane} takes {models}; {1 + others} models are given")
     if plane == "trajectory" and not others:
         raise DeltaLensError(
-            "--plane trajectory takes ORIGIN, the last checkpoint, and then the earlier ones, or "
-            "the folder that holds them as checkpoint-10, checkpoint-20, ..."
+            "plane trajectory takes the last checkpoint as ORIGIN, and the earlier ones after it, "
+            "or the folder that contains them as checkpoint-10, checkpoint-20, ..."
         )
     if base and plane in ("random", "hessian"):
-        raise DeltaLensError(f"--plane {plane} goes through no other model: leave the base out")
+        raise DeltaLensError(f"plane {plane} contains no other model: leave `base` out")
     return plane
 
 
 def pick_grid(plane: str, grid: str | int | Sequence[int] | None) -> tuple[int, ...]:
-    """Points along each direction; 51 on a line and 25x25 on a plane if not asked otherwise.
+    """Choose the number of points along each direction.
+
+    Args:
+        plane: the kind of plane.
+        grid: as `parse_grid` takes it; None: 51 on a line, 25 x 25 on a plane.
+
+    Returns:
+        One number per direction.
 
     Raises:
-        DeltaLensError: see `parse_grid`; or the number of directions is not the plane's.
+        DeltaLensError: see `parse_grid`; or the plane has another number of directions.
     """
     if grid is None:
         return _DEFAULT_GRID[1 if plane == "line" else 2]
     counts = parse_grid(grid)
     if plane == "line" and len(counts) == 2:
-        raise DeltaLensError(f"grid {grid!r}: a line has one direction; write --grid {counts[0]}")
+        raise DeltaLensError(f"grid {grid!r}: a line has one direction; give grid {counts[0]}")
     if plane == "checkpoints" and len(counts) == 1:
         raise DeltaLensError(
-            f"grid {grid!r}: a plane has two directions; write --grid {counts[0]}x{counts[0]}"
+            f"grid {grid!r}: a plane has two directions; give grid {counts[0]}x{counts[0]}"
         )
     return counts
 
 
-def check(
+def scan_spec(
     *,
     plane: str,
     grid: str | int | Sequence[int] | None,
@@ -112,7 +135,20 @@ def check(
     include: str | None,
     exclude: str | None,
 ) -> ScanSpec:
-    """All that can be checked without opening a model.
+    """Check the arguments of a scan, as far as that is possible without opening a model.
+
+    Args:
+        plane: the kind of plane (`pick_plane`).
+        grid: points along each direction (`parse_grid`); None: the default.
+        span: ends of the axes (`parse_range`); None: the defaults of the plane.
+        normalize: of random directions.
+        seed: of random directions, and of the initial vector of the Lanczos iteration.
+        suite: what is measured at each point.
+        loss: identity of the caller's loss; None: there is none.
+        include, exclude: regular expressions over tensor names.
+
+    Returns:
+        The specification.
 
     Raises:
         DeltaLensError: bad input.
@@ -121,10 +157,10 @@ def check(
     if ranges is not None and len(ranges) == 1:
         ranges *= len(counts)
     if ranges is not None and len(ranges) != len(counts):
-        raise DeltaLensError(f"span {span!r}: {len(ranges)} ranges for {len(counts)} direction")
+        raise DeltaLensError(f"span {span!r}: {len(ranges)} ranges, but {len(counts)} direction")
     if normalize not in NORMALIZATIONS:
-        raise DeltaLensError(f"normalize {normalize!r}: choose {', '.join(NORMALIZATIONS)}")
-    NameFilter(include, exclude)  # Refuses what is no regular expression.
+        raise DeltaLensError(f"normalize {normalize!r}: choose from {', '.join(NORMALIZATIONS)}")
+    NameFilter(include, exclude)  # Raises if one is not a regular expression.
     spec = ScanSpec(
         plane=plane,
         counts=counts,
@@ -138,35 +174,41 @@ def check(
     )
     if not (suite.metric is not None or suite.installed or suite.files or suite.wants_fidelity):
         raise DeltaLensError(
-            "a landscape needs data to measure the loss on: give --data, once or several times "
-            "(or --metric kl, for the distance from ORIGIN's own predictions)"
+            "a landscape needs `data` to measure the loss on (or `metrics` kl, for the distance "
+            "from the predictions of ORIGIN)"
         )
     suite.check_names()
     if plane == "hessian" and not (suite.files or loss):
         raise DeltaLensError(
-            "--plane hessian differentiates the loss of the first data file: give --data (in "
-            "Python: loss=...)"
+            "plane hessian differentiates the loss on the first file of `data`: give `data`, or in "
+            "Python a `loss`"
         )
     return spec
 
 
 def steps_of(others: Sequence[str | Path]) -> list[Path]:
-    """The checkpoints of a trajectory: as given, or those in the one folder given, by their step.
+    """List the checkpoints of a trajectory.
+
+    Args:
+        others: the checkpoints; or a single folder that contains them as `checkpoint-STEP`.
+
+    Returns:
+        The checkpoints; those of a folder by ascending step.
 
     Raises:
-        DeltaLensError: a folder without checkpoints.
+        DeltaLensError: the folder contains no checkpoint.
     """
     paths = [Path(other) for other in others]
     if len(paths) != 1 or (paths[0] / "config.json").is_file():
         return paths
-    found = [
+    by_step = [
         (int(match.group(1)), folder)
         for folder in (paths[0].iterdir() if paths[0].is_dir() else ())
         if (match := re.fullmatch(r"checkpoint-(\d+)", folder.name)) and folder.is_dir()
     ]
-    if not found:
-        raise DeltaLensError(f"{paths[0]}: holds no checkpoint-10, checkpoint-20, ...")
-    return [folder for _, folder in sorted(found)]
+    if not by_step:
+        raise DeltaLensError(f"{paths[0]}: contains no checkpoint-10, checkpoint-20, ...")
+    return [folder for _, folder in sorted(by_step)]
 
 
 def pairings(
@@ -176,46 +218,55 @@ def pairings(
     exclude: str | None,
     strict: bool = False,
 ) -> list[Pairing]:
-    """The origin matched with every other checkpoint.
+    """Pair the origin with every other checkpoint.
+
+    Args:
+        origin: the model in question.
+        others: the other checkpoints.
+        include, exclude, strict: as `pair` takes them.
+
+    Returns:
+        The pairings, in the order of `others`.
 
     Raises:
-        PairingError: what does not match, of all of them together.
+        PairingError: checkpoints do not match; lists all mismatches of all of them.
     """
-    found, faults = [], []
+    matched, faults = [], []
     for other in [open_checkpoint(path) for path in others]:
         try:
-            found.append(pair(origin, other, include, exclude, strict))
+            matched.append(pair(origin, other, include, exclude, strict))
         except PairingError as error:
             faults.append(error.args[0])
     if faults:
         raise PairingError(Lines(*faults))
-    return found
+    return matched
 
 
 def check_room(
-    origin: Checkpoint, dtype: torch.dtype, device: torch.device, held: int, what: str, jobs: int
+    origin: Checkpoint, dtype: torch.dtype, device: torch.device, copies: int, what: str, jobs: int
 ) -> None:
-    """Refuse a scan that memory cannot hold, before the model is loaded.
+    """Refuse a scan that does not fit into memory, before the model is loaded.
 
     Args:
-        origin: whose model is loaded.
-        dtype, device: how and where.
-        held: how many more times the model's size is held in fp32 (fp64 for an fp64 model).
-        what: that is, in words.
-        jobs: how many such models there are at once.
+        origin: the checkpoint that is loaded.
+        dtype, device: how and where it is loaded.
+        copies: how many times the size of the model is held besides it, in fp32 (fp64 for an fp64
+            model).
+        what: what these are, in words.
+        jobs: workers at the same time.
 
     Raises:
-        DeltaLensError: with both figures and what to do.
+        DeltaLensError: it does not fit; states the bytes required and free, and what to do.
     """
     entries = sum(prod(entry.shape) for entry in origin.tensors.values())
     width = 8 if dtype == torch.float64 else 4
-    needed, there = entries * (dtype.itemsize + held * width), free_memory(device)
-    beside = beside_each_other(device, jobs)
-    if there is not None and needed <= there < beside * needed:
-        raise DeltaLensError(too_many_jobs(origin, device, beside, needed, there))
-    if there is not None and needed > there:
+    needed, free = entries * (dtype.itemsize + copies * width), free_memory(device)
+    workers = models_per_device(device, jobs)
+    if free is not None and needed <= free < workers * needed:
+        raise DeltaLensError(too_many_jobs(origin, device, workers, needed, free))
+    if free is not None and needed > free:
         raise DeltaLensError(
-            f"{origin.path}: too large for {device}: the model, {what} take {needed / 1e9:.2f} GB "
-            f"and there is {there / 1e9:.2f} GB. Add --low-memory, take a larger device (--device) "
-            "or a smaller dtype (--dtype bfloat16)"
+            f"{origin.path}: too large for {device}: the model and {what} need "
+            f"{needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free. Set `low_memory`, or use a "
+            "larger `device` or a smaller `dtype` (bfloat16)"
         )

@@ -1,4 +1,4 @@
-"""What measures the points of a landscape: a live model with its directions, in any process."""
+"""The workers of a landscape scan: a live model that is moved from point to point."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from deltalens.numerics.workers import workers
 from deltalens.scoring.differentiable import LossPart, loss_parts
 from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.suite import Metrics, ReadySuite
-from deltalens.scoring.texts import KeptTexts, Progress
-from deltalens.studies.executors import Tell
+from deltalens.scoring.texts import Progress, StoredTexts
+from deltalens.studies.executors import Report
 from deltalens.studies.landscape.directions import StoredDirection, random_directions
 from deltalens.studies.landscape.hessian import top_of_hessian
 from deltalens.studies.landscape.models import HeldModels, StoredModels
 from deltalens.studies.landscape.planes import Mark, Shape
 from deltalens.studies.landscape.spec import ScanSpec
 from deltalens.studies.moving import Direction
-from deltalens.studies.places import Slot, passed_over
+from deltalens.studies.slots import Slot, fixed_parameters
 from deltalens.studies.weights import StoredWeights
 
 __all__ = ["DIRECTIONS", "LandscapeRecipe", "LandscapeWorker"]
@@ -38,27 +38,27 @@ DIRECTIONS = "directions.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class LandscapeRecipe:
-    """How a landscape's worker is prepared (see `Recipe`)."""
+    """Prepares the workers of a landscape scan (see `Recipe`)."""
 
     spec: ScanSpec
     models: HeldModels | StoredModels
-    """That make the plane."""
-    called: str
-    """What the origin is called in the records."""
-    texts: KeptTexts
-    """The study's folder; the Hessian's eigenvectors are kept there, too."""
+    """The models that span the plane."""
+    origin_name: str
+    """The origin's name in the records."""
+    texts: StoredTexts
+    """In the study's folder, where the Hessian's eigenvectors are stored as well."""
     loss: LossPart | None
-    """Of the caller's."""
-    keep: bool
-    """Hold the directions."""
+    """The caller's loss for the Hessian; None: that of the data."""
+    keep_directions: bool
+    """Hold the directions in memory, instead of computing them for every row and point."""
     plane: dict[str, Any] | None = None
-    """As the records have it, once it is known."""
+    """The plane as recorded (`Shape.facts`); None: not known yet."""
     shares_threads = False
 
     @property
-    def stays(self) -> str | None:
+    def local_reason(self) -> str | None:
         """See `Recipe`."""
-        return self.models.stays
+        return self.models.local_reason
 
     @property
     def one_device(self) -> bool:
@@ -71,7 +71,7 @@ class LandscapeRecipe:
 
 
 class LandscapeWorker:
-    """A live model that is put on one point after the other (see `Worker`)."""
+    """A live model that is moved to one point after the other (see `Worker`)."""
 
     def __init__(self, recipe: LandscapeRecipe, watch: Progress) -> None:
         self._recipe, models = recipe, recipe.models
@@ -80,12 +80,12 @@ class LandscapeWorker:
         self._live = models.live(loaded)
         slots = self._live.slots
         self._suite = ReadySuite(
-            recipe.spec.suite, loaded, recipe.called, recipe.texts, watch, "the origin"
+            recipe.spec.suite, loaded, recipe.origin_name, recipe.texts, watch, "the origin"
         )
         self.notes = [*self._suite.notes]
-        """What the records have to say of it."""
-        if still := passed_over(loaded.model):
-            shown = ", ".join(still[:FAULTS_SHOWN]) + (", ..." if len(still) > FAULTS_SHOWN else "")
+        """Notes for the records."""
+        if fixed := fixed_parameters(loaded.model):
+            shown = ", ".join(fixed[:FAULTS_SHOWN]) + (", ..." if len(fixed) > FAULTS_SHOWN else "")
             self.notes.append(f"these parameters do not move: {shown}")
         self.tensors, self.entries = len(slots), sum(slot.size for slot in slots)
         directions: Sequence[Direction]
@@ -99,16 +99,28 @@ class LandscapeWorker:
             directions = self.shape.directions(models.weights, models.others)
         first = self.shape.marks[0]
         self._first = (first.a, first.b, first.name)
-        self._live.span(directions, keep=recipe.keep)
+        self._live.span(directions, keep=recipe.keep_directions)
 
-    def measure(self, setting: Setting, tell: Tell) -> dict[str, Metrics]:
-        """See `Worker`: of every data set."""
+    def measure(self, setting: Setting, report: Report) -> dict[str, Metrics]:
+        """Measure one point.
+
+        Args:
+            setting: the point.
+            report: not used.
+
+        Returns:
+            Data set -> metrics.
+        """
         self._live.move(setting["a"], setting["b"])
-        found = self._suite.measure_by_data(self._loaded.model)
+        by_data = self._suite.measure_by_data(self._loaded.model)
         if (setting["a"], setting["b"], setting["mark"]) == self._first:
-            named = {f"{data} {n}": m for data, of in found.items() for n, m in of.items()}
-            self._suite.check_first(named, self._loaded.model)
-        return _finite(found)
+            metrics = {
+                f"{data} {name}": measurement
+                for data, measurements in by_data.items()
+                for name, measurement in measurements.items()
+            }
+            self._suite.check_first(metrics, self._loaded.model)
+        return _without_infinities(by_data)
 
     def close(self) -> None:
         """See `Worker`."""
@@ -117,14 +129,14 @@ class LandscapeWorker:
             vars(self).clear()
 
     def _loss(self) -> list[LossPart]:
-        """The loss, in parts that can be differentiated."""
+        """The loss as differentiable parts."""
         if self._recipe.loss is not None:
             return [self._recipe.loss]
         suite, loaded = self._recipe.spec.suite, self._loaded
         scoring, *_ = self._suite.scorings or [
             suite.scoring(suite.files[0], loaded.model, loaded.tokenizer)
         ]
-        assert isinstance(scoring, Scoring)  # No preferences: those are a training's.
+        assert isinstance(scoring, Scoring)  # Preferences occur in studies of trainings only.
         return loss_parts(scoring)
 
     def _random(self, slots: Sequence[Slot]) -> tuple[Shape, Sequence[Direction]]:
@@ -150,43 +162,46 @@ class LandscapeWorker:
                 self._loaded.model, slots, self._loss(), axes, spec.seed, watch.advance
             )
             _write_directions(file, vectors)
-            # Where a quadratic of the largest curvature has risen by one.
+            # At this distance, a quadratic of the largest curvature has risen by 1.
             largest = max(abs(value) for value in values)
             reach = (2 / largest) ** 0.5 if largest else 1.0
             labels = tuple(
-                f"eigenvector {place} (eigenvalue {value:.4g})"
-                for place, value in enumerate(values, 1)
+                f"eigenvector {number} (eigenvalue {value:.4g})"
+                for number, value in enumerate(values, 1)
             )
-            found = {"eigenvalues": values}
             name = self._recipe.models.names[0]
-            shape = _around_origin(name, labels, (float(f"{reach:.4g}"),) * axes, found)
+            reaches = (float(f"{reach:.4g}"),) * axes
+            shape = _around_origin(name, labels, reaches, {"eigenvalues": values})
         stored = StoredWeights.of(open_checkpoint(file))
-        return shape, [StoredDirection(stored, f"{place}/") for place in range(axes)]
+        return shape, [StoredDirection(stored, f"{index}/") for index in range(axes)]
 
 
-def _finite(found: Mapping[str, Metrics]) -> dict[str, Metrics]:
-    """The same, with NaN for what is infinite: neither is a height."""
+def _without_infinities(by_data: Mapping[str, Metrics]) -> dict[str, Metrics]:
+    """Replace infinities by NaN: no figure can show either as a height."""
     return {
         data: {
             name: m if math.isfinite(m.value) else Measurement(math.nan, math.nan, m.n)
             for name, m in metrics.items()
         }
-        for data, metrics in found.items()
+        for data, metrics in by_data.items()
     }
 
 
 def _around_origin(
-    name: str, labels: tuple[str, ...], reaches: tuple[float, ...], found: dict[str, list[float]]
+    name: str,
+    labels: tuple[str, ...],
+    reaches: tuple[float, ...],
+    statistics: dict[str, list[float]],
 ) -> Shape:
     mark = Mark(name, "origin", 0.0, 0.0, 0.0)
-    return Shape(labels, (mark,), tuple((-r, r) for r in reaches), (), found)
+    return Shape(labels, (mark,), tuple((-r, r) for r in reaches), (), statistics)
 
 
 def _write_directions(file: Path, vectors: Sequence[dict[str, Tensor]]) -> None:
-    """Kept for the next call, and so that they need not be held."""
+    """Store eigenvectors for later calls, and so that they need not be held in memory."""
     tensors = {
-        f"{place}/{name}": tensor.contiguous().clone()
-        for place, vector in enumerate(vectors)
+        f"{index}/{name}": tensor.contiguous().clone()
+        for index, vector in enumerate(vectors)
         for name, tensor in vector.items()
     }
     try:

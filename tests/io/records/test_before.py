@@ -19,9 +19,10 @@ from deltalens.studies.training_plans import TrainingData
 from deltalens.training.run import train
 from deltalens.training.spec import TrainingSpec
 from tests.support.finished_studies import BEFORE, SUMMARIZED
+from tests.support.specs import run_study
 from tests.support.training_folders import write_model, write_rows
 
-WHY = "made by another deltalens .* can be read and drawn, but not gone on with"
+WHY = "written by another version of deltalens .* can be read and drawn, but not resumed"
 
 
 @pytest.fixture(params=SUMMARIZED)
@@ -58,8 +59,8 @@ def test_asked_by_its_own_function_it_says_why_and_fresh_begins_anew(tmp_path: P
     rows = write_rows(tmp_path / "rows.jsonl")
     source = TrainingData(model=write_model(tmp_path / "ft"), data=rows, eval_data=[rows])
     with pytest.raises(RecordError, match=WHY):
-        compare(["l1-mask"], source, out, TrainingSpec(), seeds=1)
-    record = compare(["l1-mask"], source, out, TrainingSpec(), seeds=1, fresh=True)
+        run_study(compare, "l1-mask", source, out, seeds=1)
+    record = run_study(compare, "l1-mask", source, out, seeds=1, fresh=True)
     assert record.setting("mask_ratio", "l1-mask") == "0.1"
 
 

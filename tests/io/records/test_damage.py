@@ -100,7 +100,9 @@ def test_a_line_that_stands_twice_counts_once_and_one_with_other_numbers_is_refu
     file.write_bytes(raw + lines[0])
     pd.testing.assert_frame_equal(cells_of(study), clean)
     edit(file, lambda cell: cell["metrics"].update(kl=[0.5, 0.0, 4]), line=len(lines))
-    with pytest.raises(RecordError, match=f"lines 1 and {len(lines) + 1} measured the same cell"):
+    with pytest.raises(
+        RecordError, match=f"lines 1 and {len(lines) + 1} have different numbers for the same"
+    ):
         deltalens.load_study(study)
 
 
@@ -147,7 +149,7 @@ def test_a_damaged_table_is_passed_over_with_a_warning_and_written_anew(
     damaged = DAMAGED_TABLES[how](before)
     assert damaged != before
     table.write_bytes(damaged)
-    with pytest.warns(UserWarning, match=r"cells\.csv: not the table of its journal"):
+    with pytest.warns(UserWarning, match=r"cells\.csv: does not match the journal"):
         found = deltalens.load_study(study)
     columns = [*clean.cells.columns]
     pd.testing.assert_frame_equal(

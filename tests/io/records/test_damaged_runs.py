@@ -121,12 +121,12 @@ def test_runs_without_checksums_are_read(run: Path) -> None:
         ("histograms", {"low": [0.5, 0.0] * 4}, "'low' has a value that is not at least"),
         ("histograms", {"low": [0.5, float("inf")] * 4}, "'low' has a value"),
         ("histograms", {"low": [0.5, float("nan")] * 4}, "'low' has a value"),
-        ("histograms", {"low": ["a", "b"] * 4}, "'low' is of string, where float64"),
+        ("histograms", {"low": ["a", "b"] * 4}, "'low' has type string; expected float64"),
         ("histograms", {"count": [1, -1] * 4}, "'count' has a value that is not at least 0"),
-        ("tensors", {"entries": [1, None] * 4}, "'entries' has gaps"),
-        ("tensors", {"entries": [0.5, 1.0] * 4}, "'entries' is of double, where int64"),
+        ("tensors", {"entries": [1, None] * 4}, "'entries' has missing values"),
+        ("tensors", {"entries": [0.5, 1.0] * 4}, "'entries' has type double; expected int64"),
         ("masks", {"coverage": [0.5, 7.0] * 4}, "'coverage' has a value .* at most 1"),
-        ("masks", {"step": [None] * 8}, "'step' is of null, where int64"),
+        ("masks", {"step": [None] * 8}, "'step' has type null; expected int64"),
     ],
 )
 def test_a_column_of_another_kind_or_out_of_bounds_is_named(
@@ -160,5 +160,5 @@ def test_facts_of_another_kind_are_refused(run: Path, facts: Any) -> None:
 
 def test_a_part_that_is_gone_is_missed_once_the_run_is_closed(run: Path) -> None:
     part(run, "tensors").unlink()
-    with pytest.raises(RecordError, match="tensors: has 0 parts, and had 1 when it was closed"):
+    with pytest.raises(RecordError, match="tensors: has 0 parts, but had 1 when the run was"):
         deltalens.load_run(run)

@@ -70,7 +70,7 @@ def test_an_unknown_format_is_refused_with_those_that_are_known(folders: Path, n
     held = json.loads(file.read_text())
     for format in (99, "2", None, True):
         file.write_text(json.dumps(sealed({**held, "format": format})))
-        with pytest.raises(RecordError, match=rf"{name}: format .*reads 1 and 2"):
+        with pytest.raises(RecordError, match=rf"{name}: format .*reads formats 1 and 2"):
             READ[name](file.parent)
 
 
@@ -84,7 +84,7 @@ def test_a_manifest_that_is_not_what_was_written_is_refused(folders: Path, name:
 
 @MANIFESTS
 def test_a_folder_without_a_manifest_is_none(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RecordError, match=rf"no \w+ here \(no {name}\)"):
+    with pytest.raises(RecordError, match=rf"contains no \w+ \(there is no {name}\)"):
         READ[name](tmp_path)
 
 

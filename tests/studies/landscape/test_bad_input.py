@@ -34,48 +34,63 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 Change = Callable[[Three], dict[str, Any]]
 
 BAD: dict[str, tuple[Change, str]] = {
-    "no data": (lambda t: {"data": ()}, "a landscape needs data to measure the loss on"),
-    "a grid of 1": (lambda t: {"grid": "1x5"}, "a grid of 1 shows nothing but a single loss"),
-    "no grid": (lambda t: {"grid": "big"}, "grid 'big': write 25x25 for a plane, or 51"),
+    "no data": (lambda t: {"data": ()}, "a landscape needs `data` to measure the loss on"),
+    "a grid of 1": (lambda t: {"grid": "1x5"}, "grid '1x5': must have 2 to 10,000 points"),
+    "no grid": (lambda t: {"grid": "big"}, "grid 'big': give two numbers for a plane (25x25)"),
     "a line through three": (
         lambda t: {"plane": "line"},
-        "--plane line takes ORIGIN and B; 3 models are given",
+        "plane line takes ORIGIN and B; 3 models are given",
     ),
     "a plane through two": (
         lambda t: {"plane": "checkpoints", "others": [t.b]},
-        "--plane checkpoints takes ORIGIN, B and C; 2 models are given",
+        "plane checkpoints takes ORIGIN, B and C; 2 models are given",
     ),
     "a random plane through others": (
         lambda t: {"plane": "random"},
-        "--plane random takes ORIGIN alone; 3 models",
+        "plane random takes ORIGIN alone; 3 models",
     ),
     "a base off a random plane": (
         lambda t: {"others": [], "base": t.base},
-        "--plane random goes through no other model: leave the base out",
+        "plane random contains no other model: leave `base` out",
     ),
     "a plane of one direction": (lambda t: {"grid": 5}, "a plane has two directions"),
     "a line of two directions": (
         lambda t: {"others": [t.b], "grid": "5x5"},
-        "a line has one direction; write --grid 5",
+        "a line has one direction; give grid 5",
     ),
-    "an unknown plane": (lambda t: {"plane": "flat"}, "plane 'flat': choose checkpoints, line"),
-    "an unknown normalization": (lambda t: {"normalize": "max"}, "normalize 'max': choose filter"),
+    "an unknown plane": (
+        lambda t: {"plane": "flat"},
+        "plane 'flat': choose from checkpoints, line",
+    ),
+    "an unknown normalization": (
+        lambda t: {"normalize": "max"},
+        "normalize 'max': choose from filter",
+    ),
     "an unknown metric": (
         lambda t: {"metrics": ["f1"]},
-        "metric 'f1' is not measured here; there are exact_match, kl, loss",
+        "metric 'f1' cannot be measured here; choose from exact_match, kl, loss",
     ),
-    "a span that falls": (lambda t: {"span": "1:-1"}, "range '1:-1': write low:high"),
-    "a span of three": (lambda t: {"span": "0:1,0:1,0:1"}, "write low:high"),
+    "a span that falls": (lambda t: {"span": "1:-1"}, "span '1:-1': give low:high"),
+    "a span of three": (lambda t: {"span": "0:1,0:1,0:1"}, "give low:high"),
     "a span for two on a line": (
         lambda t: {"others": [t.b], "span": "0:1,0:1"},
-        "span '0:1,0:1': 2 ranges for 1 direction",
+        "span '0:1,0:1': 2 ranges, but 1 direction",
     ),
-    "a model twice": (lambda t: {"others": [t.b, t.origin]}, "is given as both models"),
-    "the same data twice": (lambda t: {"data": [t.train, t.train]}, "data files of the same name"),
-    "no trajectory": (lambda t: {"plane": "trajectory", "others": []}, "the last checkpoint, and"),
+    "a model twice": (
+        lambda t: {"others": [t.b, t.origin]},
+        "was passed as both the fine-tune and the base",
+    ),
+    "the same data twice": (
+        lambda t: {"data": [t.train, t.train]},
+        "data files with the same name",
+    ),
+    "no trajectory": (
+        lambda t: {"plane": "trajectory", "others": []},
+        "the last checkpoint as ORIGIN",
+    ),
     "a folder without checkpoints": (
         lambda t: {"plane": "trajectory", "others": [t.train.parent]},
-        "holds no checkpoint-10",
+        "contains no checkpoint-10",
     ),
     "a folder of nothing": (lambda t: {"others": [t.b, t.b / "x"]}, "no such file or folder"),
     "no regular expression": (lambda t: {"include": "("}, "include: '(' is not a valid regular"),
@@ -83,7 +98,7 @@ BAD: dict[str, tuple[Change, str]] = {
         lambda t: {"others": [t.b, nn.Linear(2, 2)]},
         "models in folders and models in memory do not mix",
     ),
-    "an empty limit": (lambda t: {"limit": 0}, "limit 0: at least 1 row"),
+    "an empty limit": (lambda t: {"limit": 0}, "limit=0: must be at least 1 row"),
 }
 
 
@@ -121,7 +136,7 @@ def test_three_on_a_line_are_told_so_and_offered_a_line(tmp_path: Path) -> None:
             origin.parameters(), b.parameters(), c.parameters(), strict=True
         ):
             three.copy_(one + 0.3 * (two - one))
-    with pytest.raises(DeltaLensError, match=r"lie on one line[\s\S]*--plane line"):
+    with pytest.raises(DeltaLensError, match=r"lie on one line[\s\S]*\(plane line\)"):
         scan(origin, tmp_path / "s", others=[b, c])
     assert not (tmp_path / "s").exists()
 
@@ -165,12 +180,12 @@ def test_model_in_memory_needs_a_metric(tmp_path: Path) -> None:
 
 
 def test_hessian_of_a_model_in_memory_needs_a_loss(three: Three, tmp_path: Path) -> None:
-    with pytest.raises(DeltaLensError, match=r"needs a loss of your own: loss="):
+    with pytest.raises(DeltaLensError, match="requires a loss of your own: give `loss`"):
         scan(quadratics(1)[0], tmp_path / "s", plane="hessian", loss=None, data=three.data)
 
 
 def test_hessian_needs_a_loss_that_can_be_differentiated(three: Three, tmp_path: Path) -> None:
-    with pytest.raises(DeltaLensError, match="--plane hessian differentiates the loss"):
+    with pytest.raises(DeltaLensError, match="plane hessian differentiates the loss"):
         deltalens.scan_landscape(three.origin, tmp_path / "s", plane="hessian", metrics=["kl"])
 
 
@@ -187,13 +202,13 @@ def test_grid_that_is_none(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "1", "a:b", "0:nan", "0:inf", "2:2", "0:1,", "0:1:2"])
 def test_range_that_is_none(text: str) -> None:
-    with pytest.raises(DeltaLensError, match="range"):
+    with pytest.raises(DeltaLensError, match="span"):
         parse_range(text)
 
 
 def test_command_says_it_in_one_line_and_exits_with_2(three: Three, tmp_path: Path) -> None:
     result = command("landscape", three.origin, three.b, "-o", tmp_path / "s")
     assert result.exit_code == 2
-    assert result.stderr.startswith("deltalens: a landscape needs data")
+    assert result.stderr.startswith("deltalens: a landscape needs `data`")
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""

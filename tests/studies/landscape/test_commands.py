@@ -112,7 +112,7 @@ def test_low_memory_changes_nothing(three: Three, study: tuple[Path, str], tmp_p
 
 
 def test_quiet_prints_nothing(three: Three, tmp_path: Path) -> None:
-    line = ("landscape", three.origin, three.b, "--data", three.test, "--metric", "loss")
+    line = ("landscape", three.origin, three.b, "--data", three.test, "--metrics", "loss")
     result = command(*line, "--grid", 2, "-o", tmp_path / "s", "-q")
     assert (result.exit_code, result.output) == (0, "")
 
@@ -120,7 +120,7 @@ def test_quiet_prints_nothing(three: Three, tmp_path: Path) -> None:
 def test_line_has_one_axis_and_tells_of_the_barrier(three: Three, tmp_path: Path) -> None:
     said = succeeds(
         *("landscape", three.origin, three.b, "--data", three.test, "--grid", 7),
-        *("--metric", "loss", "--span=-1:3", "-o", tmp_path / "s"),
+        *("--metrics", "loss", "--span=-1:3", "-o", tmp_path / "s"),
     )
     assert "barrier" in said
     frame = deltalens.load_study(tmp_path / "s").cells
@@ -152,7 +152,7 @@ def test_hessian_of_a_language_model_finds_its_sharpest_direction(
 ) -> None:
     said = succeeds(
         *("landscape", three.origin, "--plane", "hessian", "--data", three.train),
-        *("--grid", "3x3", "--metric", "loss", "-o", tmp_path / "s"),
+        *("--grid", "3x3", "--metrics", "loss", "-o", tmp_path / "s"),
     )
     assert "largest eigenvalues: " in said
     record = deltalens.load_study(tmp_path / "s")
@@ -182,7 +182,7 @@ def scan_near(three: Three, out: Path, span: str) -> pd.Series[float]:
 
 def test_distance_from_the_origins_predictions_needs_no_data(three: Three, tmp_path: Path) -> None:
     succeeds(
-        *("landscape", three.origin, three.b, "--metric", "kl", "--grid", 3),
+        *("landscape", three.origin, three.b, "--metrics", "kl", "--grid", 3),
         *("--device", "cpu", "-o", tmp_path / "s"),
     )
     frame = deltalens.load_study(tmp_path / "s").cells
@@ -269,7 +269,7 @@ def test_first_picture_is_there_before_the_last_point(
     monkeypatch.setattr(landscape, "draw", counting)
     succeeds(
         *("landscape", three.origin, *three.others, "--data", three.test, "--limit", 1),
-        *("--grid", "9x9", "--metric", "loss", "-q", "-o", tmp_path / "s"),
+        *("--grid", "9x9", "--metrics", "loss", "-q", "-o", tmp_path / "s"),
     )
     assert drawn == [9, 25, 81]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deltalens.studies.landscape.directions import RandomDirection, random_directions
 from deltalens.studies.landscape.worker import DIRECTIONS
-from deltalens.studies.places import slots_of_module
+from deltalens.studies.slots import slots_of_module
 from deltalens.studies.weights import HeldWeights
 from tests.support.quadratics import SIZE, Quadratic, closed_form, quadratics, scan
 

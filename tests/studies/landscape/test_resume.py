@@ -79,7 +79,8 @@ def test_another_scan_in_the_same_folder_is_refused_with_the_fields_that_differ(
 ) -> None:
     origin, b, c = quadratics(3)
     scan(origin, tmp_path / "s", others=[b], grid=5)
-    with pytest.raises(RecordError, match=r"holds another study[\s\S]*grid: \[5\] there, \[7\]"):
+    differs = r"holds another study[\s\S]*grid: \[5\] in the folder, \[7\] now"
+    with pytest.raises(RecordError, match=differs):
         scan(origin, tmp_path / "s", others=[b], grid=7)
     with pytest.raises(RecordError, match="models"):
         scan(origin, tmp_path / "s", others=[c], grid=5)

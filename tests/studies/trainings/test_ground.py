@@ -14,18 +14,18 @@ from deltalens.studies import trainings
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.training_plans import TrainingData
-from deltalens.training.spec import TrainingSpec
+from tests.support.specs import run_study
 from tests.support.training_folders import write_model, write_rows
 
 pytestmark = pytest.mark.resume
 
 
 def sweep(place: Path, out: Path, **more: Any) -> StudyRecord:
-    spec = TrainingSpec(steps=2, batch_size=8, learning_rate=1e-2)
     rows = place / "rows.jsonl"
     source = TrainingData(model=place / "base", data=rows, eval_data=[rows])
-    given: dict[str, Any] = {"ratios": "0.5", "seeds": 1, "keep_checkpoints": True, **more}
-    return sweep_mask_ratio(["one-off-drop"], source, out, spec, **given)
+    how: dict[str, Any] = {"mask_ratios": "0.5", "seeds": 1, "keep_checkpoints": True, **more}
+    shared = {"steps": 2, "batch_size": 8, "learning_rate": 1e-2}
+    return run_study(sweep_mask_ratio, "one-off-drop", source, out, shared, **how)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltalens import load_study
-from deltalens.catalog.methods import options_of
+import deltalens
+from deltalens import load_study, train
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.mft_sweeps import compare, sweep_data_ratio, sweep_layers
 from deltalens.studies.training_plans import TrainingData
-from deltalens.training.spec import TrainingSpec
+from deltalens.training.methods import method_of
 from tests.support.fake_training import OPTIONS, FakeTraining, fake_trainings
 from tests.support.runs import command
+from tests.support.specs import run_study
 from tests.support.training_folders import write_model, write_rows
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[..., StudyRecord]] = {
     "compare": compare,
     "mask-ratio": sweep_mask_ratio,
     "layers": sweep_layers,
@@ -51,16 +53,17 @@ def test_each_method_is_recorded_with_the_ratio_that_it_is_trained_at(
     source: TrainingData, fake: FakeTraining, tmp_path: Path
 ) -> None:
     out = tmp_path / "s"
-    record = compare(["l1-mask", "mft", "lora-on-ft"], source, out, TrainingSpec(), seeds=1)
+    record = run_study(compare, ["l1-mask", "mft", "lora-on-ft"], source, out, seeds=1)
     assert record.setting("mask_ratio", "mft") == record.setting("mask_ratio", "l1-mask") == "0.1"
     assert record.setting("lora_rank", "lora-on-ft") == 64
     assert record.setting("mask_ratio", "lora-on-ft") is None
-    sweep = sweep_data_ratio(["gmt"], source, tmp_path / "gmt", TrainingSpec(), seeds=1)
+    sweep = run_study(sweep_data_ratio, "gmt", source, tmp_path / "gmt", seeds=1)
     assert sweep.setting("mask_ratio", "gmt") == "0.2"
     before = files(out), fake.calls
-    with pytest.raises(RecordError, match=r"settings\.mft\.mask_ratio: '0\.1' there, '0\.2' now"):
-        compare(["mft"], source, out, TrainingSpec(mask_ratio="0.2"), seeds=1)
-    compare(["mft"], source, out, TrainingSpec(mask_ratio="0.10"), seeds=1)
+    differs = r"settings\.mft\.mask_ratio: '0\.1' in the folder, '0\.2' now"
+    with pytest.raises(RecordError, match=differs):
+        run_study(compare, "mft", source, out, {"mask_ratio": "0.2"}, seeds=1)
+    run_study(compare, "mft", source, out, {"mask_ratio": "0.10"}, seeds=1)
     assert (files(out), fake.calls) == before
 
 
@@ -68,8 +71,8 @@ def test_each_method_is_recorded_with_the_ratio_that_it_is_trained_at(
 def test_device_and_dtype_are_recorded_as_they_came_out(
     source: TrainingData, fake: FakeTraining, tmp_path: Path, name: str
 ) -> None:
-    sizes = {"sizes": [1]} if name == "layers" else {}
-    record = FUNCTIONS[name](["mft"], source, tmp_path / "s", TrainingSpec(), seeds=1, **sizes)
+    sizes: dict[str, Any] = {"group_sizes": [1]} if name == "layers" else {}
+    record = run_study(FUNCTIONS[name], "mft", source, tmp_path / "s", seeds=1, **sizes)
     assert (record.spec["device"], record.spec["dtype"]) in [
         ("cpu", "float32"),
         ("cuda", "float32"),
@@ -85,20 +88,26 @@ STEPS: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
     (
         "mask-ratio",
         [
-            {"methods": ["gmt"], "ratios": "0.9", "seeds": 2},
-            {"methods": ["hft", "random-mask"], "ratios": "0.25,0.5", "seeds": 1},
+            {"methods": ["gmt"], "mask_ratios": "0.9", "seeds": 2},
+            {"methods": ["hft", "random-mask"], "mask_ratios": "0.25,0.5", "seeds": 1},
         ],
-        {"methods": ["random-mask", "hft", "gmt"], "ratios": "0.5,0.25,0.9", "seeds": 2},
+        {"methods": ["random-mask", "hft", "gmt"], "mask_ratios": "0.5,0.25,0.9", "seeds": 2},
     ),
     (
         "layers",
-        [{"methods": ["l1-mask"], "sizes": [2], "seeds": 2}, {"methods": ["mft"], "sizes": [1]}],
-        {"methods": ["mft", "l1-mask"], "sizes": [1, 2], "seeds": 3},
+        [
+            {"methods": ["l1-mask"], "group_sizes": [2], "seeds": 2},
+            {"methods": ["mft"], "group_sizes": [1]},
+        ],
+        {"methods": ["mft", "l1-mask"], "group_sizes": [1, 2], "seeds": 3},
     ),
     (
         "data-ratio",
-        [{"methods": ["gmt"], "ratios": "1", "seeds": 1}, {"methods": ["sft"], "ratios": "0.1"}],
-        {"methods": ["sft", "gmt"], "ratios": "0.1,1", "seeds": 3},
+        [
+            {"methods": ["gmt"], "data_ratios": "1", "seeds": 1},
+            {"methods": ["sft"], "data_ratios": "0.1"},
+        ],
+        {"methods": ["sft", "gmt"], "data_ratios": "0.1,1", "seeds": 3},
     ),
 ]
 
@@ -114,15 +123,18 @@ def test_a_study_that_grew_equals_one_call_for_all_of_it(
     union: dict[str, Any],
     turned: bool,
 ) -> None:
-    ask, spec = FUNCTIONS[name], TrainingSpec(steps=2)
-    whole = ask(source=source, out=tmp_path / "whole", spec=spec, **union)
+
+    def ask(out: Path, part: dict[str, Any]) -> StudyRecord:
+        return run_study(FUNCTIONS[name], source=source, out=out, settings={"steps": 2}, **part)
+
+    whole = ask(tmp_path / "whole", union)
     calls = fake.calls
     for part in reversed(parts) if turned else parts:
-        ask(source=source, out=tmp_path / "s", spec=spec, **part)
+        ask(tmp_path / "s", part)
     assert files(tmp_path / "s") == files(tmp_path / "whole")
     assert fake.calls == 2 * calls, "no cell is made twice"
     for part in parts:
-        again = ask(source=source, out=tmp_path / "s", spec=spec, **part)
+        again = ask(tmp_path / "s", part)
         assert len(again.cells) == len(whole.cells)
     assert files(tmp_path / "s") == files(tmp_path / "whole")
     assert fake.calls == 2 * calls
@@ -132,10 +144,11 @@ def test_what_a_study_held_is_gone_on_with_as_it_was_asked_then(
     source: TrainingData, fake: FakeTraining, tmp_path: Path
 ) -> None:
     """More seeds are asked for with another method: the first one's have its own settings."""
-    compare(["mft"], source, tmp_path / "s", TrainingSpec(mask_ratio="0.3", blocks="1"), seeds=1)
-    compare(["lora-on-ft"], source, tmp_path / "s", TrainingSpec(lora_rank=2), seeds=2)
-    both = TrainingSpec(mask_ratio="0.3", blocks="1", lora_rank=2)
-    compare(["mft", "lora-on-ft"], source, tmp_path / "whole", both, seeds=2)
+    masks, adapters = {"mask_ratio": "0.3", "blocks": "1"}, {"lora_rank": 2}
+    run_study(compare, "mft", source, tmp_path / "s", masks, seeds=1)
+    run_study(compare, "lora-on-ft", source, tmp_path / "s", adapters, seeds=2)
+    both = {**masks, **adapters}
+    run_study(compare, ["mft", "lora-on-ft"], source, tmp_path / "whole", both, seeds=2)
     assert files(tmp_path / "s") == files(tmp_path / "whole")
 
 
@@ -143,14 +156,14 @@ def test_the_base_is_named_again_only_if_it_is_not_measured_yet(
     source: TrainingData, fake: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = write_model(tmp_path / "base")
-    out, spec = tmp_path / "s", TrainingSpec()
-    compare(["base", "l1-mask"], source, out, spec, base=base)
-    compare(["mft"], source, out, spec)
-    compare(["base", "mft", "l1-mask"], source, tmp_path / "whole", spec, base=base)
+    out = tmp_path / "s"
+    run_study(compare, ["base", "l1-mask"], source, out, base=base)
+    run_study(compare, "mft", source, out)
+    run_study(compare, ["base", "mft", "l1-mask"], source, tmp_path / "whole", base=base)
     assert files(out) == files(tmp_path / "whole")
     (out / "cells.jsonl").write_text("")
-    with pytest.raises(DeltaLensError, match="what starts from the base is not finished"):
-        compare(["mft"], source, out, spec)
+    with pytest.raises(DeltaLensError, match="cells that start from the base are not finished"):
+        run_study(compare, "mft", source, out)
 
 
 OF_SOURCE: dict[str, list[Any]] = {
@@ -170,7 +183,7 @@ def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any], dict[str, Any], dict[st
     methods = draw(st.lists(st.sampled_from(known), min_size=1, max_size=3, unique=True))
     axes: dict[str, Any] = {"methods": methods, "seeds": draw(st.integers(1, 2))}
     if name == "data-ratio":
-        axes["ratios"] = draw(st.sampled_from(["0.1", "0.5", "0.1,0.5"]))
+        axes["data_ratios"] = draw(st.sampled_from(["0.1", "0.5", "0.1,0.5"]))
     few = st.lists(st.sampled_from([*OPTIONS]), max_size=2, unique=True)
     spec = {one: draw(st.sampled_from(OPTIONS[one])) for one in draw(few)}
     few = st.lists(st.sampled_from([*OF_SOURCE]), max_size=1, unique=True)
@@ -193,7 +206,7 @@ def test_whatever_two_calls_differ_in_they_share_a_folder_only_if_no_number_diff
         name, axes, spec, of_source = call
         own = {n: getattr(source, n) for n in ("model", "data", "eval_data")}
         data = TrainingData(**own, **of_source)
-        return FUNCTIONS[name](source=data, out=out, spec=TrainingSpec(**spec), **{**axes, **more})
+        return run_study(FUNCTIONS[name], source=data, out=out, settings=spec, **{**axes, **more})
 
     folder = Path(tempfile.mkdtemp())
     try:
@@ -222,65 +235,71 @@ def numbers(record: StudyRecord) -> dict[tuple[Any, ...], float]:
 
 
 FOREIGN = [
-    ("gmt", "blocks", "1", "gmt has mask_ratio, scope, apply_to, include, exclude"),
-    ("sft", "mask_ratio", "0.5", "sft has none"),
-    ("hft", "mask_ratio", "0.5", "hft has include, exclude"),
-    ("random-mask", "scope", "tensor", "random-mask has mask_ratio, apply_to"),
-    ("lora", "blocks", "1", "lora has lora_rank, lora_alpha, lora_dropout"),
-    ("mft", "lora_rank", 64, "mft has mask_ratio, blocks"),
-    ("mft", "exclude", "mlp", "mft has mask_ratio, blocks"),
-    ("l1-mask", "threshold", -0.03, "l1-mask has mask_ratio, blocks, modules, include"),
+    ("gmt", "blocks", "1", "mask_ratio, scope, apply_to, include, exclude"),
+    ("sft", "mask_ratio", "0.5", "none of its own"),
+    ("hft", "mask_ratio", "0.5", "include, exclude"),
+    ("random-mask", "scope", "tensor", "mask_ratio, apply_to"),
+    ("lora", "blocks", "1", "lora_rank, lora_alpha, lora_dropout"),
+    ("mft", "lora_rank", 64, "mask_ratio, blocks"),
+    ("mft", "exclude", "mlp", "mask_ratio, blocks"),
+    ("l1-mask", "threshold", -0.03, "mask_ratio, blocks, modules, include"),
 ]
 
 
 @pytest.mark.parametrize(("method", "option", "value", "own"), FOREIGN)
-def test_an_option_of_another_method_is_refused_with_the_methods_own(
+def test_a_setting_of_another_method_is_refused_with_the_methods_own(
     source: TrainingData, tmp_path: Path, method: str, option: str, value: Any, own: str
 ) -> None:
-    with pytest.raises(DeltaLensError, match=rf"{option}: an option of other methods \({own}"):
-        TrainingSpec(method=method, **{option: value})
+    message = rf"{method}: has no setting {option}; it has {own}"
+    with pytest.raises(DeltaLensError, match=message):
+        method_of(method, **{option: value})
+    out = tmp_path / "out"
+    with pytest.raises(DeltaLensError, match=message):
+        train(method, source.model, source.data, out, settings={option: value})
     flag = f"--{option.replace('_', '-')}"
     result = command(
-        *("train", method, source.model, "--data", source.data, "-o", tmp_path / "out"),
-        *(flag, value),
+        "train", method, source.model, "--train-data", source.data, "-o", out, flag, value
     )
     assert result.exit_code == 2, result.output
-    shown = " ".join(result.output.split())
-    assert f"{flag}: an option of other methods ({method} has" in shown
-    if options_of(method) and method != "lora":
-        assert f"--{options_of(method)[0].replace('_', '-')}" in shown
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_option_without_a_method_is_refused_by_plain_fine_tuning(
-    source: TrainingData, tmp_path: Path
-) -> None:
-    from deltalens.training.run import train
-
-    with pytest.raises(DeltaLensError, match="mask_ratio: an option of other methods"):
-        train(source.model, source.data, tmp_path / "out", TrainingSpec(mask_ratio="0.5"))
+    assert f"No such option: {flag}" in " ".join(result.output.split())
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compare", "lora,sft", "--blocks", "1"], "--blocks: an option of other methods"),
-        (["compare", "mft", "--scope", "layer"], "--scope: an option of other methods"),
-        (["sweep", "mask-ratio", "gmt", "--mask-ratio", "0.3"], "give --ratios instead"),
-        (["sweep", "mask-ratio", "mft", "--threshold", "-0.1"], "give --ratios instead"),
-        (["sweep", "layers", "mft", "--blocks", "1"], "give --group instead"),
-        (["sweep", "data-ratio", "sft", "--apply-to", "update"], "--apply-to: an option of other"),
-        (["efficiency", "--methods", "hft", "--mask-ratio", "0.3"], "--mask-ratio: an option of"),
-        (["compare", "mft,l1-mask", "--threshold", "-0.1"], "threshold: l1-mask would remove"),
+        (
+            ["compare", "lora,sft", "--setting", "blocks=1"],
+            "setting blocks: no method here has it (lora has lora_rank, lora_alpha, lora_dropout; "
+            "sft has none)",
+        ),
+        (["compare", "mft:scope=layer"], "mft: has no setting scope; it has mask_ratio, blocks"),
+        (["compare", "mft", "--scope", "layer"], "No such option: --scope"),
+        (["sweep", "mask-ratio", "gmt:mask-ratio=0.3"], "give --mask-ratios instead"),
+        (
+            ["sweep", "mask-ratio", "mft", "--setting", "threshold=-0.1"],
+            "mft: threshold is varied by this study; give --mask-ratios instead",
+        ),
+        (["sweep", "layers", "mft", "--setting", "blocks=1"], "give --group-sizes instead"),
+        (["sweep", "layers", "mft:include=mlp"], "give --group-sizes instead"),
+        (["sweep", "data-ratio", "sft:apply-to=update"], "sft: has no setting apply_to"),
+        (
+            ["efficiency", "hft", "--setting", "mask-ratio=0.3"],
+            "setting mask_ratio: no method here has it (hft has include, exclude)",
+        ),
+        (
+            ["compare", "mft,l1-mask", "--setting", "threshold=-0.1"],
+            "threshold: l1-mask cannot use it",
+        ),
     ],
 )
 def test_so_do_the_commands_that_train_over_and_over(
     source: TrainingData, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    place = next((n for n, word in enumerate(arguments) if word.startswith("--")), len(arguments))
-    given = [*arguments[:place], source.model, *arguments[place:], "--data", source.data]
+    behind = next((n for n, word in enumerate(arguments) if word.startswith("--")), len(arguments))
+    words = [*arguments[:behind], source.model, *arguments[behind:], "--train-data", source.data]
     measured = [] if arguments[0] == "efficiency" else ["--eval-data", source.data]
-    result = command(*given, *measured, "-o", tmp_path / "s")
+    result = command(*words, *measured, "-o", tmp_path / "s")
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.output.split())
     assert not (tmp_path / "s").exists()
@@ -289,33 +308,51 @@ def test_so_do_the_commands_that_train_over_and_over(
 def test_settings_that_a_study_goes_through_are_refused_in_python_too(
     source: TrainingData, tmp_path: Path
 ) -> None:
-    with pytest.raises(DeltaLensError, match=r"mask_ratio: .*give ratios instead"):
-        sweep_mask_ratio(["gmt"], source, tmp_path / "s", TrainingSpec(mask_ratio="0.3"))
-    with pytest.raises(DeltaLensError, match=r"blocks: .*give sizes instead"):
-        sweep_layers(["mft"], source, tmp_path / "s", TrainingSpec(blocks="1"))
-    with pytest.raises(DeltaLensError, match="seed 3: the trainings of a study have seeds from 0"):
-        compare(["mft"], source, tmp_path / "s", TrainingSpec(seed=3))
-    assert not (tmp_path / "s").exists()
+    out = tmp_path / "s"
+    with pytest.raises(DeltaLensError, match=r"mask_ratio .*give mask_ratios instead"):
+        run_study(sweep_mask_ratio, "gmt", source, out, {"mask_ratio": "0.3"})
+    with pytest.raises(DeltaLensError, match=r"blocks .*give group_sizes instead"):
+        run_study(sweep_layers, "mft", source, out, {"blocks": "1"})
+    with pytest.raises(DeltaLensError, match="seed 3: the trainings of a study are numbered"):
+        run_study(compare, "mft", source, out, {"seed": 3})
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("sweep", "varied", "own"),
+    [
+        (deltalens.sweep_mask_ratio, {"mask_ratios": 0.3}, {"mask_ratio": None, "blocks": "4-7"}),
+        (deltalens.sweep_layers, {"group_sizes": 2}, {"mask_ratio": "0.1", "blocks": None}),
+        (deltalens.sweep_data_ratio, {"data_ratios": 1}, {"mask_ratio": "0.1", "blocks": "4-7"}),
+    ],
+)
+def test_a_papers_recipe_leaves_to_a_sweep_what_it_varies(
+    source: TrainingData, fake: FakeTraining, tmp_path: Path, sweep: Any, varied: Any, own: Any
+) -> None:
+    rows = {"train_data": source.data, "eval_data": source.eval_data}
+    how: dict[str, Any] = {"recipe": "mft-paper:llama2-7b:maths", "seeds": 1, **varied}
+    study = sweep("mft", source.model, out=tmp_path / "s", **rows, **how)
+    assert {name: study.setting(name, "mft") for name in own} == own
+    assert (study.spec["epochs"], study.spec["accumulate"]) == (2.0, 16)
 
 
 def test_a_study_says_which_seeds_it_has(
     source: TrainingData, fake: FakeTraining, tmp_path: Path
 ) -> None:
-    compare(["mft"], source, tmp_path / "s", TrainingSpec(), seeds=2)
-    compare(["mft"], source, tmp_path / "s", TrainingSpec(), seeds=1)
+    run_study(compare, "mft", source, tmp_path / "s", seeds=2)
+    run_study(compare, "mft", source, tmp_path / "s", seeds=1)
     assert load_study(tmp_path / "s").spec["seeds"] == 2
 
 
 @pytest.mark.slow
 def test_real_trainings_grow_to_the_last_bit(source: TrainingData, tmp_path: Path) -> None:
     """One-off drops, too, whose plain fine-tune is gone by then and is trained again."""
-    spec = TrainingSpec(steps=2, batch_size=8, learning_rate=1e-2)
+    shared = {"steps": 2, "batch_size": 8, "learning_rate": 1e-2}
     parts: list[dict[str, Any]] = [
-        {"methods": ["one-off-drop"], "ratios": "0.5", "seeds": 1},
-        {"methods": ["gmt"], "ratios": "0.9", "seeds": 2},
+        {"methods": ["one-off-drop"], "mask_ratios": "0.5", "seeds": 1},
+        {"methods": ["gmt"], "mask_ratios": "0.9", "seeds": 2},
     ]
-    whole = {"methods": ["gmt", "one-off-drop"], "ratios": "0.5,0.9", "seeds": 2}
-    for part in parts:
-        sweep_mask_ratio(source=source, out=tmp_path / "s", spec=spec, **part)
-    sweep_mask_ratio(source=source, out=tmp_path / "whole", spec=spec, **whole)
+    whole = {"methods": ["gmt", "one-off-drop"], "mask_ratios": "0.5,0.9", "seeds": 2}
+    for out, axes in [*((tmp_path / "s", part) for part in parts), (tmp_path / "whole", whole)]:
+        run_study(sweep_mask_ratio, source=source, out=out, settings=shared, **axes)
     assert files(tmp_path / "s") == files(tmp_path / "whole")

@@ -71,9 +71,9 @@ def test_the_command_trains_them_and_draws(tmp_path: Path) -> None:
     for apply_to in ("gradient", "update"):
         out = tmp_path / apply_to
         printed = succeeds(
-            *("sweep", "data-ratio", "gmt", base, "--data", rows, "--eval-data", rows, "-o", out),
-            *("--ratios", "0.5,1", "--seeds", 1, "--steps", 2, "--lr", "1e-2", "-q"),
-            *("--apply-to", apply_to),
+            *("sweep", "data-ratio", f"gmt:apply-to={apply_to}", base, "--train-data", rows),
+            *("--eval-data", rows, "-o", out, "--data-ratios", "0.5,1", "--seeds", 1),
+            *("--steps", 2, "--lr", "1e-2", "-q"),
         )
         assert printed == ""
         record = load_study(out)

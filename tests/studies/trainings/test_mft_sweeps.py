@@ -1,7 +1,7 @@
 """The sweeps around a finished model: over layers, mask ratio and data, and the comparison."""
 
-import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,17 +14,17 @@ from deltalens.reports.trainings import summarize_sweep
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.mft_sweeps import (
     compare,
-    complements,
     sweep_data_ratio,
     sweep_layers,
+    with_complements,
 )
 from deltalens.studies.training_plans import TrainingData
 from deltalens.training.run import train
-from deltalens.training.spec import TrainingSpec
+from tests.support.specs import run_study, study_spec, training_spec
 from tests.support.training_folders import write_model, write_rows
 
-PLAIN = TrainingSpec(steps=2, batch_size=4, learning_rate=1e-3)
-ASKED = TrainingSpec(steps=2, batch_size=4, learning_rate=1e-3, score_learning_rate=1e-2)
+PLAIN: dict[str, Any] = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3}
+SCORED: dict[str, Any] = {**PLAIN, "score_learning_rate": 1e-2}
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +49,13 @@ def value(study: Path, metric: str = "loss", **setting: object) -> float:
 
 def test_layers(source: TrainingData, tmp_path: Path) -> None:
     study = tmp_path / "study"
-    sweep_layers(["mft", "l1-mask"], source, study, ASKED, sizes=[1, 2], seeds=1)
+    methods = ["mft", "l1-mask"]
+    run_study(sweep_layers, methods, source, study, SCORED, group_sizes=[1, 2], seeds=1)
     cells = load_study(study).cells
     points = set(zip(cells["method"], cells["size"], cells["group"], strict=True))
     groups = [(1, "0"), (1, "1"), (2, "0-1")]
-    assert points == {("ft", 0, ""), *((m, *g) for m in ("mft", "l1-mask") for g in groups)}
-    own = TrainingSpec(method="mft", blocks="1", steps=2, batch_size=4, learning_rate=1e-2)
+    assert points == {("ft", 0, ""), *((m, *g) for m in methods for g in groups)}
+    own = training_spec("mft", blocks="1", steps=2, batch_size=4, learning_rate=1e-2)
     alone = train(source.model, source.data, tmp_path / "alone", own, eval_data=source.eval_data)
     assert value(study, method="mft", group="1", size=1) == alone.metrics["loss"].value
     summary = summarize_sweep(load_study(study))
@@ -65,7 +66,8 @@ def test_layers(source: TrainingData, tmp_path: Path) -> None:
 
 def test_mask_ratio_of_weights(source: TrainingData, tmp_path: Path) -> None:
     study = tmp_path / "study"
-    sweep_mask_ratio(["mft", "sft"], source, study, ASKED, ratios="0.1,0.4", seeds=1)
+    axes = {"mask_ratios": "0.1,0.4", "seeds": 1}
+    run_study(sweep_mask_ratio, ["mft", "sft"], source, study, SCORED, **axes)
     assert value(study, method="mft", mask_ratio=0.0) == value(study, method="ft", mask_ratio=0.0)
     assert len({value(study, method="mft", mask_ratio=ratio) for ratio in (0.0, 0.1, 0.4)}) == 3
     assert load_study(study).spec["methods"] == ["ft", "mft", "sft"]
@@ -74,18 +76,19 @@ def test_mask_ratio_of_weights(source: TrainingData, tmp_path: Path) -> None:
 
 
 def test_data_ratio(source: TrainingData, tmp_path: Path) -> None:
-    spec = TrainingSpec(batch_size=4, learning_rate=1e-2)
+    shared = {"batch_size": 4, "learning_rate": 1e-2}
     study = tmp_path / "study"
-    sweep_data_ratio(["mft"], source, study, spec, ratios="0.1,0.5", seeds=1)
-    own = TrainingSpec(method="mft", batch_size=4, learning_rate=1e-2)
+    run_study(sweep_data_ratio, "mft", source, study, shared, data_ratios="0.1,0.5", seeds=1)
+    own = training_spec("mft", **shared)
     alone = train(
         source.model, source.data, tmp_path / "alone", own, eval_data=source.eval_data, limit=20
     )
     assert alone.steps == 5
     assert value(study, method="mft", data_ratio=0.5) == alone.metrics["loss"].value
     assert draw(study)
+    other = tmp_path / "other"
     with pytest.raises(DeltaLensError, match="data ratio 0"):
-        sweep_data_ratio(["mft"], source, tmp_path / "other", spec, ratios="0,0.5")
+        run_study(sweep_data_ratio, "mft", source, other, shared, data_ratios="0,0.5")
 
 
 def test_comparison(source: TrainingData, tmp_path: Path) -> None:
@@ -95,7 +98,7 @@ def test_comparison(source: TrainingData, tmp_path: Path) -> None:
     )
     methods = ["base", "mft", "sft", "random-mask-weights", "l1-mask"]
     study = tmp_path / "study"
-    compare(methods, given, study, ASKED, base=base, seeds=2)
+    run_study(compare, methods, given, study, SCORED, base=base, seeds=2)
     cells = load_study(study).cells
     assert dict(cells[cells["metric"] == "loss"].groupby("method").size()) == {
         "base": 1,
@@ -111,10 +114,10 @@ def test_comparison(source: TrainingData, tmp_path: Path) -> None:
     (table,) = summarize_sweep(load_study(study)).tables()
     assert table.columns == ("method", "from", "exact_match", "loss")
     assert draw(study)
-    with pytest.raises(DeltaLensError, match="base needs the checkpoint of the base: --base"):
-        compare(["base"], given, tmp_path / "other", ASKED)
+    with pytest.raises(DeltaLensError, match="base needs the checkpoint of the base: give `base`"):
+        run_study(compare, "base", given, tmp_path / "other", PLAIN)
     with pytest.raises(DeltaLensError, match="'gmt': choose from"):
-        compare(["gmt"], given, tmp_path / "other", ASKED)
+        run_study(compare, "gmt", given, tmp_path / "other", PLAIN)
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +131,12 @@ def loras(source: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Pat
     model.save_pretrained(folder / "base")
     AutoTokenizer.from_pretrained(source.model).save_pretrained(folder / "base")
     methods = ["lora-continued", "lora", "lora-on-ft", "sft"]
-    compare(
+    run_study(
+        compare,
         methods,
         source,
         folder / "study",
-        dataclasses.replace(PLAIN, lora_rank=2, learning_rate=1e-2),
+        {**PLAIN, "lora_rank": 2, "learning_rate": 1e-2},
         base=folder / "base",
         seeds=2,
         keep_checkpoints=True,
@@ -174,39 +178,35 @@ def test_lora_starts_from_the_base_and_says_so(source: TrainingData, loras: Path
 def test_continued_lora_is_trained_alike_without_lora_beside_it(
     source: TrainingData, loras: Path, tmp_path: Path
 ) -> None:
-    spec = dataclasses.replace(PLAIN, lora_rank=2, learning_rate=1e-2)
-    compare(["lora-continued"], source, tmp_path / "s", spec, base=loras / "base", seeds=1)
+    settings = {**PLAIN, "lora_rank": 2, "learning_rate": 1e-2}
+    axes = {"base": loras / "base", "seeds": 1}
+    run_study(compare, "lora-continued", source, tmp_path / "s", settings, **axes)
     alone = value(tmp_path / "s", method="lora-continued")
     assert alone == value(loras / "study", method="lora-continued", seed=0)
     assert not list((tmp_path / "s").glob(".*[!k]")), "nothing but the lock is left"
 
 
 def test_another_base_is_another_study(source: TrainingData, loras: Path, tmp_path: Path) -> None:
-    spec = dataclasses.replace(PLAIN, lora_rank=2)
-    compare(["lora"], source, tmp_path / "s", spec, base=loras / "base", seeds=1)
+    out, settings = tmp_path / "s", {**PLAIN, "lora_rank": 2}
+    run_study(compare, "lora", source, out, settings, base=loras / "base", seeds=1)
     with pytest.raises(DeltaLensError, match=r"settings\.lora\.model"):
-        compare(["lora"], source, tmp_path / "s", spec, base=source.model, seeds=1)
-    with pytest.raises(DeltaLensError, match="lora needs the checkpoint of the base: --base"):
-        compare(["lora"], source, tmp_path / "s", spec, seeds=1)
+        run_study(compare, "lora", source, out, settings, base=source.model, seeds=1)
+    with pytest.raises(DeltaLensError, match="lora needs the checkpoint of the base: give `base`"):
+        run_study(compare, "lora", source, out, settings, seeds=1)
 
 
 def test_masks_at_the_complement_ratio(source: TrainingData, tmp_path: Path) -> None:
     """As many weights are zero as torch counts; the smallest ones for L1."""
-    methods = ["l1-mask", "random-mask-weights"]
+    methods, masked = ["l1-mask", "random-mask-weights"], {"mask_ratio": "0.25", "blocks": "1"}
     study = tmp_path / "study"
-    compare(
-        [*methods, *complements(methods)],
-        source,
-        study,
-        dataclasses.replace(PLAIN, mask_ratio="0.25", blocks="1"),
-        seeds=1,
-        keep_checkpoints=True,
-    )
+    chosen, spec = study_spec(methods, **PLAIN, **masked)
+    both = with_complements(chosen)
+    compare(both, source, study, spec, seeds=1, keep_checkpoints=True)
     name = "model.layers.1.mlp.up_proj.weight"
     before = weights(Path(source.model))[name]
     order = before.abs().flatten().argsort()
     for method, ratio in [(one, 0.25) for one in methods] + [
-        (one, 0.75) for one in complements(methods)
+        (f"{one}-complement", 0.75) for one in methods
     ]:
         after = weights(study / "checkpoints" / f"{method}-0")[name]
         count = round(ratio * before.numel())
@@ -215,22 +215,23 @@ def test_masks_at_the_complement_ratio(source: TrainingData, tmp_path: Path) -> 
             assert not after.flatten()[order[:count]].any()
     record = load_study(study)
     assert record.setting("mask_ratio", "l1-mask-complement") == "0.75"
-    turned = dataclasses.replace(PLAIN, mask_ratio="0.25", blocks="1", complement=True)
-    compare(["l1-mask"], source, tmp_path / "turned", turned, seeds=1, keep_checkpoints=True)
+    turned = {**PLAIN, **masked, "complement": True}
+    axes: dict[str, Any] = {"seeds": 1, "keep_checkpoints": True}
+    run_study(compare, "l1-mask", source, tmp_path / "turned", turned, **axes)
     after = weights(tmp_path / "turned" / "checkpoints" / "l1-mask-0")[name]
     assert int((after == 0).sum()) == round(0.75 * before.numel())
-    own = TrainingSpec(method="l1-mask", mask_ratio="0.25", blocks="1", complement=True)
+    own = training_spec("l1-mask", **masked, complement=True)
     train(source.model, source.data, tmp_path / "alone", own)
     kept = study / "checkpoints" / "l1-mask-complement-0"
     assert torch.equal(weights(tmp_path / "alone")[name], weights(kept)[name])
     assert draw(study)
-    with pytest.raises(DeltaLensError, match="the complement is that of random-mask-weights, l1"):
-        complements(["mft"])
+    with pytest.raises(DeltaLensError, match="have a complement: random-mask-weights, l1"):
+        with_complements(study_spec("mft")[0])
 
 
 def test_a_threshold_is_of_learned_scores_alone(source: TrainingData, tmp_path: Path) -> None:
-    spec = dataclasses.replace(ASKED, threshold=-0.03)
-    for methods in (["l1-mask"], ["random-mask-weights"], complements(["l1-mask"])):
-        with pytest.raises(DeltaLensError, match="threshold"):
-            compare(["mft", *methods], source, tmp_path / "s", spec, seeds=1)
+    settings = {**SCORED, "threshold": -0.03}
+    for name in ("l1-mask", "random-mask-weights", "l1-mask-complement"):
+        with pytest.raises(DeltaLensError, match=f"threshold: {name} cannot use it"):
+            run_study(compare, ["mft", name], source, tmp_path / "s", settings, seeds=1)
     assert not (tmp_path / "s").exists()

@@ -12,8 +12,8 @@ from deltalens.io.records import StudyFolder
 from deltalens.studies.mft_sweeps import compare
 from deltalens.studies.training_notes import NOTES, gather_notes
 from deltalens.studies.training_plans import TrainingData
-from deltalens.training.spec import TrainingSpec
 from tests.support.edits import edit
+from tests.support.specs import run_study
 from tests.support.training_folders import write_model, write_rows
 
 pytestmark = pytest.mark.resume
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.resume
 def test_settings_that_no_training_has_are_refused_before_any(tmp_path: Path) -> None:
     rows, out = write_rows(tmp_path / "rows.jsonl"), tmp_path / "s"
     source = TrainingData(model=write_model(tmp_path / "ft"), data=rows, eval_data=[rows])
-    compare(["l1-mask"], source, out, TrainingSpec(), seeds=1)
+    run_study(compare, "l1-mask", source, out, seeds=1)
     cells = (out / "cells.jsonl").read_bytes()
 
     def add(study: dict[str, Any]) -> None:
@@ -30,8 +30,8 @@ def test_settings_that_no_training_has_are_refused_before_any(tmp_path: Path) ->
         study["asked"]["settings"]["random-mask-weights"] = {"odd": 1}
 
     edit(out / "study.json", add)
-    with pytest.raises(RecordError, match="what its trainings were asked cannot be read"):
-        compare(["l1-mask"], source, out, TrainingSpec(), seeds=1)
+    with pytest.raises(RecordError, match="cannot read the settings of its trainings"):
+        run_study(compare, "l1-mask", source, out, seeds=1)
     assert (out / "cells.jsonl").read_bytes() == cells
 
 

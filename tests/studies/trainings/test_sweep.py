@@ -17,17 +17,19 @@ from deltalens.studies.efficiency import efficiency
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.training_plans import TrainingData
+from deltalens.training.methods import read_methods
 from deltalens.training.run import train
 from deltalens.training.spec import TrainingSpec
+from tests.support.specs import run_study, training_spec
 
 METHODS = ("gmt", "random-mask", "one-off-drop", "hft")
-ASKED = TrainingSpec(steps=3, batch_size=8, learning_rate=1e-2)
+SHARED: dict[str, Any] = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2}
 
 
 def sweep(base: Path, rows: Path, out: Path, **more: Any) -> StudyRecord:
-    given: dict[str, Any] = {"ratios": "0.5,0.9", "seeds": 2, **more}
+    axes: dict[str, Any] = {"mask_ratios": "0.5,0.9", "seeds": 2, **more}
     source = TrainingData(model=base, data=rows, eval_data=[rows])
-    return sweep_mask_ratio(METHODS, source, out, ASKED, **given)
+    return run_study(sweep_mask_ratio, METHODS, source, out, SHARED, **axes)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +52,7 @@ def value(cells: pd.DataFrame, method: str, ratio: float, seed: int, metric: str
 
 def test_a_cell_is_a_training(base: Path, rows: Path, whole: Path, tmp_path: Path) -> None:
     cells = load_study(whole).cells
-    own = TrainingSpec(
-        method="gmt", mask_ratio="0.9", seed=1, steps=3, batch_size=8, learning_rate=1e-2
-    )
+    own = training_spec("gmt", mask_ratio="0.9", seed=1, **SHARED)
     alone = train(base, rows, tmp_path / "out", own, eval_data=[rows])
     assert value(cells, "gmt", 0.9, 1) == alone.metrics["loss"].value
     for method in METHODS[:3]:
@@ -84,9 +84,8 @@ def test_two_at_once_give_the_same(base: Path, rows: Path, tmp_path: Path) -> No
     source = TrainingData(model=base, data=rows, eval_data=[rows])
     with one_thread():
         for name, jobs in (("one", 1), ("two", 2)):
-            sweep_mask_ratio(
-                ["one-off-drop"], source, tmp_path / name, ASKED, ratios="0.5", seeds=2, jobs=jobs
-            )
+            axes: dict[str, Any] = {"mask_ratios": "0.5", "seeds": 2, "jobs": jobs}
+            run_study(sweep_mask_ratio, "one-off-drop", source, tmp_path / name, SHARED, **axes)
     tables = [(tmp_path / name / "cells.csv").read_bytes() for name in ("one", "two")]
     assert tables[0] == tables[1]
 
@@ -107,7 +106,7 @@ def test_it_is_drawn_and_summed_up(whole: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"ratios": "0.5,1"}, "mask ratio 1"),
+        ({"mask_ratios": "0.5,1"}, "mask_ratios 1"),
         ({"seeds": 0}, "seeds 0"),
     ],
 )
@@ -118,14 +117,27 @@ def test_a_sweep_that_cannot_be(
         sweep(base, rows, tmp_path / "study", **more)
     source = TrainingData(model=base, data=rows, eval_data=[rows])
     with pytest.raises(DeltaLensError, match="method 'lora'"):
-        sweep_mask_ratio(["lora"], source, tmp_path / "study", ASKED)
-    with pytest.raises(DeltaLensError, match="--eval-data"):
+        run_study(sweep_mask_ratio, "lora", source, tmp_path / "study", SHARED)
+    with pytest.raises(DeltaLensError, match="give eval_data"):
         TrainingData(model=base, data=rows, eval_data=[])
     assert not (tmp_path / "study").exists()
 
 
+def test_efficiency_knows_its_methods_in_whichever_order_they_are_named(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Plain fine-tuning comes first, named or not: the order is part of the identity."""
+    spec = TrainingSpec(**SHARED)
+    for names in ("hft", "sft,hft", "hft,sft"):
+        methods = read_methods(names)
+        how: dict[str, Any] = {"methods": methods, "repeats": 1, "steps": 1}
+        record = efficiency(base, rows, tmp_path / "study", spec, **how)
+        assert record.spec["methods"] == ["sft", "hft"]
+
+
 def test_efficiency(base: Path, rows: Path, tmp_path: Path) -> None:
-    record = efficiency(base, rows, tmp_path / "study", ASKED, repeats=2, steps=2)
+    spec = TrainingSpec(**SHARED)
+    record = efficiency(base, rows, tmp_path / "study", spec, repeats=2, steps=2)
     assert set(record.cells["method"]) == {"sft", "random-mask", "gmt"}
     assert set(record.cells["repeat"]) == {0, 1}
     speed = record.cells[record.cells["metric"] == "samples_per_second"]["value"]

@@ -128,9 +128,12 @@ def _masks(file: Path) -> Any:
 
 def _training(out: Path) -> Any:
     names = ("model.safetensors", "metrics.jsonl", "config.json", "tokenizer.json")
+    names += ("adapter/adapter_model.safetensors",)
     found: dict[str, Any] = {n: (out / n).read_bytes() for n in names if (out / n).exists()}
     if (out / "masks.safetensors").exists():
         found["masks"] = _masks(out / "masks.safetensors")
+    if (out / "adapter").exists():
+        found["adapter"] = _weights(out / "adapter")
     record = json.loads((out / "train.json").read_text())
     found["asked"] = record["asked"]
     found["facts"] = {
@@ -166,7 +169,7 @@ def _trained(method: str, *more: str, steps: int = 3) -> Callable[[Inputs], list
     options += ["--checkpoint-every", "2", *more]
 
     def arguments(inputs: Inputs) -> list[str]:
-        data = ["--data", str(inputs.rows), "--eval-data", str(inputs.test)]
+        data = ["--train-data", str(inputs.rows), "--eval-data", str(inputs.test)]
         own = [str(inputs.test) if one == "TEST" else one for one in options]
         return ["train", method, str(inputs.base), *data, "--config", str(inputs.constant), *own]
 
@@ -175,7 +178,7 @@ def _trained(method: str, *more: str, steps: int = 3) -> Callable[[Inputs], list
 
 def _swept(*command: str) -> Callable[[Inputs], list[str]]:
     def arguments(inputs: Inputs) -> list[str]:
-        data = ["--data", str(inputs.rows), "--eval-data", str(inputs.test)]
+        data = ["--train-data", str(inputs.rows), "--eval-data", str(inputs.test)]
         named = [str(inputs.ft) if part == "FT" else part for part in command]
         named = [str(inputs.base) if part == "BASE" else part for part in named]
         return [*named, *data, *SMALL]
@@ -200,7 +203,7 @@ def _training_command(name: str, kills: int, arguments: Callable[[Inputs], list[
 
 def _dpo(inputs: Inputs) -> list[str]:
     options = ["--objective", "dpo", "--steps", "2", "--batch-size", "4", "--checkpoint-every", "1"]
-    return ["train", "gmt", str(inputs.base), "--data", str(inputs.pairs), *options]
+    return ["train", "gmt", str(inputs.base), "--train-data", str(inputs.pairs), *options]
 
 
 _EXISTS = "exists already"
@@ -228,28 +231,28 @@ COMMANDS = [
         _study,
     ),
     Command(
-        "sweep layers drop",
+        "sweep layers-drop",
         10,
-        _of_pair("sweep", "layers", "drop", "FT", "BASE", "--data", "TEST", "--group", "1"),
+        _of_pair("sweep", "layers-drop", "FT", "BASE", "--data", "TEST", "--group-sizes", "1"),
         _study,
     ),
     Command(
         "sweep layers mft",
         8,
-        _swept("sweep", "layers", "mft", "FT", "--group", "1", "--seeds", "1"),
+        _swept("sweep", "layers", "mft", "FT", "--group-sizes", "1", "--seeds", "1"),
         _study,
     ),
     Command(
         "sweep mask-ratio gmt",
         8,
-        _swept("sweep", "mask-ratio", "gmt", "BASE", "--ratios", "0.5", "--seeds", "1"),
+        _swept("sweep", "mask-ratio", "gmt", "BASE", "--mask-ratios", "0.5", "--seeds", "1"),
         _study,
     ),
     Command(
         "sweep mask-ratio mft --jobs 2",
         4,
         _swept(
-            *("sweep", "mask-ratio", "mft", "FT", "--ratios", "0.1,0.5", "--seeds", "1"),
+            *("sweep", "mask-ratio", "mft", "FT", "--mask-ratios", "0.1,0.5", "--seeds", "1"),
             *("--jobs", "2"),
         ),
         _study,
@@ -257,7 +260,7 @@ COMMANDS = [
     Command(
         "sweep data-ratio",
         8,
-        _swept("sweep", "data-ratio", "mft,sft", "FT", "--ratios", "0.5,1", "--seeds", "1"),
+        _swept("sweep", "data-ratio", "mft,sft", "FT", "--data-ratios", "0.5,1", "--seeds", "1"),
         _study,
     ),
     Command(
@@ -273,8 +276,8 @@ COMMANDS = [
         "efficiency",
         6,
         _of_pair(
-            *("efficiency", "BASE", "--data", "ROWS", "--repeats", "2", "--steps", "1"),
-            *("--batch-size", "4"),
+            *("efficiency", "random-mask,gmt", "BASE", "--train-data", "ROWS"),
+            *("--repeats", "2", "--block-steps", "1", "--batch-size", "4"),
         ),
         _timings,
     ),
@@ -294,7 +297,7 @@ COMMANDS = [
     Command(
         "train l1-mask",
         6,
-        _of_pair("train", "l1-mask", "FT", "--data", "ROWS", "--eval-data", "TEST"),
+        _of_pair("train", "l1-mask", "FT", "--train-data", "ROWS", "--eval-data", "TEST"),
         _training,
         resume=("--resume",),
         done="finished",

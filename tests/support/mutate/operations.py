@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from deltalens.errors import DeltaLensError
 from tests.support.mutate import workbench
+from tests.support.specs import training_spec
 
 __all__ = ["AGAIN", "NEW", "Refused", "Seen", "Unsound"]
 
@@ -96,7 +97,7 @@ def read(file: Path) -> Seen:
     for row in found.rows:
         repr(row).encode()
         assert row.text or row.completion
-    rows = [dataclasses.replace(row, place="") for row in found.rows]
+    rows = [dataclasses.replace(row, location="") for row in found.rows]
     return Seen(found.identity, {"rows": repr(rows)})
 
 
@@ -257,7 +258,7 @@ def recipe_read(file: Path) -> Seen:
     """A recipe, as far as a training's identity."""
     from deltalens.training.recipe import read_recipe
 
-    spec = workbench.spec("sft", recipe=read_recipe(file, "sft"))
+    spec = training_spec(**workbench.SHARED, recipe=read_recipe(file, "sft"))
     return Seen(json.loads(json.dumps(spec.identity())), {"recipe": repr(spec.recipe)})
 
 
@@ -266,7 +267,7 @@ def trained_by_recipe(file: Path) -> Seen:
     from deltalens.training.recipe import read_recipe
     from deltalens.training.run import train
 
-    spec = workbench.spec("sft", recipe=read_recipe(file, "sft"), steps=2)
+    spec = training_spec(**{**workbench.SHARED, "steps": 2}, recipe=read_recipe(file, "sft"))
     train("base", f"rows/{workbench.CELLS}", NEW, spec)
     return Seen(None, {})
 
@@ -287,7 +288,7 @@ def training_resumed(file: Path) -> Seen:
     trained = workbench.training(Path("training"), resume=True)
     weights = hashlib.sha256(Path("training/model.safetensors").read_bytes()).hexdigest()
     numbers = {"weights": weights}
-    if not any("metrics.jsonl: missing; begun anew" in note for note in trained.notes):
+    if not any("metrics.jsonl: missing; a new one" in note for note in trained.notes):
         numbers["metrics"] = Path("training/metrics.jsonl").read_text()
     return Seen(None, numbers, resumed=True)
 

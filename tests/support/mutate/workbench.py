@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalens.studies.training_plans import TrainingData
-from deltalens.training.spec import TrainingSpec
 from tests.support.mutate.damage import OUTSIDE
+from tests.support.specs import run_study, study_spec, training_spec
 
 if TYPE_CHECKING:
     from deltalens.training.run import Trained
@@ -201,10 +201,8 @@ def write_run() -> None:
             optimizer.zero_grad()
 
 
-def spec(method: str | None = None, **more: Any) -> TrainingSpec:
-    """A training of a few steps."""
-    given = {"steps": STEPS, "batch_size": 2, "learning_rate": 1e-2, **more}
-    return TrainingSpec(method=method, **given)
+SHARED: dict[str, Any] = {"steps": STEPS, "batch_size": 2, "learning_rate": 1e-2}
+"""What all trainings have: a few steps."""
 
 
 def training(out: Path, resume: bool = False, stop: int | None = None) -> Trained:
@@ -219,7 +217,7 @@ def training(out: Path, resume: bool = False, stop: int | None = None) -> Traine
         "base",
         f"rows/{CELLS}",
         out,
-        spec("sft"),
+        training_spec(**SHARED),
         eval_data=["rows/texts.jsonl"],
         choose_on="rows/answers.jsonl",
         eval_every=1,
@@ -235,7 +233,7 @@ def write_trainings() -> None:
 
     training(Path("training"), stop=STEPS - 1)
     training(Path("trained"))
-    train("base", f"rows/{CELLS}", "removed", spec("mft", threshold=-0.02))
+    train("base", f"rows/{CELLS}", "removed", training_spec("mft", threshold=-0.02, **SHARED))
 
 
 def source(**more: Any) -> TrainingData:
@@ -244,13 +242,13 @@ def source(**more: Any) -> TrainingData:
     return TrainingData(**given)
 
 
-def drop_study(out: Path) -> None:
+def drop_study_on_texts(out: Path) -> None:
     """Without data: fidelity on texts of its own."""
-    import deltalens
     from deltalens.scoring.texts import FidelityTexts
+    from tests.support.studies import drop_study
 
     few = FidelityTexts(sequences=3, new_tokens=4)
-    deltalens.drop_study("ft", "base", out, rates="0.5", seeds=1, fidelity=few)
+    drop_study("ft", "base", out, rates="0.5", seeds=1, fidelity=few)
 
 
 def drop_study_on_data(out: Path) -> None:
@@ -286,7 +284,7 @@ def plane(out: Path) -> None:
 
 def layers_drop(out: Path) -> None:
     """Each block's delta put back, or kept alone."""
-    from deltalens.studies.layer_drop import sweep_layers_drop
+    from tests.support.studies import sweep_layers_drop
 
     sweep_layers_drop("ft", "base", out, groups=[1], data=[f"rows/{CELLS}"])
 
@@ -295,21 +293,24 @@ def layers_mft(out: Path) -> None:
     """Each block masked."""
     from deltalens.studies.mft_sweeps import sweep_layers
 
-    sweep_layers(["random-mask-weights"], source(), out, spec(), sizes=[1], seeds=1)
+    axes = {"group_sizes": [1], "seeds": 1}
+    run_study(sweep_layers, "random-mask-weights", source(), out, SHARED, **axes)
 
 
 def mask_ratios(out: Path) -> None:
     """Of masked gradients."""
     from deltalens.studies.mask_ratio import sweep_mask_ratio
 
-    sweep_mask_ratio(["sft", "gmt"], source(), out, spec(), ratios="0.5", seeds=1)
+    axes = {"mask_ratios": "0.5", "seeds": 1}
+    run_study(sweep_mask_ratio, ["sft", "gmt"], source(), out, SHARED, **axes)
 
 
 def data_ratios(out: Path) -> None:
     """Of masked weights."""
     from deltalens.studies.mft_sweeps import sweep_data_ratio
 
-    sweep_data_ratio(["mft", "sft"], source(), out, spec(), ratios="0.5", seeds=1)
+    axes = {"data_ratios": "0.5", "seeds": 1}
+    run_study(sweep_data_ratio, ["mft", "sft"], source(), out, SHARED, **axes)
 
 
 def comparison(out: Path) -> None:
@@ -317,18 +318,19 @@ def comparison(out: Path) -> None:
     from deltalens.studies.mft_sweeps import compare
 
     methods = ["base", "ft", "sft", "l1-mask"]
-    compare(methods, source(eval_every=2), out, spec(), base="base", seeds=1)
+    run_study(compare, methods, source(eval_every=2), out, SHARED, base="base", seeds=1)
 
 
 def efficiency(out: Path) -> None:
     """Timings: not the same at every build, but made of as many digits."""
     from deltalens.studies.efficiency import efficiency
 
-    efficiency("ft", f"rows/{CELLS}", out, spec(), methods=["sft", "gmt"], repeats=1, steps=1)
+    methods, spec = study_spec(["sft", "gmt"], **SHARED)
+    efficiency("ft", f"rows/{CELLS}", out, spec, methods=methods, repeats=1, steps=1)
 
 
 STUDIES: dict[str, Callable[[Path], None]] = {
-    "drop-study": drop_study,
+    "drop-study": drop_study_on_texts,
     "drop-study-on-data": drop_study_on_data,
     "inspect": inspection,
     "landscape": landscape,

@@ -1,0 +1,79 @@
+"""What the commands print that only read: pictures, a run, the methods, the environment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from deltalens.cli import console
+from deltalens.cli.running import framed
+
+if TYPE_CHECKING:
+    from deltalens.cli.generate import Command, Terminal
+
+__all__ = ["run_environment", "run_methods", "run_monitor", "run_plot"]
+
+
+def run_plot(command: Command, terminal: Terminal, typed: dict[str, Any]) -> None:
+    """Redraw, and say which files that were.
+
+    Args:
+        command, terminal, typed: as `run_study` takes them.
+    """
+    with framed(command, terminal, typed):
+        pictures = command.call(typed)
+        if terminal.as_json:
+            console.print_json({"pictures": [str(picture) for picture in pictures]})
+            return
+        for picture in pictures:
+            console.say(f"drawn: {picture}")
+
+
+def run_monitor(command: Command, terminal: Terminal, typed: dict[str, Any]) -> None:
+    """Show a run, once or until Ctrl-C.
+
+    Args:
+        command, terminal, typed: as `run_study` takes them.
+    """
+    with framed(command, terminal, typed):
+        from deltalens.cli.monitor import monitor
+
+        monitor(
+            typed["folder"],
+            follow=terminal.extra["follow"],
+            no_pictures=typed.get("pictures") is False,
+            as_json=terminal.as_json,
+            quiet=terminal.quiet,
+        )
+
+
+def run_methods(command: Command, terminal: Terminal, typed: dict[str, Any]) -> None:
+    """List the training methods.
+
+    Args:
+        command, terminal, typed: as `run_study` takes them.
+    """
+    with framed(command, terminal, typed):
+        methods = command.call(typed)
+        if terminal.as_json:
+            console.print_json({"methods": methods.to_dict("records")})
+            return
+        width = max(map(len, methods["method"])) + 2
+        for name, settings, about in methods.itertuples(index=False):
+            console.say(f"{name:{width}}{about}")
+            console.say(f"{'':{width}}settings: {settings.replace(',', ', ') or 'none of its own'}")
+        console.say("deltalens train METHOD --help shows a method's settings.")
+
+
+def run_environment(command: Command, terminal: Terminal, typed: dict[str, Any]) -> None:
+    """Print what a bug report needs.
+
+    Args:
+        command, terminal, typed: as `run_study` takes them.
+    """
+    with framed(command, terminal, typed):
+        environment = command.call(typed)
+        if terminal.as_json:
+            console.print_json(environment)
+            return
+        for name, value in environment.items():
+            console.say(f"{name + ':':14}{'-' if value is None else value}")

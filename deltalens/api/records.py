@@ -1,0 +1,183 @@
+"""Reading what studies and probes recorded, and what there is to choose from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from deltalens.api.described import Arg, Opt, described
+from deltalens.api.results import Run, Study
+from deltalens.catalog.plugins import load_code
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["list_methods", "load_run", "load_study", "monitor", "plot", "show_environment"]
+
+
+def load_study(folder: str | Path) -> Study:
+    """Read a study's folder, finished or not; loads no torch.
+
+    Args:
+        folder: of the study.
+
+    Returns:
+        The study.
+
+    Raises:
+        RecordError: no study there, a damaged one, or one of a format this version does not know.
+
+    Example:
+        >>> deltalens.load_study("study").kind
+        'drop-study'
+    """
+    from deltalens.io.records import load_study as load
+
+    return Study.of(load(folder))
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a run's folder, finished or not; loads no torch.
+
+    Args:
+        folder: a probe's `log_dir`.
+
+    Returns:
+        The run.
+
+    Raises:
+        RecordError: no run there, a damaged one, or one of a format this version does not know.
+
+    Example:
+        >>> deltalens.load_run("run").tensors["step"].nunique() > 0
+        True
+    """
+    from deltalens.io.records import load_run as load
+
+    return Run.of(load(folder))
+
+
+@described
+def monitor(
+    folder: Annotated[
+        str | Path, Arg("RUN", "A run's folder, or a training's that has a probe's run in it.")
+    ],
+    *,
+    pictures: Annotated[bool, Opt("Draw PNG and SVG beside the records.", common=True)] = True,
+) -> Run:
+    """Show what a probe logged: gradients by layer group, overlap of their masks, updates.
+
+    Reads the records alone, also while the training runs.
+
+    Args:
+        folder: a probe's `log_dir`, or the folder of a training with `probe`.
+        pictures: draw them into the run's folder.
+
+    Returns:
+        The run.
+
+    Raises:
+        RecordError: no run there, or a damaged one.
+
+    Example:
+        >>> run = deltalens.monitor("run", pictures=False)
+        >>> run.summary() != ""
+        True
+    """
+    from deltalens.io.records import find_run
+
+    run = load_run(find_run(folder))
+    if pictures:
+        load_code("deltalens.figures:draw_figure")("gradients", run.path)
+    return run
+
+
+@described
+def plot(
+    folder: Annotated[
+        str | Path, Arg("FOLDER", "A study's folder, or that of a training that removed weights.")
+    ],
+) -> list[Path]:
+    """Redraw the pictures of a study or a training from its records, computing nothing.
+
+    Args:
+        folder: of the study or training.
+
+    Returns:
+        The files that were drawn.
+
+    Raises:
+        RecordError: neither is there, or one that has no pictures.
+
+    Example:
+        >>> [path.name for path in deltalens.plot("study")]
+        ['gmt_fig3.png', 'gmt_fig3.svg']
+    """
+    drawn: list[Path] = load_code("deltalens.figures:draw")(folder)
+    return drawn
+
+
+@described
+def list_methods() -> pd.DataFrame:
+    """The training methods: ours, and those of installed packages.
+
+    Returns:
+        The columns method, settings (of its own, with commas), studies (that take it), about.
+
+    Raises:
+        DeltaLensError: a package's method cannot be loaded.
+
+    Example:
+        >>> deltalens.list_methods().set_index("method").loc["gmt", "settings"]
+        'mask-ratio,scope,apply-to,include,exclude'
+    """
+    import pandas as pd
+
+    from deltalens.training.methods import method_class, trainable
+
+    rows = []
+    for name in trainable():
+        kind = method_class(name)
+        settings = ",".join(own.replace("_", "-") for own in kind.own_settings())
+        rows.append((name, settings, kind.facts.about))
+    return pd.DataFrame(rows, columns=["method", "settings", "about"])
+
+
+@described
+def show_environment() -> dict[str, Any]:
+    """What a bug report needs: versions, machine, accelerator.
+
+    Returns:
+        Name -> value, as JSON values.
+
+    Example:
+        >>> [*deltalens.show_environment()][:2]
+        ['deltalens', 'python']
+    """
+    import importlib.metadata
+    import os
+    import platform
+
+    from deltalens.io.version import version
+
+    packages = ("torch", "transformers", "trl", "peft", "accelerate", "safetensors", "numpy")
+    versions: dict[str, Any] = {}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "deltalens": version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "accelerator": _accelerator(),
+        **versions,
+    }
+
+
+def _accelerator() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -1,0 +1,229 @@
+"""From the options of the public functions to what the studies behind them take."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltalens.errors import DeltaLensError
+
+if TYPE_CHECKING:
+    from deltalens.studies.measuring import Measuring
+    from deltalens.studies.training_plans import TrainingData
+    from deltalens.training.methods import Method
+    from deltalens.training.spec import TrainingSpec
+
+__all__ = [
+    "check_before",
+    "checked_pair",
+    "field_names",
+    "measuring",
+    "names",
+    "numbers",
+    "paths",
+    "training",
+    "training_data",
+]
+
+_FIELDS = ("prompt", "completion", "messages", "text")
+_SPEC = (
+    *("objective", "epochs", "steps", "batch_size", "accumulate", "accumulate_mean"),
+    *("learning_rate", "weight_decay", "warmup", "max_length", "loss_on", "gradient_checkpointing"),
+)
+"""Options of a training that are fields of its specification."""
+
+
+def names(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names, as text with commas or as a sequence.
+
+    Args:
+        given: by the caller.
+
+    Returns:
+        The names.
+    """
+    parts = given.split(",") if isinstance(given, str) else given or ()
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def numbers(given: str | int | Sequence[int], what: str) -> tuple[int, ...]:
+    """Whole numbers, as text with commas or as a sequence.
+
+    Args:
+        given: by the caller.
+        what: the argument's name, for messages.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        DeltaLensError: one is no whole number above 0.
+    """
+    parts = given.split(",") if isinstance(given, str) else given
+    try:
+        found = tuple(int(part) for part in ([parts] if isinstance(parts, int) else parts))
+    except ValueError as error:
+        raise DeltaLensError(f"{what} {given!r}: whole numbers, with commas") from error
+    if not found or min(found) < 1:
+        raise DeltaLensError(f"{what} {given!r}: whole numbers above 0")
+    return found
+
+
+def paths(given: str | Path | Sequence[str | Path] | None) -> list[str | Path]:
+    """One file or several, as a list.
+
+    Args:
+        given: by the caller.
+
+    Returns:
+        The files.
+    """
+    return [given] if isinstance(given, str | Path) else [*(given or ())]
+
+
+def field_names(options: Mapping[str, Any]) -> dict[str, str]:
+    """What the data files call their fields, where it is not as we do.
+
+    Args:
+        options: of the caller; `prompt_field` and its likes are looked at.
+
+    Returns:
+        Our name of a field -> theirs.
+    """
+    given = {name: options.get(f"{name}_field") for name in _FIELDS}
+    return {name: field for name, field in given.items() if field is not None}
+
+
+def measuring(options: Mapping[str, Any]) -> Measuring:
+    """Collect the options of a study that measures models.
+
+    Args:
+        options: of the caller.
+
+    Returns:
+        What the study's function takes; options that the caller left out have its defaults.
+    """
+    from deltalens.studies.measuring import Measuring
+
+    ours = {f"{name}_field" for name in _FIELDS} | {"fidelity_tokens", "merge_adapter"}
+    taken: dict[str, Any] = {name: value for name, value in options.items() if name not in ours}
+    if taken.get("watch") is None:
+        taken.pop("watch", None)
+    taken["data"] = paths(options.get("data"))
+    taken["metrics"] = names(options.get("metrics"))
+    taken["fields"] = field_names(options)
+    if options.get("fidelity_tokens") is not None:
+        from deltalens.scoring.texts import FidelityTexts
+
+        taken["fidelity"] = FidelityTexts(new_tokens=options["fidelity_tokens"])
+    return Measuring(**taken)
+
+
+def check_before(out: str | Path, models: Sequence[Any], options: Mapping[str, Any]) -> None:
+    """Check the folder and the rows before anything is fetched or merged."""
+    from deltalens.io.records import check_study_folder
+    from deltalens.scoring.rows import read_files
+
+    check_study_folder(
+        Path(out), [Path(model) for model in models if isinstance(model, str | Path)]
+    )
+    read_files(paths(options.get("data")), options.get("limit"), field_names(options))
+
+
+@contextmanager
+def checked_pair(
+    ft: str | Path, base: str | Path, out: str | Path, options: Mapping[str, Any]
+) -> Iterator[tuple[Path, Path]]:
+    """A fine-tune and its base as local folders; an adapter merged, for as long as the block.
+
+    Args:
+        ft, base: as the caller gave them.
+        out: the study's folder; it and the rows are checked before anything is fetched.
+        options: of the caller.
+
+    Yields:
+        Both folders.
+
+    Raises:
+        DeltaLensError: bad input.
+    """
+    from deltalens.io.locate import located
+
+    check_before(out, [ft, base], options)
+    merge = bool(options.get("merge_adapter"))
+    with located(str(ft), str(base), merge, bool(options.get("trust_remote_code"))) as pair:
+        yield pair
+
+
+def training(
+    methods: Any,
+    options: Mapping[str, Any],
+    settings: Mapping[str, Any] | Sequence[str] = (),
+    swept: Collection[str] = (),
+) -> tuple[list[Method], TrainingSpec]:
+    """Methods with their settings, and what their trainings share.
+
+    Args:
+        methods: as the caller gave them.
+        options: of the caller.
+        settings: for all methods that have them.
+        swept: settings that a study varies: a recipe says nothing about them.
+
+    Returns:
+        The methods, and a specification without one.
+
+    Raises:
+        DeltaLensError: a method, setting, recipe or configuration that does not exist.
+    """
+    from deltalens.training.methods import read_methods
+    from deltalens.training.paper import paper_settings
+    from deltalens.training.recipe import read_recipe
+    from deltalens.training.spec import TrainingSpec
+
+    given = {name: options[name] for name in _SPEC if options.get(name) is not None}
+    objective = given.get("objective", "sft")
+    config = options.get("config")
+    recipe = read_recipe(Path(config) if config is not None else None, objective)
+    chosen = read_methods(methods, settings)
+    if options.get("recipe") is not None:
+        paper = paper_settings(options["recipe"], [method.name for method in chosen])
+        own = {name: value for name, value in paper.own.items() if name not in swept}
+        chosen = read_methods(methods, settings, own)
+        given = {**paper.shared, **given}
+        recipe = {**paper.shared["recipe"], **recipe}
+    return chosen, TrainingSpec(**{**given, "recipe": recipe})
+
+
+def training_data(
+    model: str | Path, train_data: str | Path, options: Mapping[str, Any]
+) -> TrainingData:
+    """The model and the rows of a study of trainings.
+
+    Args:
+        model, train_data: as the caller gave them.
+        options: of the caller.
+
+    Returns:
+        The model as a local folder, and the rows.
+
+    Raises:
+        DeltaLensError: the model cannot be found, or there is nothing to measure on.
+    """
+    from deltalens.io.locate import locate
+    from deltalens.studies.training_plans import TrainingData
+
+    trust = bool(options.get("trust_remote_code"))
+    return TrainingData(
+        model=locate(str(model), trust),
+        data=train_data,
+        eval_data=paths(options.get("eval_data")),
+        fields=field_names(options),
+        limit=options.get("train_limit"),
+        choose_on=options.get("choose_on"),
+        eval_every=options.get("eval_every"),
+        device=options.get("device") or "auto",
+        dtype=options.get("dtype") or "auto",
+        trust_remote_code=trust,
+    )
