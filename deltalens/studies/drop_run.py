@@ -24,7 +24,7 @@ from deltalens.studies.measuring import Measuring
 from deltalens.studies.paired import PairedModels, PairRecipe, at_work
 from deltalens.studies.selecting import DropSetting, no_delta, select_unit
 
-__all__ = ["DropWorker", "measure_drops"]
+__all__ = ["DropWorker", "measure_drops", "point_of"]
 
 _FINE_TUNE = "fine-tune"
 
@@ -166,7 +166,7 @@ def measure_drops(
             recipe.elsewhere(),
             worker,
             watch,
-            point_of=_point_of,
+            point_of=point_of,
             requires=_requires,
             cells_of=cells_of,
             jobs=measuring.jobs,
@@ -208,9 +208,16 @@ def _select(
     return selections
 
 
-def _point_of(setting: Setting) -> str | None:
-    """At rate 0 the model is the fine-tune, and at rate 1 all entries are reverted, for every
-    strategy and seed."""
+def point_of(setting: Setting) -> str | None:
+    """Name the model of a cell: at rate 0 it is the fine-tune, and at rate 1 all entries are
+    reverted, for every strategy and seed.
+
+    Args:
+        setting: of the cell.
+
+    Returns:
+        A name that equal models share; None for a model of the cell's own.
+    """
     if setting["strategy"] == BASE:
         return "base"
     return {0.0: _FINE_TUNE, 1.0: "all reverted"}.get(setting["rate"])

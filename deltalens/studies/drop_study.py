@@ -13,9 +13,9 @@ from deltalens.names import check_scope
 from deltalens.numerics.rates import Rate, exact_rates
 from deltalens.numerics.selection import STRATEGIES
 from deltalens.studies.axes import in_order
-from deltalens.studies.drop_run import measure_drops
+from deltalens.studies.drop_run import measure_drops, point_of
 from deltalens.studies.drop_spec import GROWS, DropSpec
-from deltalens.studies.engine import keep_better
+from deltalens.studies.engine import count_points, keep_better
 from deltalens.studies.measuring import Measuring
 from deltalens.studies.paired import PairedModels
 from deltalens.studies.selecting import check_strategy
@@ -81,7 +81,7 @@ def drop_study(
     out = Path(out)
     models = PairedModels.read(ft, base, out, measuring)
     unpaired = bool(models.pairing.unpaired)
-    models.announce(len(spec.cells(unpaired)), spec.suite, measuring)
+    models.announce(count_points(spec.cells(unpaired), point_of), spec.suite, measuring)
     identity, columns = models.identity(spec.identity()), STUDIES[KIND].columns
     not_comparable = spec.suite.metric_identity.not_comparable
     with StudyFolder.open(

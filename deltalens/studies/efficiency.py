@@ -37,7 +37,7 @@ from deltalens.studies.engine import StudyWatch, read_weights, run_cells
 from deltalens.studies.executors import Report
 from deltalens.studies.training_plans import known_methods, method_settings, with_methods
 from deltalens.training.methods import Method, method_of
-from deltalens.training.run import check_trainable, training_dtype
+from deltalens.training.prepare import check_trainable, training_dtype
 from deltalens.training.spec import TrainingSpec
 
 __all__ = ["KIND", "efficiency"]

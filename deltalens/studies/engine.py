@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from deltalens.studies.executors import (
     sequential,
 )
 
-__all__ = ["StudyWatch", "keep_better", "read_weights", "run_cells"]
+__all__ = ["StudyWatch", "count_points", "keep_better", "read_weights", "run_cells"]
 
 CellsOf = Callable[[Setting, Any], Sequence[tuple[Setting, Metrics]]]
 """(point, what its worker measured) -> the cells to be journalled for it, together."""
@@ -69,6 +69,19 @@ def keep_better(folder: StudyFolder, suite: Suite) -> None:
     if suite.better:
         folder.facts["better"] = suite.better
         folder.write_manifest()
+
+
+def count_points(settings: Iterable[Setting], point_of: Callable[[Setting], str | None]) -> int:
+    """Count the models that a study measures.
+
+    Args:
+        settings: of all its cells.
+        point_of: as `run_cells` takes it.
+
+    Returns:
+        How many: cells that share a point are measured once.
+    """
+    return len({point_of(setting) or repr(setting) for setting in settings})
 
 
 def run_cells(

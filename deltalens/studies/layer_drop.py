@@ -12,8 +12,8 @@ from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import StudyFolder, StudyRecord, load_study
 from deltalens.studies import axes
-from deltalens.studies.engine import keep_better
-from deltalens.studies.layer_run import measure_layers
+from deltalens.studies.engine import count_points, keep_better
+from deltalens.studies.layer_run import measure_layers, point_of
 from deltalens.studies.layer_spec import LayersSpec, groups_taking_part
 from deltalens.studies.measuring import Measuring
 from deltalens.studies.paired import PairedModels
@@ -75,7 +75,7 @@ def sweep_layers_drop(
         include=measuring.include,
         exclude=measuring.exclude,
     )
-    models.announce(len(spec.cells()), suite, measuring)
+    models.announce(count_points(spec.cells(), point_of), suite, measuring)
     identity, columns = models.identity(spec.identity()), STUDIES["layer-sweep-drop"].columns
     grows = {"groups": axes.numbers}
     not_comparable = suite.metric_identity.not_comparable

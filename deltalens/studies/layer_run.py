@@ -26,7 +26,7 @@ from deltalens.studies.measuring import Measuring
 from deltalens.studies.paired import PairedModels, PairRecipe, at_work
 from deltalens.studies.selecting import find_nonfinite, no_delta
 
-__all__ = ["measure_layers"]
+__all__ = ["measure_layers", "point_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ def measure_layers(
             recipe.elsewhere(),
             worker,
             watch,
-            point_of=_point_of,
+            point_of=point_of,
             cells_of=cells_of,
             write_table=lambda: folder.write_table(spec.cells()),
             jobs=measuring.jobs,
@@ -236,6 +236,14 @@ def _size_of(stream: DeltaStream, span: Span) -> tuple[int, float]:
     return zeros, squares
 
 
-def _point_of(setting: Setting) -> str:
-    """Groups of different sizes can be the same blocks, as the last group may be smaller."""
+def point_of(setting: Setting) -> str:
+    """Name the model of a cell: groups of different sizes can be the same blocks, as the last group
+    may be smaller.
+
+    Args:
+        setting: of the cell.
+
+    Returns:
+        A name that equal models share.
+    """
     return f"{setting['method']} {setting['group']}"

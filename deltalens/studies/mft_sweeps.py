@@ -28,7 +28,7 @@ from deltalens.studies.training_plans import (
 )
 from deltalens.studies.trainings import run_trainings
 from deltalens.training.methods import Method, method_class
-from deltalens.training.run import training_dtype
+from deltalens.training.prepare import training_dtype
 from deltalens.training.spec import TrainingSpec
 
 __all__ = ["COMPARED", "compare", "sweep_data_ratio", "sweep_layers", "with_complements"]

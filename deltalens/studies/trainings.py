@@ -32,12 +32,13 @@ from deltalens.scoring.suite import Metrics, ReadySuite
 from deltalens.scoring.texts import Progress
 from deltalens.studies import axes
 from deltalens.studies.drop import drop
-from deltalens.studies.engine import StudyWatch, read_weights, run_cells
+from deltalens.studies.engine import StudyWatch, count_points, read_weights, run_cells
 from deltalens.studies.executors import Report
 from deltalens.studies.training_notes import gather_notes, note
 from deltalens.studies.training_plans import Plan, Plans, TrainingData, known_methods
 from deltalens.training.following import TrainingWatch
-from deltalens.training.run import train, training_dtype, training_suite
+from deltalens.training.prepare import training_dtype, training_suite
+from deltalens.training.run import train
 from deltalens.training.spec import TrainingSpec
 
 __all__ = ["CellMaker", "run_trainings"]
@@ -97,7 +98,7 @@ def run_trainings(
         "seeds": seeds,
         "settings": settings,
     }
-    count = len(plans(identity))
+    count = count_points((setting for setting, _ in plans(identity)), point_of)
     rows = read_rows(source.data, source.limit, source.fields)
     files = read_files(source.eval_data, None, source.fields)
     checkpoint = open_checkpoint(source.model)

@@ -12,36 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from deltalens.errors import DeltaLensError, errors_from
 from deltalens.integrations.transformers import GradientProbeCallback, SubscriberCallback
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.fingerprint import take_fingerprints
 from deltalens.io.records import ADAPTER, MASKS, Measurement, TrainingFolder
-from deltalens.scoring.file_scoring import can_generate
 from deltalens.scoring.finite import check_model
-from deltalens.scoring.loading import LoadedModel, load_model, pick_device, pick_dtype
+from deltalens.scoring.loading import LoadedModel, load_model, pick_device
 from deltalens.scoring.planning import plan_training
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.rows import DataFile, read_files, read_rows
-from deltalens.scoring.suite import ReadySuite, Suite, evaluating
+from deltalens.scoring.suite import ReadySuite, evaluating
 from deltalens.training.choosing import Chooser
 from deltalens.training.following import Following, NothingLeft, TrainingWatch
 from deltalens.training.methods import Ready, trainable
+from deltalens.training.prepare import check_trainable, training_dtype, training_suite
 from deltalens.training.rows import preferences, tokenized
 from deltalens.training.spec import TrainingSpec, config_class
 from deltalens.training.trainer import make_savable, make_trainer
 
-__all__ = [
-    "Trained",
-    "TrainingSession",
-    "TrainingWatch",
-    "check_trainable",
-    "train",
-    "training_dtype",
-    "training_suite",
-]
+__all__ = ["Trained", "TrainingWatch", "train"]
 
 
 @dataclass(frozen=True)
@@ -161,54 +152,6 @@ def train(
         raise
     finally:
         folder.close()
-
-
-def training_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
-    """Choose the dtype that a model is trained in.
-
-    Args:
-        dtype: its name; `auto` is fp32 on a CPU, else the checkpoint's.
-        checkpoint: of the model.
-        device: of the training.
-
-    Returns:
-        The dtype.
-    """
-    if dtype == "auto" and device.type == "cpu":
-        return torch.float32
-    return pick_dtype(dtype, checkpoint)
-
-
-def training_suite(files: Sequence[DataFile], spec: TrainingSpec) -> Suite:
-    """Choose what a training is measured by: DPO's loss of preferences, the targets of other rows.
-
-    Args:
-        files: the evaluation rows.
-        spec: the training.
-
-    Returns:
-        The measurements.
-    """
-    return Suite(files=tuple(files), beta=spec.beta if spec.objective == "dpo" else None)
-
-
-def check_trainable(model: nn.Module, tokenizer: Any | None, where: Path) -> None:
-    """Refuse a model that cannot be trained here.
-
-    Args:
-        model, tokenizer: as they were loaded.
-        where: the folder they were loaded from.
-
-    Raises:
-        DeltaLensError: it has no tokenizer, or is no causal language model.
-    """
-    if tokenizer is None:
-        raise DeltaLensError(f"{where}: has no tokenizer; put one beside the model")
-    if not can_generate(model):
-        raise DeltaLensError(
-            f"{where}: {type(model).__name__} is no causal language model, and only those are "
-            "trained here"
-        )
 
 
 class TrainingSession:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from deltalens.training.rows import collator
 from deltalens.training.spec import TrainingSpec
 
 __all__ = ["make_savable", "make_trainer"]
+
+_TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 
 
 def make_trainer(
@@ -88,7 +92,10 @@ def make_trainer(
         options["dataset_kwargs"] = {"skip_prepare_dataset": True}
     with errors_from("trl", "the settings cannot be used"):
         config = configure(**options)
-    with errors_from("trl", f"{source}: cannot be trained so"):
+    with (
+        errors_from("trl", f"{source}: cannot be trained so"),
+        _tensorboard_in(checkpoints.parent / "tensorboard"),
+    ):
         trainer = made(
             model=model,
             args=config,
@@ -105,6 +112,20 @@ def make_trainer(
     for spoken in ("PrinterCallback", "ProgressCallback"):
         _silence(trainer, spoken)
     return trainer
+
+
+@contextmanager
+def _tensorboard_in(folder: Path) -> Iterator[None]:
+    """Where TensorBoard's events go, unless the caller has said so: transformers would write them
+    beside its checkpoints, which are removed at the end."""
+    if _TENSORBOARD in os.environ:
+        yield
+        return
+    os.environ[_TENSORBOARD] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[_TENSORBOARD]
 
 
 def make_savable(model: Any) -> None:

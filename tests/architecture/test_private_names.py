@@ -9,7 +9,8 @@ import pytest
 
 from tests.architecture.import_graph import ROOT, project_sources
 
-PRIVATE = re.compile(r"_(?!_)\w+")
+PRIVATE = re.compile(r"_(?!_)\w*[^\W_]")
+"""With an underscore before it and none behind: `_repr_html_` is what notebooks call."""
 DOTTED = re.compile(r"\b(?:deltalens|tests)(?:\.\w+)*\._(?!_)\w+")
 OURS = ("deltalens", "tests")
 
@@ -132,6 +133,7 @@ def test_a_planted_use_is_found(source: str) -> None:
         "model._modules",
         "class Mine:\n    def __init__(self):\n        self._NORM = 3",
         "value = x.__class__",
+        "page = result._repr_html_()",
         "_NORM = 3\nprint(_NORM)",
         "text = 'no name in here: _NORM'",
         "name = f'{domain}_NORM'",

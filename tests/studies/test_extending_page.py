@@ -49,7 +49,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info.mkdir()
     (folder / "__init__.py").write_text(metric)
     (folder / "threads.py").write_text(executor)
-    (folder / "signs.py").write_text(method)
+    (folder / "largest.py").write_text(method)
     (folder / "coins.py").write_text(f"from pathlib import Path\n{study}\n{command}\n{REST}")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mypackage\nVersion: 1.0\n")
     points = ""
@@ -58,7 +58,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         points += f"[{group}]\n" + "".join(f"{name} = {at}\n" for name, at in named.items())
     (info / "entry_points.txt").write_text(points)
     monkeypatch.syspath_prepend(str(folder.parent))
-    for name in ("mypackage", *(f"mypackage.{name}" for name in ("threads", "signs", "coins"))):
+    for name in ("mypackage", *(f"mypackage.{name}" for name in ("threads", "largest", "coins"))):
         monkeypatch.delitem(sys.modules, name, raising=False)
     importlib.invalidate_caches()
 
@@ -79,10 +79,10 @@ def test_its_metric_and_its_executor_measure(pair_of: PairOf, tmp_path: Path) ->
 @pytest.mark.usefixtures("package")
 def test_its_training_method_trains_with_a_setting_of_its_own(tmp_path: Path) -> None:
     base, rows = write_model(tmp_path / "base"), write_rows(tmp_path / "rows.jsonl")
-    how = ("--train-data", rows, "--steps", 1, "--batch-size", 4, "--scale", "2e-3", "-q")
-    succeeds("train", "sign-only", base, "-o", tmp_path / "out", *how)
+    how = ("--train-data", rows, "--steps", 1, "--batch-size", 4, "--only", "mlp", "-q")
+    succeeds("train", "largest-only", base, "-o", tmp_path / "out", *how)
     asked = json.loads((tmp_path / "out" / "train.json").read_text())["asked"]
-    assert (asked["method"], asked["mask_ratio"], asked["scale"]) == ("sign-only", "0.5", 2e-3)
+    assert (asked["method"], asked["mask_ratio"], asked["only"]) == ("largest-only", "0.5", "mlp")
 
 
 @pytest.mark.usefixtures("package")

@@ -209,6 +209,6 @@ def test_range_that_is_none(text: str) -> None:
 def test_command_says_it_in_one_line_and_exits_with_2(three: Three, tmp_path: Path) -> None:
     result = command("landscape", three.origin, three.b, "-o", tmp_path / "s")
     assert result.exit_code == 2
-    assert result.stderr.startswith("deltalens: a landscape needs `data`")
+    assert result.stderr.startswith("deltalens: a landscape needs --data")
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
