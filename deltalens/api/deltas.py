@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 from deltalens.api.described import Opt, described
 from deltalens.api.options import Base, Ft, NewFolder, TensorOptions
-from deltalens.api.results import Inspection
 
 if TYPE_CHECKING:
+    from deltalens.api.results import Inspection
     from deltalens.studies.drop import DropResult
 
 __all__ = ["drop", "inspect"]
@@ -54,6 +54,7 @@ def inspect(
         >>> anatomy.groups[0].level, anatomy.groups[0].entries > 0
         ('overall', True)
     """
+    from deltalens.api.results import Inspection
     from deltalens.io.locate import located
     from deltalens.studies.inspect import inspect as run
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from deltalens.api.described import Arg, Opt, described
-from deltalens.api.results import Run, Study
 from deltalens.catalog.plugins import load_code
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from deltalens.api.results import Run, Study
 
 __all__ = ["list_methods", "load_run", "load_study", "monitor", "plot", "show_environment"]
 
@@ -31,6 +32,7 @@ def load_study(folder: str | Path) -> Study:
         >>> deltalens.load_study("study").kind
         'drop-study'
     """
+    from deltalens.api.results import Study
     from deltalens.io.records import load_study as load
 
     return Study.of(load(folder))
@@ -52,6 +54,7 @@ def load_run(folder: str | Path) -> Run:
         >>> deltalens.load_run("run").tensors["step"].nunique() > 0
         True
     """
+    from deltalens.api.results import Run
     from deltalens.io.records import load_run as load
 
     return Run.of(load(folder))

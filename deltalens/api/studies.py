@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 from deltalens.api.described import Arg, Opt, described
 from deltalens.api.options import (
@@ -15,8 +15,10 @@ from deltalens.api.options import (
     PairStudyOptions,
     StudyFolder,
 )
-from deltalens.api.results import Study
 from deltalens.api.translate import check_before, checked_pair, measuring, names, numbers
+
+if TYPE_CHECKING:
+    from deltalens.api.results import Study
 
 __all__ = ["drop_study", "scan_landscape", "sweep_layers_drop"]
 
@@ -80,6 +82,7 @@ def drop_study(
         >>> sorted(study.cells["rate"].unique().tolist())
         [0.0, 0.5, 1.0]
     """
+    from deltalens.api.results import Study
     from deltalens.studies.drop_study import drop_study as run
 
     with checked_pair(ft, base, out, options) as (ft_path, base_path):
@@ -137,6 +140,7 @@ def sweep_layers_drop(
         >>> sorted(study.cells["method"].unique().tolist())
         ['base', 'drop', 'ft', 'keep']
     """
+    from deltalens.api.results import Study
     from deltalens.studies.layer_drop import sweep_layers_drop as run
 
     with checked_pair(ft, base, out, options) as (ft_path, base_path):
@@ -218,6 +222,7 @@ def scan_landscape(
         >>> study.kind
         'landscape'
     """
+    from deltalens.api.results import Study
     from deltalens.studies.landscape.scan import scan_landscape as run
 
     check_before(out, [origin, *others, *([base] if base is not None else [])], options)

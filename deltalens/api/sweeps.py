@@ -15,10 +15,11 @@ from deltalens.api.options import (
     TrainData,
     TrainingStudyOptions,
 )
-from deltalens.api.results import Study
 from deltalens.api.translate import numbers, training, training_data
 
 if TYPE_CHECKING:
+    from deltalens.api.results import Study
+
     pass
 
 __all__ = ["compare", "sweep_data_ratio", "sweep_layers", "sweep_mask_ratio"]
@@ -67,6 +68,7 @@ def sweep_mask_ratio(
         >>> sorted(study.cells["method"].unique().tolist())
         ['gmt', 'sft']
     """
+    from deltalens.api.results import Study
     from deltalens.studies.mask_ratio import sweep_mask_ratio as run
 
     chosen, spec = training(methods, options, options.get("setting") or (), ["mask_ratio"])
@@ -115,6 +117,7 @@ def sweep_data_ratio(
         >>> sorted(study.cells["data_ratio"].unique().tolist())
         [0.0, 0.5, 1.0]
     """
+    from deltalens.api.results import Study
     from deltalens.studies.mft_sweeps import sweep_data_ratio as run
 
     chosen, spec = training(methods, options, options.get("setting") or ())
@@ -167,6 +170,7 @@ def sweep_layers(
         >>> study.cells["group"].nunique() > 2
         True
     """
+    from deltalens.api.results import Study
     from deltalens.studies.mft_sweeps import sweep_layers as run
 
     chosen, spec = training(methods, options, options.get("setting") or (), ["blocks"])
@@ -225,6 +229,7 @@ def compare(
         >>> sorted(study.cells["method"].unique().tolist())
         ['ft', 'l1-mask', 'mft']
     """
+    from deltalens.api.results import Study
     from deltalens.io.locate import locate
     from deltalens.studies.mft_sweeps import compare as run
     from deltalens.studies.mft_sweeps import with_complements

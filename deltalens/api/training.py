@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 from deltalens.api.described import Arg, Opt, described
 from deltalens.api.options import (
@@ -17,9 +17,11 @@ from deltalens.api.options import (
     TrainData,
     TrainingOptions,
 )
-from deltalens.api.results import Study, Training
 from deltalens.api.translate import field_names, names, paths, training
 from deltalens.training.methods import Method
+
+if TYPE_CHECKING:
+    from deltalens.api.results import Study, Training
 
 __all__ = ["efficiency", "train"]
 
@@ -80,6 +82,7 @@ def train(
         >>> training.method, training.steps
         ('gmt', 2)
     """
+    from deltalens.api.results import Training
     from deltalens.io.locate import locate
     from deltalens.training.methods import method_of
     from deltalens.training.run import train as run
@@ -162,6 +165,7 @@ def efficiency(
         >>> "samples_per_second" in set(study.cells["metric"])
         True
     """
+    from deltalens.api.results import Study
     from deltalens.io.locate import locate
     from deltalens.studies.efficiency import efficiency as run
 
