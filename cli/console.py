@@ -39,6 +39,7 @@ __all__ = [
     "notes",
     "print_json",
     "quieten",
+    "report",
     "say",
     "say_trace",
     "show",
@@ -75,15 +76,9 @@ def command(
         with on_request(signal.default_int_handler):
             yield
     except DeltaLensError as error:
-        message = _as_typed(str(error), options)
         if debug:
             say_trace()
-        else:
-            lines = Lines(*message.split("\n")) if isinstance(error.args[0], Lines) else message
-            say(lines, err=True, before="deltalens: ")
-        if as_json:
-            kind = type(error).__name__
-            print_json({"error": {"kind": kind, "message": message, "exit_code": BAD_INPUT}})
+        report(error, as_json=as_json, options=options, quiet=debug)
         raise typer.Exit(BAD_INPUT) from error
     except KeyboardInterrupt as error:
         if debug:
@@ -96,6 +91,26 @@ def command(
         raise typer.Exit(1) from error
     finally:
         warnings.showwarning = shown
+
+
+def report(
+    error: DeltaLensError, *, as_json: bool, options: Sequence[str] = (), quiet: bool = False
+) -> None:
+    """Say what is wrong, on standard error and as JSON.
+
+    Args:
+        error: what is wrong.
+        as_json: print an object on standard output, too.
+        options: names of the command's parameters, which are shown as they are typed.
+        quiet: nothing on standard error.
+    """
+    message = _as_typed(str(error), options)
+    if not quiet:
+        several = error.args and isinstance(error.args[0], Lines)
+        say(Lines(*message.split("\n")) if several else message, err=True, before="deltalens: ")
+    if as_json:
+        kind = type(error).__name__
+        print_json({"error": {"kind": kind, "message": message, "exit_code": BAD_INPUT}})
 
 
 def _as_typed(message: str, options: Sequence[str]) -> str:

@@ -129,7 +129,8 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except DeltaLensError as error:
-        console.say(error, err=True, before="deltalens: ")
+        # Of what was typed, before a command could begin.
+        console.report(error, as_json="--json" in sys.argv)
         raise SystemExit(BAD_INPUT) from error
     except BrokenPipeError as error:
         raise SystemExit(1) from error

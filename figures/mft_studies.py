@@ -139,6 +139,10 @@ def _sets(frame: pd.DataFrame) -> dict[str, list[str]]:
 def load(folder: str | Path, kind: str) -> MftStudy:
     """Read a study of one kind.
 
+    Args:
+        folder: of the study.
+        kind: that it must have.
+
     Returns:
         The study.
 

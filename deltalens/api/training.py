@@ -18,6 +18,7 @@ from deltalens.api.options import (
     TrainingOptions,
 )
 from deltalens.api.translate import field_names, names, paths, training
+from deltalens.errors import DeltaLensError
 from deltalens.training.methods import Method
 
 if TYPE_CHECKING:
@@ -84,12 +85,12 @@ def train(
     """
     from deltalens.api.results import Training
     from deltalens.io.locate import locate
-    from deltalens.training.methods import method_of
     from deltalens.training.run import train as run
 
-    (chosen,), spec = training(
-        method if settings is None else method_of(method, **settings), options
-    )
+    methods, spec = training(method, options, settings or {})
+    if len(methods) != 1:
+        raise DeltaLensError(f"method {method!r}: a training has one")
+    (chosen,) = methods
     trust = bool(options.get("trust_remote_code"))
     trained = run(
         locate(str(model), trust),

@@ -117,3 +117,11 @@ def test_a_method_that_does_not_exist_is_a_line_with_the_nearest(folder: Path) -
     said = command("train", "gmtt", folder / "model")
     assert isinstance(said.exception, deltalens.DeltaLensError)
     assert "did you mean gmt?" in str(said.exception)
+
+
+def test_an_error_before_a_command_begins_is_an_object_too(folder: Path) -> None:
+    line = [sys.executable, "-m", "deltalens", "drop-study", "ft", "base", "-o", "no", "--json"]
+    done = subprocess.run([*line, "--jobs", "0"], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["message"] == "jobs 0: at least 1"
+    assert done.stderr == "deltalens: jobs 0: at least 1\n"

@@ -99,3 +99,16 @@ def test_a_comparison_follows_it(tmp_path: Path) -> None:
     assert record.setting("blocks", "mft") == "0"
     assert record.spec["epochs"] == 2
     assert record.spec["recipe"]["lr_scheduler_type"] == "linear"
+
+
+def test_a_training_takes_the_recipes_blocks_unless_others_are_given(tmp_path: Path) -> None:
+    """The paper's four blocks of instructions, of a model that has fewer."""
+    model, rows = write_model(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl")
+    line = ["train", "mft", str(model), "--train-data", str(rows), "--steps", "1", "-q"]
+    line += ["--recipe", "mft-paper:llama2-7b:instructions", "--accumulate", "1"]
+    done = CliRunner().invoke(app, [*line, "-o", str(tmp_path / "no")])
+    assert done.exit_code == 2
+    assert "blocks 2, 3: LlamaForCausalLM has only blocks 0-1" in done.stderr
+    done = CliRunner().invoke(app, [*line, "--blocks", "0", "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "out" / "train.json").read_text())["asked"]["blocks"] == "0"
