@@ -80,10 +80,7 @@ def method_of(method: str | Method, **settings: Any) -> Method:
     kind = method_class(method)
     unknown = [name for name in settings if name not in kind.own_settings()]
     if unknown:
-        raise DeltaLensError(
-            f"{method}: has no setting {', '.join(unknown)}; it has "
-            f"{', '.join(kind.own_settings()) or 'none of its own'}"
-        )
+        raise _no_setting(kind, unknown)
     return kind(**settings)
 
 
@@ -120,6 +117,9 @@ def read_methods(
             method = method_of(name, **_converted(name, _merged(name, defaults or {}, shared, own)))
         if chosen.setdefault(method.name, method) != method:
             raise DeltaLensError(f"method {method.name}: given twice, with different settings")
+    if left and len(chosen) == 1:
+        (method,) = chosen.values()
+        raise _no_setting(type(method), sorted(left))
     if left and chosen:
         known = "; ".join(
             f"{name} has {', '.join(method.own_settings()) or 'none'}"
@@ -127,6 +127,13 @@ def read_methods(
         )
         raise DeltaLensError(f"setting {', '.join(sorted(left))}: no method here has it ({known})")
     return list(chosen.values())
+
+
+def _no_setting(kind: type[Method], unknown: list[str]) -> DeltaLensError:
+    return DeltaLensError(
+        f"{kind.name}: has no setting {', '.join(unknown)}; it has "
+        f"{', '.join(kind.own_settings()) or 'none of its own'}"
+    )
 
 
 def read_settings(texts: Sequence[str]) -> dict[str, str]:

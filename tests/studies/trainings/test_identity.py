@@ -285,7 +285,7 @@ def test_a_setting_of_another_method_is_refused_with_the_methods_own(
         (["sweep", "data-ratio", "sft:apply-to=update"], "sft: has no setting apply_to"),
         (
             ["efficiency", "hft", "--setting", "mask-ratio=0.3"],
-            "setting mask_ratio: no method here has it (hft has include, exclude)",
+            "hft: has no setting mask_ratio; it has include, exclude",
         ),
         (
             ["compare", "mft,l1-mask", "--setting", "threshold=-0.1"],
