@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import drop, gmt, landscape, layers, mft, probe, study, thresholds
+from benchmarks import drop, gmt, landscape, layers, mft, probe, salience, speft, study, thresholds
 
 BENCHMARKS = {
     "thresholds": thresholds.run,
@@ -15,6 +15,8 @@ BENCHMARKS = {
     "landscape": landscape.run,
     "mft": mft.run,
     "layers": layers.run,
+    "salience": salience.run,
+    "speft": speft.run,
 }
 
 

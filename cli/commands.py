@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deltalens.api import deltas, records, studies, sweeps, training
+from deltalens.api import deltas, records, salience, studies, sweeps, training
 from deltalens.cli import running, showing
 from deltalens.cli.generate import Command, setting_parameters
 from deltalens.training.methods import method_class, trainable
@@ -86,6 +86,18 @@ COMMANDS = (
         plans=True,
     ),
     Command(
+        name="salience",
+        function=salience.salience_study,
+        run=running.run_study,
+        examples=(
+            "deltalens salience base/ --data train.jsonl -o study/",
+            "deltalens salience base/ --data train.jsonl --metrics gradient,fisher --against ft/ "
+            "-o study/",
+        ),
+        interrupted=f"stopped; finished masks and comparisons are kept in {{out}}, {_GOES_ON}",
+        plans=True,
+    ),
+    Command(
         name="landscape",
         function=studies.scan_landscape,
         run=running.run_landscape,
@@ -138,6 +150,24 @@ SWEEPS = (
         function=sweeps.sweep_layers,
         run=running.run_study,
         examples=(f"deltalens sweep layers mft ft/ --group-sizes 4 {_DATA} -o study/",),
+        interrupted=_TRAININGS,
+        plans=True,
+    ),
+    Command(
+        name="density",
+        function=sweeps.sweep_density,
+        run=running.run_study,
+        examples=(
+            f"deltalens sweep density speft,lora:lora-alpha=rank,pissa base/ {_DATA} -o study/",
+        ),
+        interrupted=_TRAININGS,
+        plans=True,
+    ),
+    Command(
+        name="masks",
+        function=sweeps.sweep_masks,
+        run=running.run_study,
+        examples=(f"deltalens sweep masks speft base/ --refresh-every 100 {_DATA} -o study/",),
         interrupted=_TRAININGS,
         plans=True,
     ),

@@ -24,13 +24,16 @@ if TYPE_CHECKING:
     from deltalens.api.results import Run as Run
     from deltalens.api.results import Study as Study
     from deltalens.api.results import Training as Training
+    from deltalens.api.salience import salience_study as salience_study
     from deltalens.api.studies import drop_study as drop_study
     from deltalens.api.studies import scan_landscape as scan_landscape
     from deltalens.api.studies import sweep_layers_drop as sweep_layers_drop
     from deltalens.api.sweeps import compare as compare
     from deltalens.api.sweeps import sweep_data_ratio as sweep_data_ratio
+    from deltalens.api.sweeps import sweep_density as sweep_density
     from deltalens.api.sweeps import sweep_layers as sweep_layers
     from deltalens.api.sweeps import sweep_mask_ratio as sweep_mask_ratio
+    from deltalens.api.sweeps import sweep_masks as sweep_masks
     from deltalens.api.training import efficiency as efficiency
     from deltalens.api.training import train as train
     from deltalens.errors import DeltaLensError as DeltaLensError
@@ -40,6 +43,11 @@ if TYPE_CHECKING:
     from deltalens.methods.baselines import RandomMask as RandomMask
     from deltalens.methods.gmt import GradientMask as GradientMask
     from deltalens.methods.mft import MaskTuning as MaskTuning
+    from deltalens.methods.salience import Salience as Salience
+    from deltalens.methods.salience import salience as salience
+    from deltalens.methods.sparse.adapter import SparseAdapter as SparseAdapter
+    from deltalens.methods.sparse.adapter import SparseAdapters as SparseAdapters
+    from deltalens.methods.sparse.tuning import SparseTuning as SparseTuning
     from deltalens.methods.weight_masks import apply_masks as apply_masks
     from deltalens.probes.gradient import GradientProbe as GradientProbe
     from deltalens.training.methods import Method as Method
@@ -51,8 +59,12 @@ _NAMES = {
         *("list_methods", "load_run", "load_study", "monitor", "plot", "show_environment"),
     ),
     "deltalens.api.results": ("Inspection", "Run", "Study", "Training"),
+    "deltalens.api.salience": ("salience_study",),
     "deltalens.api.studies": ("drop_study", "scan_landscape", "sweep_layers_drop"),
-    "deltalens.api.sweeps": (*("compare", "sweep_data_ratio", "sweep_layers", "sweep_mask_ratio"),),
+    "deltalens.api.sweeps": (
+        *("compare", "sweep_data_ratio", "sweep_density", "sweep_layers", "sweep_mask_ratio"),
+        "sweep_masks",
+    ),
     "deltalens.api.training": ("efficiency", "train"),
     "deltalens.errors": ("DeltaLensError",),
     "deltalens.io.checkpoint": ("open_checkpoint",),
@@ -60,6 +72,9 @@ _NAMES = {
     "deltalens.methods.baselines": ("HalfFreeze", "RandomMask"),
     "deltalens.methods.gmt": ("GradientMask",),
     "deltalens.methods.mft": ("MaskTuning",),
+    "deltalens.methods.salience": ("Salience", "salience"),
+    "deltalens.methods.sparse.adapter": ("SparseAdapter", "SparseAdapters"),
+    "deltalens.methods.sparse.tuning": ("SparseTuning",),
     "deltalens.methods.weight_masks": ("apply_masks",),
     "deltalens.probes.gradient": ("GradientProbe",),
     "deltalens.training.methods": ("Method",),

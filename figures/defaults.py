@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from deltalens.catalog.methods import facts_of
+from deltalens.catalog.variants import is_sparse
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.gmt_tab2 import shared_metrics
 from deltalens.figures.mft_layers import group_sizes
@@ -17,12 +18,15 @@ from deltalens.io.records import StudyRecord, load_study
 __all__ = [
     "draw_comparison",
     "draw_data_ratio_sweep",
+    "draw_density_sweep",
     "draw_drop_study",
     "draw_efficiency",
     "draw_inspection",
     "draw_landscape",
     "draw_layer_sweep",
     "draw_mask_ratio_sweep",
+    "draw_mask_sweep",
+    "draw_salience",
 ]
 
 
@@ -74,6 +78,25 @@ def draw_landscape(folder: Path) -> list[Drawing]:
     return draw_named("landscape", folder)
 
 
+def draw_salience(folder: Path) -> Iterable[Drawing]:
+    """Draw where each metric puts its budget; how far metrics agree, if there are several, and what
+    parts of the calibration data find, as far as that is measured.
+
+    Args:
+        folder: of a salience study.
+
+    Returns:
+        The figures.
+    """
+    parts = {*load_study(folder).cells["part"]}
+    suits = {
+        "salience-budget": "budget" in parts,
+        "salience-agreement": bool(parts & {"agreement", "fine-tune"}),
+        "salience-samples": "sample" in parts,
+    }
+    return _draw_all([name for name, suited in suits.items() if suited], folder)
+
+
 def draw_mask_ratio_sweep(folder: Path) -> Iterable[Drawing]:
     """Draw MFT's Figure 4 if weights are removed; else GMT's Figure 2 and its Tables 1 and 4, and
     Table 2 if several data sets share a metric.
@@ -119,8 +142,9 @@ def draw_layer_sweep(folder: Path) -> Iterable[Drawing]:
 
 
 def draw_comparison(folder: Path) -> Iterable[Drawing]:
-    """Draw MFT's Table 1; Figure 2 if the methods were measured during training, Table 3 if MFT has
-    a threshold, and Table 5 if there are several data sets.
+    """Draw SPEFT's Tables 1 and 7 if a method is SPEFT. Else MFT's Table 1; Figure 2 if the methods
+    were measured during training, Table 3 if MFT has a threshold, and Table 5 if there are several
+    data sets.
 
     Args:
         folder: of a comparison.
@@ -129,6 +153,8 @@ def draw_comparison(folder: Path) -> Iterable[Drawing]:
         The figures and tables.
     """
     study = load(folder, "comparison")
+    if any(map(is_sparse, study.record.cells["method"])):
+        return _draw_all(["speft-tab1", "speft-tab7"], folder)
     suits = {
         "mft-tab1": True,
         "mft-fig2": study.frame["step"].notna().any(),
@@ -136,6 +162,30 @@ def draw_comparison(folder: Path) -> Iterable[Drawing]:
         "mft-tab5": len(study.sets) > 1,
     }
     return _draw_all([name for name, suited in suits.items() if suited], folder)
+
+
+def draw_mask_sweep(folder: Path) -> list[Drawing]:
+    """Draw SPEFT's Table 4.
+
+    Args:
+        folder: of a sweep over masks.
+
+    Returns:
+        The table.
+    """
+    return draw_named("speft-tab4", folder)
+
+
+def draw_density_sweep(folder: Path) -> list[Drawing]:
+    """Draw SPEFT's Figure 2.
+
+    Args:
+        folder: of a density sweep.
+
+    Returns:
+        The figure.
+    """
+    return draw_named("speft-fig2", folder)
 
 
 def _draw_all(names: list[str], folder: Path) -> Iterator[Drawing]:

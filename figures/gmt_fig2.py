@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog.methods import Look, has_ratio, look_of
+from deltalens.catalog.looks import looks_of
+from deltalens.catalog.methods import Look, has_ratio, method_name
 from deltalens.catalog.metrics import axis_label, is_shown, scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.drawing import Drawing
@@ -82,20 +83,24 @@ def _panel(axis: Any, frame: pd.DataFrame, metrics: list[str]) -> None:
         scale = scale_of(metric)
         own.set_ylabel(axis_label(metric))
         part = frame[frame["metric"] == metric]
-        for method in dict.fromkeys(part["method"]):
-            _line(own, part[part["method"] == method], str(method), scale, dashed=bool(place))
+        # Plain training looks the same whatever it learns by.
+        names = {str(each): "sft" if each == "dpo" else str(each) for each in part["method"]}
+        looks = looks_of(names.values(), on_base=True)
+        for method, name in names.items():
+            cells = part[part["method"] == method]
+            _line(own, cells, method, looks[name], scale, dashed=bool(place))
 
 
-def _line(axis: Any, frame: pd.DataFrame, method: str, scale: float, *, dashed: bool) -> None:
+def _line(
+    axis: Any, frame: pd.DataFrame, method: str, look: Look, scale: float, *, dashed: bool
+) -> None:
     """One method; dashed lines belong to the second metric, and have no place in the legend."""
-    # Plain training looks the same whatever it learns by.
-    look = look_of("sft" if method == "dpo" else method, on_base=True) or Look(method, "0.2", "x")
     color, marker = look.color, look.marker
     label = None if dashed else method
     seeds = frame.groupby("mask_ratio")["value"]
     mean = scale * over_seeds(seeds)
     if not has_ratio(method):
-        style = (0, (1, 1)) if dashed else ("-." if method == "hft" else "--")
+        style = (0, (1, 1)) if dashed else ("-." if method_name(method) == "hft" else "--")
         axis.axhline(float(mean.iloc[0]), color=color, linestyle=style, linewidth=1, label=label)
         return
     axis.plot(

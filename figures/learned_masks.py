@@ -17,8 +17,9 @@ __all__ = ["draw_learned_masks"]
 def draw_learned_masks(learned: pd.DataFrame) -> Figure:
     """Draw how much the masks overlap with those of the previous and of the first logged step, and
     how many weights have flipped since. Colored lines are means over all layers, weighted by
-    entries; gray lines are single layers. Masks with a threshold learn how many weights they
-    remove: that share is drawn below.
+    entries; gray lines are single layers. Where a layer's number of weights changes (masks with a
+    threshold, or sparse tuning that ranks all layers together), the share is drawn below: of those
+    removed, or of those in the mask where these are the fewer.
 
     Args:
         learned: the run's table `learned`.
@@ -26,7 +27,11 @@ def draw_learned_masks(learned: pd.DataFrame) -> Figure:
     Returns:
         The figure.
     """
-    shares = learned.assign(share=100 * (1 - learned["kept"] / learned["entries"]))
+    few = bool(2 * learned["kept"].sum() < learned["entries"].sum())
+    kept = learned["kept"] / learned["entries"]
+    shares = learned.assign(share=100 * (kept if few else 1 - kept))
+    if few:  # Two empty masks have all in common, and say nothing.
+        learned = learned[learned["kept"] > 0]
     # With a mask ratio each layer keeps the same number of weights throughout.
     varies = bool((shares.groupby("layer")["kept"].nunique() > 1).any())
     figure = new_figure(4.6 + 1.8 * varies, layout="constrained")
@@ -46,7 +51,8 @@ def draw_learned_masks(learned: pd.DataFrame) -> Figure:
     chance = _mean(learned.dropna(subset=["chance_first"]), "chance_first")
     above.plot(chance.index, chance, color="0.4", linestyle=":", label="chance")
     above.set_ylabel(Lines("Jaccard index", "of the masks"))
-    below.set_ylabel(Lines("weights flipped between", "kept and removed (%)"))
+    sides = "in the mask and not" if few else "kept and removed"
+    below.set_ylabel(Lines("weights flipped between", f"{sides} (%)"))
     axes[-1].set_xlabel("optimizer step")
     below.set_ylim(bottom=0)
     if varies:
@@ -54,7 +60,7 @@ def draw_learned_masks(learned: pd.DataFrame) -> Figure:
             axes[2].plot(layer["step"], layer["share"], color="0.85", linewidth=0.6, zorder=1)
         mean = _mean(shares, "share")
         axes[2].plot(mean.index, mean, color=GREEN, linewidth=1.6, zorder=2)
-        axes[2].set_ylabel("removed weights (%)")
+        axes[2].set_ylabel("weights in the mask (%)" if few else "removed weights (%)")
     above.legend(loc="best")
     return figure
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
 
-from deltalens.io.records import StudyRecord, load_study
+from deltalens.io.records import StudyRecord, chosen, load_study
 
 __all__ = ["load_finite"]
 
@@ -21,7 +21,8 @@ def load_finite(folder: str | Path) -> StudyRecord:
         folder: of the study.
 
     Returns:
-        The study; values beyond 1e100 are infinite, and such standard errors NaN.
+        The study; values beyond 1e100 are infinite, and such standard errors NaN. Of a grid of
+        learning rates it has those that were chosen (`chosen`).
 
     Raises:
         RecordError: no study is there, or a damaged one.
@@ -29,5 +30,5 @@ def load_finite(folder: str | Path) -> StudyRecord:
     record = load_study(folder)
     value, stderr = (record.cells[name].astype(float) for name in ("value", "stderr"))
     value = value.mask(value > _LARGEST, inf).mask(value < -_LARGEST, -inf)
-    cells = record.cells.assign(value=value, stderr=stderr.mask(stderr.abs() > _LARGEST, nan))
-    return replace(record, cells=cells)
+    finite = record.cells.assign(value=value, stderr=stderr.mask(stderr.abs() > _LARGEST, nan))
+    return replace(record, cells=chosen(finite))

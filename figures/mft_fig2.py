@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltalens.catalog.looks import looks_of
 from deltalens.catalog.methods import METHODS
 from deltalens.catalog.metrics import scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.mft_panels import Panel, curve, draw_panels, level
-from deltalens.figures.mft_studies import LOOKS, MftStudy, in_order, load_all, look_in
+from deltalens.figures.mft_studies import LOOKS, MftStudy, in_order, load_all
 from deltalens.figures.registry import FigureEntry
 
 if TYPE_CHECKING:
@@ -67,9 +68,9 @@ def _panel(axis: Any, panel: Panel) -> None:
     for method in _LEVELS:
         level(axis, end[end["method"] == method], LOOKS[method], scale)
     way = _on_the_way(panel)
-    for method in in_order([str(one) for one in way["method"]]):
+    methods = in_order([str(one) for one in way["method"]])
+    for method, look in looks_of(methods, known=LOOKS).items():
         own = way[way["method"] == method]
-        look = look_in(LOOKS, method)
         curve(axis, own, "step", look._replace(line="-"), scale)
     tuned = end[end["method"] == "ft"]["value"]
     if not tuned.empty:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deltalens.catalog.looks import looks_of
 from deltalens.catalog.methods import REFERENCES, Look
 from deltalens.catalog.metrics import scale_of
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.mft_panels import Panel, curve, draw_panels, level
-from deltalens.figures.mft_studies import LOOKS, in_order, load_all, look_in
+from deltalens.figures.mft_studies import LOOKS, in_order, load_all
 
 __all__ = ["DATA_RATIO_LABEL", "draw_ratios"]
 
@@ -53,13 +54,15 @@ def draw_ratios(
 
     def draw(axis: Any, panel: Panel) -> None:
         frame, scale = panel.study.of(panel.data, panel.name), scale_of(panel.name)
-        for method in in_order([str(name) for name in frame["method"]]):
+        methods = in_order([str(name) for name in frame["method"]])
+        own_looks = looks_of(methods, known=looks)
+        for method in methods:
             cells = frame[frame["method"] == method]
             constant = cells[column].nunique() == 1 and float(cells[column].iloc[0]) == 0
             if method in REFERENCES and constant:
                 level(axis, cells, looks[method], scale)
             else:
-                curve(axis, cells, column, look_in(looks, method), scale)
+                curve(axis, cells, column, own_looks[method], scale)
         axis.set_xlim(left=0)
 
     return [draw_panels(rows, draw, name, xlabel=xlabel, note=note)]

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog.methods import METHODS, Look, look_of
+from deltalens.catalog.looks import looks_of
+from deltalens.catalog.methods import METHODS, method_name
 from deltalens.catalog.metrics import is_shown
 from deltalens.errors import RecordError
 from deltalens.figures.loading import load_finite
@@ -19,7 +20,16 @@ from deltalens.io.records import StudyRecord
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LOOKS", "MftStudy", "in_order", "label", "load", "load_all", "look_in"]
+__all__ = [
+    "LOOKS",
+    "MftStudy",
+    "check_data",
+    "in_order",
+    "label",
+    "load",
+    "load_all",
+    "shown_cells",
+]
 
 
 _AT_STEP = re.compile(r"\A(?P<name>[^@]*)@(?P<step>\d{1,15})")
@@ -30,29 +40,16 @@ LOOKS = {name: one.look for name, one in METHODS.items() if one.look is not None
 fine-tune, under DPO by preferences."""
 
 
-def look_in(looks: Mapping[str, Look], method: str) -> Look:
-    """How a method is called and drawn.
-
-    Args:
-        looks: of our methods, in this kind of figure.
-        method: ours, a package's, or one that nobody knows any more.
-
-    Returns:
-        Its look.
-    """
-    return looks.get(method) or look_of(method) or Look(method, "0.2", "x", "-")
-
-
 def label(method: str) -> str:
     """Name a method as MFT's figures do.
 
     Args:
-        method: its name in records.
+        method: its label in records.
 
     Returns:
-        Its label.
+        Its label in a picture.
     """
-    return look_in(LOOKS, method).label
+    return looks_of([method], known=LOOKS)[method].label
 
 
 def in_order(methods: Sequence[str]) -> list[str]:
@@ -64,8 +61,8 @@ def in_order(methods: Sequence[str]) -> list[str]:
     Returns:
         Each method once; those that the paper does not have at the end.
     """
-    known = [method for method in LOOKS if method in methods]
-    return [*known, *dict.fromkeys(method for method in methods if method not in LOOKS)]
+    place = {name: at for at, name in enumerate(LOOKS)}
+    return sorted(dict.fromkeys(methods), key=lambda one: place.get(method_name(one), len(place)))
 
 
 @dataclass(frozen=True)
@@ -150,8 +147,29 @@ def load(folder: str | Path, kind: str) -> MftStudy:
         RecordError: no study of this kind is there, or no cell of it is finished.
     """
     record = load_finite(folder)
-    if record.kind != kind or record.cells.empty:
+    if record.kind != kind:
         raise RecordError(f"{record.path}: no {kind} with finished cells")
+    frame = shown_cells(record)
+    return MftStudy(
+        record, frame.assign(method=[_shown_as(record, str(one)) for one in frame["method"]])
+    )
+
+
+def shown_cells(record: StudyRecord) -> pd.DataFrame:
+    """Select what figures show of a study: no training loss, no perplexity.
+
+    Args:
+        record: of a study of trainings.
+
+    Returns:
+        Its cells, sorted by their settings, with the parts of the metric in `data`, `name` and
+        `step`; the step is NaN at the end of a training.
+
+    Raises:
+        RecordError: no cell is finished, or nothing was measured at the end of a training.
+    """
+    if record.cells.empty:
+        raise RecordError(f"{record.path}: no {record.kind} with finished cells")
     keys = [name for name in record.cells.columns if name not in ("metric", "value", "stderr", "n")]
     # The journal is in the order in which cells finished; means must repeat byte for byte.
     cells = record.cells.sort_values(keys, kind="stable")
@@ -159,18 +177,17 @@ def load(folder: str | Path, kind: str) -> MftStudy:
     parts = [_parts(metric, str(only)) for metric in cells["metric"]]
     data, names, steps = zip(*parts, strict=True)
     cells = cells.assign(data=data, name=names, step=steps)
-    cells["method"] = [_shown_as(record, str(one)) for one in cells["method"]]
     frame = cells[cells["name"].map(is_shown)]
     if frame["step"].notna().all():
-        raise RecordError(f"{record.path}: a {kind} without a metric of its evaluation data")
-    return MftStudy(record, frame)
+        raise RecordError(f"{record.path}: a {record.kind} without a metric of its evaluation data")
+    return frame
 
 
 def _shown_as(record: StudyRecord, method: str) -> str:
     """The name under which a record's method is shown, by where it starts and its objective. (The
     first version trained every LoRA on the fine-tune, as other studies do.)"""
-    if method == "lora" and record.setting("from", method) != "base":
-        return "lora-on-ft"
+    if method_name(method) == "lora" and record.setting("from", method) != "base":
+        return method.replace("lora", "lora-on-ft", 1)
     if method == "sft" and record.spec.get("objective") == "dpo":
         return "dpo"
     return method
@@ -203,6 +220,19 @@ def load_all(folders: Sequence[str | Path], kind: str) -> list[MftStudy]:
         RecordError: as `load`; or two were measured on different data of the same name.
     """
     studies = [load(folder, kind) for folder in folders]
+    check_data(studies)
+    return studies
+
+
+def check_data(studies: Sequence[MftStudy]) -> None:
+    """Refuse studies whose numbers cannot stand side by side.
+
+    Args:
+        studies: for one figure.
+
+    Raises:
+        RecordError: two were measured on different data of the same name.
+    """
     seen: dict[str, tuple[Any, Path]] = {}
     for study in studies:
         for name, *what in _files(study.record):
@@ -212,4 +242,3 @@ def load_all(folders: Sequence[str | Path], kind: str) -> list[MftStudy]:
                     f"{study.path}: its data {name!r} has other rows than in {where}, so their "
                     "numbers cannot be compared"
                 )
-    return studies

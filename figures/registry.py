@@ -24,7 +24,7 @@ class FigureEntry:
 
     name: str
     """In the command line and in Python: `mft-fig4`."""
-    paper: Literal["", "GMT", "MFT"] = ""
+    paper: Literal["", "GMT", "MFT", "SPEFT"] = ""
     """The paper it comes from; empty for deltalens' own."""
     number: str = ""
     """In the paper: `Figure 4`; empty where the paper has no such figure."""
@@ -88,6 +88,16 @@ _MFT_TAB1 = _mft(
 )
 _MFT_TAB5 = _mft("mft-tab5", "Table 5", "every domain's models on every data set", "comparison")
 
+
+def _speft(name: str, number: str, shows: str, source: str) -> FigureEntry:
+    return replace(_mft(name, number, shows, source), paper="SPEFT")
+
+
+_SPEFT_TAB1 = _speft(
+    "speft-tab1", "Table 1", "salience metrics, LoRA and PiSSA on several tasks", "comparison"
+)
+_SPEFT_TAB7 = _speft("speft-tab7", "Table 7", "hyperparameters on maths", "comparison")
+
 _ENTRIES = (
     _gmt("gmt-fig2", "Figure 2", "performance over the mask ratio", _MASK_RATIO),
     _gmt("gmt-fig3", "Figure 3", "performance over the drop rate", "drop-study"),
@@ -116,11 +126,40 @@ _ENTRIES = (
     _mft("mft-tab3", "Table 3", "a global threshold and a local ratio", "comparison"),
     _MFT_TAB5,
     _twin(_MFT_TAB5, "mft-tab6", "Table 6"),
+    _speft("speft-fig2", "Figure 2", "performance over the trained share", "density-sweep"),
+    _SPEFT_TAB1,
+    _twin(_SPEFT_TAB1, "speft-tab2", "Table 2", "salience metrics on larger models"),
+    _twin(_SPEFT_TAB1, "speft-tab3", "Table 3", "salience metrics on maths"),
+    _speft("speft-tab4", "Table 4", "static or dynamic masks, global or local", "mask-sweep"),
+    _twin(_SPEFT_TAB7, "speft-tab5", "Table 5", "hyperparameters on several tasks"),
+    _twin(_SPEFT_TAB7, "speft-tab6", "Table 6", "hyperparameters on instructions"),
+    _SPEFT_TAB7,
+    _twin(_SPEFT_TAB7, "speft-tab8", "Table 8", "hyperparameters on coding"),
+    *(_twin(_SPEFT_TAB1, f"speft-tab{n}", f"Table {n}") for n in (9, 10, 11)),
+    _twin(_SPEFT_TAB1, "speft-tab12", "Table 12", "salience metrics on coding"),
     FigureEntry(
         name="anatomy",
         shows="distribution and energy of a delta, by layer",
         source="inspect",
         code=_code("anatomy"),
+    ),
+    FigureEntry(
+        name="salience-agreement",
+        shows="overlap of the masks of salience metrics, and with a fine-tune's changes",
+        source="salience",
+        code=_code("salience_agreement"),
+    ),
+    FigureEntry(
+        name="salience-budget",
+        shows="density of each salience metric's mask, by block and kind of layer",
+        source="salience",
+        code=_code("salience_budget"),
+    ),
+    FigureEntry(
+        name="salience-samples",
+        shows="overlap of salience masks from parts of the calibration data",
+        source="salience",
+        code=_code("salience_samples"),
     ),
     FigureEntry(
         name="landscape",

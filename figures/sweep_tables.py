@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltalens.catalog.methods import METHODS, facts_of, has_ratio
+from deltalens.catalog.methods import METHODS, facts_of, has_ratio, method_name
 from deltalens.catalog.metrics import (
     axis_label,
     better_of,
@@ -31,8 +31,9 @@ __all__ = ["Sweep", "best_ratio", "in_words", "load_sweep", "measure"]
 
 def _row(method: str) -> str:
     """A method's row in GMT's tables; its own name where they have none."""
-    facts = facts_of(method)
-    return (facts and facts.printed) or method
+    facts, settings = facts_of(method), method.partition(":")[2]
+    row = (facts and facts.printed) or method_name(method)
+    return f"{row} ({settings.replace(':', ', ')})" if settings else row
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,8 @@ def load_sweep(folder: str | Path) -> Sweep:
         raise RecordError(f"{record.path}: a sweep without a metric of its evaluation data")
     found = dict.fromkeys([*record.spec.get("methods", ()), *frame["method"]])
     printed = [name for name, facts in METHODS.items() if facts.printed]
-    order = [*(m for m in printed if m in found), *(m for m in found if m not in printed)]
+    place = {name: at for at, name in enumerate(printed)}
+    order = sorted(found, key=lambda one: place.get(method_name(one), len(place)))
     return Sweep(record, frame, tuple(order))
 
 

@@ -21,12 +21,13 @@ from deltalens.errors import Lines
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.table_picture import draw_blocks
 from deltalens.io.escaping import plain_cell, plain_markdown
-from deltalens.io.papers import PaperTable, as_number
+from deltalens.io.papers import PaperTable, as_deviation, as_number
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "NOTHING",
     "SPREAD",
     "Block",
     "Entry",
@@ -37,6 +38,7 @@ __all__ = [
     "measured",
     "over_seeds",
     "printed",
+    "printed_entry",
 ]
 
 NOTHING = "–"
@@ -226,9 +228,7 @@ def printed(
         [index for index in group if not {*unranked} & {*keys[index]}]
         for group in _groups(keys, grouped)
     ]
-    columns = [
-        [Entry(_airy(text) or NOTHING, as_number(text)) for text in cells[m]] for m in measures
-    ]
+    columns = [[printed_entry(text) for text in cells[measure]] for measure in measures]
     if best:
         columns = [_marked(entries, groups, 9, HIGHER) for entries in columns]
     rows = tuple(
@@ -236,6 +236,21 @@ def printed(
         for key, entries in zip(keys, zip(*columns, strict=True), strict=True)
     )
     return Block("paper", title, (*labels, *measures), rows, len(labels), grouped)
+
+
+def printed_entry(cell: str) -> Entry:
+    """Make a cell of a paper's table.
+
+    Args:
+        cell: as printed.
+
+    Returns:
+        The cell, with its number and its standard deviation if it has any.
+
+    Raises:
+        DeltaLensError: it is no cell of a paper's table.
+    """
+    return Entry(_airy(cell) or NOTHING, as_number(cell), as_deviation(cell))
 
 
 def _groups(rows: Sequence[tuple[str, ...]], grouped: int) -> list[list[int]]:
@@ -261,7 +276,7 @@ def _marked(
 
 
 def _airy(cell: str) -> str:
-    return "" if cell == "-" else cell.replace("(", " (")
+    return "" if cell == "-" else cell.replace("(", " (").replace("±", " ± ")
 
 
 def draw_table(table: TableFigure) -> Drawing:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from deltalens.api import deltas, records, studies, sweeps, training
 from deltalens.api.described import Arg, Opt, described
 from deltalens.catalog.plugins import load_code
+from deltalens.catalog.salience import SALIENCE_METRICS
 from deltalens.errors import DeltaLensError
 
 __all__ = ["PARTS", "DemoWatch", "Step", "build_demo"]
@@ -23,6 +24,8 @@ _DOMAINS = ("maths", "code", "instructions")
 _MIXTURE = "mixture"
 _BATCHES: Mapping[str, Any] = {"batch_size": 32, "learning_rate": 2e-3}
 _RATIO, _SCORE_RATE = "0.2", 3e-3
+_RANK, _SPARSE_RATES = 4, (2e-3, 2e-2, 6e-2)
+"""LoRA's rank that counts for all, and the rates of which each method has its own."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class DemoWatch:
 @described
 def build_demo(
     part: Annotated[
-        str, Arg("[PART]", "More than the pair: probe, gmt, mft, or landscape.")
+        str, Arg("[PART]", "More than the pair: probe, gmt, mft, speft, or landscape.")
     ] = "pair",
     out: Annotated[
         str | Path,
@@ -70,11 +73,12 @@ def build_demo(
     Without PART: a base and a fine-tune of it, what their delta looks like, and two drop studies;
     about two minutes on two cores. probe: the fine-tuning with a gradient probe. gmt: Gradient-Mask
     Tuning and its baselines, fifteen minutes. mft: masks learned on fine-tunes of three domains,
-    eighteen minutes. landscape: the loss between three models. The folder holds ordinary Hugging
+    eighteen minutes. speft: sparse tuning by eight saliences beside LoRA, fifteen minutes.
+    landscape: the loss between three models. The folder holds ordinary Hugging
     Face models and rows to try other commands on. Stopped, the same call goes on.
 
     Args:
-        part: `pair`, `probe`, `gmt`, `mft` or `landscape`.
+        part: `pair`, `probe`, `gmt`, `mft`, `speft` or `landscape`.
         out: the demo's folder.
         domain: of `landscape`: `maths`, `instructions` or `code`.
         watch: told of progress, and handed every step.
@@ -267,6 +271,48 @@ def _tables(out: Path) -> list[Path]:
     return [*draw("mft-tab1", own, mixed=mixed), *draw("mft-tab5", own), *draw("mft-fig2", own)]
 
 
+def _speft(out: Path, train: Train, domain: str) -> Iterator[Step]:
+    from deltalens.demo import build_base
+
+    paths = build_base(out, report=train)
+    rows = paths.data["maths"]
+    shared = {
+        "model": str(paths.base),
+        "train_data": paths.training["maths"],
+        "eval_data": [rows["test"]],
+        "choose_on": rows["validation"],
+        "learning_rate": _SPARSE_RATES,
+        "setting": {"like_lora": _RANK, "targets": "attention", "examples": 512},
+        "steps": 100,
+        "eval_every": 50,
+        "batch_size": 16,
+        "seeds": 3,
+        "jobs": _jobs(),
+    }
+    low_rank = f"lora-rank={_RANK}:lora-alpha=rank"
+    sparse = [f"speft:metric={metric}" for metric in SALIENCE_METRICS]
+    yield Step(
+        "With equally many trained numbers, which entries are best trained, and is LoRA better?",
+        sweeps.compare,
+        {
+            "methods": ",".join(["sft", f"lora:{low_rank}", f"pissa:{low_rank}", *sparse]),
+            "out": out / "speft-metrics",
+            **shared,
+        },
+    )
+    yield Step(
+        "Do masks that are renewed help, and masks of each weight by itself?",
+        sweeps.sweep_masks,
+        {
+            "methods": "speft",
+            "scopes": "global,tensor",
+            "refresh_every": 25,
+            "out": out / "speft-masks",
+            **shared,
+        },
+    )
+
+
 def _landscape(out: Path, train: Train, domain: str) -> Iterator[Step]:
     from deltalens.demo.landscape import ROWS, build_landscape
 
@@ -304,6 +350,7 @@ PARTS: Mapping[str, Callable[[Path, Train, str], Iterator[Step]]] = {
     "probe": _probe,
     "gmt": _gmt,
     "mft": _mft,
+    "speft": _speft,
     "landscape": _landscape,
 }
 """What the demo can show."""

@@ -11,6 +11,8 @@ from deltalens.training.methods import Method
 
 __all__ = [
     "Base",
+    "EvalData",
+    "FieldOptions",
     "Ft",
     "MeasuringOptions",
     "Methods",
@@ -23,6 +25,7 @@ __all__ = [
     "TrainData",
     "TrainingOptions",
     "TrainingStudyOptions",
+    "WhereOptions",
 ]
 
 _SETTING = "For all methods that have it; repeatable."
@@ -53,16 +56,19 @@ TrainData = Annotated[
 ]
 
 
-class _FieldOptions(TypedDict, total=False):
+class FieldOptions(TypedDict, total=False):
     """What data files call their fields."""
 
     prompt_field: Annotated[str | None, Opt("Name of the prompt's field.", metavar="NAME")]
     completion_field: Annotated[str | None, Opt("Name of the completion's field.", metavar="NAME")]
     messages_field: Annotated[str | None, Opt("Name of the messages' field.", metavar="NAME")]
     text_field: Annotated[str | None, Opt("Name of the text's field.", metavar="NAME")]
+    label_field: Annotated[str | None, Opt("Name of the label's field.", metavar="NAME")]
+    sentence1_field: Annotated[str | None, Opt("Name of the first sentence's.", metavar="NAME")]
+    sentence2_field: Annotated[str | None, Opt("Name of the second sentence's.", metavar="NAME")]
 
 
-class _WhereOptions(TypedDict, total=False):
+class WhereOptions(TypedDict, total=False):
     """Where a model is loaded, and whether its own code may run."""
 
     device: Annotated[str, Opt("auto, cpu, cuda, cuda:1, ...", "auto")]
@@ -78,7 +84,7 @@ class TensorOptions(TypedDict, total=False):
     strict: Annotated[bool, Opt("Refuse tensors that only one checkpoint has.", False)]
 
 
-class MeasuringOptions(TensorOptions, _FieldOptions, _WhereOptions, total=False):
+class MeasuringOptions(TensorOptions, FieldOptions, WhereOptions, total=False):
     """What is measured of a model, and by whom."""
 
     data: Annotated[Files, Opt("Rows to measure on; repeatable.", (), metavar="FILE", common=True)]
@@ -124,7 +130,7 @@ class PairStudyOptions(MeasuringOptions, total=False):
     merge_adapter: Annotated[bool, Opt("FT is a PEFT adapter: merge it first.", False)]
 
 
-class EfficiencyOptions(_FieldOptions, _WhereOptions, total=False):
+class EfficiencyOptions(FieldOptions, WhereOptions, total=False):
     """What a study of methods' costs can be told."""
 
     setting: Annotated[
@@ -141,21 +147,52 @@ class EfficiencyOptions(_FieldOptions, _WhereOptions, total=False):
     watch: Annotated[Any, Opt("Told of progress.", python_only=True)]
 
 
-class TrainingOptions(_FieldOptions, _WhereOptions, total=False):
-    """What every training can be told."""
+class _Length(TypedDict, total=False):
+    """How much is trained."""
 
     epochs: Annotated[float | None, Opt("Passes over the rows (1).", common=True)]
     steps: Annotated[int | None, Opt("Optimizer steps, instead of epochs.", common=True)]
     batch_size: Annotated[int | None, Opt("Rows in a micro-batch (8).", common=True)]
     accumulate: Annotated[int | None, Opt("Micro-batches in a step (1).")]
+
+
+class _LearningRate(TypedDict, total=False):
+    """The optimizer's learning rate in one training."""
+
     learning_rate: Annotated[
         float | None, Opt("Peak learning rate (2e-5).", flags=("--lr",), common=True)
     ]
+
+
+class _LearningRates(TypedDict, total=False):
+    """The same in studies."""
+
+    learning_rate: Annotated[
+        str | float | Sequence[float] | None,
+        Opt(
+            "Peak rate (2e-5); a grid with --choose-on.",
+            metavar="X[,X]",
+            flags=("--lr",),
+            common=True,
+        ),
+    ]
+
+
+class _SharedOptions(TypedDict, total=False):
+    """What trainings by all methods have in common."""
+
     max_length: Annotated[int | None, Opt("Longest row in tokens (the model's positions).")]
     train_limit: Annotated[
         int | None, Opt("Train on the first rows only.", minimum=1, metavar="ROWS")
     ]
-    objective: Annotated[str, Opt("dpo: rows are preferences.", "sft", metavar="sft|dpo")]
+    objective: Annotated[
+        str,
+        Opt(
+            "dpo: rows are preferences. Rows with labels decide themselves.",
+            "sft",
+            metavar="sft|dpo|classification|regression",
+        ),
+    ]
     weight_decay: Annotated[float | None, Opt("Weight decay of AdamW (0).")]
     warmup: Annotated[float | None, Opt("Share of the steps in which the rate rises (0.03).")]
     accumulate_mean: Annotated[
@@ -183,7 +220,15 @@ class TrainingOptions(_FieldOptions, _WhereOptions, total=False):
     watch: Annotated[Any, Opt("Told of progress.", python_only=True)]
 
 
-class TrainingStudyOptions(TrainingOptions, total=False):
+class TrainingOptions(
+    FieldOptions, WhereOptions, _Length, _LearningRate, _SharedOptions, total=False
+):
+    """What every training can be told."""
+
+
+class TrainingStudyOptions(
+    FieldOptions, WhereOptions, _Length, _LearningRates, _SharedOptions, total=False
+):
     """What studies of trainings share."""
 
     setting: Annotated[

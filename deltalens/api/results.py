@@ -172,7 +172,9 @@ class Training(Shown):
     masks: Path | None = None
     """A file that says which weights were removed."""
     adapter: Path | None = None
-    """The folder of a LoRA adapter, for peft."""
+    """The folder of the adapter, before it was merged: for peft, or for `SparseAdapter`."""
+    costs: tuple[str, ...] = ()
+    """What was spent beside the steps, in sentences."""
     pictures: tuple[Path, ...] = field(default=())
 
     def __repr__(self) -> str:
@@ -196,6 +198,7 @@ class Training(Shown):
             "loss": self.loss,
             "metrics": {name: list(values) for name, values in self.metrics.items()},
             "notes": list(self.notes),
+            "costs": list(self.costs),
             **{name: str(path) if path else None for name, path in paths.items()},
             "pictures": [str(picture) for picture in self.pictures],
         }
@@ -209,7 +212,7 @@ class Training(Shown):
         lines += [
             f"{name}: {value:.4g} (n = {n:,})" for name, (value, _, n) in self.metrics.items()
         ]
-        return [*lines, *(f"note: {note}" for note in self.notes)]
+        return [*lines, *self.costs, *(f"note: {note}" for note in self.notes)]
 
     def _tables(self) -> Sequence[Table]:
         return []

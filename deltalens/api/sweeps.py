@@ -11,18 +11,26 @@ from deltalens.api.options import (
     EvalData,
     Methods,
     Model,
+    Names,
     StudyFolder,
     TrainData,
     TrainingStudyOptions,
 )
-from deltalens.api.translate import numbers, training, training_data
+from deltalens.api.translate import learning_rates, names, numbers, training, training_data
 
 if TYPE_CHECKING:
     from deltalens.api.results import Study
 
     pass
 
-__all__ = ["compare", "sweep_data_ratio", "sweep_layers", "sweep_mask_ratio"]
+__all__ = [
+    "compare",
+    "sweep_data_ratio",
+    "sweep_density",
+    "sweep_layers",
+    "sweep_mask_ratio",
+    "sweep_masks",
+]
 
 
 @described
@@ -183,6 +191,128 @@ def sweep_layers(
 
 
 @described
+def sweep_density(
+    methods: Methods,
+    model: Model,
+    train_data: TrainData,
+    out: StudyFolder,
+    *,
+    eval_data: EvalData,
+    ranks: Annotated[
+        str | int | Sequence[int],
+        Opt("Budgets: as many parameters as LoRA of rank N.", metavar="N,N", common=True),
+    ] = (4, 8, 16, 32, 64, 128),
+    targets: Annotated[
+        str, Opt("attention, linear, or names as q_proj,v_proj.", metavar="TARGETS", common=True)
+    ] = "attention",
+    **options: Unpack[TrainingStudyOptions],
+) -> Study:
+    """Train growing shares of a model, equally many parameters by each method (SPEFT, Figure 2).
+
+    A budget is the rank of a LoRA, and every method trains as many parameters as that LoRA has on
+    the same layers. The model as it is stands beside them. (In the paper a LoRA's alpha is its
+    rank: `lora:lora-alpha=rank`.)
+
+    Args:
+        methods: `speft`, `lora`, `pissa`, and `sft`, which trains everything; or a package's with a
+            budget.
+        model: a checkpoint folder or hub id.
+        train_data: rows to train on.
+        out: the study's folder.
+        eval_data: rows to measure on.
+        ranks: the budgets, whole numbers above 0.
+        targets: the layers that all methods adapt.
+
+    Returns:
+        The study; its `cells` have the columns method, rank, trained, trained_share (of the model's
+        own parameters, a fraction), seed, metric, value, stderr, n.
+
+    Raises:
+        DeltaLensError: bad input, as far as it can be known before a model is loaded.
+
+    Example:
+        >>> study = deltalens.sweep_density(
+        ...     "lora,pissa", "base", "train.jsonl", "new-densities", eval_data="test.jsonl",
+        ...     ranks="1,2", seeds=1, steps=2, train_limit=32,
+        ... )
+        >>> sorted(study.cells["rank"].unique().tolist())
+        [0, 1, 2]
+    """
+    from deltalens.api.results import Study
+    from deltalens.studies.budgets import sweep_density as run
+
+    swept = ["lora_rank", "like_lora", "density", "of_model", "targets"]
+    chosen, spec = training(methods, options, options.get("setting") or (), swept)
+    source = training_data(model, train_data, {**options, "eval_data": eval_data})
+    budgets = numbers(ranks, "ranks")
+    record = run(chosen, source, out, spec, ranks=budgets, targets=targets, **_how(options))
+    return Study.of(record)
+
+
+@described
+def sweep_masks(
+    methods: Methods,
+    model: Model,
+    train_data: TrainData,
+    out: StudyFolder,
+    *,
+    eval_data: EvalData,
+    scopes: Annotated[Names, Opt("What is ranked together.", metavar="SCOPES", common=True)] = (
+        "global",
+        "layer",
+        "tensor",
+    ),
+    refresh_every: Annotated[
+        str | int | Sequence[int],
+        Opt("Steps from mask to mask, beside static ones.", metavar="N,N", common=True),
+    ] = (1000,),
+    **options: Unpack[TrainingStudyOptions],
+) -> Study:
+    """Compare static with dynamic masks, and global with local ones (SPEFT, Table 4).
+
+    Args:
+        methods: `speft`, with its other settings behind colons; or a package's with a scope that
+            renews its masks.
+        model: a checkpoint folder or hub id.
+        train_data: rows to train on.
+        out: the study's folder.
+        eval_data: rows to measure on.
+        scopes: what is ranked together: global, layer, tensor.
+        refresh_every: steps from one mask to the next; static masks are always there.
+
+    Returns:
+        The study; its `cells` have the columns scope, refresh_every (0: static), seed, metric,
+        value, stderr, n.
+
+    Raises:
+        DeltaLensError: bad input, as far as it can be known before a model is loaded.
+
+    Example:
+        >>> study = deltalens.sweep_masks(
+        ...     "speft:density=0.1", "base", "train.jsonl", "new-masks", eval_data="test.jsonl",
+        ...     scopes="global", refresh_every=1, seeds=1, steps=2, train_limit=32,
+        ... )
+        >>> sorted(study.cells["refresh_every"].unique().tolist())
+        [0, 1]
+    """
+    from deltalens.api.results import Study
+    from deltalens.studies.budgets import sweep_masks as run
+
+    chosen, spec = training(methods, options, options.get("setting") or (), ["scope"])
+    source = training_data(model, train_data, {**options, "eval_data": eval_data})
+    record = run(
+        chosen,
+        source,
+        out,
+        spec,
+        scopes=names(scopes),
+        refresh_every=numbers(refresh_every, "refresh_every"),
+        **_how(options),
+    )
+    return Study.of(record)
+
+
+@described
 def compare(
     methods: Methods,
     model: Model,
@@ -203,11 +333,13 @@ def compare(
 
     `sft` goes on fine-tuning with a fresh optimizer and schedule; `lora` trains adapters on the
     base, as MFT's paper does, `lora-continued` goes on from their result, `lora-on-ft` trains them
-    on the model. The model as it is stands beside them.
+    on the model. The model as it is stands beside them. A method may come several times, each with
+    settings of its own: "gmt:scope=global,gmt:scope=tensor".
 
     Args:
-        methods: from the model: `mft`, `sft`, `lora-on-ft`, `random-mask-weights`, `l1-mask`, or a
-            package's; from the base: `lora`, `lora-continued`.
+        methods: from the model: `mft`, `sft`, `lora-on-ft`, `random-mask-weights`, `l1-mask`,
+            `gmt`, `random-mask`, `hft`, or a package's; from the base, or from the model if no base
+            is given: `lora`, `pissa`, `speft`; from the base: `lora-continued`.
         model: a finished model: a checkpoint folder or hub id.
         train_data: rows to train on.
         out: the study's folder.
@@ -250,4 +382,8 @@ def compare(
 def _how(options: Mapping[str, Any]) -> dict[str, Any]:
     """How a study of trainings is made, as its function takes it."""
     given = ("seeds", "keep_checkpoints", "jobs", "fresh", "watch")
-    return {name: options[name] for name in given if options.get(name) is not None}
+    rates = learning_rates(options.get("learning_rate"))
+    return {
+        **{name: options[name] for name in given if options.get(name) is not None},
+        "learning_rates": rates if len(rates) > 1 else (),
+    }

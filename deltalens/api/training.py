@@ -17,7 +17,7 @@ from deltalens.api.options import (
     TrainData,
     TrainingOptions,
 )
-from deltalens.api.translate import field_names, names, paths, training
+from deltalens.api.translate import field_names, learning_rates, names, paths, training
 from deltalens.errors import DeltaLensError
 from deltalens.training.methods import Method
 
@@ -35,7 +35,7 @@ def train(
     out: NewFolder,
     *,
     eval_data: EvalData = (),
-    seed: Annotated[int, Opt("Seed of the row order and random masks.", common=True)] = 0,
+    seed: Annotated[int, Opt("Seed of row order, random masks and a new head.", common=True)] = 0,
     checkpoint_every: Annotated[
         int | None, Opt("Steps between checkpoints (a tenth).", minimum=1)
     ] = None,
@@ -56,8 +56,8 @@ def train(
     Args:
         method: its name, or a `deltalens.training.methods.Method` with its settings.
         model: a checkpoint folder or hub id.
-        train_data: rows with `text`, `prompt` and `completion`, `messages`; or `prompt`, `chosen`
-            and `rejected` for DPO.
+        train_data: rows with `text`, `prompt` and `completion`, `messages`; `prompt`, `chosen` and
+            `rejected` for DPO; or sentences and a `label` for classification or regression.
         out: the folder to write; new, unless `resume`.
         eval_data: measured at the end, and every `eval_every` steps.
         seed: decides the order of the rows, and whatever the method draws at random.
@@ -87,6 +87,11 @@ def train(
     from deltalens.io.locate import locate
     from deltalens.training.run import train as run
 
+    if len(rates := learning_rates(options.get("learning_rate"))) > 1:
+        raise DeltaLensError(
+            f"learning_rate {','.join(f'{rate:g}' for rate in rates)}: a training has one; studies "
+            "take a grid"
+        )
     methods, spec = training(method, options, settings or {})
     if len(methods) != 1:
         raise DeltaLensError(f"method {method!r}: a training has one")
@@ -125,6 +130,7 @@ def train(
         run=trained.run,
         masks=trained.masks,
         adapter=trained.adapter,
+        costs=trained.costs,
     )
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "check_before",
     "checked_pair",
     "field_names",
+    "learning_rates",
     "measuring",
     "names",
     "numbers",
@@ -27,7 +28,7 @@ __all__ = [
     "training_data",
 ]
 
-_FIELDS = ("prompt", "completion", "messages", "text")
+_FIELDS = ("prompt", "completion", "messages", "text", "label", "sentence1", "sentence2")
 _SPEC = (
     *("objective", "epochs", "steps", "batch_size", "accumulate", "accumulate_mean"),
     *("learning_rate", "weight_decay", "warmup", "max_length", "loss_on", "gradient_checkpointing"),
@@ -157,6 +158,34 @@ def checked_pair(
         yield pair
 
 
+def learning_rates(given: str | float | Sequence[float] | None) -> tuple[float, ...]:
+    """Peak learning rates, as text with commas, a number or a sequence.
+
+    Args:
+        given: by the caller.
+
+    Returns:
+        Each rate once; () if none is given.
+
+    Raises:
+        DeltaLensError: one is no number above 0.
+    """
+    if given is None:
+        return ()
+    parts: Sequence[Any] = (
+        names(given)
+        if isinstance(given, str)
+        else ([given] if isinstance(given, int | float) else given)
+    )
+    try:
+        rates = tuple(dict.fromkeys(float(part) for part in parts))
+    except (TypeError, ValueError) as error:
+        raise DeltaLensError(f"learning_rate {given!r}: numbers, with commas") from error
+    if not rates or not all(0 < rate < float("inf") for rate in rates):
+        raise DeltaLensError(f"learning_rate {given}: must be above 0")
+    return rates
+
+
 def training(
     methods: Any,
     options: Mapping[str, Any],
@@ -172,7 +201,7 @@ def training(
         swept: settings that a study varies: a recipe says nothing about them.
 
     Returns:
-        The methods, and a specification without one.
+        The methods, and a specification without one; of a grid of learning rates it has none.
 
     Raises:
         DeltaLensError: a method, setting, recipe or configuration that does not exist.
@@ -183,6 +212,9 @@ def training(
     from deltalens.training.spec import TrainingSpec
 
     given = {name: options[name] for name in _SPEC if options.get(name) is not None}
+    rates = learning_rates(given.pop("learning_rate", None))
+    if len(rates) == 1:
+        given["learning_rate"] = rates[0]
     objective = given.get("objective", "sft")
     config = options.get("config")
     recipe = read_recipe(Path(config) if config is not None else None, objective)
@@ -192,6 +224,8 @@ def training(
         own = {name: value for name, value in paper.own.items() if name not in swept}
         chosen = read_methods(methods, settings, own)
         given = {**paper.shared, **given}
+        if len(rates) > 1:
+            del given["learning_rate"]
         recipe = {**paper.shared["recipe"], **recipe}
     return chosen, TrainingSpec(**{**given, "recipe": recipe})
 

@@ -10,15 +10,19 @@ from deltalens.catalog.plugins import find, plugins
 from deltalens.errors import DeltaLensError
 
 __all__ = [
+    "CLASSIFICATION",
+    "LABELED",
     "METHODS",
     "OBJECTIVES",
     "REFERENCES",
+    "REGRESSION",
     "TRAININGS",
     "Look",
     "MethodFacts",
     "facts_of",
     "has_ratio",
     "look_of",
+    "method_name",
     "package_methods",
     "row_in_table3",
 ]
@@ -47,7 +51,7 @@ class MethodFacts:
     """Its row in GMT's tables."""
     in_table3: str = ""
     """The same in Table 3, where that has another name."""
-    paper: Literal["", "GMT", "MFT"] = ""
+    paper: Literal["", "GMT", "MFT", "SPEFT"] = ""
     """Which paper proposes it, or has it as a baseline of its own."""
     masks: Literal["", "gradients", "weights"] = ""
     """What it masks; empty: nothing."""
@@ -59,6 +63,8 @@ class MethodFacts:
     """Whether a seed changes anything."""
     from_base: bool = False
     """In a comparison it starts from the base, where all others start from the fine-tune."""
+    or_model: bool = False
+    """Where a comparison has no base, it starts from the model: a base itself, as in SPEFT."""
     as_trained: str = ""
     """The method that is trained, where this one exists in studies only."""
     code: str = ""
@@ -91,6 +97,14 @@ METHODS: Mapping[str, MethodFacts] = {
         about="Low-rank adapters on every linear layer, merged at the end.",
         look=Look("LoRA", "#009E73", "D"),
         code=f"{_ADAPTERS}:Lora",
+        or_model=True,
+        **_LORA,
+    ),
+    "pissa": MethodFacts(
+        about="Low-rank adapters that begin as a weight's principal part (arXiv 2404.02948).",
+        look=Look("PiSSA", "#E69F00", "p"),
+        code=f"{_ADAPTERS}:Pissa",
+        or_model=True,
         **_LORA,
     ),
     "lora-continued": MethodFacts(
@@ -159,6 +173,15 @@ METHODS: Mapping[str, MethodFacts] = {
         ratio=True,
         code=f"{_WEIGHTS}:Mft",
     ),
+    "speft": MethodFacts(
+        about="Train the entries with the highest salience only (arXiv 2412.13488).",
+        look=Look("SPEFT", "#CC79A7", "*"),
+        printed="SPEFT",
+        paper="SPEFT",
+        code="deltalens.training.methods.sparse:Speft",
+        or_model=True,
+        **_LORA,
+    ),
     # Put back the smallest deltas of a plain training.
     "one-off-drop": MethodFacts(
         about="Plain fine-tuning, then put the smallest deltas back to the base.",
@@ -200,12 +223,15 @@ METHODS: Mapping[str, MethodFacts] = {
 are."""
 TRAININGS = (
     *("sft", "gmt", "random-mask", "hft"),
-    *("mft", "random-mask-weights", "l1-mask", "lora"),
+    *("mft", "random-mask-weights", "l1-mask", "speft", "lora", "pissa"),
 )
 """Those of ours that `train` takes; the others exist in studies only."""
 REFERENCES = ("base", "ft", "sft", "dpo")
 """What others are compared with: no mask, no adapter."""
-OBJECTIVES = ("sft", "dpo")
+CLASSIFICATION, REGRESSION = "classification", "regression"
+LABELED = (CLASSIFICATION, REGRESSION)
+"""Objectives that learn the labels of sentences."""
+OBJECTIVES = ("sft", "dpo", *LABELED)
 _OTHER_LOOKS = ("#56B4E9", "#882255", "#44AA99", "#999933", "#AA4499", "#332288")
 """Colors of packages' methods that name none, by turns."""
 
@@ -225,11 +251,23 @@ def package_methods() -> Iterator[tuple[str, MethodFacts]]:
         yield name, facts
 
 
+def method_name(label: str) -> str:
+    """The method that a label in records names.
+
+    Args:
+        label: `gmt`, or `gmt:scope=global` where a study has several variants of a method.
+
+    Returns:
+        The method's name: `gmt`.
+    """
+    return label.partition(":")[0]
+
+
 def facts_of(name: str) -> MethodFacts | None:
     """What is known of a method.
 
     Args:
-        name: in commands and records.
+        name: in commands and records; or the label of a variant (`method_name`).
 
     Returns:
         The facts of a method of ours or of an installed package; None of any other.
@@ -237,6 +275,7 @@ def facts_of(name: str) -> MethodFacts | None:
     Raises:
         DeltaLensError: a package's cannot be loaded, or is no method.
     """
+    name = method_name(name)
     if name in METHODS:
         return METHODS[name]
     plugin = find("method", name, METHODS)
@@ -254,7 +293,8 @@ def look_of(name: str, on_base: bool = False) -> Look | None:
     """How a method is called and drawn.
 
     Args:
-        name: of the method.
+        name: of the method; variants of one have the same look (`deltalens.catalog.looks` tells
+            them apart).
         on_base: where a base is trained (GMT's figures), not a fine-tune (MFT's).
 
     Returns:

@@ -61,6 +61,12 @@ class Metric:
 # A summary takes the first of these that leads and was measured.
 METRICS: Mapping[str, Metric] = {
     "exact_match": Metric(label="exact match", better="higher", per_cent=True, leads=True),
+    # Of rows with labels: classes, then scores.
+    "accuracy": Metric(label="accuracy", better="higher", per_cent=True, leads=True),
+    "f1": Metric(label="F1", better="higher", per_cent=True),
+    "cross_entropy": Metric(label="cross-entropy", better="lower", unit="nats per row"),
+    "pearson": Metric(label="Pearson correlation", better="higher", per_cent=True, leads=True),
+    "squared_error": Metric(label="squared error", better="lower", unit="per row"),
     "top1_agreement": Metric(
         label="top-1 agreement with {}", better="higher", per_cent=True, leads=True
     ),
@@ -196,8 +202,8 @@ def leading(metrics: Iterable[str], own: Mapping[str, Better] | None = None) -> 
         own: directions of the caller's own metrics.
 
     Returns:
-        Exact match if there is one, else agreement, else loss, else the first metric with a
-        direction, else the first; None of no metrics.
+        Exact match if there is one, else accuracy, else Pearson's correlation, else agreement, else
+        loss, else the first metric with a direction, else the first; None of no metrics.
     """
     order = [name for name, known in METRICS.items() if known.leads]
 

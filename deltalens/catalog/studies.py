@@ -9,7 +9,15 @@ from typing import Any
 from deltalens.catalog.plugins import Plugin, find
 from deltalens.errors import DeltaLensError
 
-__all__ = ["STUDIES", "Study", "study_in", "study_name", "study_of"]
+__all__ = [
+    "LEARNING_RATE_COLUMN",
+    "STUDIES",
+    "Study",
+    "columns_of",
+    "study_in",
+    "study_name",
+    "study_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +69,7 @@ STUDIES: Mapping[str, Study] = {
         figure="deltalens.figures.defaults:draw_data_ratio_sweep",
         summary=_SUMMARIZE_TRAININGS,
         axis="data_ratio",
-        methods=("sft", "gmt", "random-mask", "hft", "lora", "mft"),
+        methods=("sft", "gmt", "random-mask", "hft", "lora", "pissa", "speft", "mft"),
     ),
     "layer-sweep": Study(
         columns=("method", "size", "group", "seed"),
@@ -81,10 +89,25 @@ STUDIES: Mapping[str, Study] = {
         summary=_SUMMARIZE_TRAININGS,
         axis="",
         methods=(
-            *("base", "lora", "lora-continued", "ft", "sft", "lora-on-ft"),
+            *("base", "lora", "pissa", "lora-continued", "ft", "sft", "lora-on-ft", "speft"),
             *("mft", "random-mask-weights", "l1-mask"),
             *("random-mask-weights-complement", "l1-mask-complement"),
+            *("hft", "random-mask", "gmt"),
         ),
+    ),
+    "density-sweep": Study(
+        columns=("method", "rank", "trained", "trained_share", "seed"),
+        figure="deltalens.figures.defaults:draw_density_sweep",
+        summary=_SUMMARIZE_TRAININGS,
+        axis="rank",
+        methods=("ft", "sft", "lora", "pissa", "speft"),
+    ),
+    "mask-sweep": Study(
+        columns=("scope", "refresh_every", "seed"),
+        figure="deltalens.figures.defaults:draw_mask_sweep",
+        summary=_SUMMARIZE_TRAININGS,
+        axis="",
+        methods=("speft",),
     ),
     "efficiency": Study(
         columns=("method", "repeat"),
@@ -93,6 +116,11 @@ STUDIES: Mapping[str, Study] = {
         methods=("sft", "gmt", "random-mask", "hft"),
         default=("sft", "random-mask", "gmt"),
     ),
+    "salience": Study(
+        columns=("salience", "part", "of"),
+        figure="deltalens.figures.defaults:draw_salience",
+        summary="deltalens.reports.salience:summarize_salience",
+    ),
     "landscape": Study(
         columns=("a", "b", "mark", "data"),
         figure="deltalens.figures.defaults:draw_landscape",
@@ -100,6 +128,25 @@ STUDIES: Mapping[str, Study] = {
     ),
 }
 """Every kind of study, by `study_name`."""
+
+
+LEARNING_RATE_COLUMN = "learning_rate"
+
+
+def columns_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns of a cell's setting in a study.
+
+    Args:
+        spec: of the study, which is of a kind of ours.
+
+    Returns:
+        Those of its kind; in a study with a grid of learning rates the rate stands before the seed.
+    """
+    columns = STUDIES[study_name(spec)].columns
+    if "learning_rates" not in spec:
+        return columns
+    at = columns.index("seed")
+    return (*columns[:at], LEARNING_RATE_COLUMN, *columns[at:])
 
 
 def study_name(spec: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from deltalens.names import NameFilter, unwrap_name
 
 __all__ = [
     "FLOATS",
+    "TRAINED_VALUES",
     "choose_parameters",
     "inner_model",
     "local_part",
@@ -23,6 +24,8 @@ __all__ = [
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The dtypes that can be ranked by their bits."""
+TRAINED_VALUES = "sparse_values"
+"""The parameter of a layer that holds the trained entries of its weight."""
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -32,11 +35,24 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         model: the model; may be wrapped by DDP, FSDP or torch.compile.
 
     Returns:
-        Pairs of name and parameter, frozen parameters included; a tied parameter comes once.
+        Pairs of name and parameter, frozen parameters included; a tied parameter comes once. Where
+        chosen entries of a weight are trained (`SparseTuning`), these come under the weight's name,
+        and the frozen weight does not.
     """
     prefix = "module." if isinstance(model, nn.parallel.DistributedDataParallel) else ""
-    for name, parameter in model.named_parameters():
-        yield unwrap_name(name.removeprefix(prefix)), parameter
+    named = [
+        (unwrap_name(name.removeprefix(prefix)), parameter)
+        for name, parameter in model.named_parameters()
+    ]
+    weight_of = {
+        name: name.removesuffix(TRAINED_VALUES) + "weight"
+        for name, _ in named
+        if name.rpartition(".")[2] == TRAINED_VALUES
+    }
+    replaced = set(weight_of.values())
+    for name, parameter in named:
+        if name not in replaced:
+            yield weight_of.get(name, name), parameter
 
 
 def choose_parameters(

@@ -14,6 +14,7 @@ from deltalens.errors import DeltaLensError
 from deltalens.gradients import Subscriber
 from deltalens.methods.baselines import HalfFreeze, RandomMask
 from deltalens.methods.gmt import GradientMask, Ratio
+from deltalens.methods.new_head import exclude_new_head
 from deltalens.probes.gradient import GradientProbe
 
 __all__ = [
@@ -198,7 +199,8 @@ class GradientMaskCallback(SubscriberCallback[GradientMask]):
         Raises:
             DeltaLensError: an option is invalid.
         """
-        return GradientMask(model, **{"first_step": first_step, **self.options})
+        options = exclude_new_head(model, self.options)
+        return GradientMask(model, **{"first_step": first_step, **options})
 
 
 class RandomMaskCallback(SubscriberCallback[RandomMask]):
@@ -245,7 +247,8 @@ class RandomMaskCallback(SubscriberCallback[RandomMask]):
         Raises:
             DeltaLensError: an option is invalid.
         """
-        return RandomMask(model, **{"first_step": first_step, **self.options})
+        options = exclude_new_head(model, self.options)
+        return RandomMask(model, **{"first_step": first_step, **options})
 
 
 class HalfFreezeCallback(SubscriberCallback[HalfFreeze]):

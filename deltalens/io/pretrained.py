@@ -17,6 +17,7 @@ from deltalens.io.plain_json import read_settings
 
 __all__ = [
     "class_of",
+    "classifier_of",
     "custom_code_message",
     "empty_model",
     "read_adapter",
@@ -46,6 +47,23 @@ def class_of(config: Mapping[str, Any]) -> Any | None:
     attribute = getattr(transformers, name, None) if isinstance(name, str) else None
     is_model = isinstance(attribute, type) and issubclass(attribute, transformers.PreTrainedModel)
     return attribute if is_model else None
+
+
+def classifier_of(config: Mapping[str, Any]) -> Any | None:
+    """Look up the transformers class that has a head over whole sequences on such a model.
+
+    Args:
+        config: the content of `config.json`.
+
+    Returns:
+        The model class; None if transformers has no such class.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    known = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    name = known.get(str(config.get("model_type")))
+    return getattr(transformers, name, None) if isinstance(name, str) else None
 
 
 def read_model(

@@ -1,15 +1,16 @@
-"""Small tables of text, as summaries contain them, and statistics over seeds."""
+"""Small tables of text, as summaries contain them, statistics over seeds, and ranks."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Table", "is_finite", "over_seeds"]
+__all__ = ["Table", "is_finite", "over_seeds", "ranks"]
 
 
 @dataclass(frozen=True)
@@ -55,3 +56,23 @@ def over_seeds(groups: Any, how: Literal["mean", "std", "min", "max"] = "mean") 
     with np.errstate(invalid="ignore"):  # The deviation from infinity is NaN.
         statistics: pd.Series[float] = groups.agg(reduced)
     return statistics
+
+
+def ranks(values: Sequence[float], lower_is_better: bool = False) -> list[float]:
+    """Rank numbers.
+
+    Args:
+        values: finite numbers.
+        lower_is_better: whether the lowest has rank 1; else the highest has.
+
+    Returns:
+        The rank of each; equal numbers share the mean of the places that they take.
+
+    Example:
+        >>> ranks([0.5, 0.9, 0.5])
+        [2.5, 1.0, 2.5]
+    """
+    signed = [value if lower_is_better else -value for value in values]
+    return [
+        1 + sum(other < one for other in signed) + (signed.count(one) - 1) / 2 for one in signed
+    ]

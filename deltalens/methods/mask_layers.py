@@ -25,6 +25,9 @@ __all__ = [
     "block_numbers",
     "choose_layers",
     "linear_layers",
+    "refuse_unfit",
+    "refuse_wrapped",
+    "warn_of_fused",
 ]
 
 Kind = Literal["attention", "mlp"]
@@ -105,7 +108,7 @@ def choose_layers(
     Raises:
         DeltaLensError: the arguments choose no layer, or choose one that cannot be masked.
     """
-    _refuse_wrapped(model)
+    refuse_wrapped(model, "mask")
     kinds = _checked_modules(modules)
     layers = linear_layers(model)
     if include is not None:
@@ -116,20 +119,29 @@ def choose_layers(
         chosen = _included(layers, include)
     else:
         chosen = _in_blocks(model, layers, blocks, kinds)
-    _refuse_unfit(model, chosen)
+    refuse_unfit(model, chosen, "mask")
     return chosen
 
 
-def _refuse_wrapped(model: nn.Module) -> None:
+def refuse_wrapped(model: nn.Module, action: str) -> None:
+    """Refuse a model whose weights are not plain tensors of its own.
+
+    Args:
+        model: the model.
+        action: what is done to its weights, for the message: `mask` or `adapt`.
+
+    Raises:
+        DeltaLensError: the model is wrapped, compiled, sharded, adapted or quantized.
+    """
     name = type(model).__name__
     if isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        raise DeltaLensError(f"{name} is wrapped or compiled already: mask the model before that")
+        raise DeltaLensError(f"{name} is wrapped or compiled already: {action} it before that")
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        raise DeltaLensError(f"{name} is sharded already: mask the model before fully_shard")
+        raise DeltaLensError(f"{name} is sharded already: {action} it before fully_shard")
     if hasattr(model, "peft_config"):
         raise DeltaLensError(f"{name} has a PEFT adapter: merge it into its base first")
     if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
-        raise DeltaLensError(f"{name} is quantized: only floating-point weights can be masked")
+        raise DeltaLensError(f"{name} is quantized: only floating-point weights can be {action}ed")
 
 
 def _checked_modules(modules: Iterable[str]) -> set[str]:
@@ -170,7 +182,7 @@ def _in_blocks(
             f"blocks {_ranges(existing)}"
         )
     within = [layer for layer in layers if numbers[layer.name] in set(wanted)]
-    _warn_of_fused(model, set(wanted))
+    warn_of_fused(model, set(wanted), "mask")
     chosen = [layer for layer in within if layer.kind in kinds]
     if not chosen:
         raise DeltaLensError(
@@ -226,9 +238,14 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ",".join(f"{a}-{b}" if b > a else str(a) for a, b in spans)
 
 
-def _warn_of_fused(model: nn.Module, blocks: set[int]) -> None:
-    """Warn of experts that are fused into one tensor: they are no linear layers and are not
-    masked."""
+def warn_of_fused(model: nn.Module, blocks: set[int], action: str) -> None:
+    """Warn of experts that are fused into one tensor: they are no linear layers and are left out.
+
+    Args:
+        model: the model.
+        blocks: the numbers of the blocks whose layers are chosen.
+        action: as in `refuse_wrapped`.
+    """
     fused = [
         name
         for name, parameter in model.named_parameters()
@@ -236,12 +253,24 @@ def _warn_of_fused(model: nn.Module, blocks: set[int]) -> None:
     ]
     if fused:
         warnings.warn(
-            fault_list("not masked, because they are not linear layers (fused experts?):", fused),
+            fault_list(
+                f"not {action}ed, because they are not linear layers (fused experts?):", fused
+            ),
             stacklevel=2,
         )
 
 
-def _refuse_unfit(model: nn.Module, layers: Sequence[Layer]) -> None:
+def refuse_unfit(model: nn.Module, layers: Sequence[Layer], action: str) -> None:
+    """Refuse layers whose weights cannot be masked or adapted.
+
+    Args:
+        model: the model.
+        layers: layers of it.
+        action: as in `refuse_wrapped`.
+
+    Raises:
+        DeltaLensError: a weight is parametrized, tied, quantized, or on the meta device.
+    """
     counts: dict[int, int] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -262,4 +291,4 @@ def _refuse_unfit(model: nn.Module, layers: Sequence[Layer]) -> None:
         elif counts[id(weight)] > 1:
             faults.append(f"{layer.name}: its weight is tied to another layer's")
     if faults:
-        raise DeltaLensError(fault_list("these layers cannot be masked:", faults))
+        raise DeltaLensError(fault_list(f"these layers cannot be {action}ed:", faults))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 import weakref
@@ -11,13 +10,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
 from deltalens.errors import DeltaLensError, fault_list
 from deltalens.gradients.hooks import StepCall, unwatch, watch
+from deltalens.methods.frozen import let_gradients_in
 from deltalens.methods.mask_layers import (
     MODULES,
     Blocks,
@@ -155,7 +154,7 @@ class MaskTuning:
             self._detachers.append(attach_scores(layer, scores))
         self._handles = [
             _ChangedScores(scores for _, scores in self._layers.values()),
-            *_let_gradients_in(self._model),
+            *let_gradients_in(self._model),
         ]
         for handle in self._handles:
             # Some hooks are in torch, not in the model: remove them when the model is deleted.
@@ -337,41 +336,3 @@ class _ChangedScores:
     def remove(self) -> None:
         """Stop watching."""
         unwatch(self)
-
-
-def _let_gradients_in(model: nn.Module) -> list[RemovableHandle]:
-    """Make a frozen embedding's output require gradients, for reentrant checkpointing.
-
-    Reentrant checkpointing computes no gradients inside a block whose input requires none, and no
-    input does behind a frozen embedding.
-    """
-    embedding_of: Callable[[], Any] | None = getattr(model, "get_input_embeddings", None)
-    try:
-        embedding = embedding_of() if embedding_of is not None else None
-    except NotImplementedError:
-        embedding = None
-    if not isinstance(embedding, nn.Module):
-        return []
-    model_ref = weakref.ref(model)
-
-    def let_in(module: nn.Module, args: Any, output: Any) -> None:
-        current_model = model_ref()
-        if (
-            isinstance(output, Tensor)
-            and torch.is_grad_enabled()
-            and not output.requires_grad
-            and current_model is not None
-            and any(map(_is_reentrant, current_model.modules()))
-        ):
-            output.requires_grad_(True)
-
-    return [embedding.register_forward_hook(let_in)]
-
-
-def _is_reentrant(module: nn.Module) -> bool:
-    how = getattr(module, "_gradient_checkpointing_func", None)
-    return (
-        bool(getattr(module, "gradient_checkpointing", False))
-        and isinstance(how, functools.partial)
-        and bool(how.keywords.get("use_reentrant", False))
-    )

@@ -42,6 +42,7 @@ __all__ = [
     "l1_weight_mask",
     "random_weight_mask",
     "shard_like",
+    "weight_digest",
 ]
 
 _WHOLE, _RUNS, _RUN = 1 << 15, 64, 512
@@ -120,7 +121,7 @@ class WeightMasks:
             StoredMask(
                 mask.layer.name,
                 tuple(mask.weight.shape),
-                _digest(mask.weight),
+                weight_digest(mask.weight),
                 mask.kept.bytes[: -(-mask.kept.size // 8)].cpu().numpy(),
             )
             for mask in self.layers
@@ -191,7 +192,7 @@ def _check_fit(
     if faults:
         raise DeltaLensError(fault_list(f"{path}: these masks do not fit {name}:", faults))
     digests = {
-        mask.name: _digest(layers[mask.name].module.get_parameter("weight").detach())
+        mask.name: weight_digest(layers[mask.name].module.get_parameter("weight").detach())
         for mask in file.masks
     }
     if differing := file.differing(digests):
@@ -333,8 +334,15 @@ def gathered(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _digest(weight: Tensor) -> str:
-    """Hash a weight's shape and numbers, independent of its dtype."""
+def weight_digest(weight: Tensor) -> str:
+    """Hash a weight's shape and numbers, independent of its dtype.
+
+    Args:
+        weight: the weight; if it is sharded, all processes must call this.
+
+    Returns:
+        64 hexadecimal digits, over all entries up to 32,768, else over 64 evenly spaced runs.
+    """
     flat = gathered(weight).reshape(-1)
     if flat.numel() > _WHOLE:
         step = (flat.numel() - _RUN) // (_RUNS - 1)

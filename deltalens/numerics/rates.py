@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from deltalens.errors import DeltaLensError
 
-__all__ = ["Rate", "exact_rate", "exact_rates", "parse_rates", "show_rate"]
+__all__ = ["Rate", "exact_rate", "exact_rates", "exact_share", "parse_rates", "show_rate"]
 
 Rate = str | float | int | Decimal | Fraction
 """A rate as text or as a number."""
@@ -43,6 +43,28 @@ def exact_rate(rate: Rate, argument: str = "rate") -> Fraction:
     if isinstance(number, Decimal) and number and number.adjusted() < -_MAX_DECIMALS:
         raise DeltaLensError(f"{argument} {rate}: has more than {_MAX_DECIMALS:,} decimals")
     return Fraction(number)
+
+
+def exact_share(value: Rate, argument: str) -> Fraction:
+    """Parse a share exactly.
+
+    Args:
+        value: a number from 0 to 1; as text also in percent, as papers print it ("0.35%").
+        argument: name of the caller's argument, for the error message.
+
+    Returns:
+        The exact fraction.
+
+    Raises:
+        DeltaLensError: it is not a number, or lies outside [0, 1].
+    """
+    text = str(value).strip()
+    if isinstance(value, Fraction) or not text.endswith("%"):
+        return exact_rate(value, argument)
+    try:
+        return exact_rate(Decimal(text[:-1].strip()).scaleb(-2), argument)
+    except InvalidOperation as error:
+        raise DeltaLensError(f"{argument} {text!r} is not a number") from error
 
 
 def parse_rates(text: str) -> list[Fraction]:

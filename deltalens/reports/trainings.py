@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from deltalens.catalog.metrics import (
 )
 from deltalens.catalog.studies import STUDIES
 from deltalens.errors import RecordError
-from deltalens.io.records import StudyRecord
+from deltalens.io.records import LEARNING_RATE_COLUMN, StudyRecord, chosen, has_grid
 from deltalens.io.tables import Table, is_finite, over_seeds
+from deltalens.reports.beside_paper import ranking_beside_paper
+from deltalens.reports.budgets import budget_of, leads, masks_apart, with_labels
+from deltalens.reports.learning_rates import RateGrid, rate_shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +38,9 @@ class SweepSummary:
     """A sweep over trainings, or a comparison, in numbers and sentences."""
 
     record: StudyRecord
+    """Of a grid of learning rates the trainings at those that were chosen."""
+    grid: RateGrid | None = None
+    """All of the grid, if there is one."""
 
     @property
     def axis(self) -> str:
@@ -57,6 +64,14 @@ class SweepSummary:
                 if self.axis
                 else [self._ranked(metric, frame, better)]
             )
+            if not self.axis and (beside := ranking_beside_paper(self.record, frame, better)):
+                yield beside
+            if self.axis == "rank":
+                yield from leads(metric, frame, better)
+            if "refresh_every" in frame:
+                yield from masks_apart(metric, frame, better)
+            if self.grid is not None:
+                yield self.grid.sentence(metric, better)
             gaps = self._gaps(frame)
             if gaps:
                 yield f"values of {metric} that are not finite are left out: {', '.join(gaps)}"
@@ -122,22 +137,36 @@ class SweepSummary:
             for metric in dict.fromkeys(self.record.cells["metric"])
             if "@" not in metric and is_shown(metric)
         ]
+        rates = [self.grid.table(metric) for metric in self._leading() if self.grid is not None]
         if self.axis:
-            return [self._table(metric) for metric in metrics]
+            return [*(self._table(metric) for metric in metrics), *rates]
         sets: dict[str, list[str]] = {}
         for metric in metrics:
             sets.setdefault(metric.rpartition("/")[0], []).append(metric)
-        return [self._comparison(name, held) for name, held in sets.items()]
+        return [*(self._comparison(name, held) for name, held in sets.items()), *rates]
 
     def _comparison(self, name: str, metrics: list[str]) -> Table:
         frames = [self._of(metric) for metric in metrics]
         methods = dict.fromkeys(str(one) for frame in frames for one in frame["method"])
         rows = tuple(
-            (method, self._start(method), *(_spread(frame, method) for frame in frames))
+            (
+                method,
+                self._start(method),
+                *self._rate(frames[0], method),
+                *(_spread(frame, method) for frame in frames),
+            )
             for method in methods
         )
         heads = (metric.rpartition("/")[2] for metric in metrics)
-        return Table(name, ("method", "from", *heads), rows)
+        rate = () if self.grid is None else ("learning rate",)
+        return Table(name, ("method", "from", *rate, *heads), rows)
+
+    def _rate(self, frame: pd.DataFrame, method: str) -> list[str]:
+        """The learning rate that was chosen for a method; [] without a grid."""
+        if self.grid is None:
+            return []
+        rates = frame[frame["method"] == method][LEARNING_RATE_COLUMN]
+        return [", ".join(dict.fromkeys(rate_shown(float(rate)) for rate in rates)) or "-"]
 
     def _start(self, method: str) -> str:
         """The model that a method's trainings start from, or `-` of one that is as it is. (The
@@ -150,24 +179,27 @@ class SweepSummary:
     def _table(self, metric: str) -> Table:
         frame = self._of(metric)
         methods = list(dict.fromkeys(frame["method"]))
-        numbered = self.axis != "group"
+        numbered, budgets = self.axis != "group", self.axis == "rank"
         if not numbered:
             frame = frame.assign(group=frame["group"].where(frame["group"] != "", "-"))
         rows = tuple(
             (
                 _shown(setting),
+                *(budget_of(frame, setting) if budgets else ()),
                 *(_spread(part, str(method)) for method in methods),
             )
             for setting, part in frame.groupby(self.axis, sort=numbered)
         )
-        return Table(metric, (self.axis.replace("_", " "), *map(str, methods)), rows)
+        heads = (self.axis.replace("_", " "), *(("trained", "of the model") if budgets else ()))
+        return Table(metric, (*heads, *map(str, methods)), rows)
 
     def as_json(self) -> dict[str, Any]:
         """Give the numbers to a script.
 
         Returns:
             The study's path, and metric -> method -> setting -> mean over seeds (for a comparison
-            metric -> method -> mean), as JSON values; numbers may be NaN.
+            metric -> method -> mean), as JSON values; numbers may be NaN. Of a grid of learning
+            rates also, under `learning_rates`, what every rate came to (`RateGrid.as_json`).
         """
         metrics: dict[str, Any] = {}
         columns = ["metric", "method", *([self.axis] if self.axis else [])]
@@ -178,7 +210,10 @@ class SweepSummary:
                 of_metric.setdefault(str(method), {})[_shown(setting[0])] = mean
             else:
                 of_metric[str(method)] = mean
-        return {"study": str(self.record.path), "metrics": metrics}
+        found = {"study": str(self.record.path), "metrics": metrics}
+        if self.grid is not None:
+            found["learning_rates"] = {name: self.grid.as_json(name) for name in self._leading()}
+        return found
 
     def _of(self, metric: str) -> pd.DataFrame:
         frame = self.record.cells
@@ -254,4 +289,9 @@ def summarize_sweep(record: StudyRecord) -> SweepSummary:
     known = STUDIES.get(record.kind)
     if known is None or known.axis is None or record.cells.empty:
         raise RecordError(f"{record.path}: no study of trainings with finished cells")
-    return SweepSummary(record)
+    if "refresh_every" in record.cells:
+        record = dataclasses.replace(record, cells=with_labels(record.cells))
+    shown = dataclasses.replace(record, cells=chosen(record.cells))
+    if not has_grid(record.cells):
+        return SweepSummary(shown)
+    return SweepSummary(shown, RateGrid(record.cells, known.axis))

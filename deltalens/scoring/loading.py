@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,12 +20,20 @@ from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.config import check_config, check_size
 from deltalens.io.header import FLOATS
 from deltalens.io.platform import quiet_panics
-from deltalens.io.pretrained import class_of, custom_code_message, read_model, read_tokenizer
+from deltalens.io.pretrained import (
+    class_of,
+    classifier_of,
+    custom_code_message,
+    read_model,
+    read_tokenizer,
+)
 from deltalens.io.tying import skeleton
 from deltalens.scoring.file_scoring import batch_positions
+from deltalens.scoring.labels import Labels
 
 __all__ = [
     "CGROUPS",
+    "Head",
     "LoadedModel",
     "Loading",
     "check_fits",
@@ -53,6 +62,16 @@ CGROUPS = (
 )
 """A container's control group: its folder, the files with its limit and usage, and the name of the
 part of the usage that is cache, which the kernel frees on demand."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A new head over sequences, for a checkpoint that has none."""
+
+    labels: Labels
+    """What it predicts."""
+    seed: int
+    """Of its weights."""
 
 
 @dataclass(frozen=True)
@@ -267,6 +286,7 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     trust_remote_code: bool | None = None,
+    head: Head | None = None,
 ) -> LoadedModel:
     """Load a model with the class that its configuration names, from local files only.
 
@@ -276,6 +296,7 @@ def load_model(
         device: device of the parameters.
         trust_remote_code: whether to run code that is stored with the checkpoint. None means no,
             where the caller offers no such option.
+        head: load it with this head instead of its own; `fresh` names the head's parameters.
 
     Returns:
         The model in evaluation mode, and its tokenizer.
@@ -291,13 +312,16 @@ def load_model(
             "`inspect` and `drop` do without"
         )
     check_config(checkpoint)
-    loader = _loader(checkpoint, trust_remote_code)
+    loader = _loader(checkpoint, trust_remote_code) if head is None else _classifier(checkpoint)
+    options = {} if head is None else head.labels.config()
     empty = skeleton(checkpoint.config)
     if empty is not None:
         check_size(checkpoint, empty)
     try:
-        with quiet_panics():
-            model, info = read_model(checkpoint.path, loader, dtype=dtype, trust=trust_remote_code)
+        with quiet_panics(), _drawn_from(head):
+            model, info = read_model(
+                checkpoint.path, loader, dtype=dtype, trust=trust_remote_code, **options
+            )
             tokenizer = _tokenizer(checkpoint.path, trust_remote_code)
         model = model.to(device).eval()
     except DeltaLensError:
@@ -310,7 +334,7 @@ def load_model(
         raise DeltaLensError(
             f"{checkpoint.path}: transformers cannot load it: {_reason(error)}"
         ) from error
-    again = functools.partial(load_model, checkpoint, dtype, device, trust_remote_code)
+    again = functools.partial(load_model, checkpoint, dtype, device, trust_remote_code, head)
     return LoadedModel(model, tokenizer, device, tuple(sorted(info["missing_keys"])), again)
 
 
@@ -329,6 +353,26 @@ def _loader(checkpoint: Checkpoint, trust: bool | None) -> Any:
     if "auto_map" in checkpoint.config and not trust:
         raise CheckpointError(custom_code_message(checkpoint.path, trust))
     return transformers.AutoModelForCausalLM
+
+
+def _classifier(checkpoint: Checkpoint) -> Any:
+    if (model_class := classifier_of(checkpoint.config)) is not None:
+        return model_class
+    raise CheckpointError(
+        f"{checkpoint.path}: rows with labels need a head for classification, and transformers has "
+        f"none for models of type {str(checkpoint.config.get('model_type'))[:80]!r}"
+    )
+
+
+@contextmanager
+def _drawn_from(head: Head | None) -> Iterator[None]:
+    """Draw a new head's weights from its seed; the global generator is as before afterwards."""
+    if head is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(torch.Generator().manual_seed(head.seed).get_state())
+        yield
 
 
 def _tokenizer(path: Path, trust: bool | None) -> Any | None:

@@ -12,13 +12,17 @@ import torch
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.scoring.rows import DataFile
 
-__all__ = ["StudyPlan", "plan_measuring", "plan_training"]
+__all__ = ["StudyPlan", "plan_measuring", "plan_salience", "plan_training"]
 
 _CHARACTERS_IN_A_TOKEN = 4
 _FORWARD, _STEP = 2, 6
 """Floating-point operations for each parameter and token: of a forward pass, of a training step."""
 _ADAM = 16
 """Bytes for each parameter that fp32 weights, their gradients and AdamW's two states take."""
+_PASSES_OF_SALIENCE = 10
+"""Passes over the calibration data: four for all metrics, and as much again and half for parts."""
+_SUMS = 8
+"""Bytes for each parameter, at most, of an fp32 sum and of scores made from it."""
 _SIDE, _SECONDS = 1024, 0.2
 
 
@@ -147,6 +151,43 @@ def plan_training(
     )
 
 
+def plan_salience(
+    count: int,
+    checkpoints: Sequence[Checkpoint],
+    files: Sequence[DataFile],
+    examples: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> StudyPlan:
+    """Plan a study of salience: forward and backward passes over some rows, a few times.
+
+    Args:
+        count: of masks and comparisons.
+        checkpoints: that are read; the first is the model's.
+        files: of rows, the calibration data.
+        examples: how many of the rows are used, at most.
+        dtype: of the model.
+        device: of the model.
+
+    Returns:
+        The plan.
+    """
+    entries = _entries(checkpoints[0])
+    rows = sum(len(file.rows) for file in files)
+    tokens = min(examples, rows) * sum(map(_tokens, files)) // max(1, rows)
+    passes = _PASSES_OF_SALIENCE * _STEP * entries * tokens
+    return StudyPlan(
+        what="comparisons",
+        count=count,
+        jobs=1,
+        read_bytes=sum(map(_bytes, checkpoints)),
+        memory_bytes=entries * (dtype.itemsize + _SUMS),
+        tokens=tokens,
+        flops=passes / max(1, count),
+        device=str(device),
+    )
+
+
 def _entries(checkpoint: Checkpoint) -> int:
     return sum(entry.numel for entry in checkpoint.tensors.values())
 
@@ -159,7 +200,7 @@ def _tokens(file: DataFile) -> int:
     characters = sum(
         len(text) if isinstance(text, str) else sum(len(str(turn)) for turn in text or ())
         for row in file.rows
-        for text in (row.text, row.prompt, row.completion, row.rejected)
+        for text in (row.text, row.prompt, row.completion, row.rejected, *row.sentences)
     )
     return max(len(file.rows), characters // _CHARACTERS_IN_A_TOKEN)
 

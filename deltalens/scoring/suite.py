@@ -23,10 +23,10 @@ from deltalens.scoring.custom_metrics import (
     measure_with,
 )
 from deltalens.scoring.fidelity import Fidelity
-from deltalens.scoring.file_scoring import Scoring, can_generate
+from deltalens.scoring.file_scoring import can_generate
 from deltalens.scoring.finite import check_measured
+from deltalens.scoring.forms import FileScoring, metrics_of, scoring_of
 from deltalens.scoring.loading import LoadedModel
-from deltalens.scoring.preferences import Preferences
 from deltalens.scoring.rows import DataFile, read_files
 from deltalens.scoring.texts import FidelityTexts, Progress, StoredTexts, fidelity_on
 
@@ -130,10 +130,8 @@ class Suite:
             }
         return identity
 
-    def scoring(
-        self, file: DataFile, reference: nn.Module, tokenizer: Any
-    ) -> Scoring | Preferences:
-        """Tokenize a file, to evaluate models on it.
+    def scoring(self, file: DataFile, reference: nn.Module, tokenizer: Any) -> FileScoring:
+        """Tokenize a file, to evaluate models on it, with the suite's options (`scoring_of`).
 
         Args:
             file: the rows.
@@ -141,14 +139,19 @@ class Suite:
             tokenizer: its tokenizer; None if it has none.
 
         Returns:
-            Preferences under DPO, if the rows are preferences; otherwise the loss of their targets.
+            What measures the rows, by their form.
 
         Raises:
             DeltaLensError: the rows do not fit the model.
         """
-        if self.beta is not None and file.rows[0].rejected is not None:
-            return Preferences(file, reference, tokenizer, self.batch_tokens, self.beta)
-        return Scoring(file, reference, tokenizer, self.batch_tokens, self.answer_pattern)
+        return scoring_of(
+            file,
+            reference,
+            tokenizer,
+            batch_tokens=self.batch_tokens,
+            answer_pattern=self.answer_pattern,
+            beta=self.beta,
+        )
 
     def check_names(self) -> None:
         """Refuse unknown metrics.
@@ -158,11 +161,7 @@ class Suite:
         """
         if self.metric is not None:
             return
-        ours = set[str]()
-        if self.files:
-            ours |= {"loss", "perplexity"}
-            if any(file.rows[0].answered for file in self.files):
-                ours |= {"exact_match"}
+        ours = set[str]().union(*map(metrics_of, self.files))
         if len(self.files) > 1 and not self.by_data:
             ours |= {f"{file.name}/{name}" for file in self.files for name in ours}
         measured = ours | FIDELITY | {metric.name for metric in self.installed}
@@ -267,7 +266,7 @@ class ReadySuite:
     ) -> None:
         self.suite, self._tokenizer, self._where = suite, loaded.tokenizer, where
         self.notes: list[str] = []
-        self.scorings: list[Scoring | Preferences] = []
+        self.scorings: list[FileScoring] = []
         self._fidelity: Fidelity | None = None
         if suite.metric is None:
             self._prepare(loaded, texts, watch, label)

@@ -21,7 +21,15 @@ from deltalens.scoring.turns import (
     text_ends,
 )
 
-__all__ = ["Batch", "Tokens", "batches", "encode_preferences", "encode_rows", "padding_of"]
+__all__ = [
+    "Batch",
+    "Tokens",
+    "batches",
+    "check_tokens",
+    "encode_preferences",
+    "encode_rows",
+    "padding_of",
+]
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ def encode_rows(
             target = max(1, _common_prefix(prompt, whole))
             length = ends.length(whole, target)
         if target < length <= (longest or length):
-            _check_tokens(model, data, whole[:length], index)
+            check_tokens(model, data, whole[:length], index)
             encoded.append(Tokens(tuple(whole[:length]), target))
     if not encoded:
         raise _none_fits(data, longest)
@@ -134,7 +142,7 @@ def encode_preferences(
         lengths = [ends.length(whole, target) for whole in pair]
         if target < min(lengths) and max(lengths) <= (longest or max(lengths)):
             for whole, length in zip(pair, lengths, strict=True):
-                _check_tokens(model, data, whole[:length], index)
+                check_tokens(model, data, whole[:length], index)
             first, second = (
                 Tokens(tuple(whole[:length]), target)
                 for whole, length in zip(pair, lengths, strict=True)
@@ -171,8 +179,18 @@ def _embedding_rows(model: Any) -> int | None:
         return None
 
 
-def _check_tokens(model: Any | None, data: DataFile, ids: Sequence[int], index: int) -> None:
-    """Refuse tokens without an embedding: on an accelerator they would end the process."""
+def check_tokens(model: Any | None, data: DataFile, ids: Sequence[int], index: int) -> None:
+    """Refuse tokens without an embedding: on an accelerator they would end the process.
+
+    Args:
+        model: the model; None: nothing is known of it.
+        data: the rows.
+        ids: the tokens of a row.
+        index: of that row.
+
+    Raises:
+        DataError: names the row, the token, and how many the model has.
+    """
     rows = None if model is None else _embedding_rows(model)
     if rows is not None and max(ids, default=0) >= rows:
         raise DataError(

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from deltalens.catalog.methods import method_name
+
 __all__ = ["in_order", "largest", "names", "numbers", "rates", "settings"]
 
 
@@ -15,13 +17,15 @@ def in_order(values: Sequence[str], order: Sequence[str]) -> list[str]:
     """Sort names as a study's table does, and remove duplicates.
 
     Args:
-        values: names, in any order.
+        values: names, in any order; variants of a method count as the method.
         order: the names that the study knows, in the order of its table.
 
     Returns:
-        The known names in that order, then all others alphabetically.
+        The known names in that order, then all others alphabetically; variants of one method
+        alphabetically.
     """
-    return [value for value in order if value in values] + sorted({*values} - {*order})
+    place = {name: at for at, name in enumerate(order)}
+    return sorted({*values}, key=lambda value: (place.get(method_name(value), len(place)), value))
 
 
 def names(order: Sequence[str]) -> Callable[[Any, Any], list[str]]:

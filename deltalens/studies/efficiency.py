@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import cycle
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from deltalens.catalog.methods import method_name
 from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError, errors_from
 from deltalens.io.checkpoint import open_checkpoint
@@ -36,8 +37,10 @@ from deltalens.studies import axes
 from deltalens.studies.engine import StudyWatch, read_weights, run_cells
 from deltalens.studies.executors import Report
 from deltalens.studies.training_plans import known_methods, method_settings, with_methods
-from deltalens.training.methods import Method, method_of
-from deltalens.training.prepare import check_trainable, training_dtype
+from deltalens.training.costs import peak_mb, reset_peak
+from deltalens.training.methods import Method, labelled, method_of
+from deltalens.training.objectives import Objective
+from deltalens.training.prepare import training_dtype
 from deltalens.training.spec import TrainingSpec
 
 __all__ = ["KIND", "efficiency"]
@@ -86,8 +89,8 @@ def efficiency(
     """
     watch, out = watch or StudyWatch(), Path(out)
     chosen = with_methods(["sft"], methods or [method_of(name) for name in _KNOWN.default])
-    known, by_name = known_methods(KIND), {method.name: method for method in chosen}
-    unknown = [name for name in by_name if name not in known]
+    known, by_name = known_methods(KIND), labelled(chosen)
+    unknown = [name for name in by_name if method_name(name) not in known]
     if unknown:
         raise DeltaLensError(f"method {unknown[0]!r}: choose from {', '.join(known)}")
     if repeats < 1 or steps < 1:
@@ -152,7 +155,7 @@ class _Bench:
         device: torch.device,
         path: Path,
     ) -> None:
-        check_trainable(model, tokenizer, path)
+        Objective(spec).check_trainable(model, tokenizer, path)
         self.model, self.spec, self.steps, self.device = model, spec, steps, device
         self.trainings = trainings
         self.optimizer = torch.optim.AdamW(
@@ -254,43 +257,3 @@ class _Bench:
 def _is_target(batch: Batch) -> Tensor:
     """Which tokens are predicted (B, T): a batch marks the position before each."""
     return batch.targets.roll(1, dims=1)
-
-
-def reset_peak(device: torch.device) -> None:
-    """Start to measure the peak of memory anew.
-
-    Args:
-        device: whose memory; of a CPU, that of this process.
-    """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def peak_mb(device: torch.device) -> float:
-    """Read the peak of memory since `reset_peak`.
-
-    Args:
-        device: whose memory; of a CPU, that of this process.
-
-    Returns:
-        MB of 10^6 bytes; NaN if the operating system does not report it.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return next(_status("VmHWM"), float("nan"))
-
-
-def _status(name: str) -> Iterator[float]:
-    """A memory figure of this process, in MB of 10^6 bytes; nothing if there is none."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        if line.startswith(f"{name}:"):
-            yield int(line.split()[1]) * 1024 / 1e6

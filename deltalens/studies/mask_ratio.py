@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from deltalens.catalog.methods import facts_of, has_ratio
+from deltalens.catalog.methods import facts_of, has_ratio, method_name
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Setting, StudyRecord
 from deltalens.numerics.rates import Rate, exact_rates, show_rate
@@ -44,6 +44,7 @@ def sweep_mask_ratio(
     *,
     mask_ratios: Rate | Iterable[Rate] | None = None,
     seeds: int = 3,
+    learning_rates: Sequence[float] = (),
     keep_checkpoints: bool = False,
     jobs: int = 1,
     fresh: bool = False,
@@ -65,6 +66,8 @@ def sweep_mask_ratio(
         spec: the settings that all trainings share.
         mask_ratios: ratios in [0, 1), as "0:0.9:0.1,0.95" or as numbers; None: those of the papers.
         seeds: number of trainings at each ratio.
+        learning_rates: a grid of peak learning rates, the same for every method: each training is
+            made at each of them, and the loss on `source.choose_on` decides which is shown.
         keep_checkpoints: keep every trained model in the study's folder `checkpoints`.
         jobs: trainings at the same time, each in its own process, with its share of the threads and
             its own accelerator if there are several.
@@ -91,11 +94,13 @@ def sweep_mask_ratio(
         source,
         out,
         spec,
-        settings=check_trainings(KIND, spec, with_reference, seeds, swept),
+        methods=with_reference,
+        settings=check_trainings(KIND, spec, with_reference, seeds, swept, learning_rates),
         seeds=seeds,
         extra_spec={"ratios": ([show_rate(ratio) for ratio in exact], axes.rates)},
         point_of=_point_of,
         requires=_requires,
+        learning_rates=learning_rates,
         keep_checkpoints=keep_checkpoints,
         jobs=jobs,
         fresh=fresh,
@@ -112,7 +117,7 @@ def _plans(
         if method == "ft" or (_removes(method) and not ratio):
             return Plan(spec=spec, checkpoint=source.model)
         own = study_spec["settings"][method]
-        if method == "one-off-drop":
+        if method_name(method) == "one-off-drop":
             return Plan(spec=spec.of(Sft(), seed), drop=show_rate(ratio), **own)
         if has_ratio(method):
             own = {**own, "mask_ratio": show_rate(ratio)}
@@ -130,18 +135,22 @@ def _plans(
     ]
 
 
-def _point_of(setting: Setting) -> str | None:
+def _point_of(setting: Setting, plan: Plan) -> str | None:
     """At mask ratio 0 nothing is masked: methods that mask gradients yield the plain fine-tune, and
     methods that remove weights yield the study's model as it is."""
     if setting["method"] == "ft" or _removes(setting["method"]):
         return "ft" if setting["mask_ratio"] == 0 else None
-    plain = setting["mask_ratio"] == 0 and setting["method"] != "hft"
-    return f"sft {setting['seed']}" if plain else None
+    plain = setting["mask_ratio"] == 0 and method_name(setting["method"]) != "hft"
+    return _plain(setting, plan) if plain else None
 
 
-def _requires(setting: Setting) -> str | None:
+def _requires(setting: Setting, plan: Plan) -> str | None:
     """A drop requires the plain fine-tune of the same seed."""
-    return f"sft {setting['seed']}" if setting["method"] == "one-off-drop" else None
+    return _plain(setting, plan) if plan.drop is not None else None
+
+
+def _plain(setting: Setting, plan: Plan) -> str:
+    return f"sft {setting['seed']} at {plan.rate}"
 
 
 def _removes(method: str) -> bool:

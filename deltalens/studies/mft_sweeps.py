@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from deltalens.catalog.methods import MethodFacts
+from deltalens.catalog.methods import MethodFacts, method_name
 from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import open_checkpoint
@@ -51,6 +51,7 @@ def sweep_layers(
     group_sizes: Sequence[int] = (4,),
     data_ratio: Rate = "1",
     seeds: int = 3,
+    learning_rates: Sequence[float] = (),
     keep_checkpoints: bool = False,
     jobs: int = 1,
     fresh: bool = False,
@@ -68,7 +69,7 @@ def sweep_layers(
         group_sizes: blocks per group; every size divides the model anew, and the last group may be
             smaller.
         data_ratio: the share of the rows to train on, in (0, 1]; the first rows are used.
-        seeds, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
+        seeds, learning_rates, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
 
     Returns:
         The study's records.
@@ -77,7 +78,7 @@ def sweep_layers(
         DeltaLensError: bad input, as far as it can be detected before a model is loaded.
     """
     swept = dict.fromkeys(_LAYER_SETTINGS, "group_sizes")
-    settings = check_trainings("layer-sweep", spec, methods, seeds, swept)
+    settings = check_trainings("layer-sweep", spec, methods, seeds, swept, learning_rates)
     ratio, blocks = exact_rate(data_ratio), _blocks_of(source.model)
     rows = _first_rows(ratio, _count_rows(source))
 
@@ -106,6 +107,7 @@ def sweep_layers(
         source,
         out,
         spec,
+        methods=methods,
         settings=settings,
         seeds=seeds,
         extra_spec={
@@ -113,6 +115,7 @@ def sweep_layers(
             "data_ratio": (show_rate(ratio), None),
         },
         facts={"blocks": blocks[-1] + 1},
+        learning_rates=learning_rates,
         keep_checkpoints=keep_checkpoints,
         jobs=jobs,
         fresh=fresh,
@@ -128,6 +131,7 @@ def sweep_data_ratio(
     *,
     data_ratios: Rate | Iterable[Rate] = "0.1,0.2,0.5,1",
     seeds: int = 3,
+    learning_rates: Sequence[float] = (),
     keep_checkpoints: bool = False,
     jobs: int = 1,
     fresh: bool = False,
@@ -145,7 +149,7 @@ def sweep_data_ratio(
         out: the study's folder.
         spec: the settings that all trainings share.
         data_ratios: shares of the rows, in (0, 1], as "0.1,0.5" or as numbers.
-        seeds, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
+        seeds, learning_rates, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
 
     Returns:
         The study's records.
@@ -155,7 +159,7 @@ def sweep_data_ratio(
     """
     if any(method.facts.masks == "gradients" for method in methods):
         methods = with_methods(["sft"], methods)
-    settings = check_trainings("data-ratio-sweep", spec, methods, seeds, {})
+    settings = check_trainings("data-ratio-sweep", spec, methods, seeds, {}, learning_rates)
     exact, count = exact_rates(data_ratios), _count_rows(source)
 
     def plans(study_spec: Mapping[str, Any]) -> list[tuple[Setting, Plan]]:
@@ -174,9 +178,11 @@ def sweep_data_ratio(
         source,
         out,
         spec,
+        methods=methods,
         settings=settings,
         seeds=seeds,
         extra_spec={"ratios": ([show_rate(ratio) for ratio in exact], axes.rates)},
+        learning_rates=learning_rates,
         keep_checkpoints=keep_checkpoints,
         jobs=jobs,
         fresh=fresh,
@@ -192,6 +198,7 @@ def compare(
     *,
     base: str | Path | None = None,
     seeds: int = 3,
+    learning_rates: Sequence[float] = (),
     keep_checkpoints: bool = False,
     jobs: int = 1,
     fresh: bool = False,
@@ -200,20 +207,21 @@ def compare(
     """Compare methods that continue from one finished model (MFT, Figure 2, Tables 1, 2, 5 and 6).
 
     The model as it is (`ft`) is always measured as well, and so is the base, if there is one.
-    `sft`, `lora-on-ft` and methods that mask weights start from the model; `sft` has a new
-    optimizer and a new schedule. `lora` and `lora-continued` start from the base; `lora-continued`
-    merges the result of `lora` and trains a second adapter on it for the same number of steps.
+    `sft`, `lora-on-ft` and methods that mask weights or gradients start from the model; `sft` has a
+    new optimizer and a new schedule. `lora` and `lora-continued` start from the base (`lora` from
+    the model, where no base is given); `lora-continued` merges the result of `lora` and trains a
+    second adapter on it for the same number of steps.
     Methods named `...-complement` remove 1 - ratio of the weights: those that the method without
     the suffix keeps.
 
     Args:
-        methods: some of `COMPARED`.
+        methods: some of `COMPARED`; of one method also several variants (`labelled`).
         source: the finished model, and the data for training and evaluation; with `eval_every`,
             evaluations during the trainings are recorded as well.
         out: the study's folder.
         spec: the settings that all trainings share.
         base: the checkpoint that the model was fine-tuned from.
-        seeds, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
+        seeds, learning_rates, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
 
     Returns:
         The study's records.
@@ -225,19 +233,20 @@ def compare(
     if lacking and base is None:
         raise DeltaLensError(f"{lacking[0]} needs the checkpoint of the base: give `base`")
     methods = with_methods(["base", "ft"] if base is not None else ["ft"], methods)
-    settings = check_trainings("comparison", spec, methods, seeds, {})
+    settings = check_trainings("comparison", spec, methods, seeds, {}, learning_rates)
 
     def plan(method: str, seed: int, own: Mapping[str, Any]) -> Plan:
         if method == "ft":
             return _unchanged(spec, source)
-        unavailable = _NO_BASE if _needs_base(method) and base is None else None
+        on_base = method == "base" or own["from"] == "base"
+        unavailable = _NO_BASE if on_base and base is None else None
         if method == "base":
-            return Plan(spec=spec, checkpoint=base, unavailable=unavailable)
+            return Plan(spec=spec, checkpoint=base, as_it_is=True, unavailable=unavailable)
         trained = {name: value for name, value in own.items() if name not in _START}
         return Plan(
             spec=cell_training(spec, method, trained, seed),
-            start=base if _facts(method).from_base else None,
-            continued=method == "lora-continued",
+            start=base if on_base else None,
+            continued=method_name(method) == "lora-continued",
             unavailable=unavailable,
         )
 
@@ -249,21 +258,24 @@ def compare(
         ]
 
     for method, own in settings.items():
-        if _needs_base(method) and base is not None:
+        on_base = base is not None and (method == "base" or _facts(method).from_base)
+        if base is not None and on_base:
             own |= _start(base, source)
         if not _facts(method).as_it_is:
-            own["from"] = "base" if _facts(method).from_base else "ft"
+            own["from"] = "base" if on_base else "ft"
     return run_trainings(
         "comparison",
         plans,
         source,
         out,
         spec,
+        methods=methods,
         settings=settings,
         seeds=seeds,
         extra_spec={},
         point_of=_point_of,
         requires=_requires,
+        learning_rates=learning_rates,
         keep_checkpoints=keep_checkpoints,
         jobs=jobs,
         fresh=fresh,
@@ -296,12 +308,13 @@ def with_complements(methods: Sequence[Method]) -> list[Method]:
 
 def _facts(method: str) -> MethodFacts:
     """The catalog's entry of a method."""
-    return method_class(method).facts
+    return method_class(method_name(method)).facts
 
 
 def _needs_base(method: str) -> bool:
-    """Whether a method is the base, or starts from it."""
-    return method == "base" or _facts(method).from_base
+    """Whether a method is the base, or cannot start from anything else."""
+    facts = _facts(method)
+    return method == "base" or (facts.from_base and not facts.or_model)
 
 
 def _blocks_of(model: str | Path) -> list[int]:
@@ -338,13 +351,13 @@ def _start(base: str | Path, source: TrainingData) -> dict[str, Any]:
     return {"model": checkpoint.identity, "dtype": str(kind).removeprefix("torch.")}
 
 
-def _requires(setting: Setting) -> str | None:
-    """Continued LoRA requires the LoRA of the same seed."""
-    return f"lora {setting['seed']}" if setting["method"] == "lora-continued" else None
+def _requires(setting: Setting, plan: Plan) -> str | None:
+    """Continued LoRA requires the LoRA with the same settings and seed."""
+    return plan.training if plan.continued else None
 
 
-def _point_of(setting: Setting) -> str | None:
-    return f"lora {setting['seed']}" if setting["method"] == "lora" else None
+def _point_of(setting: Setting, plan: Plan) -> str | None:
+    return plan.training if method_name(setting["method"]) == "lora" else None
 
 
 def _unchanged(spec: TrainingSpec, source: TrainingData) -> Plan:

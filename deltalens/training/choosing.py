@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from deltalens.errors import RecordError
 from deltalens.io.files import write_whole
 from deltalens.io.folders import remove
 from deltalens.io.records.checkpoints import BEST, SealedCheckpoint
-from deltalens.scoring.file_scoring import Scoring
-from deltalens.scoring.preferences import Preferences
+from deltalens.scoring.forms import FileScoring
 from deltalens.scoring.suite import evaluating
+from deltalens.training.methods.base import KeptState
 
-__all__ = ["Chooser"]
+__all__ = ["Chooser", "TrainedParameters"]
 
 _Kept = tuple[int, float, Path]
 """Step, loss and file of kept weights."""
@@ -32,13 +31,18 @@ class Chooser:
     checkpoint: older files stay until a checkpoint has been written that knows a better one.
 
     Args:
-        scoring: the held-out rows; their `loss` decides, or `dpo_loss` of preferences.
-        model: the model in training; parameters that need a gradient are kept.
+        scoring: the held-out rows; their `loss` decides, `dpo_loss` of preferences, or the loss of
+            labels.
+        model: the model in training.
         folder: the folder of the files.
+        state: what is kept of the model.
     """
 
-    def __init__(self, scoring: Scoring | Preferences, model: nn.Module, folder: Path) -> None:
+    def __init__(
+        self, scoring: FileScoring, model: nn.Module, folder: Path, state: KeptState
+    ) -> None:
         self._scoring, self._model, self._folder = scoring, model, folder
+        self._state = state
 
     def look(self, step: int) -> dict[str, list[float]]:
         """Measure the model after a step, and keep its weights if none were better.
@@ -55,7 +59,8 @@ class Chooser:
         best = min((kept_loss for _, kept_loss, _ in self._kept()), default=float("inf"))
         if loss < best:
             self._folder.mkdir(parents=True, exist_ok=True)
-            trained = {name: p.detach().cpu().contiguous() for name, p in self._trained()}
+            kept = self._state.state_dict()
+            trained = {name: tensor.cpu().contiguous() for name, tensor in kept.items()}
             file = self._folder / f"best-{step}.safetensors"
             write_whole(file, save(trained, {"loss": repr(loss)}))
         return {name: list(measured) for name, measured in metrics.items()}
@@ -73,10 +78,7 @@ class Chooser:
         if not kept:
             raise RecordError(f"{self._folder}: no loss of the held-out rows was finite")
         step, _, file = min(kept, key=_loss)
-        weights = load_file(file)
-        with torch.no_grad():
-            for name, parameter in self._trained():
-                parameter.copy_(weights[name])
+        self._state.load_state_dict(load_file(file))
         return step
 
     def best(self, until: int) -> Path | None:
@@ -112,9 +114,6 @@ class Chooser:
             if checkpoint is None or file.name != checkpoint.best:
                 remove(file)
 
-    def _trained(self) -> Iterator[tuple[str, Any]]:
-        return ((name, p) for name, p in self._model.named_parameters() if p.requires_grad)
-
     def _kept(self) -> list[_Kept]:
         entries = []
         for file in self._folder.iterdir():
@@ -123,6 +122,38 @@ class Chooser:
                     loss = float(weights.metadata()["loss"])
                 entries.append((int(match[1]), loss, file))
         return sorted(entries)
+
+
+class TrainedParameters:
+    """The parameters of a model that need a gradient.
+
+    Args:
+        model: the model in training.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return them.
+
+        Returns:
+            Name -> parameter, detached; not a copy.
+        """
+        return {name: parameter.detach() for name, parameter in self._trained()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put them back.
+
+        Args:
+            state: what `state_dict` returned.
+        """
+        with torch.no_grad():
+            for name, parameter in self._trained():
+                parameter.copy_(state[name])
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self._model.named_parameters() if p.requires_grad)
 
 
 def _loss(entry: _Kept) -> float:

@@ -1,23 +1,18 @@
-"""What a training begins with: its dtype, its measurements, and a model that can be trained."""
+"""What a training begins with: its dtype, and its measurements."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
-from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import Checkpoint
-from deltalens.scoring.file_scoring import can_generate
 from deltalens.scoring.loading import pick_dtype
 from deltalens.scoring.rows import DataFile
 from deltalens.scoring.suite import Suite
 from deltalens.training.spec import TrainingSpec
 
-__all__ = ["check_trainable", "training_dtype", "training_suite"]
+__all__ = ["training_dtype", "training_suite"]
 
 
 def training_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
@@ -47,22 +42,3 @@ def training_suite(files: Sequence[DataFile], spec: TrainingSpec) -> Suite:
         The measurements.
     """
     return Suite(files=tuple(files), beta=spec.beta if spec.objective == "dpo" else None)
-
-
-def check_trainable(model: nn.Module, tokenizer: Any | None, where: Path) -> None:
-    """Refuse a model that cannot be trained here.
-
-    Args:
-        model, tokenizer: as they were loaded.
-        where: the folder they were loaded from.
-
-    Raises:
-        DeltaLensError: it has no tokenizer, or is no causal language model.
-    """
-    if tokenizer is None:
-        raise DeltaLensError(f"{where}: has no tokenizer; put one beside the model")
-    if not can_generate(model):
-        raise DeltaLensError(
-            f"{where}: {type(model).__name__} is no causal language model, and only those are "
-            "trained here"
-        )

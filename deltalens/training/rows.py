@@ -36,6 +36,8 @@ def tokenized(
     """
     from datasets import Dataset
 
+    if data.labeled:
+        raise DataError(f"{data.path}: the rows have labels, and no text or completion to learn")
     if data.rows[0].rejected is not None:
         raise DataError(f"{data.path}: the rows are preferences: train with objective dpo")
     sequences, left_out = encode_rows(data, tokenizer, longest, model)

@@ -18,17 +18,20 @@ from deltalens.integrations.transformers import GradientProbeCallback, Subscribe
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.fingerprint import take_fingerprints
 from deltalens.io.records import ADAPTER, MASKS, Measurement, TrainingFolder
-from deltalens.scoring.finite import check_model
+from deltalens.methods.new_head import mark_new_head, train_new_head
 from deltalens.scoring.loading import LoadedModel, load_model, pick_device
 from deltalens.scoring.planning import plan_training
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.rows import DataFile, read_files, read_rows
 from deltalens.scoring.suite import ReadySuite, evaluating
-from deltalens.training.choosing import Chooser
+from deltalens.training.calibration import CalibrationBatches
+from deltalens.training.choosing import Chooser, TrainedParameters
+from deltalens.training.costs import peak_mb, sparse_costs
 from deltalens.training.following import Following, NothingLeft, TrainingWatch
 from deltalens.training.methods import Ready, trainable
-from deltalens.training.prepare import check_trainable, training_dtype, training_suite
-from deltalens.training.rows import preferences, tokenized
+from deltalens.training.objectives import objective_of
+from deltalens.training.prepare import training_dtype, training_suite
+from deltalens.training.settling import check_head, head_for, settled
 from deltalens.training.spec import TrainingSpec, config_class
 from deltalens.training.trainer import make_savable, make_trainer
 
@@ -58,6 +61,8 @@ class Trained:
     """The folder of the adapter, before it was merged."""
     loss_unit: str = "nats per target token"
     """What the loss is, and its unit."""
+    costs: tuple[str, ...] = ()
+    """What was spent beside the steps, in sentences."""
 
 
 def train(
@@ -87,8 +92,9 @@ def train(
 
     Args:
         model: a checkpoint folder.
-        data: a file of rows (`read_rows`): `text`, `prompt` and `completion`, `messages`; or
-            `prompt`, `chosen` and `rejected` for DPO.
+        data: a file of rows (`read_rows`): `text`, `prompt` and `completion`, `messages`;
+            `prompt`, `chosen` and `rejected` for DPO; or sentences and `label`, for classification
+            or regression.
         out: the folder to write; must be new.
         spec: the method, its settings, and those of every training.
         fields: names of fields in the data files, evaluation rows included: {"prompt": "question"}.
@@ -117,11 +123,15 @@ def train(
             f"method {spec.method.name!r}: only studies know it; choose one of "
             f"{', '.join(trainable())}"
         )
-    configure = config_class(spec.objective)
+    config_class(spec.objective)  # Without trl, refuse before reading anything.
     rows = read_rows(data, limit, fields)
     others = read_files(eval_data, None, fields)
     choosing = read_rows(choose_on, None, fields) if choose_on is not None else None
     checkpoint = open_checkpoint(model)
+    held_out = (*others, choosing) if choosing is not None else others
+    spec = settled(spec, checkpoint.config, rows, held_out)
+    check_head(spec, checkpoint.config)
+    head = head_for(spec, checkpoint.config)
     where = pick_device(device)
     kind = training_dtype(dtype, checkpoint, where)
     if watch.on_plan is not None:
@@ -142,10 +152,12 @@ def train(
     folder = TrainingFolder(Path(out), identity, [checkpoint.path], resume)
     try:
         watch.stage("loading the model", None)
-        loaded = load_model(checkpoint, kind, where, trust_remote_code)
+        loaded = load_model(checkpoint, kind, where, trust_remote_code, head)
+        if head is not None:
+            mark_new_head(loaded.model, loaded.fresh)
         training = TrainingSession(spec, folder, checkpoint, loaded, watch, eval_every)
         training.prepare(rows, others, choosing)
-        return training.run(configure, checkpoint_every, probe, report_to)
+        return training.run(checkpoint_every, probe, report_to)
     except Exception:
         if not folder.resumed and not folder.taken:
             folder.abandon()
@@ -173,7 +185,8 @@ class TrainingSession:
         self.suite: ReadySuite | None = None
         self.chooser: Chooser | None = None
         self.rows: Any = None
-        check_trainable(self.model, loaded.tokenizer, checkpoint.path)
+        self.objective = objective_of(spec)
+        self.objective.check_trainable(self.model, loaded.tokenizer, checkpoint.path)
 
     def prepare(
         self, rows: DataFile, others: Sequence[DataFile], choosing: DataFile | None
@@ -185,36 +198,41 @@ class TrainingSession:
         longest = longest_input(self.model)
         if spec.max_length is not None:
             longest = min(spec.max_length, longest or spec.max_length)
-        if spec.objective == "dpo":
-            self.rows, left_out = preferences(rows, tokenizer, longest, self.model)
-            text = tokenizer(str(rows.rows[0].completion))["input_ids"]
-        else:
-            whole = spec.loss_on == "all"
-            self.rows, left_out = tokenized(rows, tokenizer, longest, whole, self.model)
-            text = self.rows[0]["input_ids"]
+        where = self.checkpoint.path
+        self.notes += self.objective.ready(self.loaded, where)
+        self.rows, left_out = self.objective.rows(rows, self.loaded, longest, where)
         if left_out:
             self.notes.append(f"{left_out:,} of {len(rows.rows):,} rows left out: too long")
-        check_model(self.model, text[:longest], self.checkpoint.path)
         measured = training_suite(others, spec)
         if others:
             self.suite = ReadySuite(measured, self.loaded)
-        if choosing is not None:
-            scoring = measured.scoring(choosing, self.model, tokenizer)
-            self.chooser = Chooser(scoring, self.model, self.folder.checkpoints)
         self.longest = longest
         micro = spec.batch_size * spec.accumulate
         self.steps = spec.steps or max(1, int(spec.epochs * -(-len(self.rows) // micro)))
         torch.manual_seed(spec.seed)
         with warnings.catch_warnings(record=True) as told:
             warnings.filterwarnings("always", category=UserWarning)
-            self.ready: Ready = spec.method.prepare(self.model, spec.seed)
+            self.ready: Ready = spec.method.prepare(self.model, spec.seed, self._calibration())
         self.notes += [str(one.message) for one in told if issubclass(one.category, UserWarning)]
+        train_new_head(self.model)
         self.notes += self.ready.notes
+        if choosing is not None:
+            scoring = measured.scoring(choosing, self.model, tokenizer)
+            state = self.ready.state or TrainedParameters(self.model)
+            self.chooser = Chooser(scoring, self.model, self.folder.checkpoints, state)
         make_savable(self.model)
+
+    def _calibration(self) -> CalibrationBatches:
+        """Batches of the rows, for a method that looks at some before the first step."""
+        return CalibrationBatches(
+            self.rows,
+            self.objective.batch_of(self.loaded),
+            self.spec.batch_size,
+            self.spec.seed,
+        )
 
     def run(
         self,
-        configure: Any,
         checkpoint_every: int | None,
         probe: Mapping[str, Any] | None,
         report_to: Sequence[str],
@@ -222,7 +240,6 @@ class TrainingSession:
         """Take the steps that are left, and write the model.
 
         Args:
-            configure: class of trl's configuration.
             checkpoint_every: steps between checkpoints; a tenth of the training if None.
             probe: options of a `GradientProbe`; None: none is attached.
             report_to: trackers of transformers.
@@ -235,7 +252,7 @@ class TrainingSession:
         following = Following(self.folder, self.watch, self.evaluate, self.eval_every, self.chooser)
         begun, steps, run = time.perf_counter(), 0, None
         if self.ready.trains:
-            steps, run = self._train(configure, checkpoint_every, probe, report_to, following)
+            steps, run = self._train(checkpoint_every, probe, report_to, following)
         seconds = time.perf_counter() - begun
         finished = not following.interrupted
         metrics = self._finish(steps, seconds) if finished else {}
@@ -254,11 +271,19 @@ class TrainingSession:
             masks if masks.exists() else None,
             adapter if adapter.exists() else None,
             self.spec.loss_unit,
+            self._costs(seconds),
         )
+
+    def _costs(self, seconds: float) -> tuple[str, ...]:
+        """What was spent beside the steps, by the pace of those that this call took."""
+        taken = self.folder.taken
+        micro = self.spec.batch_size * self.spec.accumulate
+        epoch = seconds / taken * -(-len(self.rows) // micro) if taken else math.nan
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return sparse_costs(self.ready.facts, parameters, epoch, peak_mb(self.loaded.device))
 
     def _train(
         self,
-        configure: Any,
         checkpoint_every: int | None,
         probe: Mapping[str, Any] | None,
         report_to: Sequence[str],
@@ -273,8 +298,7 @@ class TrainingSession:
                 run = self.folder.run_folder(last.step if last else 0)
                 attached.append(GradientProbeCallback(run, **self.ready.watched, **probe))
         trainer = make_trainer(
-            self.spec,
-            configure,
+            self.objective,
             self.loaded,
             self.ready.model,
             self.rows,
@@ -291,7 +315,7 @@ class TrainingSession:
         try:
             with (
                 following.interruptible(),
-                errors_from("trl", failed),
+                errors_from(self.objective.library, failed),
                 self.folder.room("a checkpoint"),
             ):
                 trainer.train(resume_from_checkpoint=str(last.path) if last else None)
@@ -344,6 +368,7 @@ class TrainingSession:
                 self.model.save_pretrained(made)
             names = ("torch", "transformers", "trl", "accelerate", "datasets")
             self.folder.facts |= {
+                **self.ready.facts,
                 "steps": steps,
                 "seconds": round(seconds, 3),
                 "model": str(self.checkpoint.path),

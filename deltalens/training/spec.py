@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltalens.catalog.methods import OBJECTIVES
+from deltalens.catalog.methods import CLASSIFICATION, LABELED, OBJECTIVES, REGRESSION
 from deltalens.errors import DeltaLensError
 from deltalens.training.methods import Method
 from deltalens.training.methods.base import LEARNING_RATE, check_above_zero, check_choice
@@ -28,7 +28,10 @@ class TrainingSpec:
     method: Method = field(default_factory=Sft)
     """What is done, with its own settings; in a study each cell has its own."""
     objective: str = "sft"
-    """`sft`, or `dpo` for rows of preferences."""
+    """`sft`; `dpo` for rows of preferences; `classification` or `regression` for rows of sentences
+    with labels, which decide it themselves."""
+    labels: tuple[str, ...] = ()
+    """The classes by their numbers, which the rows or the model decide; () of other objectives."""
     epochs: float = 1.0
     steps: int | None = None
     """Optimizer steps, instead of epochs."""
@@ -38,7 +41,8 @@ class TrainingSpec:
     """Micro-batches in a step."""
     accumulate_mean: str = "tokens"
     """What a step's loss is the mean of: all `tokens` of its micro-batches, as in trl; or `batch`,
-    the micro-batches' own means with equal weights (GMT, Eq. 2). DPO always has the latter."""
+    the micro-batches' own means with equal weights (GMT, Eq. 2). DPO and labels always have the
+    latter."""
     learning_rate: float | None = None
     """The peak; the method's default if None."""
     weight_decay: float = 0.0
@@ -56,6 +60,11 @@ class TrainingSpec:
 
     def __post_init__(self) -> None:
         check_choice("objective", self.objective, OBJECTIVES)
+        if self.objective == "dpo" and self.method.changes_base:
+            raise DeltaLensError(
+                f"method {self.method.name}: under dpo the reference is the model without its "
+                "adapter, which is not the base; use lora"
+            )
         check_choice("loss_on", self.loss_on, ("completion", "all"))
         check_choice("accumulate_mean", self.accumulate_mean, ("tokens", "batch"))
         for name in ("epochs", "batch_size", "accumulate", "learning_rate", "steps", "max_length"):
@@ -74,6 +83,18 @@ class TrainingSpec:
             Its specification.
         """
         return dataclasses.replace(self, method=method, seed=seed)
+
+    def of_same_rows(self, other: TrainingSpec) -> TrainingSpec:
+        """Another training on the rows of this one.
+
+        Args:
+            other: that training.
+
+        Returns:
+            The same, with what the rows decide.
+        """
+        decided = ("objective", "labels", "accumulate_mean")
+        return dataclasses.replace(other, **{name: getattr(self, name) for name in decided})
 
     @property
     def peak_learning_rate(self) -> float:
@@ -100,6 +121,8 @@ class TrainingSpec:
             return (
                 "DPO loss, nats per preference" if plain else f"DPO loss ({named}) per preference"
             )
+        if self.objective in LABELED:
+            return _LABELED_LOSS[self.objective]
         plain = named in (None, "nll", "chunked_nll")
         return "nats per target token" if plain else f"{named} loss per target token"
 
@@ -114,7 +137,9 @@ class TrainingSpec:
             json.dumps({k: v for k, v in own.items() if k != "method"})
         )
         rate = LEARNING_RATE if self.learning_rate is None else self.learning_rate
-        return {name: value for name, value in values.items() if name != "seed"} | {
+        # Records from before there were labels go on, as long as they have none.
+        left_out = {"seed"} if self.labels else {"seed", "labels"}
+        return {name: value for name, value in values.items() if name not in left_out} | {
             "learning_rate": rate
         }
 
@@ -136,18 +161,28 @@ class TrainingSpec:
         return {**named, **self.settings(), **self.shared()}
 
 
+_LABELED_LOSS = {
+    CLASSIFICATION: "cross-entropy, nats per row",
+    REGRESSION: "squared error per row",
+}
+
+
 def config_class(objective: str) -> Any:
-    """trl's configuration of an objective.
+    """The trainer's configuration of an objective.
 
     Args:
-        objective: `sft` or `dpo`.
+        objective: `sft`, `dpo`, `classification` or `regression`.
 
     Returns:
-        `trl.SFTConfig` or `trl.DPOConfig`.
+        `trl.SFTConfig`, `trl.DPOConfig` or `transformers.TrainingArguments`.
 
     Raises:
         DeltaLensError: trl is not installed.
     """
+    if objective in LABELED:
+        from transformers import TrainingArguments
+
+        return TrainingArguments
     try:
         import trl
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""trl's trainer, set up for a training of ours."""
+"""The trainer of trl or transformers, set up for a training of ours."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 
 from deltalens.errors import errors_from
 from deltalens.scoring.loading import LoadedModel
-from deltalens.training.rows import collator
-from deltalens.training.spec import TrainingSpec
+from deltalens.training.objectives import Objective
+from deltalens.training.spec import config_class
 
 __all__ = ["make_savable", "make_trainer"]
 
@@ -22,8 +22,7 @@ _TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 
 
 def make_trainer(
-    spec: TrainingSpec,
-    configure: Any,
+    objective: Objective,
     loaded: LoadedModel,
     model: Any,
     rows: Any,
@@ -36,11 +35,10 @@ def make_trainer(
     report_to: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback],
 ) -> Any:
-    """Set up trl's trainer, without its own output on the terminal.
+    """Set up the objective's trainer, without its own output on the terminal.
 
     Args:
-        spec: the training.
-        configure: the class of its configuration.
+        objective: of the training, with its specification.
         loaded: the model as it was loaded, with its tokenizer and device.
         model: what is trained: that model, or an adapter around it.
         rows: the rows to train on, tokenized.
@@ -53,13 +51,13 @@ def make_trainer(
         callbacks: called at every step, in this order.
 
     Returns:
-        A `trl.SFTTrainer` or `trl.DPOTrainer`.
+        A `trl.SFTTrainer`, `trl.DPOTrainer` or `transformers.Trainer`.
 
     Raises:
-        DeltaLensError: trl refuses these settings, or this model.
+        DeltaLensError: it refuses these settings, or this model.
     """
-    import trl
-
+    spec = objective.spec
+    configure = config_class(spec.objective)
     options: dict[str, Any] = {
         "output_dir": str(checkpoints),
         "num_train_epochs": spec.epochs,
@@ -71,7 +69,6 @@ def make_trainer(
         "warmup_steps": int(spec.warmup * steps),
         "lr_scheduler_type": "cosine",
         "seed": spec.seed,
-        "max_length": longest,
         "bf16": False,
         "fp16": False,
         _checkpointing_option(configure): spec.gradient_checkpointing,
@@ -83,27 +80,17 @@ def make_trainer(
         "logging_steps": 1,
         "report_to": [*report_to],
         "disable_tqdm": True,
+        **objective.options(longest),
         **spec.recipe,
     }
-    if spec.objective == "dpo":
-        made: Any = trl.DPOTrainer
-    else:
-        made = trl.SFTTrainer
-        options["dataset_kwargs"] = {"skip_prepare_dataset": True}
-    with errors_from("trl", "the settings cannot be used"):
+    with errors_from(objective.library, "the settings cannot be used"):
         config = configure(**options)
     with (
-        errors_from("trl", f"{source}: cannot be trained so"),
+        errors_from(objective.library, f"{source}: cannot be trained so"),
         _tensorboard_in(checkpoints.parent / "tensorboard"),
     ):
-        trainer = made(
-            model=model,
-            args=config,
-            train_dataset=rows,
-            data_collator=collator(config, loaded.tokenizer, loaded.model),
-            processing_class=loaded.tokenizer,
-            callbacks=[*callbacks],
-            **_reference(spec, config, loaded, model),
+        trainer = objective.trainer(
+            config, loaded, model, train_dataset=rows, callbacks=[*callbacks]
         )
     if spec.accumulate_mean == "batch":
         # A trainer that counts no tokens takes each micro-batch's mean, and divides by their
@@ -134,23 +121,16 @@ def make_savable(model: Any) -> None:
     copied into the result as it is.)
 
     Args:
-        model: its `generation_config` is replaced if it is not valid.
+        model: its `generation_config` is replaced if it has one that is not valid.
     """
-    config = model.generation_config
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        return
     try:
         config.validate(strict=True)
     except ValueError:
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         model.generation_config = type(config)(**{name: getattr(config, name) for name in names})
-
-
-def _reference(spec: TrainingSpec, config: Any, loaded: LoadedModel, model: Any) -> dict[str, Any]:
-    """The reference model of DPO, loaded as the model was: trl would load it from whatever files
-    the folder holds."""
-    not_needed = spec.objective != "dpo" or hasattr(model, "peft_config")
-    if not_needed or config.precompute_ref_log_probs or loaded.again is None:
-        return {}
-    return {"ref_model": loaded.again().model}
 
 
 def _checkpointing_option(configure: Any) -> str:

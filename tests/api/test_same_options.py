@@ -19,7 +19,7 @@ from deltalens.training.methods import method_class, trainable
 FUNCTIONS_ALONE = {
     *("load_study", "load_run"),  # What `plot` and `monitor` begin with.
     *("open_checkpoint", "pair"),  # Two checkpoints' headers, for programs.
-    *("apply_masks",),  # To a model in memory.
+    *("apply_masks", "salience"),  # Of a model in memory.
 }
 COMMAND_LINE_ALONE = {
     *("dry_run", "as_json", "quiet", "verbose", "debug", "options_file", "help_all"),

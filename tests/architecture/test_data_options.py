@@ -18,8 +18,11 @@ from tests.architecture.commands import root_command, working_commands
 MEASURED, TRAINED = "--data", "--train-data"
 """Rows to measure on, of a model as it is; rows to train on."""
 LIMITS = {MEASURED: "--limit", TRAINED: "--train-limit"}
-FIELDS = ("--prompt-field", "--completion-field", "--messages-field", "--text-field")
-MEASURING = {"drop-study", "landscape", "sweep layers-drop"}
+FIELDS = (
+    *("--prompt-field", "--completion-field", "--messages-field", "--text-field"),
+    *("--label-field", "--sentence1-field", "--sentence2-field"),
+)
+MEASURING = {"drop-study", "landscape", "salience", "sweep layers-drop"}
 TRAINING = {
     *("train sft", "train mft", "compare", "efficiency"),
     *("sweep mask-ratio", "sweep data-ratio", "sweep layers"),

@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "scoring": {"errors", "catalog", "numerics", "io"},
     "gradients": {"errors", "names", "numerics"},
     "probes": BELOW_PROBES,
-    "methods": BELOW_PROBES,
+    "methods": BELOW_PROBES | {"catalog"},
     "integrations": BELOW_PROBES | {"probes", "methods"},
     "training": {
         "errors",
@@ -41,7 +41,16 @@ ALLOWED: dict[str, set[str]] = {
         "methods",
         "integrations",
     },
-    "studies": {"errors", "catalog", "names", "numerics", "io", "scoring", "training"},
+    "studies": {
+        "errors",
+        "catalog",
+        "names",
+        "numerics",
+        "io",
+        "scoring",
+        "methods",
+        "training",
+    },
     "demo": {"errors", "numerics", "io", "probes", "methods"},
 }
 ALLOWED["api"] = {*ALLOWED}

@@ -17,7 +17,10 @@ OPTION = re.compile(r"(?<![\w`-])--[a-z][a-z0-9-]*[a-z0-9]")
 ELSEWHERE = re.compile(r"`[a-z][a-z -]* --[^`]*`")
 """An option with its command in front, in backticks: `drop-study --include RE`."""
 
-OF_TRAININGS = ("compare", "sweep data-ratio", "sweep layers", "sweep mask-ratio")
+OF_TRAININGS = (
+    "compare",
+    *("sweep data-ratio", "sweep density", "sweep layers", "sweep mask-ratio", "sweep masks"),
+)
 STUDIED = (*OF_TRAININGS, "efficiency")
 NEVER_SAID: dict[tuple[str, str], tuple[str, ...]] = {
     # Help texts of `train mft`, not messages.

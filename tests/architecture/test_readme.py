@@ -11,7 +11,7 @@ from tests.architecture.import_graph import ROOT
 
 FENCE = re.compile(r"^ *```(?:sh|bash|console)\b[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
-OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
 TEXTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
 TEXTS += sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))
 OF_OTHERS = {"--only", "--nproc-per-node"}

@@ -40,12 +40,15 @@ class Made:
             "drop": [self.ft, self.base],
             "drop-study": [*both, "--rates", "0.5", "--seeds", 1],
             "landscape": [*both, "--grid", 3],
+            "salience": [self.base, *both[2:], "--against", self.ft, "--batch-size", 4],
             "efficiency": ["gmt", self.ft, *data, "--repeats", 1, "--block-steps", 1],
             "compare": ["mft,sft", *training, "--eval-every", 1],
             "sweep layers-drop": [*both, "--group-sizes", 1],
             "sweep layers": ["mft", *training, "--group-sizes", 2],
             "sweep mask-ratio": ["gmt,hft", *training, "--mask-ratios", "0.5"],
             "sweep data-ratio": ["mft,sft", *training, "--data-ratios", "0.5"],
+            "sweep density": ["sft,lora", *training, "--ranks", 1],
+            "sweep masks": ["speft:examples=8", *training, "--refresh-every", 1],
             "train sft": [self.ft, *data, *tests, "--steps", 10, "--probe", "--eval-every", 5],
             "train mft": [self.ft, *data, "--steps", 1, "--threshold", "-0.03"],
         }
@@ -56,13 +59,15 @@ class Made:
         return self.out / f"{name} {NAME}"
 
 
-LIGHT = ("inspect", "drop", "drop-study", "landscape", "sweep layers-drop", "train sft")
+LIGHT = ("inspect", "drop", "drop-study", "landscape", "salience", "sweep layers-drop", "train sft")
 TRAINED = (
     "efficiency",
     "compare",
     "sweep layers",
     "sweep mask-ratio",
     "sweep data-ratio",
+    "sweep density",
+    "sweep masks",
     "train mft",
 )
 

@@ -48,12 +48,15 @@ def lines(made: Path) -> dict[str, list[object]]:
         "inspect": [ft, base, "--tensors"],
         "drop-study": [ft, base, *data, "--rates", "0.5", "--seeds", 2],
         "landscape": [ft, base, *data, "--grid", 3],
+        "salience": [base, *data, "--against", ft, "--batch-size", 2],
         "efficiency": ["gmt", ft, *trained, "--repeats", 1, "--block-steps", 1],
         "compare": ["mft,random-mask-weights", *training],
         "sweep layers-drop": [ft, base, *data, "--group-sizes", 1],
         "sweep layers": ["mft", *training, "--group-sizes", 1],
         "sweep mask-ratio": ["gmt,random-mask,hft", *training, "--mask-ratios", "0.5"],
         "sweep data-ratio": ["mft,sft", *training, "--data-ratios", "0.5"],
+        "sweep density": ["sft,lora,pissa", *training, "--ranks", "1"],
+        "sweep masks": ["speft:examples=8", *training, "--refresh-every", 1],
     }
     found = {
         name: [*name.split(), *line, "-o", made / "out" / name.replace(" ", "-")]

@@ -12,6 +12,7 @@ from deltalens.catalog.plugins import load_code
 from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.figures import FIGURES, draw_figure, draw_named, drawings
+from deltalens.figures.speft_studies import DENSITY_SWEEP, MASK_SWEEP
 from tests.support.gmt_studies import EXACT, write_sweep
 from tests.support.mft_studies import COMPARED, DATA_RATIOS, RATIOS, write_study
 
@@ -21,11 +22,13 @@ TWINS = {
     "mft-fig10": "mft-fig6",
     "mft-tab2": "mft-tab1",
     "mft-tab6": "mft-tab5",
+    **{f"speft-tab{number}": "speft-tab1" for number in (2, 3, 9, 10, 11, 12)},
+    **{f"speft-tab{number}": "speft-tab7" for number in (5, 6, 8)},
 }
 
 
 def test_every_name_has_code_and_says_what_it_shows_and_needs() -> None:
-    sources = {*STUDIES, "run", "training"}
+    sources = {*STUDIES, MASK_SWEEP, DENSITY_SWEEP, "run", "training"}
     for name, entry in FIGURES.items():
         assert name == entry.name
         assert callable(load_code(entry.code))

@@ -112,8 +112,8 @@ def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: object) -> None
 
 def test_a_row_without_a_known_field_shows_what_it_has(tmp_path: Path) -> None:
     assert fault(tmp_path, {"question": "?", "x" * 10_000: 1}) == (
-        f"needs 'text', 'prompt' and 'completion', 'messages', or 'prompt', 'chosen' and "
-        f"'rejected'; has 'question', {'x' * 40!r}"
+        f"needs 'text', 'prompt' and 'completion', 'messages', 'prompt', 'chosen' and 'rejected', "
+        f"or 'sentence1', 'sentence2' and 'label'; has 'question', {'x' * 40!r}"
     )
     assert fault(tmp_path, {}).endswith("; has no field")
 

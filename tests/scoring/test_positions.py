@@ -41,9 +41,9 @@ DECODER: dict[str, Any] = {
 GPT = {"vocab_size": 120, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": TABLE}
 
 MODELS: dict[str, Callable[[], Any]] = {
-    "roberta": lambda: hf.RobertaForCausalLM(hf.RobertaConfig(**SMALL)),
-    "roberta that pads with 7": lambda: hf.RobertaForCausalLM(
-        hf.RobertaConfig(**SMALL, pad_token_id=7)
+    "roberta": lambda: tiny("roberta", head=hf.RobertaForCausalLM, **SMALL),
+    "roberta that pads with 7": lambda: tiny(
+        "roberta", head=hf.RobertaForCausalLM, **SMALL, pad_token_id=7
     ),
     "xlm-roberta": lambda: hf.XLMRobertaForCausalLM(hf.XLMRobertaConfig(**SMALL)),
     "xlm-roberta-xl": lambda: hf.XLMRobertaXLForCausalLM(hf.XLMRobertaXLConfig(**SMALL)),

@@ -25,10 +25,12 @@ from deltalens.errors import DeltaLensError, RecordError
 from deltalens.numerics.workers import one_thread
 from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies import efficiency, paired
+from deltalens.studies.budgets import sweep_density, sweep_masks
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.landscape import scan
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.mft_sweeps import compare, sweep_data_ratio, sweep_layers
+from deltalens.studies.salience import study as salience
 from deltalens.studies.training_plans import TrainingData
 from deltalens.training.methods import method_of, read_methods
 from deltalens.training.run import TrainingWatch, train
@@ -161,45 +163,71 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
         "fresh": True,
         "watch": WATCHED,
     }
-    of_source = {"source": "data", "spec": "steps"}
+    of_source = {"source": "data", "spec": "steps", "learning_rates": "learning_rate"}
+    grid = {"learning_rates": (1e-3, 1e-4)}
+    choosing = {"learning_rates": {"source": dataclasses.replace(source, choose_on=fewer)}}
     mft = read_methods("mft")
     more = {"methods": read_methods("sft"), "seeds": 2}
     found |= {
         "compare": StudyCase(
             compare,
             {"methods": mft, "seeds": 1, **trained},
-            changed,
+            {**changed, **grid},
             {**more, "base": base},
             kept,
-            {"base": {}},
+            {"base": {}, **choosing},
             of_source,
         ),
         "sweep_mask_ratio": StudyCase(
             sweep_mask_ratio,
             {"methods": mft, "mask_ratios": "0.2", "seeds": 1, **trained},
-            changed,
+            {**changed, **grid},
             {**more, "mask_ratios": "0.1"},
             kept,
-            {},
+            choosing,
             of_source,
         ),
         "sweep_layers": StudyCase(
             sweep_layers,
             {"methods": mft, "group_sizes": [2], "seeds": 1, **trained},
-            {**changed, "data_ratio": "0.5"},
+            {**changed, **grid, "data_ratio": "0.5"},
             {**more, "group_sizes": [1]},
             kept,
-            {},
+            choosing,
             of_source,
         ),
         "sweep_data_ratio": StudyCase(
             sweep_data_ratio,
             {"methods": mft, "data_ratios": "1", "seeds": 1, **trained},
-            changed,
+            {**changed, **grid},
             {**more, "data_ratios": "0.5"},
             kept,
-            {},
+            choosing,
             of_source,
+        ),
+        "sweep_density": StudyCase(
+            sweep_density,
+            {"methods": read_methods("lora"), "ranks": [1], "seeds": 1, **trained},
+            {**changed, **grid, "targets": "linear"},
+            {**more, "ranks": [2]},
+            kept,
+            choosing,
+            of_source,
+        ),
+        "sweep_masks": StudyCase(
+            sweep_masks,
+            {
+                "methods": read_methods("speft"),
+                "scopes": ["global"],
+                "refresh_every": [5],
+                "seeds": 1,
+                **trained,
+            },
+            {**changed, **grid, "methods": read_methods("speft:metric=snip")},
+            {"seeds": 2, "scopes": ["layer"], "refresh_every": [6]},
+            kept,
+            choosing,
+            {**of_source, "methods": "settings"},
         ),
         "efficiency": StudyCase(
             efficiency.efficiency,
@@ -228,6 +256,40 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
             {},
             {"spec": "batch_size", "steps": "steps_in_block", "fields": "data", "limit": "data"},
         ),
+        "salience_study": StudyCase(
+            salience.salience_study,
+            {
+                "model": pair.base,
+                "data": [rows],
+                "metrics": ["gradient", "snip"],
+                "density": "0.1",
+                "steps": 2,
+                "batch_size": 2,
+            },
+            {
+                "model": rounded.base,
+                "data": [fewer],
+                "density": "0.2",
+                "scope": "tensor",
+                "targets": "linear",
+                "steps": 1,
+                "batch_size": 1,
+                "max_length": 16,
+                "expectation": "outside",
+                "sign": -1,
+                "hessian": "difference",
+                "seed": 1,
+                "fields": {"prompt": "other"},
+                "limit": 2,
+                "device": "elsewhere",
+                "dtype": "bfloat16",
+                "trust_remote_code": True,
+            },
+            {"metrics": ["gradient", "snip", "fisher"], "against": pair.ft},
+            {"fresh": True, "watch": WATCHED},
+            {},
+            {"fields": "data", "limit": "data"},
+        ),
     }
     return found
 
@@ -235,9 +297,16 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
 NAMES = [
     *("drop_study", "sweep_layers_drop", "scan_landscape", "efficiency"),
     *("compare", "sweep_mask_ratio", "sweep_layers", "sweep_data_ratio"),
+    *("sweep_density", "sweep_masks"),
+    "salience_study",
 ]
-TRAININGS = NAMES[4:]
-METHODS = {"compare": "mft,l1-mask,lora-on-ft", "sweep_data_ratio": "mft,lora,gmt,hft"}
+TRAININGS = NAMES[4:-1]
+WITH_ANY_SETTING = NAMES[4:8]
+"""Those whose methods have no settings that `OPTIONS` lacks."""
+METHODS = {
+    "compare": "mft,l1-mask,lora-on-ft",
+    "sweep_data_ratio": "mft,lora,gmt,hft",
+}
 """Those with settings of their own, where it is not mft alone."""
 
 
@@ -277,7 +346,7 @@ def test_another_value_is_another_study_in_words(
 
 def elsewhere(patch: pytest.MonkeyPatch) -> None:
     """As if there were an accelerator: nothing is loaded before the identity is compared."""
-    for module in (paired, scan, efficiency):
+    for module in (paired, scan, efficiency, salience):
         patch.setattr(module, "pick_device", lambda name: torch.device("cuda"))
         for check in ("check_fits", "check_room"):
             patch.setattr(module, check, lambda *given: None, raising=False)
@@ -319,7 +388,7 @@ def test_what_is_left_out_changes_no_number(study: StudyCase, tmp_path: Path) ->
                 study.function(out=tmp_path / f"{name}-0", **call, **{name: value})
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize("name", WITH_ANY_SETTING)
 def test_every_shared_setting_is_in_the_identity_or_refused(
     studies: dict[str, StudyCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -341,7 +410,7 @@ def test_every_shared_setting_is_in_the_identity_or_refused(
         assert "holds another study" in said or one.name == "seed"
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize("name", WITH_ANY_SETTING)
 def test_every_setting_of_a_method_is_in_the_identity_or_refused(
     studies: dict[str, StudyCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -466,5 +535,7 @@ def test_the_list_is_of_all_functions_that_make_a_study() -> None:
         "studies/trainings.py",
         "studies/mask_ratio.py",
         "studies/mft_sweeps.py",
+        "studies/budgets.py",
+        "studies/salience/study.py",
         "studies/inspect.py",  # Always begins anew.
     }

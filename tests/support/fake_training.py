@@ -16,9 +16,10 @@ import pytest
 
 from deltalens.io.checkpoint import open_checkpoint
 from deltalens.io.records import Measurement
+from deltalens.io.records.metrics import Metrics
 from deltalens.scoring.loading import pick_device
 from deltalens.scoring.rows import read_rows
-from deltalens.studies import trainings
+from deltalens.studies import cell_maker
 from deltalens.training.run import Trained, training_dtype
 from deltalens.training.spec import TrainingSpec
 
@@ -36,8 +37,9 @@ OPTIONS: dict[str, list[Any]] = {
     "init_std": [0.02, 0.03],
     "score_learning_rate": [2e-5, 1e-3],
     "lora_rank": [64, 2],
-    "lora_alpha": [16, 2],
+    "lora_alpha": [16, 2, "rank"],
     "lora_dropout": [0.1, 0.2],
+    "targets": ["linear", "attention"],
     "epochs": [1.0, 2.0],
     "steps": [2],
     "learning_rate": [2e-5, 1e-3],
@@ -50,6 +52,7 @@ OPTIONS: dict[str, list[Any]] = {
     "max_length": [16],
     "gradient_checkpointing": [True],
     "recipe": [{"max_grad_norm": 0.5}],
+    "labels": [("no", "yes")],
 }
 """Settings of trainings, and values of them."""
 
@@ -92,16 +95,21 @@ class FakeTraining:
         found = number([open_checkpoint(model).fingerprint, rows, given(spec), seen])
         out.mkdir(parents=True)
         (out / "metrics.jsonl").write_text("")
+        if how["choose_on"] is not None:
+            held = number([found, "on the rows that choose"])
+            Metrics(out).add({"step": 1, "choosing": {"loss": [held, 0.0, 1]}})
         return Trained(out, 1, 0.0, 0.5, True, {"loss": Measurement(found)})
 
     def measure(self, worker: Any, folder: str | Path, **how: Any) -> Mapping[str, Measurement]:
         """The same of a checkpoint."""
         self.calls += 1
         source = worker.source
-        seen = [
+        seen: list[Any] = [
             open_checkpoint(folder).fingerprint,
             computed(folder, source.device, source.dtype),
         ]
+        if how.get("files"):
+            seen.append([file.path for file in how["files"]])
         return {"loss": Measurement(number(seen))}
 
 
@@ -123,6 +131,6 @@ def _measured(worker: Any, fake: FakeTraining, folder: str | Path, **how: Any) -
 def fake_trainings(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
     """From here to the end of the test nothing is trained."""
     fake = FakeTraining()
-    monkeypatch.setattr(trainings, "train", fake.train)
-    monkeypatch.setattr(trainings.CellMaker, "evaluate", partialmethod(_measured, fake))
+    monkeypatch.setattr(cell_maker, "train", fake.train)
+    monkeypatch.setattr(cell_maker.CellMaker, "evaluate", partialmethod(_measured, fake))
     return fake

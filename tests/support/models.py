@@ -60,6 +60,12 @@ ARCHITECTURES: dict[str, tuple[type[PretrainedConfig], type[Any], dict[str, Any]
     "gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel, _GPT2),
     "opt": (transformers.OPTConfig, transformers.OPTForCausalLM, _OPT),
     "bert": (transformers.BertConfig, transformers.BertForMaskedLM, _ENCODER),
+    "roberta": (transformers.RobertaConfig, transformers.RobertaForMaskedLM, _ENCODER),
+    "gemma2": (
+        transformers.Gemma2Config,
+        transformers.Gemma2ForCausalLM,
+        {**_LLAMA_LIKE, "head_dim": 8, "sliding_window": 8},
+    ),
     "mixtral": (
         transformers.MixtralConfig,
         transformers.MixtralForCausalLM,
@@ -82,6 +88,51 @@ ARCHITECTURES: dict[str, tuple[type[PretrainedConfig], type[Any], dict[str, Any]
     ),
 }
 """Architecture -> its configuration, its model, and the settings that make it tiny."""
+
+
+_GEMMA2_2B: dict[str, Any] = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 256_000,
+}
+_QWEN2_7B: dict[str, Any] = {
+    "hidden_size": 3584,
+    "intermediate_size": 18_944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152_064,
+}
+_LLAMA3_8B: dict[str, Any] = {
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128_256,
+}
+PUBLISHED = {
+    "gemma2-2b": ("gemma2", _GEMMA2_2B),
+    "qwen2-7b": ("qwen2", _QWEN2_7B),
+    "llama3-8b": ("llama", _LLAMA3_8B),
+}
+"""Models of the papers -> architecture, and the settings that decide shapes."""
+
+
+def shapes_of(name: str) -> Any:
+    """A published model without weights, on the meta device.
+
+    Args:
+        name: A key of `PUBLISHED`.
+    """
+    architecture, settings = PUBLISHED[name]
+    config, model, _ = ARCHITECTURES[architecture]
+    with torch.device("meta"):
+        return model(config(**settings))
 
 
 def tiny_config(architecture: str, **settings: Any) -> Any:
@@ -204,6 +255,11 @@ def bert(tied: bool) -> Any:
     return _for_tokenizer("bert", tied)
 
 
+def roberta(tied: bool) -> Any:
+    """RoBERTa: an encoder that counts positions from its padding token on."""
+    return _for_tokenizer("roberta", tied)
+
+
 def mixtral(tied: bool) -> Any:
     """Mixtral: three matrices per expert in a file, two stacks of all experts in memory."""
     return _for_tokenizer("mixtral", tied)
@@ -219,6 +275,7 @@ FAMILIES: dict[str, Callable[[bool], Any]] = {
     "gpt2": gpt2,
     "opt": opt,
     "bert": bert,
+    "roberta": roberta,
     "qwen2": qwen2,
     "mixtral": mixtral,
 }

@@ -9,9 +9,12 @@ from typing import Any
 
 from deltalens.io.records import StudyRecord
 from deltalens.studies.training_plans import TrainingData
+from deltalens.training.calibration import CalibrationBatches
 from deltalens.training.methods import Method, method_of, read_methods
 from deltalens.training.spec import TrainingSpec
 
+NO_ROWS = CalibrationBatches([], lambda rows: {}, 1, 0)
+"""For a method that looks at no rows before it trains."""
 _SHARED = {field.name for field in dataclasses.fields(TrainingSpec)}
 
 

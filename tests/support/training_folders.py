@@ -28,3 +28,19 @@ def preferences() -> list[dict[str, Any]]:
         {"prompt": f"{i}+{i % 7}=", "chosen": str(i + i % 7), "rejected": str(i)}
         for i in range(1, 20)
     ]
+
+
+def comparisons(count: int = 40, *, names: bool = False) -> list[dict[str, Any]]:
+    """Pairs of sentences, and whether the first is a greater number."""
+    rows = []
+    for i in range(count):
+        first, second = i * 7 % 20, i * 13 % 18
+        greater = int(first > second)
+        label = ("less", "more")[greater] if names else greater
+        rows.append({"sentence1": f"{first}+0", "sentence2": str(second), "label": label})
+    return rows
+
+
+def scores(count: int = 40) -> list[dict[str, Any]]:
+    """Single sentences, and their lengths in tens."""
+    return [{"sentence": "1" * (1 + i % 9), "label": (1 + i % 9) / 10} for i in range(count)]

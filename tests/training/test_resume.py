@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import TrainingFolder
 from deltalens.training import run
 from deltalens.training.run import Trained, train
 from deltalens.training.spec import TrainingSpec
+from tests.support.models import bert, initialized, save
 from tests.support.specs import training_spec
+from tests.support.training_folders import comparisons, write_rows
 
 pytestmark = pytest.mark.resume
 
@@ -35,8 +38,21 @@ def came_to(folder: Path) -> dict[str, Any]:
         with safe_open(file, "numpy") as held:
             found["masks"] = held.metadata(), held.get_tensor("kept").tobytes()
     if (adapter := folder / "adapter").exists():
-        found["adapter"] = (adapter / "adapter_model.safetensors").read_bytes()
+        tensors = load_file(next(adapter.glob("*.safetensors")))
+        found["adapter"] = {name: each.numpy().tobytes() for name, each in tensors.items()}
     return found
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT, which gets its head and pooler in the training."""
+    return save(initialized(lambda: bert(False), 0), tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="module")
+def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pairs of sentences with labels."""
+    return write_rows(tmp_path_factory.mktemp("labeled") / "rows.jsonl", comparisons())
 
 
 Photograph = Callable[[str], None]
@@ -90,6 +106,8 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "epochs": ({"steps": None, "epochs": 0.35}, False),
     "gmt": ({"method": "gmt", "mask_ratio": "0.5"}, False),
     "lora": ({"method": "lora", "lora_rank": 2}, False),
+    "sparse": ({"method": "speft", "density": "0.1"}, False),
+    "renewed masks and choice": ({"method": "speft", "density": "0.1", "refresh_every": 2}, True),
 }
 MOMENTS = (
     "before the first step",
@@ -106,6 +124,22 @@ def test_killed_in_the_final_evaluation_no_step_is_left_to_take(
     base: Path, rows: Path, tmp_path: Path, photographed: Path
 ) -> None:
     check(base, rows, tmp_path, photographed, "masks and choice", ["final evaluation"])
+
+
+@pytest.mark.parametrize("case", ["lora", "masks and choice"])
+def test_a_new_head_goes_on_where_the_training_was_killed(
+    encoder: Path, labeled: Path, tmp_path: Path, photographed: Path, case: str
+) -> None:
+    chosen = ["before the first step", "checkpoint 4 unsealed"]
+    check(encoder, labeled, tmp_path, photographed, case, chosen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_new_head_killed_anywhere_comes_to_the_same(
+    encoder: Path, labeled: Path, tmp_path: Path, photographed: Path, case: str
+) -> None:
+    check(encoder, labeled, tmp_path, photographed, case, MOMENTS)
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
 A table is one CSV file. Comment lines come first: `# source: ...`, and a `# note: ...` for each
 thing that a reader should know about the table. In the header, the columns of `LABELS` name a row,
 `note` says what is special about it, and every other column is a measure. A cell holds the text as
-printed: `69.5(+1.2)` includes the difference that the paper states, and `-` is a dash in the paper;
-an empty cell is not part of the paper's table. None of these papers prints standard deviations: the
-numbers in parentheses in MFT's tables are differences to FFT.
+printed: `69.5(+1.2)` includes the difference that the paper states, `83.56±.07` a standard
+deviation, and `-` is a dash in the paper; `body lost` stands where the text that we have lacks the
+table's body, and an empty cell is not part of the paper's table. GMT and MFT print no standard
+deviations: the numbers in parentheses in MFT's tables are differences to FFT. A table with the line
+`# holds: settings` has words for cells, hyperparameters instead of measures.
 """
 
 from __future__ import annotations
@@ -22,12 +24,24 @@ from deltalens.errors import DeltaLensError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LABELS", "PaperTable", "as_number", "paper_table", "paper_tables"]
+__all__ = [
+    "LABELS",
+    "LOST",
+    "PaperTable",
+    "as_deviation",
+    "as_number",
+    "paper_table",
+    "paper_tables",
+]
 
-LABELS = ("setting", "model", "domain", "method")
+LABELS = ("setting", "model", "domain", "S / D", "G / L", "method", "hyperparameter")
 """The columns that name a row, where a table has them."""
+LOST = "body lost"
+"""Stands in a cell whose table has lost its body in the text that we have."""
 
-_NUMBER = re.compile(r"(?P<value>-?\d+(\.\d+)?)(\([+-]\d+(\.\d+)?\))?")
+_NUMBER = re.compile(
+    r"(?P<value>-?\d+(\.\d+)?)(\([+-]\d+(\.\d+)?\)|±(?P<deviation>\d+(\.\d+)?|\.\d+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -40,10 +54,12 @@ class PaperTable:
     notes: tuple[str, ...]
     cells: pd.DataFrame
     """The table as printed: text in every column, empty where there is no cell."""
+    holds: str = "numbers"
+    """`numbers`; or `settings`, which are words."""
 
     @property
     def measures(self) -> list[str]:
-        """The columns that hold numbers, in the paper's order."""
+        """The columns that hold numbers or settings, in the paper's order."""
         return [name for name in self.cells.columns if name not in (*LABELS, "note")]
 
 
@@ -82,7 +98,8 @@ def paper_table(name: str) -> PaperTable:
     )
     (source,) = (text for kind, _, text in comments if kind == "source")
     notes = tuple(text for kind, _, text in comments if kind == "note")
-    return PaperTable(name, source, notes, cells)
+    (holds,) = [text for kind, _, text in comments if kind == "holds"] or ["numbers"]
+    return PaperTable(name, source, notes, cells, holds)
 
 
 def as_number(cell: str) -> float:
@@ -92,14 +109,36 @@ def as_number(cell: str) -> float:
         cell: the text as printed.
 
     Returns:
-        The number, without the difference in parentheses; NaN for a dash or an empty cell.
+        The number, without the difference in parentheses and without the standard deviation; NaN
+        for a dash, an empty cell or a lost one.
 
     Raises:
         DeltaLensError: it is none of these.
     """
-    if cell in ("", "-"):
-        return math.nan
+    match = _match(cell)
+    return float(match["value"]) if match else math.nan
+
+
+def as_deviation(cell: str) -> float:
+    """Convert the standard deviation of a printed cell to a number.
+
+    Args:
+        cell: the text as printed.
+
+    Returns:
+        The deviation: 0.07 of `83.56±.07`; NaN if the paper prints none.
+
+    Raises:
+        DeltaLensError: it is no cell of a paper's table.
+    """
+    match = _match(cell)
+    return float(match["deviation"]) if match and match["deviation"] else math.nan
+
+
+def _match(cell: str) -> re.Match[str] | None:
+    if cell in ("", "-", LOST):
+        return None
     match = _NUMBER.fullmatch(cell)
     if not match:
         raise DeltaLensError(f"{cell!r}: not a cell of a paper's table")
-    return float(match["value"])
+    return match

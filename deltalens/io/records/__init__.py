@@ -1,5 +1,13 @@
 """Folders of records: studies, probe runs and trainings. No torch here."""
 
+from deltalens.catalog.studies import LEARNING_RATE_COLUMN
+from deltalens.io.records.chosen_rates import (
+    as_choosing,
+    chosen,
+    deciding_metric,
+    has_grid,
+    without_choosing,
+)
 from deltalens.io.records.identity import Union
 from deltalens.io.records.journal import Cell, Measurement, Setting
 from deltalens.io.records.run import RunRecord, RunWriter, load_run
@@ -8,6 +16,7 @@ from deltalens.io.records.study import (
     StudyRecord,
     check_study_folder,
     load_study,
+    recorded_settings,
 )
 from deltalens.io.records.texts import has_texts, read_texts, write_texts
 from deltalens.io.records.training import (
@@ -22,6 +31,7 @@ from deltalens.io.records.training import (
 
 __all__ = [
     "ADAPTER",
+    "LEARNING_RATE_COLUMN",
     "MASKS",
     "Cell",
     "Measurement",
@@ -33,13 +43,19 @@ __all__ = [
     "TrainingFolder",
     "TrainingRecord",
     "Union",
+    "as_choosing",
     "check_study_folder",
+    "chosen",
+    "deciding_metric",
     "find_run",
+    "has_grid",
     "has_texts",
     "is_training",
     "load_run",
     "load_study",
     "load_training",
     "read_texts",
+    "recorded_settings",
+    "without_choosing",
     "write_texts",
 ]

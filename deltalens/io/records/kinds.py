@@ -13,7 +13,7 @@ from typing import Any
 
 from deltalens.catalog.methods import OBJECTIVES
 from deltalens.catalog.metrics import DIRECTIONS
-from deltalens.catalog.studies import STUDIES, study_name
+from deltalens.catalog.studies import LEARNING_RATE_COLUMN, columns_of, study_name
 from deltalens.io.records.schema import (
     COUNT,
     FLAG,
@@ -86,6 +86,11 @@ _COLUMNS: Mapping[str, Check] = {
     "method": NAME,
     "mask_ratio": _SHARE,
     "data_ratio": _SHARE,
+    LEARNING_RATE_COLUMN: Real(0),
+    "rank": COUNT,
+    "trained": COUNT,
+    "trained_share": _SHARE,
+    "refresh_every": COUNT,
     "size": Whole(0, _MANY),
     "group": _GROUP,
     "repeat": COUNT,
@@ -93,6 +98,9 @@ _COLUMNS: Mapping[str, Check] = {
     "b": _COORDINATE,
     "mark": NAME,
     "data": NAME,
+    "salience": NAME,
+    "part": Text(among=("budget", "sample", "agreement", "fine-tune")),
+    "of": NAME,
 }
 """Columns of a cell's setting; each means the same in all kinds of studies."""
 
@@ -110,10 +118,16 @@ class StudyKind:
     """Metrics that every cell must have."""
     rule: Rule | None = None
 
-    @property
-    def columns(self) -> Mapping[str, Check]:
-        """The columns of a cell's setting, in the table's order."""
-        return {name: _COLUMNS[name] for name in STUDIES[self.name].columns}
+    def columns(self, spec: Record) -> Mapping[str, Check]:
+        """List the columns of a cell's setting.
+
+        Args:
+            spec: the study's specification, checked.
+
+        Returns:
+            Name -> check, in the table's order.
+        """
+        return {name: _COLUMNS[name] for name in columns_of(spec)}
 
 
 def _spec(needed: Mapping[str, Check], known: Mapping[str, Check]) -> Fields:
@@ -132,6 +146,7 @@ _TRAINING: Mapping[str, Check] = {
     "data": _FILE,
     "eval_data": Items(_FILE, 1, 10_000),
     "choose_on": Either((NOTHING, _FILE)),
+    "learning_rates": Items(Real(0), 1, 1_000),
     "steps": Either((NOTHING, _SIZE)),
     # Records of the first version have one setting for all methods.
     **_METHOD_SETTINGS.known,
@@ -227,6 +242,18 @@ _EFFICIENCY = StudyKind(
     metrics=("samples_per_second", "hook_share", "peak_mb"),
 )
 
+_SALIENCE = StudyKind(
+    "salience",
+    _spec(
+        {"salience": _METHODS, "density": _RATE, "batch_size": _SIZE, "data": Items(_FILE, 1)},
+        {"steps": _SIZE, "scope": NAME, "targets": Text(10_000)},
+    ),
+    _facts(
+        {"entries": _SIZE, "parameters": _SIZE, "batches": COUNT, "examples": COUNT, "rows": COUNT},
+        {"model_bytes": COUNT, "seconds_of_pass": Real(0, 1e30), "seconds": Named(Real(0, 1e30))},
+    ),
+)
+
 _MARK = Fields(
     {
         "name": NAME,
@@ -296,10 +323,19 @@ _KINDS: Mapping[str, StudyKind] = {
         _INSPECTION,
         _trainings("mask-ratio-sweep", {"ratios": Items(_RATE)}),
         _trainings("data-ratio-sweep", {"ratios": Items(_RATE)}),
+        _trainings(
+            "density-sweep",
+            {"ranks": Items(_SIZE, 1, _MANY), "targets": Text(10_000)},
+            {"parameters": _SIZE, "trained_per_rank": _SIZE},
+        ),
+        _trainings(
+            "mask-sweep", {"scopes": Items(NAME, 1, 10), "refreshes": Items(COUNT, 1, _MANY)}
+        ),
         _LAYERS_TRAINED,
         _LAYERS_DROPPED,
         _trainings("comparison", {}),
         _EFFICIENCY,
+        _SALIENCE,
         _LANDSCAPE,
     )
 }

@@ -38,7 +38,7 @@ from deltalens.io.version import IDENTITY, has_checksums
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["StudyFolder", "StudyRecord", "check_study_folder", "load_study"]
+__all__ = ["StudyFolder", "StudyRecord", "check_study_folder", "load_study", "recorded_settings"]
 
 STUDY = Manifest(
     "study",
@@ -69,6 +69,24 @@ def check_study_folder(path: Path, inputs: Sequence[Path], kind: str | None = No
     except OSError as error:
         raise RecordError(f"{path}: cannot be used: {error.strerror}") from error
     check_new_folder(path, list(inputs))
+
+
+def recorded_settings(path: Path) -> dict[str, dict[str, Any]]:
+    """Look up the methods' settings of the study that a folder may contain.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        Label of a method -> its own settings; {} if there is no study, or one without methods.
+
+    Raises:
+        RecordError: there is a study, and it is damaged.
+    """
+    if not os.path.isfile(path / STUDY.name):
+        return {}
+    settings: dict[str, dict[str, Any]] = _read_manifest(path)["asked"].get("settings") or {}
+    return settings
 
 
 class StudyFolder(RecordFolder):
@@ -338,13 +356,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _cell_kind(file: Path, spec: Setting, columns: Sequence[str], sealed: bool = True) -> CellKind:
     kind = kind_of(spec)
-    if kind is not None and tuple(columns) != tuple(kind.columns):
-        raise RecordError(f"{file}: columns is {[*columns]}; expected {[*kind.columns]}")
+    expected = {} if kind is None else kind.columns(spec)
+    if kind is not None and tuple(columns) != tuple(expected):
+        raise RecordError(f"{file}: columns is {[*columns]}; expected {[*expected]}")
     if len({*columns, *VALUES}) < len(columns) + len(VALUES):
         raise RecordError(f"{file}: columns is {[*columns]}; expected names that all differ")
     if kind is None:
         return CellKind.any(columns, sealed)
-    return CellKind(kind.columns, kind.metrics, sealed)
+    return CellKind(expected, kind.metrics, sealed)
 
 
 def _check_facts(file: Path, manifest: Mapping[str, Any], cells: Sequence[Cell]) -> None:

@@ -42,6 +42,7 @@ from deltalens.numerics.selection.prefix import (
     drop_count,
     prefix_size,
 )
+from deltalens.numerics.selection.top import Ties, keep_top
 from deltalens.numerics.selection.windows import Window
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "Strategy",
     "TensorStats",
     "Tie",
+    "Ties",
     "UnitThresholds",
     "Units",
     "Window",
@@ -78,6 +80,7 @@ __all__ = [
     "find_random_boundaries",
     "keep_above",
     "keep_highest",
+    "keep_top",
     "prefix_size",
     "rank_units",
     "sample_stride",

@@ -16,7 +16,7 @@ from deltalens.errors import DeltaLensError, errors_from
 from deltalens.numerics.bits import TASK, array_view, infinity_bits, integer_of
 from deltalens.numerics.masks import PackedMask
 from deltalens.numerics.selection.keys import keys_of
-from deltalens.numerics.selection.prefix import Boundary
+from deltalens.numerics.selection.prefix import Boundary, tie_comparison
 from deltalens.numerics.selection.search import search
 from deltalens.numerics.selection.searches import KnownBoundary, RankSearch
 from deltalens.numerics.selection.windows import (
@@ -24,7 +24,7 @@ from deltalens.numerics.selection.windows import (
     Observed,
     Window,
     next_window,
-    windows_from_tensor,
+    windows_from_tensors,
 )
 from deltalens.numerics.workers import serial_map, workers
 
@@ -42,10 +42,14 @@ class KeepVisit:
         name: the tensor's name, for the error message.
         by_value: rank signed values (0 and -0 tie) rather than magnitudes.
         hash_key: key of the hash (`hashing.name_key`).
+        compiled: on a CPU, use compiled loops; loading them takes a second and 100 MB.
     """
 
-    def __init__(self, values: Tensor, name: str, by_value: bool, hash_key: int) -> None:
+    def __init__(
+        self, values: Tensor, name: str, by_value: bool, hash_key: int, compiled: bool = True
+    ) -> None:
         self._values, self._name, self._by_value = values, name, by_value
+        self._compiled = compiled and values.device.type == "cpu"
         self._hash_key = hash_key
         self.mask: PackedMask
         self.window: Window
@@ -65,8 +69,8 @@ class KeepVisit:
             DeltaLensError: there is a NaN.
         """
         (self.window,) = windows
-        on_cpu = self._values.device.type == "cpu"
-        self.observed = (self.mark_compiled if on_cpu else self.mark_in_torch)(self.window)
+        mark = self.mark_compiled if self._compiled else self.mark_in_torch
+        self.observed = mark(self.window)
         return [self.observed]
 
     def _observe(self, marked: int, indices: np.ndarray, keys: np.ndarray) -> Observed:
@@ -160,12 +164,15 @@ class KeepVisit:
             stays = candidates.keys >= boundary.below
             if boundary.tie is not None:
                 tied = np.flatnonzero(candidates.keys == boundary.below)
-                stays[tied] = candidates.hashes_at(tied) > boundary.tie.hash
+                hashes = torch.from_numpy(candidates.hashes_at(tied))
+                inside = torch.empty_like(hashes, dtype=torch.bool)
+                tie_comparison(boundary.tie, self._name)(hashes, boundary.tie.hash, out=inside)
+                stays[tied] = ~inside.numpy()
             self._include(candidates.indices[stays])
 
     def _include(self, indices: np.ndarray) -> None:
         mask = self.mask
-        if mask.bytes.device.type == "cpu":
+        if self._compiled:
             from deltalens.numerics import compiled_masks
 
             compiled_masks.set_bits(mask.words, indices, np.ones(indices.size, np.int8), 1)
@@ -220,7 +227,7 @@ def keep_highest(
     if not removed:
         lowest_key = torch.iinfo(keys_of(values[:0]).dtype).min
         return KeptEntries(_keep_from(visit, lowest_key), Boundary(lowest_key), None)
-    target = RankSearch(windows_from_tensor(values, removed - 1, by_value, near), removed - 1)
+    target = RankSearch(windows_from_tensors([values], removed - 1, by_value, near), removed - 1)
     (boundary,) = search([target], visit)
     assert boundary is not None
     visit.finish(boundary)

@@ -7,7 +7,7 @@ another window follows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ __all__ = [
     "next_window",
     "window_from_sample",
     "windows_by_share",
-    "windows_from_tensor",
+    "windows_from_tensors",
 ]
 
 MIN_HASH, MAX_HASH = -(1 << 63), (1 << 63) - 1
@@ -191,13 +191,13 @@ def window_from_sample(sample: Iterable[Sample], rank: int, total: int, seed: in
     return guess_window(keys, rank, total, hashes)
 
 
-def windows_from_tensor(
-    values: Tensor, rank: int, by_value: bool, previous: Window | None
+def windows_from_tensors(
+    tensors: Sequence[Tensor], rank: int, by_value: bool, previous: Window | None = None
 ) -> Iterator[Window]:
-    """Guess the keys around a rank of a tensor in memory.
+    """Guess the keys around a rank of tensors in memory that are ranked together.
 
     Args:
-        values: the tensor, 1-D.
+        tensors: the tensors, 1-D, of one dtype.
         rank: the rank.
         by_value: rank signed values rather than magnitudes.
         previous: the window for slightly earlier values, if known.
@@ -208,12 +208,19 @@ def windows_from_tensor(
     """
     if previous is not None and previous.share < SIZES.crowded:
         yield previous
-    sample = values[:: max(1, values.numel() // SIZES.tensor_sample)].contiguous()
-    yield guess_window(keys_of(sample, by_value).cpu().numpy(), rank, values.numel())
-    keys = keys_of(values, by_value).cpu().numpy().copy()
+    total = sum(values.numel() for values in tensors)
+    stride = max(1, total // SIZES.tensor_sample)
+    sample = [_keys(values[::stride].contiguous(), by_value) for values in tensors]
+    yield guess_window(np.concatenate(sample), rank, total)
+    keys = np.concatenate([_keys(values, by_value) for values in tensors])
     keys.partition(rank)
     exact = int(keys[rank])
     yield Window(exact, exact + 1, share=float(np.count_nonzero(keys == exact) / keys.size))
+
+
+def _keys(values: Tensor, by_value: bool) -> np.ndarray:
+    keys: np.ndarray = keys_of(values, by_value).cpu().numpy()
+    return keys
 
 
 def next_window(

@@ -19,6 +19,7 @@ from deltalens.io.records import Measurement, Setting
 from deltalens.numerics.workers import workers
 from deltalens.scoring.differentiable import LossPart, loss_parts
 from deltalens.scoring.file_scoring import Scoring
+from deltalens.scoring.sentence_scoring import SentenceScoring
 from deltalens.scoring.suite import Metrics, ReadySuite
 from deltalens.scoring.texts import Progress, StoredTexts
 from deltalens.studies.executors import Report
@@ -136,7 +137,8 @@ class LandscapeWorker:
         scoring, *_ = self._suite.scorings or [
             suite.scoring(suite.files[0], loaded.model, loaded.tokenizer)
         ]
-        assert isinstance(scoring, Scoring)  # Preferences occur in studies of trainings only.
+        # Preferences occur in studies of trainings only.
+        assert isinstance(scoring, Scoring | SentenceScoring)
         return loss_parts(scoring)
 
     def _random(self, slots: Sequence[Slot]) -> tuple[Shape, Sequence[Direction]]:

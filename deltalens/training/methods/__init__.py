@@ -3,6 +3,7 @@
 from deltalens.training.methods.base import Method, Ready, setting
 from deltalens.training.methods.registry import (
     Methods,
+    labelled,
     method_class,
     method_of,
     read_methods,
@@ -14,6 +15,7 @@ __all__ = [
     "Method",
     "Methods",
     "Ready",
+    "labelled",
     "method_class",
     "method_of",
     "read_methods",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from deltalens.catalog.methods import METHODS, MethodFacts
 from deltalens.errors import DeltaLensError
@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from deltalens.integrations.transformers import SubscriberCallback
     from deltalens.methods.weight_masks import WeightMasks
 
-__all__ = ["LEARNING_RATE", "SCORE_LEARNING_RATE", "Method", "Ready", "facts_here", "setting"]
+__all__ = [
+    "LEARNING_RATE",
+    "SCORE_LEARNING_RATE",
+    "Calibration",
+    "KeptState",
+    "Method",
+    "Ready",
+    "facts_here",
+    "setting",
+]
 
 LEARNING_RATE = 2e-5
 """Peak learning rate of weights, where none is given: that of both papers' 7B models."""
@@ -56,6 +65,43 @@ def facts_here(name: str) -> MethodFacts:
     return METHODS[name]
 
 
+class Calibration(Protocol):
+    """Batches of the training's rows, for methods that look at data before the first step."""
+
+    size: int
+    """Rows in a batch."""
+
+    def __call__(self, number: int) -> Iterator[Mapping[str, Any]]:
+        """Go through the rows once.
+
+        Args:
+            number: of this pass, from 0; each has an order of its own, drawn from the seed.
+
+        Returns:
+            Batches as the model takes them, labels among them.
+        """
+        ...
+
+
+class KeptState(Protocol):
+    """What can be kept of a model in training, and put back."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What to keep.
+
+        Returns:
+            Name -> tensor.
+        """
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put it back.
+
+        Args:
+            state: what `state_dict` returned.
+        """
+
+
 @dataclass(frozen=True)
 class Ready:
     """A model made ready for a method."""
@@ -76,6 +122,10 @@ class Ready:
     """Writes the adapter into a folder before it is merged, where the method has one."""
     notes: tuple[str, ...] = ()
     """Sentences for the user about how the method took this model."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the training's manifest should say of it, as JSON values by name."""
+    state: KeptState | None = None
+    """What is kept of the best checkpoint; None: the parameters that need a gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +146,14 @@ class Method:
     """How it is called, drawn and printed."""
     replaces: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """A setting -> the one whose default does not apply where it is given."""
+    budget_settings: ClassVar[tuple[str, ...]] = ()
+    """The settings that decide how many parameters it trains. Set to a rank, the first one has it
+    train as many as a LoRA of that rank on the same layers. (): it has no such choice."""
+    changes_base: ClassVar[bool] = False
+    """Whether the weights beside the adapter differ from the base's, so that the model without its
+    adapter is no reference for preferences."""
+    given: ClassVar[tuple[str, ...] | None] = None
+    """The settings that were typed for this method alone; None: it was not typed."""
 
     def __post_init__(self) -> None:
         if "mask_ratio" in self.own_settings():
@@ -128,6 +186,20 @@ class Method:
         """The names of the settings that differ from their defaults."""
         own = self.own_settings().values()
         return [each.name for each in own if getattr(self, each.name) != each.default]
+
+    @property
+    def variant(self) -> str:
+        """The label of this method among others of its name: the name and every setting that was
+        given for it, `gmt:scope=global`. It tells nothing of the others, so that it stays the same
+        when a study gets another variant."""
+        given = self.changed if self.given is None else self.given
+        used = self.settings(None)
+        shown = ((name, used.get(name)) for name in self.own_settings() if name in given)
+        texts = (
+            f"{name.replace('_', '-')}={_as_typed(getattr(self, name) if value is None else value)}"
+            for name, value in shown
+        )
+        return ":".join([self.name, *texts])
 
     def check(self) -> None:
         """Refuse settings that no model can be trained with.
@@ -170,12 +242,13 @@ class Method:
         """
         return []
 
-    def prepare(self, model: nn.Module, seed: int) -> Ready:
+    def prepare(self, model: nn.Module, seed: int, calibration: Calibration) -> Ready:
         """Make a loaded model ready to be trained; may change it in place.
 
         Args:
             model: as transformers loads it.
             seed: of the training.
+            calibration: batches of the rows that it will be trained on.
 
         Returns:
             What is trained, and how an ordinary model comes out of it.
@@ -192,6 +265,11 @@ def _as_text(ratio: Rate | Mapping[str, Rate] | None) -> str | None:
         pairs = ((name, str(value)) for name, value in ratio.items())
         return ",".join(f"{name}={value}" if name else value for name, value in pairs)
     return ratio if ratio is None else str(ratio)
+
+
+def _as_typed(value: Any) -> str:
+    """A value as the command line takes it."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -8,12 +8,26 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from deltalens.catalog.methods import METHODS, TRAININGS, facts_of, package_methods
+from deltalens.catalog.methods import (
+    METHODS,
+    TRAININGS,
+    facts_of,
+    method_name,
+    package_methods,
+)
 from deltalens.catalog.plugins import find, load_code
 from deltalens.errors import DeltaLensError
 from deltalens.training.methods.base import Method
 
-__all__ = ["Methods", "method_class", "method_of", "read_methods", "read_settings", "trainable"]
+__all__ = [
+    "Methods",
+    "labelled",
+    "method_class",
+    "method_of",
+    "read_methods",
+    "read_settings",
+    "trainable",
+]
 
 Methods = str | Method | Sequence[str | Method]
 """Methods as a user gives them: "gmt:scope=global,random-mask", or a list of names and methods."""
@@ -43,7 +57,7 @@ def method_class(name: str) -> type[Method]:
     Raises:
         DeltaLensError: no such method (near names are shown), or a package's cannot be loaded.
     """
-    facts = facts_of(name)
+    facts = facts_of(name) if method_name(name) == name else None
     if facts is None or (name in METHODS and not facts.code):
         known = [*METHODS, *(one for one, _ in package_methods())]
         near = difflib.get_close_matches(name, known, n=1)
@@ -100,14 +114,14 @@ def read_methods(
         defaults: the same, where neither is given.
 
     Returns:
-        The methods in the order given, each once.
+        The methods in the order given, each once. A name may come several times with different
+        settings: these are variants of one method (`labelled`).
 
     Raises:
-        DeltaLensError: an unknown method, one that is given twice with different settings, or a
-            setting that none of the methods has.
+        DeltaLensError: an unknown method, or a setting that none of the methods has.
     """
     shared = dict(settings) if isinstance(settings, Mapping) else read_settings(settings)
-    chosen: dict[str, Method] = {}
+    chosen: list[Method] = []
     left = {*shared}
     for name, own in _named(methods):
         if isinstance(name, Method):
@@ -115,18 +129,53 @@ def read_methods(
         else:
             left -= {*method_class(name).own_settings()}
             method = method_of(name, **_converted(name, _merged(name, defaults or {}, shared, own)))
-        if chosen.setdefault(method.name, method) != method:
-            raise DeltaLensError(f"method {method.name}: given twice, with different settings")
-    if left and len(chosen) == 1:
-        (method,) = chosen.values()
-        raise _no_setting(type(method), sorted(left))
-    if left and chosen:
+            object.__setattr__(method, "given", tuple(own))
+        chosen.append(method)
+    kinds = {method.name: type(method) for method in chosen}
+    if left and len(kinds) == 1:
+        (kind,) = kinds.values()
+        raise _no_setting(kind, sorted(left))
+    if left and kinds:
         known = "; ".join(
-            f"{name} has {', '.join(method.own_settings()) or 'none'}"
-            for name, method in chosen.items()
+            f"{name} has {', '.join(kind.own_settings()) or 'none'}" for name, kind in kinds.items()
         )
         raise DeltaLensError(f"setting {', '.join(sorted(left))}: no method here has it ({known})")
-    return list(chosen.values())
+    return list(labelled(chosen).values())
+
+
+def labelled(methods: Sequence[Method]) -> dict[str, Method]:
+    """What each method is called in a study.
+
+    Args:
+        methods: with their settings, in any order; those that train alike count once.
+
+    Returns:
+        Label -> method, in the order given. A method that is there once is called by its name, with
+        whatever settings; of several variants each is called `Method.variant`.
+
+    Raises:
+        DeltaLensError: two variants differ in nothing that was given for them.
+
+    Example:
+        >>> [*labelled(read_methods("gmt:scope=global,gmt:scope=tensor,sft"))]
+        ['gmt:scope=global', 'gmt:scope=tensor', 'sft']
+    """
+    variants: dict[str, list[Method]] = {}
+    for method in methods:
+        of_name = variants.setdefault(method.name, [])
+        if all(method.settings(None) != other.settings(None) for other in of_name):
+            of_name.append(method)
+    labels: dict[str, Method] = {}
+    for name, of_name in variants.items():
+        for method in of_name:
+            label = method.variant if len(of_name) > 1 else name
+            if label in labels:
+                raise DeltaLensError(
+                    f"method {label}: given twice, with different settings; give those in which "
+                    f"the two differ behind a colon, as in {name}:SETTING=VALUE"
+                )
+            labels[label] = method
+    return labels
 
 
 def _no_setting(kind: type[Method], unknown: list[str]) -> DeltaLensError:
@@ -213,6 +262,11 @@ def _converted(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _convert(name: str, text: str, hint: Any) -> Any:
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     kind = next((kind for kind in kinds if kind is not type(None)), str)
+    if kind is not str and str in kinds:
+        try:
+            return kind(text)
+        except ValueError:
+            return text
     if kind is bool:
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         if text.lower() not in words:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from deltalens.errors import DeltaLensError
 from deltalens.training.methods.base import (
     SCORE_LEARNING_RATE,
+    Calibration,
     Method,
     Ready,
     check_above_zero,
@@ -124,7 +125,7 @@ class Mft(_OfWeights):
         """See `_OfWeights`; with a threshold, that."""
         return super().how_many() if self.threshold is None else {"threshold": self.threshold}
 
-    def prepare(self, model: nn.Module, seed: int) -> Ready:
+    def prepare(self, model: nn.Module, seed: int, calibration: Calibration) -> Ready:
         """See `Method`."""
         from deltalens.methods.mft import MaskTuning
 
@@ -178,7 +179,7 @@ class _NotLearned(_OfWeights):
             return {name: 1 - ratio for name, ratio in ratios.items()}
         return ratios
 
-    def prepare(self, model: nn.Module, seed: int) -> Ready:
+    def prepare(self, model: nn.Module, seed: int, calibration: Calibration) -> Ready:
         """See `Method`."""
         masks = self.mask(model, seed)
 

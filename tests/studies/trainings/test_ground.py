@@ -10,7 +10,7 @@ import pytest
 
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Cell, StudyRecord
-from deltalens.studies import trainings
+from deltalens.studies import cell_maker
 from deltalens.studies.engine import StudyWatch
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.training_plans import TrainingData
@@ -82,7 +82,7 @@ def test_a_whole_one_is_taken(place: Path, stopped: Path, monkeypatch: pytest.Mo
     def train(*given: Any, **more: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(trainings, "train", train)
+    monkeypatch.setattr(cell_maker, "train", train)
     record = sweep(place, stopped)
     assert (stopped / "cells.csv").read_bytes() == (place / "whole" / "cells.csv").read_bytes()
     assert not record.facts.get("notes")

@@ -239,7 +239,7 @@ FOREIGN = [
     ("sft", "mask_ratio", "0.5", "none of its own"),
     ("hft", "mask_ratio", "0.5", "include, exclude"),
     ("random-mask", "scope", "tensor", "mask_ratio, apply_to"),
-    ("lora", "blocks", "1", "lora_rank, lora_alpha, lora_dropout"),
+    ("lora", "blocks", "1", "lora_rank, lora_alpha, lora_dropout, targets"),
     ("mft", "lora_rank", 64, "mask_ratio, blocks"),
     ("mft", "exclude", "mlp", "mask_ratio, blocks"),
     ("l1-mask", "threshold", -0.03, "mask_ratio, blocks, modules, include"),
@@ -270,8 +270,8 @@ def test_a_setting_of_another_method_is_refused_with_the_methods_own(
     [
         (
             ["compare", "lora,sft", "--setting", "blocks=1"],
-            "setting blocks: no method here has it (lora has lora_rank, lora_alpha, lora_dropout; "
-            "sft has none)",
+            "setting blocks: no method here has it (lora has lora_rank, lora_alpha, lora_dropout, "
+            "targets; sft has none)",
         ),
         (["compare", "mft:scope=layer"], "mft: has no setting scope; it has mask_ratio, blocks"),
         (["compare", "mft", "--scope", "layer"], "No such option: --scope"),

@@ -116,8 +116,8 @@ def test_comparison(source: TrainingData, tmp_path: Path) -> None:
     assert draw(study)
     with pytest.raises(DeltaLensError, match="base needs the checkpoint of the base: give `base`"):
         run_study(compare, "base", given, tmp_path / "other", PLAIN)
-    with pytest.raises(DeltaLensError, match="'gmt': choose from"):
-        run_study(compare, "gmt", given, tmp_path / "other", PLAIN)
+    with pytest.raises(DeltaLensError, match="'one-off-drop': choose from"):
+        run_study(compare, "one-off-drop", given, tmp_path / "other", PLAIN)
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +191,10 @@ def test_another_base_is_another_study(source: TrainingData, loras: Path, tmp_pa
     run_study(compare, "lora", source, out, settings, base=loras / "base", seeds=1)
     with pytest.raises(DeltaLensError, match=r"settings\.lora\.model"):
         run_study(compare, "lora", source, out, settings, base=source.model, seeds=1)
-    with pytest.raises(DeltaLensError, match="lora needs the checkpoint of the base: give `base`"):
+    with pytest.raises(DeltaLensError, match=r"settings\.lora\.from: 'base' in the folder, 'ft'"):
         run_study(compare, "lora", source, out, settings, seeds=1)
+    with pytest.raises(DeltaLensError, match="lora-continued needs the checkpoint of the base"):
+        run_study(compare, "lora-continued", source, out, settings, seeds=1)
 
 
 def test_masks_at_the_complement_ratio(source: TrainingData, tmp_path: Path) -> None:

@@ -231,6 +231,12 @@ COMMANDS = [
         _study,
     ),
     Command(
+        "salience",
+        8,
+        _of_pair("salience", "BASE", "--data", "TEST", "--against", "FT", "--batch-size", "2"),
+        _study,
+    ),
+    Command(
         "sweep layers-drop",
         10,
         _of_pair("sweep", "layers-drop", "FT", "BASE", "--data", "TEST", "--group-sizes", "1"),
@@ -261,6 +267,21 @@ COMMANDS = [
         "sweep data-ratio",
         8,
         _swept("sweep", "data-ratio", "mft,sft", "FT", "--data-ratios", "0.5,1", "--seeds", "1"),
+        _study,
+    ),
+    Command(
+        "sweep density",
+        8,
+        _swept("sweep", "density", "lora,pissa", "BASE", "--ranks", "1", "--seeds", "1"),
+        _study,
+    ),
+    Command(
+        "sweep masks",
+        8,
+        _swept(
+            *("sweep", "masks", "speft:examples=8", "BASE", "--scopes", "global,tensor"),
+            *("--refresh-every", "2", "--seeds", "1"),
+        ),
         _study,
     ),
     Command(

@@ -169,6 +169,19 @@ KINDS: tuple[Kind, ...] = (
         own=True,
     ),
     Kind(
+        "sparse adapter",
+        ("sparse.safetensors",),
+        (Operation(do.entries_read), Operation(do.adapter_applied, 1, True)),
+        3,
+        own=True,
+    ),
+    Kind(
+        "shira adapter",
+        ("shira/*.json", "shira/*.safetensors"),
+        (Operation(do.adapter_applied, dear=True),),
+        2,
+    ),
+    Kind(
         "recipe",
         ("recipe.yaml",),
         (Operation(do.recipe_read, 9), Operation(do.trained_by_recipe, 1, True, _MADE)),

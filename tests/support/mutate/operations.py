@@ -254,6 +254,26 @@ def masks_read(file: Path) -> Seen:
     return Seen(None, {"masks": masks, "fingerprint": found.fingerprint, "about": found.about})
 
 
+def entries_read(file: Path) -> Seen:
+    """A sparse adapter as the file has it."""
+    from deltalens.io.sparse_file import read_sparse
+
+    found = read_sparse(file)
+    return Seen(None, {"weights": repr(found.weights), "about": found.about})
+
+
+def adapter_applied(file: Path) -> Seen:
+    """A sparse adapter, of ours or of peft's form, put into its base."""
+    from transformers import AutoModelForCausalLM
+
+    from deltalens import SparseAdapter
+
+    model = AutoModelForCausalLM.from_pretrained("base", local_files_only=True)
+    SparseAdapter.read(file if file.parent == Path() else file.parent, model).apply(model)
+    numbers = {name: weight.tolist() for name, weight in model.state_dict().items()}
+    return Seen(None, numbers)
+
+
 def recipe_read(file: Path) -> Seen:
     """A recipe, as far as a training's identity."""
     from deltalens.training.recipe import read_recipe

@@ -58,6 +58,7 @@ def build(root: Path) -> None:
         write_rows()
         Path("recipe.yaml").write_text(RECIPE)
         write_adapter()
+        write_sparse_adapters()
         write_masks()
         write_run()
         write_trainings()
@@ -171,6 +172,25 @@ def write_adapter() -> None:
             if "lora_B" in name:
                 parameter.add_(torch.randn(parameter.shape))
     adapted.save_pretrained("adapter")
+
+
+def write_sparse_adapters() -> None:
+    """Trained entries of the base, whose masks were renewed: a file of ours, and peft's SHiRA."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from deltalens import SparseTuning
+
+    model = AutoModelForCausalLM.from_pretrained("base", local_files_only=True)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(2)
+        tuning = SparseTuning(model, 0.1, metric="random", scope="tensor", targets=["q_proj"])
+        for _ in range(2):
+            tuning.refresh()
+            for values in tuning.parameters():
+                values.copy_(torch.randn(values.shape))
+        tuning.save("sparse.safetensors")
+        tuning.save("shira", format="shira")
 
 
 def write_masks() -> None:
@@ -329,6 +349,14 @@ def efficiency(out: Path) -> None:
     efficiency("ft", f"rows/{CELLS}", out, spec, methods=methods, repeats=1, steps=1)
 
 
+def salience(out: Path) -> None:
+    """Masks, and files of them: some metrics of two batches, and a fine-tune."""
+    import deltalens
+
+    given: dict[str, Any] = {"metrics": "gradient,magnitude", "density": "0.1", "batch_size": 4}
+    deltalens.salience_study("base", f"rows/{CELLS}", out, against="ft", steps=2, **given)
+
+
 STUDIES: dict[str, Callable[[Path], None]] = {
     "drop-study": drop_study_on_texts,
     "drop-study-on-data": drop_study_on_data,
@@ -341,5 +369,6 @@ STUDIES: dict[str, Callable[[Path], None]] = {
     "data-ratio-sweep": data_ratios,
     "comparison": comparison,
     "efficiency": efficiency,
+    "salience": salience,
 }
 """What makes each study; called again, it goes on with it."""

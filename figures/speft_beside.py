@@ -1,0 +1,177 @@
+"""Rows of a study beside the rows of SPEFT's tables: numbers, differences and ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from deltalens.catalog.metrics import Better, is_lower_better
+from deltalens.figures.speft_tables import AVERAGE, BEST, Scores
+from deltalens.figures.speft_tasks import plain_words
+from deltalens.figures.tables import NOTHING, Block, Entry, printed_entry
+from deltalens.io.papers import LOST, PaperTable
+from deltalens.io.tables import ranks
+
+__all__ = ["beside", "beside_models", "compared_notes"]
+
+_COMPARED = (
+    "Beside the paper: this study's rows that the paper has as well, and their ranks by Avg. among "
+    "each other. Of a single data set, Avg. is its first metric. Ranks can be compared whatever the"
+    " tasks; averages only over the same ones."
+)
+_RANK, _WHOSE = "rank", "whose"
+
+
+class _Pair(NamedTuple):
+    """A column of both: the study's cells, and the paper's."""
+
+    head: str
+    ours: Sequence[Entry]
+    printed: Sequence[Entry]
+    comparable: bool = True
+    form: str = "+.2f"
+    """Of a difference."""
+
+
+def beside(
+    title: str,
+    labels: Sequence[str],
+    scores: Scores,
+    paper: PaperTable,
+    keys: Sequence[str],
+    model: str = "",
+) -> Block | None:
+    """Set a study's rows beside the paper's: for each row the study's numbers, the paper's and
+    their difference, on the tasks that both have.
+
+    Args:
+        title: above the block.
+        labels: heads of the rows' labels.
+        scores: the study's numbers.
+        paper: the paper's table.
+        keys: its labels that name a row, as `Row.printed` has them.
+        model: the rows to take, if the paper has several models.
+
+    Returns:
+        The block; None if no number of the paper belongs to a row of the study.
+    """
+    cells = paper.cells[paper.cells["model"] == model] if model else paper.cells
+    of_key = {tuple(str(row[key]) for key in keys): row for _, row in cells.iterrows()}
+    common = [index for index, row in enumerate(scores.rows) if row.printed in of_key]
+    rows = [of_key[scores.rows[index].printed] for index in common]
+
+    def pair(head: str, ours: Sequence[Entry], comparable: bool = True) -> _Pair:
+        printed = [printed_entry(str(row[head])) for row in rows]
+        return _Pair(head, [ours[index] for index in common], printed, comparable)
+
+    tasks = [name for name in paper.measures if name not in (AVERAGE, BEST)]
+    matches = _matches(scores, tasks)
+    pairs = [pair(name, scores.columns[at]) for name, at in matches.items()]
+    if AVERAGE in paper.measures:
+        same = len(matches) == len(tasks) == len(scores.tasks)
+        ours = scores.averages or scores.columns[0]
+        average = pair(AVERAGE, ours, same)
+        pairs += [average, *_ranked(average, scores.measures[0].better)]
+    if not any(math.isfinite(e.value) for each in pairs for e in each.printed):
+        return None
+    lines = []
+    for place, index in enumerate(common):
+        for whose, of_pair in _LINES.items():
+            named = [*map(Entry, (*scores.rows[index].labels, whose))]
+            lines.append((*named, *(of_pair(each, place) for each in pairs)))
+    heads = (*labels, _WHOSE, *(each.head for each in pairs))
+    return Block("study", title, heads, tuple(lines), len(labels) + 1, len(labels))
+
+
+def _difference(each: _Pair, place: int) -> Entry:
+    apart = each.ours[place].value - each.printed[place].value
+    if not (each.comparable and math.isfinite(apart)):
+        return Entry(NOTHING)
+    return Entry(f"{apart:{each.form}}" if apart else "0", apart)
+
+
+_LINES: dict[str, Callable[[_Pair, int], Entry]] = {
+    "this study": lambda each, place: replace(each.ours[place], best=False),
+    "the paper": lambda each, place: each.printed[place],
+    "difference": _difference,
+}
+
+
+def _matches(scores: Scores, tasks: Sequence[str]) -> dict[str, int]:
+    """The paper's tasks that the study has in per cent, too: name -> the study's column."""
+    found: dict[str, int] = {}
+    for name in tasks:
+        for at, (task, shown) in enumerate(zip(scores.tasks, scores.measures, strict=True)):
+            if shown.scale == 100 and task.is_called(name):
+                found.setdefault(name, at)
+    return found
+
+
+def _ranked(average: _Pair, better: Better | None) -> list[_Pair]:
+    """The ranks of the rows whose average both have; none of fewer than two."""
+    values = [(o.value, p.value) for o, p in zip(average.ours, average.printed, strict=True)]
+    both = [index for index, pair in enumerate(values) if all(map(math.isfinite, pair))]
+    if better is None or len(both) < 2:
+        return []
+    ours = ranks([values[index][0] for index in both], is_lower_better(better))
+    theirs = ranks([values[index][1] for index in both])
+
+    def entries(of_both: list[float]) -> list[Entry]:
+        known = dict(zip(both, of_both, strict=True))
+        return [
+            Entry(f"{known[index]:g}", known[index]) if index in known else Entry(NOTHING)
+            for index in range(len(values))
+        ]
+
+    return [_Pair(_RANK, entries(ours), entries(theirs), form="+g")]
+
+
+def compared_notes(blocks: Sequence[Block], paper: PaperTable) -> tuple[str, ...]:
+    """Say what the blocks beside the paper's show, or why there is none.
+
+    Args:
+        blocks: those that there are.
+        paper: the paper's table.
+
+    Returns:
+        A sentence.
+    """
+    if blocks:
+        return (_COMPARED,)
+    lost = all(cell in ("", LOST) for name in paper.measures for cell in paper.cells[name])
+    return (
+        "The body of the paper's table is lost, so no difference to it can be shown."
+        if lost
+        else "No number of the paper belongs to a row and task of this study.",
+    )
+
+
+def beside_models(
+    labels: Sequence[str], scores: Scores, paper: PaperTable, keys: Sequence[str]
+) -> list[Block]:
+    """Set a study's rows beside each of the paper's models, or beside its own model alone if the
+    paper has it.
+
+    Args:
+        labels, scores, paper, keys: as `beside` takes them.
+
+    Returns:
+        A block for each model of which a number can be compared.
+    """
+    models = [*dict.fromkeys(paper.cells["model"])] if "model" in paper.cells else [""]
+    trained = {plain_words(task.study.model) for task in scores.tasks}
+    own = [m for m in models if m and any(plain_words(m) in one for one in trained)]
+    blocks = [
+        beside(
+            f"Beside the paper: {model}" if model else "Beside the paper",
+            labels,
+            scores,
+            paper,
+            keys,
+            model,
+        )
+        for model in own or models
+    ]
+    return [block for block in blocks if block is not None]

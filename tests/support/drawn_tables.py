@@ -1,0 +1,28 @@
+"""Tables that were drawn, read back from their CSV files."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+Row = dict[str, str]
+
+
+def rows_of(folder: Path, name: str, block: str = "This study") -> list[Row]:
+    """The cells of a block.
+
+    Args:
+        folder: in which the table was drawn.
+        name: of the table's files.
+        block: its title.
+    """
+    with (folder / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
+        return [row for row in csv.DictReader(stream) if row["block"] == block]
+
+
+def entry(rows: list[Row], column: str, **labels: str) -> Row:
+    """The one cell of a row, in the column that begins so."""
+    (found,) = [
+        row for row in rows if row["column"].startswith(column) and labels.items() <= row.items()
+    ]
+    return found
