@@ -6,6 +6,7 @@ entries are wanted, each of them is one dot product over the tokens.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -157,12 +158,19 @@ def sampled_product(
 
 
 def _matrix(places: Places, values: Tensor) -> Tensor:
+    _let_torch_say_beta()
+    return torch.sparse_csr_tensor(
+        places.ends, places.columns, values, places.shape, check_invariants=False
+    )
+
+
+@functools.cache
+def _let_torch_say_beta() -> None:
+    """torch warns once per process that its sparse matrices are beta: let it, unheard."""
     with warnings.catch_warnings():
-        # torch calls its sparse matrices beta, once per process.
-        warnings.filterwarnings("ignore", message="Sparse CSR")
-        return torch.sparse_csr_tensor(
-            places.ends, places.columns, values, places.shape, check_invariants=False
-        )
+        warnings.simplefilter("ignore")
+        ends = torch.zeros(2, dtype=torch.int32)
+        torch.sparse_csr_tensor(ends, ends[:0], torch.zeros(0), (1, 1), check_invariants=False)
 
 
 def _sampled_dense(left: Tensor, right: Tensor, places: Places, dtype: torch.dtype) -> Tensor:
