@@ -140,7 +140,7 @@ def sampled_product(
     wide = torch.float64 in (left.dtype, right.dtype)
     dtype = torch.float64 if wide else torch.float32
     if torch.compiler.is_compiling():
-        # What a compiler traces can have no loops of ours, and no sizes that depend on data.
+        # What a compiler traces can have no sparse matrix, and no sizes that depend on data.
         product = left.to(dtype).t() @ right.to(dtype)
         return product.reshape(-1)[places.flat]
     if left.device.type != "cpu" or len(places) > _SPARSE * places.shape[0] * places.shape[1]:

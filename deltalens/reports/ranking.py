@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from deltalens.errors import DeltaLensError
 from deltalens.io.papers import as_number, paper_table
-from deltalens.io.tables import Table, ranks
+from deltalens.io.tables import ranks
 
 __all__ = ["Ranked", "Ranking", "rank_beside_paper"]
 
@@ -65,25 +65,6 @@ class Ranking:
             f"{_listed(row.method for row in self.rows)}; Spearman's correlation "
             f"{self.agreement:.2f}"
         )
-
-    def as_table(self) -> Table:
-        """Show both rankings.
-
-        Returns:
-            A row for each method.
-        """
-        rows = tuple(
-            (
-                row.method,
-                f"{row.rank:g}",
-                f"{row.value:.4f}",
-                f"{row.paper_rank:g}",
-                f"{row.paper_value:.2f}",
-            )
-            for row in self.rows
-        )
-        title = f"beside the paper's {self.model}" if self.model else "beside the paper"
-        return Table(title, ("method", "rank", "mean", "paper's rank", "paper's Avg."), rows)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -49,7 +49,7 @@ class Ranking:
 
         Args:
             model: the model as it is now.
-            number: of this mask, from 0; decides the batches and the order among ties.
+            number: of this mask, from 0; decides the batches, and what `random` draws.
             notes: what a user should know is added.
 
         Returns:
