@@ -20,7 +20,10 @@ from deltalens.training.costs import peak_mb, reset_peak
 ROUNDS = 12
 RANKS = (1, 4, 32)
 """LoRA's ranks on all linear layers: 0.16, 0.63 and 5.0 million numbers."""
-KINDS = ("speft", "lora", "shira", "floor")
+KINDS = ("speft", "scattered", "lora", "shira", "floor")
+"""`speft` has the default masks, of the gradient, ranked globally; `scattered` has the ones that
+cost most, drawn at random with as many in each layer as LoRA has."""
+OURS = KINDS[:2]
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -37,7 +40,8 @@ def run() -> None:
                 spent = side.step()
                 if turn > 1:
                     seconds[kind].append(spent)
-        _report(rank, sides["speft"].trained, seconds)
+        for kind in OURS:
+            _report(rank, kind, sides[kind].trained, seconds)
         del sides
         _memory(rank)
 
@@ -67,10 +71,13 @@ class Steps:
             embedding = self.model.get_input_embeddings()
             embedding.register_forward_hook(lambda m, args, out: out.requires_grad_(True))
             return []
-        if kind == "speft":
-            self.tuning = SparseTuning(
-                self.model, like_lora=rank, targets="linear", metric="random", scope="tensor"
-            )
+        if kind in OURS:
+            how: dict[str, Any] = {"metric": "random", "scope": "tensor"}
+            if kind == "speft":
+                how = {
+                    "batches": [{"input_ids": ids, "labels": ids} for ids in map(_ids, range(8))]
+                }
+            self.tuning = SparseTuning(self.model, like_lora=rank, targets="linear", **how)
             return self.tuning.parameters()
         import peft
 
@@ -81,7 +88,7 @@ class Steps:
 
     def step(self) -> float:
         """Seconds of one."""
-        ids = torch.randint(0, 8192, (2, 256))
+        ids = _ids()
         begun = time.perf_counter()
         self.model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         if self.optimizer is not None:
@@ -90,12 +97,16 @@ class Steps:
         return time.perf_counter() - begun
 
 
-def _report(rank: int, trained: int, seconds: dict[str, list[float]]) -> None:
-    ours = seconds["speft"]
-    for other in KINDS[1:]:
+def _ids(*_: int) -> torch.Tensor:
+    return torch.randint(0, 8192, (2, 256))
+
+
+def _report(rank: int, kind: str, trained: int, seconds: dict[str, list[float]]) -> None:
+    ours = seconds[kind]
+    for other in KINDS[len(OURS) :]:
         ratios = sorted(mine / theirs for mine, theirs in zip(ours, seconds[other], strict=True))
         line = {
-            "name": f"speft-step-of-{other}-r{rank}",
+            "name": f"{kind}-step-of-{other}-r{rank}",
             "trained": trained,
             "ours": round(statistics.median(ours), 4),
             other: round(statistics.median(seconds[other]), 4),
@@ -110,15 +121,16 @@ def _report(rank: int, trained: int, seconds: dict[str, list[float]]) -> None:
 def _memory(rank: int) -> None:
     program = "import sys; from benchmarks.speft import steps; steps(sys.argv[1], int(sys.argv[2]))"
     peaks = {}
-    for kind in ("speft", "lora", "shira"):
+    for kind in (*OURS, "lora", "shira"):
         command = [sys.executable, "-c", program, kind, str(rank)]
         done = subprocess.run(
             command, env=os.environ | AT_ONCE, capture_output=True, text=True, check=True
         )
         peaks[kind] = float(done.stdout.split()[-1])
     line = {"name": f"speft-peak-memory-r{rank}", **{k: round(mb) for k, mb in peaks.items()}}
-    for other in ("lora", "shira"):
-        line[f"of_{other}"] = round(peaks["speft"] / peaks[other], 3)
+    for ours in OURS:
+        for other in ("lora", "shira"):
+            line[f"{ours}_of_{other}"] = round(peaks[ours] / peaks[other], 3)
     print(json.dumps(line), flush=True)
 
 

@@ -1,7 +1,8 @@
 """Chosen entries of a product of two tall matrices: the gradient of a weight where it is trained.
 
 The dense product of a linear layer's backward pass costs as much as its forward pass. Where few
-entries are wanted, each of them is one dot product over the tokens.
+entries are wanted, each of them is one dot product over the tokens; and what salience chooses lies
+in few rows and columns, so that most of the two matrices is never read.
 """
 
 from __future__ import annotations
@@ -14,26 +15,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Places", "TurnedColumns", "sampled_product"]
+__all__ = ["Places", "TurnedColumns", "sampled_product", "take_columns"]
 
 _TOKENS = 2048
 """Tokens whose columns are laid out at a time."""
 _SPARSE = 1 / 6
-"""The density up to which single dot products beat the dense product on a CPU."""
+"""The density, in the rows and columns that have entries, up to which single dot products beat the
+dense product on a CPU."""
+_FEW = 1 / 2
+"""The share of rows or columns with entries up to which they are picked out."""
+_BAND = 16
+"""Columns of a band: one cache line of fp32."""
 _ROWS = 1024
 """Rows of the dense product that exist at a time."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Which entries of a matrix of R rows and C columns are chosen."""
+    """Which entries of a matrix of R rows and C columns are chosen.
+
+    Rows and columns without any entry are left out of account where they are at least half of all:
+    there are R' rows and C' columns with entries then, and R' = R or C' = C otherwise.
+    """
 
     shape: tuple[int, int]
     """R and C."""
-    columns: Tensor
-    """The column of each entry, row by row and ascending, each once: int32, (k,)."""
+    rows: Tensor | None
+    """The rows with entries, ascending: int32, (R',); None: all are taken."""
+    columns: Tensor | None
+    """The columns with entries, ascending: int32, (C',); None: all are taken."""
+    entries: Tensor
+    """The column of each entry among the C', row by row and ascending, each once: int32, (k,)."""
     ends: Tensor
-    """How many entries come before each row, and in all: int32, (R + 1,)."""
+    """How many entries come before each of the R' rows, and in all: int32, (R' + 1,)."""
 
     @classmethod
     def of(cls, shape: tuple[int, int], flat: Tensor) -> Places:
@@ -47,24 +61,42 @@ class Places:
             The places, on that device.
         """
         wide = flat.to(torch.int64)
-        starts = torch.arange(shape[0] + 1, device=flat.device) * shape[1]
-        ends = torch.searchsorted(wide, starts)
-        return cls(shape, (wide % shape[1]).to(torch.int32), ends.to(torch.int32))
+        counts = torch.bincount(wide // shape[1], minlength=shape[0])
+        rows = _few(counts.nonzero().view(-1), shape[0])
+        if rows is not None:
+            counts = counts[rows]
+        entries = wide % shape[1]
+        present, among = entries.unique(return_inverse=True)
+        columns = _few(present, shape[1])
+        ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        entries = entries if columns is None else among
+        return cls(shape, rows, columns, entries.to(torch.int32), ends.to(torch.int32))
 
     def __len__(self) -> int:
-        return self.columns.numel()
+        return self.entries.numel()
 
     @property
     def flat(self) -> Tensor:
         """The ascending flat indices, int64, (k,); made anew at each call."""
-        rows = torch.arange(self.shape[0], device=self.columns.device)
-        rows = rows.repeat_interleave(self.ends.diff(), output_size=len(self))
-        return rows * self.shape[1] + self.columns
+        rows, columns = self.rows, self.entries
+        if rows is None:
+            rows = torch.arange(self.shape[0], device=columns.device)
+        if self.columns is not None:
+            columns = self.columns[columns]
+        rows = rows.to(torch.int64).repeat_interleave(self.ends.diff(), output_size=len(self))
+        return rows * self.shape[1] + columns
+
+    @property
+    def compact(self) -> tuple[int, int]:
+        """R' and C'."""
+        columns = self.shape[1] if self.columns is None else self.columns.numel()
+        return self.ends.numel() - 1, columns
 
     @property
     def nbytes(self) -> int:
         """Their memory, in bytes."""
-        return self.columns.nbytes + self.ends.nbytes
+        kept = (self.rows, self.columns, self.entries, self.ends)
+        return sum(part.nbytes for part in kept if part is not None)
 
     def to(self, device: torch.device) -> Places:
         """The same places on a device.
@@ -75,9 +107,16 @@ class Places:
         Returns:
             Itself if they are there already.
         """
-        if self.columns.device == device:
+        if self.entries.device == device:
             return self
-        return Places(self.shape, self.columns.to(device), self.ends.to(device))
+        rows, columns = (
+            None if part is None else part.to(device) for part in (self.rows, self.columns)
+        )
+        return Places(self.shape, rows, columns, self.entries.to(device), self.ends.to(device))
+
+
+def _few(present: Tensor, of: int) -> Tensor | None:
+    return present.to(torch.int32) if present.numel() <= _FEW * of else None
 
 
 class TurnedColumns:
@@ -116,7 +155,29 @@ class TurnedColumns:
 
 
 def _turned(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty(matrix.shape[::-1], dtype=dtype).copy_(matrix.t())
+    """The columns as rows, each in one piece of memory."""
+    if matrix.t().is_contiguous():
+        return matrix.t().to(dtype)
+    tokens, columns = matrix.shape
+    if columns % _BAND or not matrix.is_contiguous():
+        return torch.empty(matrix.shape[::-1], dtype=dtype).copy_(matrix.t())
+    # First bands, whose every read and write is a whole cache line, then columns: out of the cache
+    # it takes half the time of one transposing copy.
+    bands = matrix.to(dtype).view(tokens, -1, _BAND).transpose(0, 1).contiguous()
+    return bands.transpose(1, 2).reshape(columns, tokens)
+
+
+def take_columns(matrix: Tensor, columns: Tensor) -> Tensor:
+    """Pick columns out of a matrix.
+
+    Args:
+        matrix: (T, C).
+        columns: which, int32, (C',).
+
+    Returns:
+        (T, C'), each column in one piece of memory, as `sampled_product` reads them.
+    """
+    return matrix.t().index_select(0, columns).t()
 
 
 def sampled_product(
@@ -128,10 +189,10 @@ def sampled_product(
     """Compute entries of left^T right.
 
     Args:
-        left: (T, R), any floating-point dtype.
-        right: (T, C), on the same device.
+        left: (T, R), any floating-point dtype; or of the places' rows, (T, R').
+        right: (T, C), on the same device; or of the places' columns, (T, C').
         places: which entries, on that device too.
-        kept: for each of the two, where its columns are kept, if products with it follow.
+        kept: for each of the two, where its columns are kept, if products with all of it follow.
 
     Returns:
         (k,), in the order of the places; fp64 if an operand is, else fp32. Sums are taken in that
@@ -143,24 +204,35 @@ def sampled_product(
         # What a compiler traces can have no sparse matrix, and no sizes that depend on data.
         product = left.to(dtype).t() @ right.to(dtype)
         return product.reshape(-1)[places.flat]
-    if left.device.type != "cpu" or len(places) > _SPARSE * places.shape[0] * places.shape[1]:
+    if not len(places):
+        return torch.zeros(0, dtype=dtype, device=left.device)
+    if places.rows is not None:
+        left, kept = _only(left, places.rows), (None, kept[1])
+    if places.columns is not None:
+        right, kept = _only(right, places.columns), (kept[0], None)
+    rows, columns = places.compact
+    if left.device.type != "cpu" or len(places) > _SPARSE * rows * columns:
         return _sampled_dense(left, right, places, dtype)
     values = torch.zeros(len(places), dtype=dtype)
-    for start in range(0, left.shape[0] if len(places) else 0, _TOKENS):
+    for start in range(0, left.shape[0], _TOKENS):
         # Columns as rows, each in one piece of memory: what torch's loop reads, and would copy.
         parts = [side[start : start + _TOKENS] for side in (left, right)]
         lefts, rights = (
-            _turned(part, dtype) if columns is None else columns.rows(part, dtype)
-            for part, columns in zip(parts, kept, strict=True)
+            _turned(part, dtype) if turned is None else turned.rows(part, dtype)
+            for part, turned in zip(parts, kept, strict=True)
         )
         values = torch.sparse.sampled_addmm(_matrix(places, values), lefts, rights.t()).values()
     return values
 
 
+def _only(matrix: Tensor, columns: Tensor) -> Tensor:
+    return matrix if matrix.shape[1] == columns.numel() else take_columns(matrix, columns)
+
+
 def _matrix(places: Places, values: Tensor) -> Tensor:
     _let_torch_say_beta()
     return torch.sparse_csr_tensor(
-        places.ends, places.columns, values, places.shape, check_invariants=False
+        places.ends, places.entries, values, places.compact, check_invariants=False
     )
 
 
@@ -175,9 +247,12 @@ def _let_torch_say_beta() -> None:
 
 def _sampled_dense(left: Tensor, right: Tensor, places: Places, dtype: torch.dtype) -> Tensor:
     """The dense product, some rows at a time, of which the entries are taken."""
-    common = torch.promote_types(left.dtype, right.dtype)
+    common = dtype if left.device.type == "cpu" else torch.promote_types(left.dtype, right.dtype)
     left, right = left.to(common), right.to(common)
-    (rows, columns), flat = places.shape, places.flat
+    rows, columns = places.compact
+    row = torch.arange(rows, device=left.device)
+    flat = row.repeat_interleave(places.ends.diff(), output_size=len(places)) * columns
+    flat += places.entries
     values = torch.empty(len(places), dtype=dtype, device=left.device)
     # One transfer: where the entries of each piece of rows begin.
     pieces = [*range(0, rows, _ROWS), rows]

@@ -38,6 +38,31 @@ def test_the_values_gradient_is_the_dense_one_at_their_entries(
         assert float((own - gradient).norm() / gradient.norm()) < 1e-6
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_of_inputs_that_few_entries_read_no_more_is_kept(family: str) -> None:
+    model = tiny(family, vocab_size=31).eval()
+    names = [n for n, _ in model.named_modules() if n.endswith(("_proj", "c_proj", "c_attn"))]
+    masks = random_masks(model, names, 0.5)
+    for mask in masks.values():  # a corner of each weight
+        mask[mask.shape[0] // 4 :] = False
+        mask[:, mask.shape[1] // 4 :] = False
+    twin, tuning = DenseTwin(model, masks), SparseTuning(model, masks=masks)
+    ids, kept = torch.randint(0, 31, (2, 9)), []
+
+    def keep(saved: torch.Tensor) -> torch.Tensor:
+        kept.append(saved.shape)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    twin.model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    for name, gradient in twin.gradients().items():
+        torch.testing.assert_close(values_of(tuning)[name].grad, gradient, rtol=1e-5, atol=1e-7)
+        read = masks[name].any(1 if family == "gpt2" else 0).sum()
+        assert (18, int(read)) in kept
+
+
 def test_the_inputs_gradient_is_that_of_the_plain_layer() -> None:
     net = Net()
     plain, inputs = copy.deepcopy(net), torch.randn(4, 12)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltalens.numerics.sampled import Places, TurnedColumns, sampled_product
+from deltalens.numerics.sampled import Places, TurnedColumns, sampled_product, take_columns
 
 pytestmark = pytest.mark.property
 
@@ -60,10 +60,33 @@ def test_views_of_any_stride_are_read() -> None:
 
 
 def test_a_place_takes_four_bytes_and_a_row_four() -> None:
+    flat = torch.arange(0, 64 * 64, 3)
+    assert Places.of((64, 64), flat).nbytes == 4 * len(flat) + 4 * 65
+
+
+def test_rows_and_columns_without_entries_take_nothing() -> None:
     flat = torch.tensor([3, (1 << 32) - 1])
     places = Places.of((1 << 16, 1 << 16), flat)
-    assert places.nbytes == 4 * 2 + 4 * ((1 << 16) + 1)
+    assert places.compact == (2, 2)
+    assert places.nbytes == 4 * 2 + 4 * 2 + 4 * 2 + 4 * 3
     assert torch.equal(places.flat, flat)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.9])
+def test_columns_that_were_taken_before_give_the_same_product(density: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(300, 40, generator=generator).double() for _ in "lr")
+    chosen = torch.rand(40, 40, generator=generator) < density
+    chosen[:, 10:] = False  # few columns
+    chosen[15:] = False  # few rows
+    flat = chosen.view(-1).nonzero().squeeze(1)
+    places = Places.of((40, 40), flat)
+    assert places.rows is not None
+    assert places.columns is not None
+    taken = take_columns(left, places.rows), take_columns(right, places.columns)
+    expected = (left.t() @ right).view(-1)[flat]
+    for sides in ((left, right), taken, (left, taken[1])):
+        torch.testing.assert_close(sampled_product(*sides, places), expected)
 
 
 def test_nan_and_infinity_stay() -> None:

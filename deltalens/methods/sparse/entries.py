@@ -19,6 +19,9 @@ __all__ = ["NEEDED", "STORED", "TrainedEntries"]
 _INDICES, _START = "sparse_indices", "sparse_start"
 _TOUCHED, _ORIGINALS = "sparse_touched", "sparse_originals"
 _CLOCK = "sparse_clock"
+_OWN = 1 / 3
+"""The share of an input that a layer keeps by itself: up to three layers (query, key and value)
+read one, which they could share."""
 NEEDED = (_INDICES, _START)
 """What every checkpoint of a layer has beside weight and values."""
 STORED = (*NEEDED, _TOUCHED, _ORIGINALS, _CLOCK)
@@ -29,7 +32,8 @@ class TrainedEntries:
     """The trained entries of one layer's weight.
 
     Memory: of k entries the values (4 bytes), a place (4 bytes) and the weight's numbers before,
-    and per row of the weight 4 bytes.
+    and 4 bytes for each row of the weight, or 8 for each with entries where those are few, and 4
+    for each column.
 
     Args:
         layer: the layer; its weight is contiguous.
@@ -68,6 +72,13 @@ class TrainedEntries:
         # The entries of a copied or pickled model train on without the tuning.
         return {**self.__dict__, "clock": None}
 
+    @property
+    def columns_to_keep(self) -> Tensor | None:
+        """The inputs that the backward pass needs, int32; None if it had better keep all."""
+        read = self.places.rows if self.rows_are_inputs else self.places.columns
+        inputs = self.places.shape[0 if self.rows_are_inputs else 1]
+        return read if read is not None and read.numel() <= _OWN * inputs else None
+
     def _take(self, weight: Tensor) -> Tensor:
         return weight.detach().view(-1)[self.places.flat]
 
@@ -90,7 +101,7 @@ class TrainedEntries:
     @staticmethod
     def _put(weight: Tensor, flat: Tensor, numbers: Tensor) -> None:
         with torch.no_grad():
-            weight.view(-1)[flat] = numbers.to(weight.dtype)
+            weight.view(-1).scatter_(0, flat, numbers.to(weight.dtype))
 
     def move(self, weight: Tensor, flat: Tensor) -> None:
         """Keep what was learned in the weight, and train other entries from there.

@@ -19,7 +19,7 @@ from deltalens.errors import DeltaLensError
 from deltalens.gradients.parameters import TRAINED_VALUES
 from deltalens.methods.mask_layers import Layer
 from deltalens.methods.sparse.entries import NEEDED, STORED, TrainedEntries
-from deltalens.numerics.sampled import TurnedColumns, sampled_product
+from deltalens.numerics.sampled import TurnedColumns, sampled_product, take_columns
 
 __all__ = ["adapt_layer", "is_adapted", "restore_layer", "rows_are_inputs"]
 
@@ -30,29 +30,33 @@ class _SampledLinear(torch.autograd.Function):
         ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor, layer: Any
     ) -> Tensor:
         output: Tensor = layer.plain_forward(inputs)
+        ctx.entries, ctx.places = layer.sparse_entries, layer.sparse_entries.places
+        ctx.shape, ctx.dtype = inputs.shape, inputs.dtype
         # Under autocast the input is kept as the product saw it.
-        ctx.save_for_backward(inputs.to(output.dtype), weight)
-        ctx.entries, ctx.dtype = layer.sparse_entries, inputs.dtype
+        read = inputs.reshape(-1, inputs.shape[-1]).to(output.dtype)
+        columns = layer.sparse_entries.columns_to_keep
+        if columns is not None and not torch.compiler.is_compiling():
+            read = take_columns(read, columns)
+        ctx.save_for_backward(read, weight)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, weight = ctx.saved_tensors
+        read, weight = ctx.saved_tensors
         entries: TrainedEntries = ctx.entries
         into_input = into_bias = into_values = None
         rows = gradient.reshape(-1, gradient.shape[-1])
+        if ctx.needs_input_grad[3]:
+            sides = [(rows, None), (read, entries.read)]
+            (left, of_left), (right, of_right) = sides[::-1] if entries.rows_are_inputs else sides
+            into_values = sampled_product(left, right, ctx.places, (of_left, of_right))
         if ctx.needs_input_grad[0]:
             matrix = weight.to(gradient.dtype)
             matrix = matrix.t() if entries.rows_are_inputs else matrix
-            into_input = (rows @ matrix).view(inputs.shape).to(ctx.dtype)
+            into_input = (rows @ matrix).view(ctx.shape).to(ctx.dtype)
         if ctx.needs_input_grad[2]:
             into_bias = rows.sum(0)
-        if ctx.needs_input_grad[3]:
-            read = inputs.reshape(-1, inputs.shape[-1])
-            sides = [(rows, None), (read, entries.read)]
-            (left, of_left), (right, of_right) = sides[::-1] if entries.rows_are_inputs else sides
-            into_values = sampled_product(left, right, entries.places, (of_left, of_right))
         return into_input, None, into_bias, into_values, None
 
 
