@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import drop, gmt, landscape, layers, mft, probe, salience, speft, study, thresholds
+from benchmarks import (
+    drop,
+    gmt,
+    landscape,
+    layers,
+    mft,
+    probe,
+    salience,
+    speft,
+    study,
+    tasks,
+    thresholds,
+)
 
 BENCHMARKS = {
     "thresholds": thresholds.run,
@@ -17,6 +29,7 @@ BENCHMARKS = {
     "layers": layers.run,
     "salience": salience.run,
     "speft": speft.run,
+    "tasks": tasks.run,
 }
 
 

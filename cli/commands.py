@@ -110,6 +110,17 @@ COMMANDS = (
         plans=True,
     ),
     Command(
+        name="evaluate",
+        function=studies.evaluate,
+        run=running.run_study,
+        examples=(
+            "deltalens evaluate base/ ft/ --data test.jsonl -o scores/",
+            "deltalens evaluate runs/a/checkpoint-* --data test.jsonl -o steps/",
+        ),
+        interrupted=f"stopped; finished models are kept in {{out}}, {_GOES_ON}",
+        plans=True,
+    ),
+    Command(
         name="methods",
         function=records.list_methods,
         run=showing.run_methods,

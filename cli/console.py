@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from deltalens.io.records import StudyRecord
 
 __all__ = [
+    "FAILED_CELLS",
     "Meter",
     "command",
     "console",
@@ -45,7 +46,7 @@ __all__ = [
     "show",
 ]
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, FAILED_CELLS, INTERRUPTED = 2, 3, 130
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -199,6 +200,7 @@ def quieten(verbose: bool = False) -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
     theirs.set_verbosity_error()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
     theirs.disable_progress_bar()
     for handler in (logging.lastResort, *logging.getLogger("transformers").handlers):
         if handler is not None:
@@ -341,11 +343,13 @@ def show(
         quiet: print nothing.
         options: names of the command's parameters, which are shown as they are typed.
     """
-    from deltalens.reports import summarize
+    from deltalens.reports import failed_cells, summarize, task_costs
 
     summary = summarize(record)
     if as_json:
-        print_json({**summary.as_json(), "pictures": [str(path) for path in pictures]})
+        failed = [{**vars(failure)} for failure in record.failures]
+        drawn = [str(path) for path in pictures]
+        print_json({**summary.as_json(), "failed": failed, "pictures": drawn})
         return
     if quiet:
         return
@@ -353,6 +357,8 @@ def show(
         console().print(FittingTable(table))
     for sentence in summary.sentences():
         say(sentence if isinstance(sentence, Lines) else _as_typed(str(sentence), options))
+    for sentence in [*task_costs(record), *failed_cells(record)]:
+        say(sentence)
     for note in record.facts.get("notes", []):
         say(f"note: {note}")
     say(f"table:   {record.path / 'cells.csv'}")

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from deltalens.cli import console
 from deltalens.cli.fitting import FittingTable
 from deltalens.cli.planning import PlanOnly, show_plan, stop_at_plan
@@ -45,7 +47,7 @@ def framed(command: Command, terminal: Terminal, typed: dict[str, Any]) -> Itera
 def run_study(
     command: Command, terminal: Terminal, typed: dict[str, Any], on_cell: Any = None
 ) -> None:
-    """Make a study, draw it, and say what it found.
+    """Make a study, draw it, and say what it found. Cells that failed leave exit code 3.
 
     Args:
         command: whose function returns a `Study`.
@@ -75,6 +77,8 @@ def run_study(
             quiet=terminal.quiet,
             options=[*command.parameters],
         )
+        if study.failures:
+            raise typer.Exit(console.FAILED_CELLS)
 
 
 def run_landscape(command: Command, terminal: Terminal, typed: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from deltalens.api.results import Training as Training
     from deltalens.api.salience import salience_study as salience_study
     from deltalens.api.studies import drop_study as drop_study
+    from deltalens.api.studies import evaluate as evaluate
     from deltalens.api.studies import scan_landscape as scan_landscape
     from deltalens.api.studies import sweep_layers_drop as sweep_layers_drop
     from deltalens.api.sweeps import compare as compare
@@ -60,7 +61,7 @@ _NAMES = {
     ),
     "deltalens.api.results": ("Inspection", "Run", "Study", "Training"),
     "deltalens.api.salience": ("salience_study",),
-    "deltalens.api.studies": ("drop_study", "scan_landscape", "sweep_layers_drop"),
+    "deltalens.api.studies": ("drop_study", "evaluate", "scan_landscape", "sweep_layers_drop"),
     "deltalens.api.sweeps": (
         *("compare", "sweep_data_ratio", "sweep_density", "sweep_layers", "sweep_mask_ratio"),
         "sweep_masks",

@@ -21,6 +21,7 @@ __all__ = [
     "draw_density_sweep",
     "draw_drop_study",
     "draw_efficiency",
+    "draw_evaluation",
     "draw_inspection",
     "draw_landscape",
     "draw_layer_sweep",
@@ -64,6 +65,18 @@ def draw_efficiency(folder: Path) -> list[Drawing]:
         The table.
     """
     return draw_named("gmt-tab3", folder)
+
+
+def draw_evaluation(folder: Path) -> list[Drawing]:
+    """Draw the scores of several models.
+
+    Args:
+        folder: of an evaluation.
+
+    Returns:
+        The figure.
+    """
+    return draw_named("evaluation", folder)
 
 
 def draw_landscape(folder: Path) -> list[Drawing]:

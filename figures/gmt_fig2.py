@@ -12,9 +12,9 @@ from deltalens.catalog.metrics import axis_label, is_shown, scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.loading import load_finite
+from deltalens.figures.mft_panels import spread
 from deltalens.figures.registry import FigureEntry
 from deltalens.figures.style import new_figure, styled
-from deltalens.io.tables import over_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +24,8 @@ __all__ = ["draw"]
 
 def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     """Draw a mask-ratio sweep: a panel for each data set, a line for each method with a band over
-    seeds, the level of plain fine-tuning; a second axis where two metrics differ in scale.
+    seeds (of a single one: a standard error to either side), the level of plain fine-tuning; a
+    second axis where two metrics differ in scale.
 
     Args:
         folders: of the study.
@@ -97,8 +98,8 @@ def _line(
     """One method; dashed lines belong to the second metric, and have no place in the legend."""
     color, marker = look.color, look.marker
     label = None if dashed else method
-    seeds = frame.groupby("mask_ratio")["value"]
-    mean = scale * over_seeds(seeds)
+    points = spread(frame, ["mask_ratio"], scale)
+    mean = points["mean"]
     if not has_ratio(method):
         style = (0, (1, 1)) if dashed else ("-." if method_name(method) == "hft" else "--")
         axis.axhline(float(mean.iloc[0]), color=color, linestyle=style, linewidth=1, label=label)
@@ -116,7 +117,8 @@ def _line(
     )
     axis.fill_between(
         mean.index,
-        *(scale * over_seeds(seeds, edge) for edge in ("min", "max")),
+        points["low"],
+        points["high"],
         color=color,
         alpha=0.15,
         linewidth=0,

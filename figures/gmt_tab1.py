@@ -44,7 +44,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry, ratio: float | None = None
             f"This study: {name}",
             sweep.frame,
             sweep.chosen(metrics[0], ratio),
-            [measure(metric) for metric in metrics],
+            [measure(metric, own=sweep.stated) for metric in metrics],
         )
         for name, metrics in sweep.sets.items()
     ]

@@ -68,12 +68,12 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
 
 
 def _row(sweep: Sweep, name: str, metric: str, method: str) -> tuple[Entry, ...]:
-    shown = measure(metric)
+    shown = measure(metric, own=sweep.stated)
     labels = (Entry(name), Entry(shown.head), Entry(sweep.label(method)))
     candidates = sweep.candidates(method, metric, plain=True)
     if not candidates:
         return (*labels, *[Entry("–")] * 3, Entry("0"))
-    best = best_ratio(candidates, metric)
+    best = best_ratio(candidates, metric, sweep.stated)
     value = over_seeds(candidates[best], shown)
     error = shown.scale * _measured_error(sweep, method, metric, best)
     if value.seeds > 1:

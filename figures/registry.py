@@ -169,6 +169,12 @@ _ENTRIES = (
         options=("first_only",),
     ),
     FigureEntry(
+        name="evaluation",
+        shows="scores of several models, over the steps of their trainings or by name",
+        source="evaluate",
+        code=_code("evaluation"),
+    ),
+    FigureEntry(
         name="gradients",
         shows="gradients, masks and updates that a probe logged, over the steps",
         source="run",

@@ -3,7 +3,7 @@ ratio for each method."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from deltalens.catalog.methods import METHODS, facts_of, has_ratio, method_name
 from deltalens.catalog.metrics import (
+    Better,
     axis_label,
     better_of,
     is_lower_better,
@@ -55,6 +56,11 @@ class Sweep:
             sets.setdefault(metric.rpartition("/")[0], []).append(metric)
         spec = self.record.spec.get("eval_data") or [["the study's data"]]
         return {name or str(spec[0][0]): metrics for name, metrics in sets.items()}
+
+    @property
+    def stated(self) -> Mapping[str, Better] | None:
+        """Which values of metrics are better, as far as the records state it."""
+        return self.record.facts.get("better")
 
     def label(self, method: str) -> str:
         """Name a method as the paper does; plain training by its objective.
@@ -111,7 +117,8 @@ class Sweep:
                 continue
             held = self.candidates(method, metric, plain=False)
             if ratio is not None or held:
-                found[method] = ratio if ratio is not None else best_ratio(held, metric)
+                best = ratio if ratio is not None else best_ratio(held, metric, self.stated)
+                found[method] = best
         return found
 
     def block(
@@ -207,12 +214,13 @@ def load_sweep(folder: str | Path) -> Sweep:
     return Sweep(record, frame, tuple(order))
 
 
-def measure(metric: str, head: str = "") -> Measure:
+def measure(metric: str, head: str = "", own: Mapping[str, Better] | None = None) -> Measure:
     """Say how a metric is shown: a fraction in per cent, all else with four decimal places.
 
     Args:
         metric: as the records name it.
         head: of its column; by default the metric's label with its unit.
+        own: directions of metrics that the study's records state.
 
     Returns:
         The column.
@@ -223,7 +231,7 @@ def measure(metric: str, head: str = "") -> Measure:
         head or axis_label(metric),
         scale=scale,
         digits=1 if scale == 100 else 4,
-        better=better_of(metric),
+        better=better_of(metric, own),
     )
 
 
@@ -239,12 +247,15 @@ def in_words(metric: str) -> str:
     return short_name(metric).replace("_", " ")
 
 
-def best_ratio(candidates: dict[float, list[float]], metric: str) -> float:
+def best_ratio(
+    candidates: dict[float, list[float]], metric: str, own: Mapping[str, Better] | None = None
+) -> float:
     """Choose the mask ratio with the best mean.
 
     Args:
         candidates: mask ratio -> its values, one for each seed.
         metric: as the records name it.
+        own: directions of metrics that the study's records state.
 
     Returns:
         The ratio; the smaller of two that are equally good.
@@ -252,7 +263,7 @@ def best_ratio(candidates: dict[float, list[float]], metric: str) -> float:
     Raises:
         RecordError: whether higher or lower values of the metric are better is unknown.
     """
-    better = better_of(metric)
+    better = better_of(metric, own)
     if better is None:
         raise RecordError(
             f"{metric!r}: unknown whether higher or lower is better, so no ratio is the best; give "

@@ -11,7 +11,10 @@ from deltalens.training.methods import Method
 
 __all__ = [
     "Base",
+    "DeviceMapOptions",
     "EvalData",
+    "EvaluatingOptions",
+    "ExecutionOptions",
     "FieldOptions",
     "Ft",
     "MeasuringOptions",
@@ -21,6 +24,7 @@ __all__ = [
     "NewFolder",
     "PairStudyOptions",
     "StudyFolder",
+    "TaskOptions",
     "TensorOptions",
     "TrainData",
     "TrainingOptions",
@@ -76,6 +80,18 @@ class WhereOptions(TypedDict, total=False):
     trust_remote_code: Annotated[bool, Opt("Run code that the model brings.", False)]
 
 
+class DeviceMapOptions(TypedDict, total=False):
+    """How a model that is larger than a device is loaded."""
+
+    device_map: Annotated[
+        str | Mapping[str, str | int] | Sequence[str] | None,
+        Opt(
+            "Spread the model over devices, by accelerate.",
+            metavar="auto|balanced|MODULE=DEVICE",
+        ),
+    ]
+
+
 class TensorOptions(TypedDict, total=False):
     """Which tensors take part."""
 
@@ -84,15 +100,71 @@ class TensorOptions(TypedDict, total=False):
     strict: Annotated[bool, Opt("Refuse tensors that only one checkpoint has.", False)]
 
 
-class MeasuringOptions(TensorOptions, FieldOptions, WhereOptions, total=False):
-    """What is measured of a model, and by whom."""
+class _DataOptions(TypedDict, total=False):
+    """On what a model is measured."""
 
     data: Annotated[Files, Opt("Rows to measure on; repeatable.", (), metavar="FILE", common=True)]
     limit: Annotated[
-        int | None, Opt("Use the first rows of each file only.", minimum=1, common=True)
+        int | None, Opt("Use the first N rows of each data set only.", minimum=1, common=True)
     ]
     metrics: Annotated[
         Names, Opt("Keep only these: loss,exact_match,kl, ...", (), metavar="NAMES", common=True)
+    ]
+
+
+class TaskOptions(TypedDict, total=False):
+    """Standard tasks, measured through the lm-evaluation-harness."""
+
+    tasks: Annotated[
+        Names,
+        Opt("Standard tasks: gsm8k=test.jsonl,mmlu, ...", (), metavar="TASKS", common=True),
+    ]
+    include_path: Annotated[
+        str | Path | None, Opt("Folder with further tasks, as YAML files.", metavar="DIR")
+    ]
+    num_fewshot: Annotated[int | None, Opt("Examples in a prompt (as the task has it).", minimum=0)]
+    apply_chat_template: Annotated[
+        bool, Opt("Prompts of tasks as chats, by the model's template.", False)
+    ]
+    confirm_run_unsafe_code: Annotated[
+        bool, Opt("Let tasks run code that the model writes.", False)
+    ]
+
+
+class ExecutionOptions(TypedDict, total=False):
+    """By what cells are measured; the numbers do not depend on it."""
+
+    jobs: Annotated[
+        int | None, Opt("Cells at once, each in its own process (1).", minimum=1, common=True)
+    ]
+    executor: Annotated[
+        str | None, Opt("sequential, processes, ray, or a package's.", metavar="NAME", common=True)
+    ]
+    devices: Annotated[
+        Names, Opt("One process on each of these: cuda:0,cuda:1.", (), metavar="NAMES")
+    ]
+    address: Annotated[
+        str | None, Opt("Of the Ray cluster: host:port, or auto.", metavar="ADDRESS")
+    ]
+    gpus_per_worker: Annotated[float | None, Opt("Reserved by Ray for each worker (1 on cuda).")]
+    cpus_per_worker: Annotated[
+        int | None, Opt("Likewise (1 beside a GPU, else torch's threads).", minimum=1)
+    ]
+
+
+class EvaluatingOptions(
+    _DataOptions,
+    TaskOptions,
+    FieldOptions,
+    WhereOptions,
+    DeviceMapOptions,
+    ExecutionOptions,
+    total=False,
+):
+    """What is measured of a model as it is, and by whom."""
+
+    batch_size: Annotated[
+        str | int | None, Opt("Requests of tasks in a batch (1), or auto.", metavar="N|auto")
     ]
     metric: Annotated[
         Callable[..., Any] | None,
@@ -111,16 +183,12 @@ class MeasuringOptions(TensorOptions, FieldOptions, WhereOptions, total=False):
         Opt("Generate, and find the answer in the text with this.", metavar="REGEX"),
     ]
     batch_tokens: Annotated[int, Opt("Positions in a batch.", 4096)]
-    jobs: Annotated[
-        int,
-        Opt("Cells measured at once, each in its own process.", 1, minimum=1, common=True),
-    ]
-    executor: Annotated[
-        str | None,
-        Opt("sequential, processes, or a package's.", metavar="NAME"),
-    ]
     fresh: Annotated[bool, Opt("Discard the study that the folder holds.", False, common=True)]
     watch: Annotated[Any, Opt("A `StudyWatch`, told of progress.", python_only=True)]
+
+
+class MeasuringOptions(TensorOptions, EvaluatingOptions, total=False):
+    """The same of a model whose tensors are edited."""
 
 
 class PairStudyOptions(MeasuringOptions, total=False):
@@ -227,10 +295,21 @@ class TrainingOptions(
 
 
 class TrainingStudyOptions(
-    FieldOptions, WhereOptions, _Length, _LearningRates, _SharedOptions, total=False
+    TaskOptions,
+    FieldOptions,
+    WhereOptions,
+    ExecutionOptions,
+    _Length,
+    _LearningRates,
+    _SharedOptions,
+    total=False,
 ):
     """What studies of trainings share."""
 
+    task_limit: Annotated[int | None, Opt("Use the first N rows of each task only.", minimum=1)]
+    task_batch_size: Annotated[
+        str | int | None, Opt("Requests of tasks in a batch (1), or auto.", metavar="N|auto")
+    ]
     setting: Annotated[
         Mapping[str, Any] | Sequence[str],
         Opt(
@@ -241,6 +320,5 @@ class TrainingStudyOptions(
         ),
     ]
     seeds: Annotated[int, Opt("Trainings at each point.", 3, common=True)]
-    jobs: Annotated[int, Opt("Trainings at once, in processes.", 1, minimum=1, common=True)]
     keep_checkpoints: Annotated[bool, Opt("Keep every trained model.", False)]
     fresh: Annotated[bool, Opt("Discard the study that the folder holds.", False)]

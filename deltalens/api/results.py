@@ -129,8 +129,10 @@ class Study(Shown, StudyRecord):
         return cls(**{each.name: getattr(record, each.name) for each in fields(StudyRecord)})
 
     def _sentences(self) -> Sequence[str]:
+        from deltalens.reports import failed_cells, task_costs
+
         notes = [f"note: {note}" for note in self.facts.get("notes", [])]
-        return [*self._summary().sentences(), *notes]
+        return [*self._summary().sentences(), *task_costs(self), *failed_cells(self), *notes]
 
     def _tables(self) -> Sequence[Table]:
         return [*self._summary().tables()]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack, cast
 
 from deltalens.api.described import Opt, described
 from deltalens.api.options import (
+    DeviceMapOptions,
     EvalData,
     FieldOptions,
     Model,
@@ -15,7 +16,7 @@ from deltalens.api.options import (
     StudyFolder,
     WhereOptions,
 )
-from deltalens.api.translate import field_names, paths
+from deltalens.api.translate import device_map, field_names, paths
 
 if TYPE_CHECKING:
     from deltalens.api.results import Study
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["salience_study"]
 
 
-class SalienceOptions(FieldOptions, WhereOptions, total=False):
+class SalienceOptions(FieldOptions, WhereOptions, DeviceMapOptions, total=False):
     """What a salience study can be told beside its own settings."""
 
     limit: Annotated[
-        int | None, Opt("Use the first rows of each file only.", minimum=1, common=True)
+        int | None, Opt("Use the first N rows of each data set only.", minimum=1, common=True)
     ]
     fresh: Annotated[bool, Opt("Discard the study that the folder holds.", False, common=True)]
     watch: Annotated[Any, Opt("A `StudyWatch`, told of progress.", python_only=True)]
@@ -133,6 +134,7 @@ def salience_study(
         fields=field_names(options),
         limit=options.get("limit"),
         device=options.get("device") or "auto",
+        device_map=device_map(options.get("device_map")),
         dtype=options.get("dtype") or "auto",
         trust_remote_code=trust,
         fresh=bool(options.get("fresh")),

@@ -1,7 +1,8 @@
-"""Studies of models that exist: drop studies, layers, landscapes."""
+"""Studies of models that exist: drop studies, layers, landscapes, evaluations."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Unpack
@@ -9,20 +10,32 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 from deltalens.api.described import Arg, Opt, described
 from deltalens.api.options import (
     Base,
+    EvaluatingOptions,
     Ft,
     MeasuringOptions,
     Names,
     PairStudyOptions,
     StudyFolder,
 )
-from deltalens.api.translate import check_before, checked_pair, measuring, names, numbers
+from deltalens.api.translate import (
+    check_before,
+    checked_pair,
+    measuring,
+    names,
+    numbers,
+    paths,
+)
 
 if TYPE_CHECKING:
     from deltalens.api.results import Study
 
-__all__ = ["drop_study", "scan_landscape", "sweep_layers_drop"]
+__all__ = ["drop_study", "evaluate", "scan_landscape", "sweep_layers_drop"]
 
 _SCOPE = Opt("What is ranked together.", metavar="tensor|layer|global", common=True)
+_Models = Annotated[
+    str | Path | Sequence[str | Path],
+    Arg("MODEL...", "Models: folders, checkpoints of a training, or org/name[@revision].", True),
+]
 _Origin = Annotated[Any, Arg("ORIGIN", "The model in question: a folder, or org/name[@revision].")]
 _Others = Annotated[
     Sequence[Any],
@@ -242,6 +255,49 @@ def scan_landscape(
         loss=loss,
     )
     return Study.of(record)
+
+
+@described
+def evaluate(models: _Models, out: StudyFolder, **options: Unpack[EvaluatingOptions]) -> Study:
+    """Measure several models on the same data: which is best, and how a training moved.
+
+    Each model is loaded once, with its own tokenizer and in its own dtype. Folders called
+    checkpoint-STEP, as trainers write them and `train` keeps them, are drawn over the steps, a
+    line for each training; other models are levels beside the lines, or points with error bars.
+    Every finished model is kept: the same call goes on where it stopped, and one with more models
+    adds them.
+
+    Args:
+        models: checkpoint folders or hub ids.
+        out: the study's folder.
+
+    Returns:
+        The study; its `cells` have the columns model, training, step, metric, value, stderr and n.
+
+    Raises:
+        DeltaLensError: bad input, as far as it can be known before a model is loaded.
+
+    Example:
+        >>> study = deltalens.evaluate(
+        ...     ["base", "ft"], "new-scores", data="test.jsonl", limit=20
+        ... )
+        >>> study.cells["model"].unique().tolist()
+        ['base', 'ft']
+    """
+    from deltalens.api.results import Study
+    from deltalens.io.locate import locate
+    from deltalens.studies.evaluate import evaluate as run
+
+    named = paths(models)
+    check_before(out, named, options)
+    trust = bool(options.get("trust_remote_code"))
+    located = {_name(str(model)): locate(str(model), trust) for model in named}
+    return Study.of(run(located, out, measuring(options)))
+
+
+def _name(model: str) -> str:
+    """A model's name in the records: its path as typed, however it is spelled; or its hub id."""
+    return os.path.normpath(model) if os.path.exists(model) else model
 
 
 def _located(model: Any, trust: bool) -> Any:

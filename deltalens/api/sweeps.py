@@ -16,7 +16,14 @@ from deltalens.api.options import (
     TrainData,
     TrainingStudyOptions,
 )
-from deltalens.api.translate import learning_rates, names, numbers, training, training_data
+from deltalens.api.translate import (
+    execution,
+    learning_rates,
+    names,
+    numbers,
+    training,
+    training_data,
+)
 
 if TYPE_CHECKING:
     from deltalens.api.results import Study
@@ -40,7 +47,7 @@ def sweep_mask_ratio(
     train_data: TrainData,
     out: StudyFolder,
     *,
-    eval_data: EvalData,
+    eval_data: EvalData = (),
     mask_ratios: Annotated[
         str | float | Iterable[str | float] | None,
         Opt("start:stop:step or a list (the papers'); 0 always.", common=True),
@@ -59,7 +66,7 @@ def sweep_mask_ratio(
         model: a checkpoint folder or hub id.
         train_data: rows to train on.
         out: the study's folder.
-        eval_data: rows to measure on.
+        eval_data: rows to measure on; or give `tasks`.
         mask_ratios: fractions masked out, in [0, 1); the papers' if None.
 
     Returns:
@@ -92,7 +99,7 @@ def sweep_data_ratio(
     train_data: TrainData,
     out: StudyFolder,
     *,
-    eval_data: EvalData,
+    eval_data: EvalData = (),
     data_ratios: Annotated[
         str | float | Iterable[str | float],
         Opt("Parts of the rows: start:stop:step or a list.", common=True),
@@ -108,7 +115,7 @@ def sweep_data_ratio(
         model: a checkpoint folder or hub id.
         train_data: rows to train on.
         out: the study's folder.
-        eval_data: rows to measure on.
+        eval_data: rows to measure on; or give `tasks`.
         data_ratios: parts of the rows, in (0, 1].
 
     Returns:
@@ -141,7 +148,7 @@ def sweep_layers(
     train_data: TrainData,
     out: StudyFolder,
     *,
-    eval_data: EvalData,
+    eval_data: EvalData = (),
     group_sizes: Annotated[
         str | int | Sequence[int],
         Opt("Blocks in a group; a sweep for each size.", metavar="N,N", common=True),
@@ -160,7 +167,7 @@ def sweep_layers(
         model: a finished model: a checkpoint folder or hub id.
         train_data: rows to train on.
         out: the study's folder.
-        eval_data: rows to measure on.
+        eval_data: rows to measure on; or give `tasks`.
         group_sizes: blocks in a group; every size divides the model anew.
         data_ratio: train on this part of the rows, the first ones; in (0, 1].
 
@@ -197,7 +204,7 @@ def sweep_density(
     train_data: TrainData,
     out: StudyFolder,
     *,
-    eval_data: EvalData,
+    eval_data: EvalData = (),
     ranks: Annotated[
         str | int | Sequence[int],
         Opt("Budgets: as many parameters as LoRA of rank N.", metavar="N,N", common=True),
@@ -219,7 +226,7 @@ def sweep_density(
         model: a checkpoint folder or hub id.
         train_data: rows to train on.
         out: the study's folder.
-        eval_data: rows to measure on.
+        eval_data: rows to measure on; or give `tasks`.
         ranks: the budgets, whole numbers above 0.
         targets: the layers that all methods adapt.
 
@@ -256,7 +263,7 @@ def sweep_masks(
     train_data: TrainData,
     out: StudyFolder,
     *,
-    eval_data: EvalData,
+    eval_data: EvalData = (),
     scopes: Annotated[Names, Opt("What is ranked together.", metavar="SCOPES", common=True)] = (
         "global",
         "layer",
@@ -276,7 +283,7 @@ def sweep_masks(
         model: a checkpoint folder or hub id.
         train_data: rows to train on.
         out: the study's folder.
-        eval_data: rows to measure on.
+        eval_data: rows to measure on; or give `tasks`.
         scopes: what is ranked together: global, layer, tensor.
         refresh_every: steps from one mask to the next; static masks are always there.
 
@@ -319,7 +326,7 @@ def compare(
     train_data: TrainData,
     out: StudyFolder,
     *,
-    eval_data: EvalData,
+    eval_data: EvalData = (),
     base: Annotated[
         str | Path | None,
         Opt("What MODEL was tuned from, where LoRA starts.", metavar="BASE", common=True),
@@ -343,7 +350,8 @@ def compare(
         model: a finished model: a checkpoint folder or hub id.
         train_data: rows to train on.
         out: the study's folder.
-        eval_data: rows to measure on; with `eval_every`, during the trainings as well.
+        eval_data: rows to measure on; with `eval_every`, during the trainings as well. Or give
+            `tasks`.
         base: what the model was tuned from; it is measured, too.
         complement: beside masks that are not learned, those that remove 1 - ratio.
 
@@ -381,9 +389,10 @@ def compare(
 
 def _how(options: Mapping[str, Any]) -> dict[str, Any]:
     """How a study of trainings is made, as its function takes it."""
-    given = ("seeds", "keep_checkpoints", "jobs", "fresh", "watch")
+    given = ("seeds", "keep_checkpoints", "fresh", "watch")
     rates = learning_rates(options.get("learning_rate"))
     return {
         **{name: options[name] for name in given if options.get(name) is not None},
+        "execution": execution(options),
         "learning_rates": rates if len(rates) > 1 else (),
     }

@@ -39,6 +39,9 @@ def train(
     checkpoint_every: Annotated[
         int | None, Opt("Steps between checkpoints (a tenth).", minimum=1)
     ] = None,
+    keep_checkpoints: Annotated[
+        bool, Opt("Keep each as a plain model, OUT/checkpoint-STEP.")
+    ] = False,
     probe: Annotated[bool, Opt("Log the gradients, for deltalens monitor.", common=True)] = False,
     probe_every: Annotated[int, Opt("Steps between the probe's logs.", minimum=1)] = 10,
     resume: Annotated[bool, Opt("Go on with the training in OUT.", common=True)] = False,
@@ -62,6 +65,8 @@ def train(
         eval_data: measured at the end, and every `eval_every` steps.
         seed: decides the order of the rows, and whatever the method draws at random.
         checkpoint_every: steps between checkpoints; a tenth of the training if None.
+        keep_checkpoints: keep each of them as an ordinary model, `checkpoint-STEP` in `out`: masks,
+            sparse values and adapters merged. `deltalens.evaluate` takes them.
         probe: log the gradients into the folder's run (`GradientProbe`).
         probe_every: steps between two logs.
         resume: go on with the training that `out` holds.
@@ -108,6 +113,7 @@ def train(
         eval_every=options.get("eval_every"),
         choose_on=options.get("choose_on"),
         checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
         probe={"every": probe_every} if probe else None,
         resume=resume,
         report_to=names(report_to),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deltalens.errors import DeltaLensError
 
 if TYPE_CHECKING:
+    from deltalens.studies.executors import Execution
     from deltalens.studies.measuring import Measuring
     from deltalens.studies.training_plans import TrainingData
     from deltalens.training.methods import Method
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = [
     "check_before",
     "checked_pair",
+    "device_map",
+    "execution",
     "field_names",
     "learning_rates",
     "measuring",
@@ -29,6 +32,7 @@ __all__ = [
 ]
 
 _FIELDS = ("prompt", "completion", "messages", "text", "label", "sentence1", "sentence2")
+_EXECUTION = ("jobs", "executor", "address", "gpus_per_worker", "cpus_per_worker")
 _SPEC = (
     *("objective", "epochs", "steps", "batch_size", "accumulate", "accumulate_mean"),
     *("learning_rate", "weight_decay", "warmup", "max_length", "loss_on", "gradient_checkpointing"),
@@ -97,6 +101,34 @@ def field_names(options: Mapping[str, Any]) -> dict[str, str]:
     return {name: field for name, field in given.items() if field is not None}
 
 
+def device_map(
+    given: str | Mapping[str, str | int] | Sequence[str] | None,
+) -> str | dict[str, str | int] | None:
+    """A device map, as transformers takes it.
+
+    Args:
+        given: a name; module -> device; or one of them as it is typed: ["auto"],
+            ["model.layers.0=cuda:1", ...].
+
+    Returns:
+        A name, or module -> device, with devices of the CUDA kind by their numbers as typed.
+
+    Raises:
+        DeltaLensError: neither a name nor devices of modules.
+    """
+    if given is None or isinstance(given, str):
+        return given
+    if isinstance(given, Mapping):
+        return dict(given)
+    parts = [*given]
+    if len(parts) == 1 and "=" not in parts[0]:
+        return parts[0]
+    pairs = [part.partition("=") for part in parts]
+    if bad := [part for part, (_, sign, device) in zip(parts, pairs, strict=True) if not device]:
+        raise DeltaLensError(f"device_map {bad[0]!r}: one name, or MODULE=DEVICE for each module")
+    return {module: int(device) if device.isdecimal() else device for module, _, device in pairs}
+
+
 def measuring(options: Mapping[str, Any]) -> Measuring:
     """Collect the options of a study that measures models.
 
@@ -109,17 +141,41 @@ def measuring(options: Mapping[str, Any]) -> Measuring:
     from deltalens.studies.measuring import Measuring
 
     ours = {f"{name}_field" for name in _FIELDS} | {"fidelity_tokens", "merge_adapter"}
+    ours |= {*_EXECUTION, "devices"}
     taken: dict[str, Any] = {name: value for name, value in options.items() if name not in ours}
     if taken.get("watch") is None:
         taken.pop("watch", None)
+    taken["device_map"] = device_map(options.get("device_map"))
     taken["data"] = paths(options.get("data"))
     taken["metrics"] = names(options.get("metrics"))
+    taken["tasks"] = names(options.get("tasks"))
     taken["fields"] = field_names(options)
+    taken["execution"] = by = execution(options)
+    taken["device"] = by.device(options.get("device") or "auto")
     if options.get("fidelity_tokens") is not None:
         from deltalens.scoring.texts import FidelityTexts
 
         taken["fidelity"] = FidelityTexts(new_tokens=options["fidelity_tokens"])
     return Measuring(**taken)
+
+
+def execution(options: Mapping[str, Any]) -> Execution:
+    """By what the cells of a study are measured.
+
+    Args:
+        options: of the caller.
+
+    Returns:
+        The executor, with its options; several devices are as many jobs.
+
+    Raises:
+        DeltaLensError: the options do not go together.
+    """
+    from deltalens.studies.executors import Execution
+
+    given = {name: options[name] for name in _EXECUTION if options.get(name) is not None}
+    devices = names(options.get("devices"))
+    return Execution(**{"jobs": len(devices) or 1, **given, "devices": devices})
 
 
 def check_before(out: str | Path, models: Sequence[Any], options: Mapping[str, Any]) -> None:
@@ -243,21 +299,39 @@ def training_data(
         The model as a local folder, and the rows.
 
     Raises:
-        DeltaLensError: the model cannot be found, or there is nothing to measure on.
+        DeltaLensError: the model cannot be found, there is nothing to measure on, or options of
+            tasks are given without any.
     """
     from deltalens.io.locate import locate
+    from deltalens.scoring.tasks.scoring import StandardTasks
+    from deltalens.scoring.tasks.selection import TaskSelection
     from deltalens.studies.training_plans import TrainingData
 
     trust = bool(options.get("trust_remote_code"))
+    chosen = names(options.get("tasks"))
+    of_tasks = ("task_limit", "task_batch_size")
+    useless = [name for name in of_tasks if options.get(name) is not None and not chosen]
+    if useless:
+        raise DeltaLensError(f"{', '.join(useless)}: of no use without `tasks`")
+    tasks = TaskSelection.of(
+        chosen,
+        include_path=options.get("include_path"),
+        limit=options.get("task_limit"),
+        num_fewshot=options.get("num_fewshot"),
+        batch_size=options.get("task_batch_size"),
+        apply_chat_template=bool(options.get("apply_chat_template")),
+        confirm_run_unsafe_code=bool(options.get("confirm_run_unsafe_code")),
+    )
     return TrainingData(
         model=locate(str(model), trust),
         data=train_data,
         eval_data=paths(options.get("eval_data")),
+        tasks=StandardTasks(tasks) if tasks is not None else None,
         fields=field_names(options),
         limit=options.get("train_limit"),
         choose_on=options.get("choose_on"),
         eval_every=options.get("eval_every"),
-        device=options.get("device") or "auto",
+        device=execution(options).device(options.get("device") or "auto"),
         dtype=options.get("dtype") or "auto",
         trust_remote_code=trust,
     )

@@ -80,11 +80,18 @@ METRICS: Mapping[str, Metric] = {
     "reward_margin": Metric(label="reward margin", better="higher", unit="nats", ratio=False),
     # It is exp(loss): no news beside the loss.
     "perplexity": Metric(label="perplexity", better="lower", shown=False),
+    # Of standard tasks, as the lm-evaluation-harness calls them.
+    "acc": Metric(label="accuracy", better="higher", per_cent=True, leads=True),
+    "acc_norm": Metric(label="length-normalized accuracy", better="higher", per_cent=True),
+    "pass_at_1": Metric(label="pass@1", better="higher", per_cent=True, leads=True),
+    "word_perplexity": Metric(label="perplexity per word", better="lower"),
+    "byte_perplexity": Metric(label="perplexity per byte", better="lower"),
+    "bits_per_byte": Metric(label="bits per byte", better="lower", leads=True),
     # On the training rows, with whatever the method does to the model. The study's facts say which
     # loss it is, and its unit.
     "training_loss": Metric(label="training loss", better="lower", shown=False),
 }
-"""Every metric of deltalens' own, by its name in the records."""
+"""Every metric whose meaning is known, by its name in the records."""
 
 
 def short_name(metric: str) -> str:

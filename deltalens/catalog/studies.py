@@ -121,6 +121,11 @@ STUDIES: Mapping[str, Study] = {
         figure="deltalens.figures.defaults:draw_salience",
         summary="deltalens.reports.salience:summarize_salience",
     ),
+    "evaluate": Study(
+        columns=("model", "training", "step"),
+        figure="deltalens.figures.defaults:draw_evaluation",
+        summary="deltalens.reports.evaluate:summarize_evaluation",
+    ),
     "landscape": Study(
         columns=("a", "b", "mark", "data"),
         figure="deltalens.figures.defaults:draw_landscape",

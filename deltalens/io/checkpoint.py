@@ -79,6 +79,11 @@ class Checkpoint:
         """The folder with the configuration and the tokenizer."""
         return self.path if self.path.is_dir() else self.path.parent
 
+    @property
+    def files(self) -> list[Path]:
+        """Every file that decides what the model computes: shards, and `files_beside` them."""
+        return [*self.headers, *files_beside(self.folder).values()]
+
     def __getitem__(self, name: str) -> TensorEntry:
         """Look up a tensor by its stored name.
 

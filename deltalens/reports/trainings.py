@@ -55,7 +55,7 @@ class SweepSummary:
             Sentences, as a person reads them.
         """
         for metric in self._leading():
-            frame, better = self._of(metric), better_of(metric)
+            frame, better = self._of(metric), better_of(metric, self.record.facts.get("better"))
             if better is None:
                 yield f"{metric}: unknown whether higher or lower is better"
                 continue

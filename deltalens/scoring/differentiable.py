@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from deltalens.scoring.file_scoring import Scoring, score
+from deltalens.scoring.placement import input_device
 from deltalens.scoring.sentence_scoring import SentenceScoring
 from deltalens.scoring.tokens import Batch
 
@@ -32,7 +33,7 @@ def loss_parts(scoring: Scoring | SentenceScoring) -> list[LossPart]:
 
     def part(batch: Batch) -> LossPart:
         def loss(model: nn.Module) -> Tensor:
-            moved = batch.to(next(model.parameters()).device)
+            moved = batch.to(input_device(model))
             return score(model, moved, match=False)[0].sum() / total
 
         return loss

@@ -15,6 +15,7 @@ from deltalens.errors import DeltaLensError, errors_from
 from deltalens.io.records import Measurement
 from deltalens.scoring.file_scoring import can_generate
 from deltalens.scoring.finite import are_numbers, no_numbers
+from deltalens.scoring.placement import input_device
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.statistics import ratio
 
@@ -95,7 +96,7 @@ def _ordinary(config: Any, vocabulary: int) -> Tensor:
 def _continue(
     model: nn.Module, first: Tensor, steps: int, stops: set[Any], generator: torch.Generator
 ) -> list[list[int]]:
-    device = next(model.parameters()).device
+    device = input_device(model)
     texts = [[int(token)] for token in first]
     unfinished = [True] * len(texts)
     ids, cache = first.unsqueeze(1).to(device), None
@@ -178,7 +179,7 @@ class Fidelity:
                 advance(len(batch))
 
     def _reference(self, model: nn.Module, texts: list[list[int]], start: int) -> _Reference:
-        device = next(model.parameters()).device
+        device = input_device(model)
         length = max(len(text) for text in texts)
         ids = torch.zeros(len(texts), length, dtype=torch.int64)
         mask = torch.zeros_like(ids)

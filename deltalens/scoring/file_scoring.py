@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from deltalens.errors import DeltaLensError, errors_from
 from deltalens.io.records import Measurement
 from deltalens.scoring.finite import check_model
+from deltalens.scoring.placement import input_device
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.rows import DataFile
 from deltalens.scoring.statistics import mean, ratio
@@ -132,7 +133,7 @@ class Scoring:
         losses, targets = torch.zeros(count, dtype=torch.float64), torch.zeros(count)
         correct = torch.zeros(count)
         for batch in self.batches:
-            moved = batch.to(next(model.parameters()).device)
+            moved = batch.to(input_device(model))
             summed, matched = score(model, moved, match=self._answered and self._pattern is None)
             losses[batch.rows] = summed.double().cpu()
             if matched is not None:
@@ -220,7 +221,7 @@ class Scoring:
             pad_token_id=self._pad,
             eos_token_id=sorted(self._stops) or None,
         )
-        device = next(model.parameters()).device
+        device = input_device(model)
         with errors_from(
             "transformers", f"{type(model).__name__}: cannot generate from these rows"
         ):

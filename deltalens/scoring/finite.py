@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deltalens.errors import DeltaLensError, errors_from, fault_list
 from deltalens.io.records import Measurement
+from deltalens.scoring.placement import input_device
 
 __all__ = ["are_numbers", "check_measured", "check_model", "no_numbers"]
 
@@ -41,7 +42,7 @@ def check_model(model: nn.Module, ids: Sequence[int], where: str | Path) -> None
     """
     if not ids:
         return
-    device = next(model.parameters()).device
+    device = input_device(model)
     with errors_from("transformers", f"{where}: {type(model).__name__} cannot read a text"):
         logits = model(input_ids=torch.tensor([[*ids]], device=device), use_cache=False).logits
     if not bool(are_numbers(logits).all()):

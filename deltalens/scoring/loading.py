@@ -1,14 +1,12 @@
-"""Loading a model from a local checkpoint folder, after checking that it fits into memory."""
+"""Loading a model from a local checkpoint folder."""
 
 from __future__ import annotations
 
 import functools
-import math
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +26,18 @@ from deltalens.io.pretrained import (
     read_tokenizer,
 )
 from deltalens.io.tying import skeleton
-from deltalens.scoring.file_scoring import batch_positions
 from deltalens.scoring.labels import Labels
+from deltalens.scoring.memory import check_fits
+from deltalens.scoring.placement import DeviceMap, input_device, placing
 
 __all__ = [
-    "CGROUPS",
     "Head",
     "LoadedModel",
     "Loading",
-    "check_fits",
-    "free_memory",
+    "check_is_model",
     "load_model",
-    "models_per_device",
     "pick_device",
     "pick_dtype",
-    "too_many_jobs",
 ]
 
 _DTYPES = {
@@ -51,17 +46,6 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
 }
-CGROUPS = (
-    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    (
-        "/sys/fs/cgroup/memory",
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_inactive_file",
-    ),
-)
-"""A container's control group: its folder, the files with its limit and usage, and the name of the
-part of the usage that is cache, which the kernel frees on demand."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +66,7 @@ class LoadedModel:
     tokenizer: Any | None
     """None if the folder has no tokenizer."""
     device: torch.device
+    """Where it takes its inputs, and returns its outputs."""
     fresh: tuple[str, ...]
     """Parameters that the checkpoint lacks and transformers initialized at random."""
     again: Callable[[], LoadedModel] | None = None
@@ -95,11 +80,23 @@ class Loading:
     dtype: torch.dtype
     device: torch.device
     trust_remote_code: bool | None = None
+    device_map: DeviceMap | None = None
+    """How accelerate spreads each of them over several devices; None: it is on `device`."""
 
-    @property
-    def one_device(self) -> bool:
-        """Whether the device has an index, so that models are not spread over several devices."""
-        return self.device.index is not None
+    def check_fits(self, checkpoint: Checkpoint, batch_tokens: int, jobs: int = 1) -> None:
+        """Refuse a model that does not fit into memory; see `check_fits`. By a device map, what
+        fits nowhere else is left on the disk.
+
+        Args:
+            checkpoint: the model's checkpoint.
+            batch_tokens: tokens per batch.
+            jobs: number of models that are loaded in parallel.
+
+        Raises:
+            DeltaLensError: see `check_fits`.
+        """
+        if self.device_map is None:
+            check_fits(checkpoint, self.dtype, self.device, batch_tokens, jobs)
 
     def load(self, checkpoint: Checkpoint) -> LoadedModel:
         """Load a model with these options; see `load_model`.
@@ -113,7 +110,8 @@ class Loading:
         Raises:
             DeltaLensError: see `load_model`.
         """
-        return load_model(checkpoint, self.dtype, self.device, self.trust_remote_code)
+        head, trust = None, self.trust_remote_code
+        return load_model(checkpoint, self.dtype, self.device, trust, head, self.device_map)
 
 
 def pick_device(name: str) -> torch.device:
@@ -167,118 +165,20 @@ def pick_dtype(name: str, checkpoint: Checkpoint) -> torch.dtype:
     return _DTYPES[names[most]]
 
 
-def check_fits(
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    device: torch.device,
-    batch_tokens: int,
-    jobs: int = 1,
-) -> None:
-    """Refuse a model that does not fit into the device's memory, before it is loaded.
-
-    A model needs its parameters in the chosen dtype, its largest tensor in fp32, and the logits of
-    one batch in fp32. `free_memory` says how much there is.
+def check_is_model(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that is no folder with a configuration.
 
     Args:
-        checkpoint: the model's checkpoint.
-        dtype: dtype in which it will be loaded.
-        device: where it will be loaded.
-        batch_tokens: tokens per batch.
-        jobs: number of models that are loaded in parallel.
+        checkpoint: the checkpoint.
 
     Raises:
-        DeltaLensError: states how much memory is needed and free, and says what to do.
+        DeltaLensError: says what a model takes.
     """
-    sizes = [prod(entry.shape) for entry in checkpoint.tensors.values()]
-    vocabulary = _vocabulary(checkpoint.config)
-    positions = batch_positions(batch_tokens, vocabulary)
-    needed = sum(sizes) * dtype.itemsize + max(sizes) * 4 + positions * vocabulary * 4
-    free, models = free_memory(device), models_per_device(device, jobs)
-    if free is not None and needed <= free < models * needed:
-        raise DeltaLensError(too_many_jobs(checkpoint, device, models, needed, free))
-    if free is not None and needed > free:
+    if not checkpoint.path.is_dir() or not checkpoint.config:
         raise DeltaLensError(
-            f"{checkpoint.path}: too large for {device}: it needs {needed / 1e9:.2f} GB "
-            f"({sum(sizes) / 1e6:,.0f} M parameters in {str(dtype).removeprefix('torch.')}, the "
-            f"largest tensor in fp32, logits of {positions:,} tokens), and {free / 1e9:.2f} GB are "
-            "free. Use a larger `device`, a smaller `dtype` (bfloat16) or a smaller "
-            "`batch_tokens`; `inspect` and `drop` do not load the model."
+            f"{checkpoint.path}: a study loads the model, which takes a folder with a config.json; "
+            "`inspect` and `drop` do without"
         )
-
-
-def _vocabulary(config: dict[str, Any]) -> int:
-    inner = config.get("text_config")
-    text = inner if isinstance(inner, dict) else config
-    size = text.get("vocab_size")
-    return size if isinstance(size, int) and 0 <= size < 1 << 40 else 0
-
-
-def models_per_device(device: torch.device, jobs: int) -> int:
-    """Count the models on one device. They are spread over all CUDA devices, unless `device` has an
-    index.
-
-    Args:
-        device: the device requested.
-        jobs: number of models that are loaded in parallel.
-
-    Returns:
-        The largest number of models on any one device.
-    """
-    spread = device.type == "cuda" and device.index is None
-    return math.ceil(jobs / max(1, torch.cuda.device_count())) if spread else jobs
-
-
-def too_many_jobs(
-    checkpoint: Checkpoint, device: torch.device, models: int, needed: int, free: int
-) -> str:
-    """Word the error for a model that fits, but not as often as `jobs` requires.
-
-    Args:
-        checkpoint: the model's checkpoint.
-        device: where it would be loaded.
-        models: how many times it would be there in parallel.
-        needed: bytes that each needs.
-        free: bytes that are free.
-
-    Returns:
-        The message.
-    """
-    return (
-        f"{checkpoint.path}: too large for {models} models at once on {device}: each needs "
-        f"{needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free. Use fewer `jobs` "
-        f"({free // needed} fit), or a smaller `dtype` (bfloat16)"
-    )
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Get the free memory of a device.
-
-    Args:
-        device: the device.
-
-    Returns:
-        A number of bytes; for a CPU, the smaller of the available memory and what the container's
-        limit leaves. None if it is unknown.
-    """
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type != "cpu":
-        return None
-    free: list[int] = []
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    except OSError:
-        pass
-    for folder, limit, usage, cache in CGROUPS:
-        try:
-            whole, used = (int(Path(folder, name).read_text()) for name in (limit, usage))
-            lines = Path(folder, "memory.stat").read_text().splitlines()
-            used -= sum(int(line.split()[1]) for line in lines if line.split()[0] == cache)
-        except (OSError, ValueError, IndexError):
-            continue
-        free.append(whole - used)
-    return min(free, default=None)
 
 
 def load_model(
@@ -287,6 +187,7 @@ def load_model(
     device: torch.device,
     trust_remote_code: bool | None = None,
     head: Head | None = None,
+    device_map: DeviceMap | None = None,
 ) -> LoadedModel:
     """Load a model with the class that its configuration names, from local files only.
 
@@ -297,6 +198,8 @@ def load_model(
         trust_remote_code: whether to run code that is stored with the checkpoint. None means no,
             where the caller offers no such option.
         head: load it with this head instead of its own; `fresh` names the head's parameters.
+        device_map: spread it over several devices, the CPU and the disk, by accelerate's hooks;
+            None: all of it is put on `device`.
 
     Returns:
         The model in evaluation mode, and its tokenizer.
@@ -306,36 +209,44 @@ def load_model(
             checkpoint stores; transformers does not have the class, and custom code is not trusted;
             or transformers cannot load the model (the message has its reason).
     """
-    if not checkpoint.path.is_dir() or not checkpoint.config:
-        raise DeltaLensError(
-            f"{checkpoint.path}: a study loads the model, which takes a folder with a config.json; "
-            "`inspect` and `drop` do without"
-        )
+    check_is_model(checkpoint)
     check_config(checkpoint)
     loader = _loader(checkpoint, trust_remote_code) if head is None else _classifier(checkpoint)
-    options = {} if head is None else head.labels.config()
+    options: dict[str, Any] = {} if head is None else head.labels.config()
     empty = skeleton(checkpoint.config)
     if empty is not None:
         check_size(checkpoint, empty)
     try:
-        with quiet_panics(), _drawn_from(head):
+        with quiet_panics(), _drawn_from(head), placing(device_map) as (placement, placed):
             model, info = read_model(
-                checkpoint.path, loader, dtype=dtype, trust=trust_remote_code, **options
+                checkpoint.path,
+                loader,
+                dtype=dtype,
+                trust=trust_remote_code,
+                **options,
+                **placement,
             )
+            placed(model)
             tokenizer = _tokenizer(checkpoint.path, trust_remote_code)
-        model = model.to(device).eval()
+        if device_map is None:
+            model = model.to(device)
+        model.eval()
     except DeltaLensError:
         raise
     except torch.cuda.OutOfMemoryError as error:
-        raise DeltaLensError(f"{checkpoint.path}: too large for {device}") from error
+        where = "this device_map" if device_map is not None else str(device)
+        raise DeltaLensError(f"{checkpoint.path}: too large for {where}") from error
     except BaseException as error:  # transformers and the model's code raise all kinds.
         if not is_library_error(error):
             raise
         raise DeltaLensError(
             f"{checkpoint.path}: transformers cannot load it: {_reason(error)}"
         ) from error
-    again = functools.partial(load_model, checkpoint, dtype, device, trust_remote_code, head)
-    return LoadedModel(model, tokenizer, device, tuple(sorted(info["missing_keys"])), again)
+    again = functools.partial(
+        load_model, checkpoint, dtype, device, trust_remote_code, head, device_map
+    )
+    takes_inputs = input_device(model)
+    return LoadedModel(model, tokenizer, takes_inputs, tuple(sorted(info["missing_keys"])), again)
 
 
 def _reason(error: BaseException) -> str:

@@ -80,6 +80,7 @@ def plan_measuring(
     device: torch.device,
     jobs: int,
     fidelity_tokens: int,
+    task_tokens: int = 0,
 ) -> StudyPlan:
     """Plan a study that measures a model in each cell.
 
@@ -90,13 +91,14 @@ def plan_measuring(
         files: of rows that are measured on.
         dtype, device: of the model.
         jobs: cells at once, each with a model.
-        fidelity_tokens: of the texts where there are no rows.
+        fidelity_tokens: of the texts where there are no rows and tasks.
+        task_tokens: of standard tasks.
 
     Returns:
         The plan.
     """
     entries = _entries(checkpoints[0])
-    tokens = sum(map(_tokens, files)) if files else fidelity_tokens
+    tokens = (sum(map(_tokens, files)) + task_tokens) or fidelity_tokens
     return StudyPlan(
         what=what,
         count=count,
@@ -118,6 +120,7 @@ def plan_training(
     spec: Any,
     device: torch.device,
     jobs: int,
+    task_tokens: int = 0,
 ) -> StudyPlan:
     """Plan trainings of one model.
 
@@ -130,6 +133,7 @@ def plan_training(
         spec: the `TrainingSpec` that they share.
         device: of the model.
         jobs: trainings at once.
+        task_tokens: of standard tasks that are measured at their end.
 
     Returns:
         The plan.
@@ -138,7 +142,7 @@ def plan_training(
     in_a_step = min(spec.batch_size * spec.accumulate, len(rows.rows))
     steps = spec.steps or max(1, int(spec.epochs * -(-len(rows.rows) // in_a_step)))
     trained = int(steps * in_a_step * _tokens(rows) / max(1, len(rows.rows)))
-    measured = sum(map(_tokens, files))
+    measured = sum(map(_tokens, files)) + task_tokens
     return StudyPlan(
         what=what,
         count=count,

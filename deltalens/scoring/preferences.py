@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deltalens.io.records import Measurement
 from deltalens.scoring.file_scoring import batch_positions, score
 from deltalens.scoring.finite import check_model
+from deltalens.scoring.placement import input_device
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.rows import DataFile
 from deltalens.scoring.statistics import mean
@@ -98,7 +99,7 @@ class Preferences:
     def _log_ratios(self, model: nn.Module) -> Tensor:
         """log p(chosen) - log p(rejected) of every row: (rows,), fp64."""
         log_probabilities = torch.zeros(2 * self._count, dtype=torch.float64)
-        device = next(model.parameters()).device
+        device = input_device(model)
         for batch in self._batches:
             losses, _ = score(model, batch.to(device), match=False)
             log_probabilities[batch.rows] = -losses.double().cpu()

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from deltalens.errors import DeltaLensError
 from deltalens.scoring.file_scoring import can_generate
+from deltalens.scoring.placement import input_device
 
 __all__ = ["Prefix", "find_blocks"]
 
@@ -267,7 +268,7 @@ class Prefix:
 
     def _swap_in(self, call: _Call) -> None:
         # Copied, because the next block may write to its input.
-        device = next(self._model.parameters()).device
+        device = input_device(self._model)
         states = _mapped(lambda tensor: tensor.to(device, copy=True), call.states)
         for index in range(call.block):
             self._blocks[index] = _StandIn(self._originals[index], states)

@@ -20,6 +20,7 @@ from deltalens.errors import (
 from deltalens.io.platform import quiet_panics
 from deltalens.scoring.finite import are_numbers, no_numbers
 from deltalens.scoring.labels import Labels, stored_labels
+from deltalens.scoring.placement import input_device
 from deltalens.scoring.rows import DataFile
 from deltalens.scoring.tokens import check_tokens, padding_of
 
@@ -199,7 +200,7 @@ def sentence_logits(model: Any, tokenizer: Any, examples: Sequence[Example]) -> 
         DeltaLensError: the model fails on the rows.
     """
     batch = collate(examples, model, tokenizer)
-    device = next(model.parameters()).device
+    device = input_device(model)
     with errors_from("transformers", f"{type(model).__name__}: cannot be evaluated on these rows"):
         logits: Tensor = model(**{name: ids.to(device) for name, ids in batch.items()}).logits
     return logits.float().cpu()

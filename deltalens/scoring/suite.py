@@ -1,14 +1,12 @@
-"""The suite: what a study measures of a model (data, metrics, options), its identity, and its
-preparation, once for all cells of a study."""
+"""The suite: what a study measures of a model (data, metrics, options), and its identity."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -20,38 +18,19 @@ from deltalens.scoring.custom_metrics import (
     InstalledMetric,
     Metric,
     identify_metric,
-    measure_with,
 )
-from deltalens.scoring.fidelity import Fidelity
-from deltalens.scoring.file_scoring import can_generate
-from deltalens.scoring.finite import check_measured
 from deltalens.scoring.forms import FileScoring, metrics_of, scoring_of
-from deltalens.scoring.loading import LoadedModel
 from deltalens.scoring.rows import DataFile, read_files
-from deltalens.scoring.texts import FidelityTexts, Progress, StoredTexts, fidelity_on
+from deltalens.scoring.tasks.scoring import StandardTasks
+from deltalens.scoring.tasks.selection import TaskSelection
+from deltalens.scoring.texts import (
+    FidelityTexts,
+)
 
-__all__ = ["Metrics", "ReadySuite", "Suite", "evaluating", "read_suite"]
+__all__ = ["FIDELITY", "Metrics", "Suite", "read_suite"]
 
 Metrics = dict[str, Measurement]
 FIDELITY = {"kl", "top1_agreement"}
-NO_DATA = "-"
-"""The data of a custom metric whose name does not include any."""
-TEXTS = "texts"
-"""The data of fidelity."""
-
-
-class _Name(NamedTuple):
-    """The name of a measurement."""
-
-    full: str
-    """`FILE/metric` if there are several files."""
-    data: str
-    """Name of the data that was measured."""
-    metric: str
-    """Name of the metric, without the data."""
-
-
-_Measurements = Iterator[tuple[_Name, Measurement]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +59,8 @@ class Suite:
     beta: float | None = None
     """DPO's beta, if preferences are measured by their rewards; None: their chosen answers are
     measured like other rows."""
+    tasks: StandardTasks | None = None
+    """Standard tasks, measured through the lm-evaluation-harness."""
     stated_better: Mapping[str, Better] = field(default_factory=dict)
     """Which values of metrics are better, according to the caller."""
     by_data: bool = False
@@ -100,7 +81,8 @@ class Suite:
         named = bool(FIDELITY & {*self.metrics})
         if self.by_data:
             return named and self.metric is None
-        return named or not (self.files or self.metric is not None or self.installed)
+        others = self.files or self.metric is not None or self.installed or self.tasks
+        return named or not others
 
     @property
     def better(self) -> dict[str, Better]:
@@ -108,7 +90,18 @@ class Suite:
         installed = {
             metric.name: metric.better for metric in self.installed if metric.better is not None
         }
-        return {**installed, **self.stated_better}
+        tasks = self.tasks.built.better() if self.tasks is not None else {}
+        return {**tasks, **installed, **self.stated_better}
+
+    @property
+    def task_tokens(self) -> int:
+        """Tokens of the standard tasks, for a plan."""
+        return self.tasks.built.tokens if self.tasks is not None else 0
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are read again in every process that measures: those of the tasks."""
+        return self.tasks.paths if self.tasks is not None else []
 
     def identity(self) -> dict[str, Any]:
         """Collect everything that decides the numbers.
@@ -128,6 +121,8 @@ class Suite:
             identity["installed"] = {
                 metric.name: f"{metric.distribution} {metric.version}" for metric in self.installed
             }
+        if self.tasks is not None:
+            identity["tasks"] = self.tasks.identity()
         return identity
 
     def scoring(self, file: DataFile, reference: nn.Module, tokenizer: Any) -> FileScoring:
@@ -165,6 +160,8 @@ class Suite:
         if len(self.files) > 1 and not self.by_data:
             ours |= {f"{file.name}/{name}" for file in self.files for name in ours}
         measured = ours | FIDELITY | {metric.name for metric in self.installed}
+        if self.tasks is not None:
+            measured |= self.tasks.built.metrics()
         unknown = [name for name in self.metrics if name not in measured]
         if unknown:
             available = ", ".join(sorted(measured | InstalledMetric.names()))
@@ -186,6 +183,7 @@ def read_suite(
     fidelity: FidelityTexts,
     batch_tokens: int,
     by_data: bool = False,
+    tasks: TaskSelection | None = None,
 ) -> Suite:
     """Read and check what a study is to measure.
 
@@ -201,6 +199,7 @@ def read_suite(
         fidelity: the texts for fidelity, if that is measured.
         batch_tokens: tokens per batch, padding included.
         by_data: measure each data set by itself (see `Suite.by_data`).
+        tasks: standard tasks to measure.
 
     Returns:
         The suite.
@@ -218,6 +217,8 @@ def read_suite(
         raise DeltaLensError(
             f"answer_pattern={answer_pattern!r}: not a regular expression: {error}"
         ) from error
+    if metric is not None and tasks is not None:
+        raise DeltaLensError("a `metric` of your own replaces all others: leave `tasks` out")
     installed = [] if metric is not None else [InstalledMetric.find(name) for name in metrics]
     return Suite(
         files=tuple(read_files(data, limit, fields)),
@@ -230,169 +231,5 @@ def read_suite(
         installed=tuple(metric for metric in installed if metric is not None),
         stated_better=stated_better,
         by_data=by_data,
+        tasks=StandardTasks(tasks) if tasks is not None else None,
     )
-
-
-class ReadySuite:
-    """A suite that is prepared for a model, so that nothing is tokenized again for further cells.
-
-    Args:
-        suite: what is measured.
-        loaded: the model that the study is about. The texts for fidelity are sampled from it, and
-            preferences are measured relative to it.
-        where: the model's folder, for messages; a model that computes NaN or infinite logits is
-            refused. None: this is not checked.
-        texts: where the texts for fidelity are stored; None: fidelity is not measured.
-        watch: receives the progress; None: fidelity is not measured.
-        label: how the model is called in messages.
-
-    Attributes:
-        suite: what is measured.
-        notes: what a reader of the records should know.
-        scorings: the tokenized files.
-
-    Raises:
-        DeltaLensError: the rows do not fit the model, or it computes NaN or infinite logits.
-    """
-
-    def __init__(
-        self,
-        suite: Suite,
-        loaded: LoadedModel,
-        where: str | Path | None = None,
-        texts: StoredTexts | None = None,
-        watch: Progress | None = None,
-        label: str = "the fine-tune",
-    ) -> None:
-        self.suite, self._tokenizer, self._where = suite, loaded.tokenizer, where
-        self.notes: list[str] = []
-        self.scorings: list[FileScoring] = []
-        self._fidelity: Fidelity | None = None
-        if suite.metric is None:
-            self._prepare(loaded, texts, watch, label)
-        if loaded.fresh:
-            names = ", ".join(loaded.fresh)
-            self.notes.append(f"not in the checkpoint, initialized at random: {names}")
-
-    def _prepare(
-        self,
-        loaded: LoadedModel,
-        texts: StoredTexts | None,
-        watch: Progress | None,
-        label: str,
-    ) -> None:
-        for file in self.suite.files:
-            if watch is not None:
-                watch.stage(f"tokenizing {file.path.name}", None)
-            scoring = self.suite.scoring(file, loaded.model, loaded.tokenizer)
-            if self._where is not None:
-                scoring.check(loaded.model, self._where)
-            if scoring.left_out:
-                self.notes.append(
-                    f"{file.path.name}: {scoring.left_out} rows left out: they are too long, or "
-                    "have no token to predict"
-                )
-            self.scorings.append(scoring)
-        if self.suite.wants_fidelity and texts is not None and watch is not None:
-            if not can_generate(loaded.model):
-                self.notes.append(
-                    f"{type(loaded.model).__name__} cannot generate: fidelity is measured on "
-                    "random tokens of its vocabulary"
-                )
-            self._fidelity = fidelity_on(texts, self.suite.fidelity, loaded, watch, label)
-
-    def measure(self, model: nn.Module) -> Metrics:
-        """Measure all metrics of a model.
-
-        Args:
-            model: the model.
-
-        Returns:
-            Measurements by name; if there are several files, by `FILE/metric`.
-
-        Raises:
-            DeltaLensError: the model fails on a row, or a custom metric returns no numbers.
-        """
-        return {name.full: measured for name, measured in self._measurements(model)}
-
-    def measure_by_data(self, model: nn.Module) -> dict[str, Metrics]:
-        """Measure all metrics of a model, grouped by data.
-
-        Args:
-            model: the model.
-
-        Returns:
-            Data -> metric -> measurement. A custom metric's `train/loss` is the loss on `train`.
-
-        Raises:
-            DeltaLensError: see `measure`.
-        """
-        by_data: dict[str, Metrics] = {}
-        for name, measured in self._measurements(model):
-            by_data.setdefault(name.data, {})[name.metric] = measured
-        return by_data
-
-    def check_first(self, metrics: Mapping[str, Measurement], model: nn.Module) -> None:
-        """Refuse the model that a study is about if one of deltalens's metrics is NaN.
-
-        Args:
-            metrics: what `measure` returned for it.
-            model: the model.
-
-        Raises:
-            DeltaLensError: names the dtype, and says what to do.
-        """
-        if self.suite.metric is not None or self._where is None:
-            return
-        installed = {metric.name for metric in self.suite.installed}
-        ours = {name: m for name, m in metrics.items() if not installed & {*name.split("/")}}
-        check_measured(ours, model, self._where)
-
-    def _measurements(self, model: nn.Module) -> _Measurements:
-        if self.suite.metric is not None:
-            for full, value in measure_with(self.suite.metric, model).items():
-                yield _custom_name(full), Measurement(value)
-            return
-        parts: list[tuple[str, str, Callable[[nn.Module], Metrics]]] = [
-            (scoring.name, f"{scoring.name}/" if len(self.scorings) > 1 else "", scoring.measure)
-            for scoring in self.scorings
-        ]
-        if self._fidelity is not None:
-            parts.append((TEXTS, "", self._fidelity.measure))
-        for data, prefix, measure in parts:
-            metrics = measure(model)
-            for name, measured in metrics.items():
-                if self._is_kept(name, prefix + name, metrics):
-                    yield _Name(prefix + name, data, name), measured
-        for metric in self.suite.installed:
-            for full, value in metric.measure(model, self._tokenizer).items():
-                yield _custom_name(full), Measurement(value)
-
-    def _is_kept(self, name: str, full_name: str, measured_with: Metrics) -> bool:
-        wanted = {*self.suite.metrics}
-        if self.suite.by_data and wanted <= FIDELITY and not wanted & measured_with.keys():
-            return True
-        return not wanted or name in wanted or full_name in wanted
-
-
-def _custom_name(full: str) -> _Name:
-    data, _, metric = full.rpartition("/")
-    return _Name(full, data or NO_DATA, metric)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in training into evaluation mode for the duration of the block.
-
-    Args:
-        model: the model.
-
-    Yields:
-        None.
-    """
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

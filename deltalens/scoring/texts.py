@@ -19,10 +19,14 @@ from deltalens.scoring.turns import ends_of
 __all__ = [
     "FidelityTexts",
     "Progress",
+    "Report",
     "StoredTexts",
     "fidelity_on",
     "vocabulary_of",
 ]
+
+Report = Callable[[int, int], None]
+"""Called with (steps done, steps in all) of the running cell."""
 
 
 class Progress(Protocol):

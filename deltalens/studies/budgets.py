@@ -14,7 +14,8 @@ from deltalens.io.records import Setting, StudyRecord
 from deltalens.names import check_scope
 from deltalens.scoring.rows import read_rows
 from deltalens.studies import axes
-from deltalens.studies.engine import StudyWatch
+from deltalens.studies.engine import HERE, StudyWatch
+from deltalens.studies.executors import Execution
 from deltalens.studies.training_plans import (
     Plan,
     TrainingData,
@@ -47,7 +48,7 @@ def sweep_density(
     seeds: int = 3,
     learning_rates: Sequence[float] = (),
     keep_checkpoints: bool = False,
-    jobs: int = 1,
+    execution: Execution = HERE,
     fresh: bool = False,
     watch: StudyWatch | None = None,
 ) -> StudyRecord:
@@ -66,7 +67,7 @@ def sweep_density(
         spec: the settings that all trainings share.
         ranks: the budgets.
         targets: the layers that all methods adapt: `attention`, `linear` or names.
-        seeds, learning_rates, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
+        seeds, learning_rates, keep_checkpoints, execution, fresh, watch: as in `sweep_mask_ratio`.
 
     Returns:
         The study's records.
@@ -112,7 +113,7 @@ def sweep_density(
         facts={"parameters": size.parameters, "trained_per_rank": size.per_rank},
         learning_rates=learning_rates,
         keep_checkpoints=keep_checkpoints,
-        jobs=jobs,
+        execution=execution,
         fresh=fresh,
         watch=watch,
     )
@@ -161,7 +162,7 @@ def sweep_masks(
     seeds: int = 3,
     learning_rates: Sequence[float] = (),
     keep_checkpoints: bool = False,
-    jobs: int = 1,
+    execution: Execution = HERE,
     fresh: bool = False,
     watch: StudyWatch | None = None,
 ) -> StudyRecord:
@@ -175,7 +176,7 @@ def sweep_masks(
         scopes: what is ranked together: `global`, `layer`, `tensor` (the paper's local masks).
         refresh_every: steps from one mask to the next; static masks, which have 0, are always there
             as well.
-        seeds, learning_rates, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
+        seeds, learning_rates, keep_checkpoints, execution, fresh, watch: as in `sweep_mask_ratio`.
 
     Returns:
         The study's records.
@@ -228,7 +229,7 @@ def sweep_masks(
         },
         learning_rates=learning_rates,
         keep_checkpoints=keep_checkpoints,
-        jobs=jobs,
+        execution=execution,
         fresh=fresh,
         watch=watch,
     )

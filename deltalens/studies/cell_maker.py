@@ -6,11 +6,14 @@ import dataclasses
 import hashlib
 import math
 import os
+import platform
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.io.checkpoint import open_checkpoint
@@ -19,8 +22,10 @@ from deltalens.io.records import Measurement, Setting, as_choosing, deciding_met
 from deltalens.io.records.metrics import Metrics as TrainingMetrics
 from deltalens.io.records.seal import check_seal, write_seal
 from deltalens.scoring.loading import LoadedModel, load_model, pick_device
+from deltalens.scoring.ready_suite import ReadySuite
 from deltalens.scoring.rows import DataFile
-from deltalens.scoring.suite import Metrics, ReadySuite
+from deltalens.scoring.suite import Metrics
+from deltalens.scoring.tasks.scoring import TaskScoring
 from deltalens.scoring.texts import Progress
 from deltalens.studies.drop import drop
 from deltalens.studies.executors import Report
@@ -59,9 +64,25 @@ class CellMaker:
     shares_threads = True
 
     @property
-    def one_device(self) -> bool:
+    def device(self) -> torch.device:
         """See `Recipe`."""
-        return ":" in self.source.device
+        return pick_device(self.source.device)
+
+    @property
+    def paths(self) -> list[Path]:
+        """See `Recipe`."""
+        source, plans = self.source, self.plans.values()
+        models = {
+            source.model,
+            *(model for plan in plans for model in (plan.start, plan.checkpoint)),
+        }
+        rows = [source.data, *source.eval_data, source.choose_on]
+        return [
+            *(file for model in models if model for file in open_checkpoint(model).files),
+            *(Path(file) for file in rows if file),
+            *(source.tasks.paths if source.tasks is not None else ()),
+            self.out,
+        ]
 
     def prepare(self, watch: Progress) -> CellMaker:
         """See `Recipe`."""
@@ -73,27 +94,39 @@ class CellMaker:
     def measure(self, setting: Setting, report: Report) -> Metrics:
         """See `Worker`."""
         plan = self.plans[repr(setting)]
-        folder = self.out / f"{CELL}-{os.getpid()}"
+        folder = self.out / f"{CELL}-{platform.node()}-{os.getpid()}"
         if plan.checkpoint is not None:
-            return self.evaluate(plan.checkpoint, check=plan.checkpoint == self.source.model)
+            check = plan.checkpoint == self.source.model
+            return self.evaluate(plan.checkpoint, report, check=check)
         if plan.drop is not None:
             metrics = self._drop(plan, folder, report)
             if self.choosing is not None:
                 # The rows that chose a checkpoint of the training know nothing of the drop.
-                metrics = {**metrics, **as_choosing(self.evaluate(folder, files=[self.choosing]))}
+                chosen = self.evaluate(folder, report, files=[self.choosing])
+                metrics = {**metrics, **as_choosing(chosen)}
         else:
             start = self._required(plan, folder, report) if plan.continued else plan.start
-            metrics = self._train(plan, start or self.source.model, folder, report)
+            metrics, steps = self._train(plan, start or self.source.model, folder, report)
+            if self.source.tasks is not None:
+                scores = self._on_tasks(
+                    self._load(folder, plan.spec),
+                    lambda done, total: report(steps + done, steps + total),
+                )
+                metrics = {**metrics, **scores}
         if self.keep:
             parts = [f"{x:g}" if isinstance(x, float) else str(x) for x in setting.values()]
             _copy(folder, self.out / CHECKPOINTS / _file_name("-".join(parts)))
         shutil.rmtree(folder, ignore_errors=True)
         return metrics
 
-    def _train(self, plan: Plan, start: str | Path, folder: Path, report: Report) -> Metrics:
-        """Train into a folder; keep a copy of the result if another cell is made from it."""
+    def _train(
+        self, plan: Plan, start: str | Path, folder: Path, report: Report
+    ) -> tuple[Metrics, int]:
+        """Train into a folder; keep a copy of the result if another cell is made from it. What was
+        measured meanwhile, and the number of steps."""
         shutil.rmtree(folder, ignore_errors=True)
         source = self.source
+        requests = source.tasks.built.responses if source.tasks is not None else 0
         trained = train(
             start,
             source.data,
@@ -108,7 +141,7 @@ class CellMaker:
             device=source.device,
             dtype=source.dtype,
             trust_remote_code=source.trust_remote_code,
-            watch=TrainingWatch(at=report),
+            watch=TrainingWatch(at=lambda done, total: report(done, total + requests)),
         )
         if not trained.finished:
             raise KeyboardInterrupt
@@ -122,14 +155,14 @@ class CellMaker:
             metrics["training_loss"] = Measurement(trained.loss)
         if self.choosing is not None:
             metrics |= as_choosing(_measured_choosing(folder))
-        return metrics
+        return metrics, trained.steps
 
     def _drop(self, plan: Plan, folder: Path, report: Report) -> Metrics:
         tuned = self._required(plan, folder, report)
         shutil.rmtree(folder, ignore_errors=True)
         assert plan.drop is not None
         drop(tuned, self.source.model, folder, strategy="trivial", rate=plan.drop, scope=plan.scope)
-        return self.evaluate(folder)
+        return self.evaluate(folder, report)
 
     def _required(self, plan: Plan, folder: Path, report: Report) -> Path:
         """The result of the training that a plan requires: a copy that its own cell kept, or else
@@ -149,6 +182,8 @@ class CellMaker:
     def evaluate(
         self,
         folder: str | Path,
+        report: Report,
+        *,
         check: bool = False,
         files: Sequence[DataFile] | None = None,
     ) -> Metrics:
@@ -156,6 +191,7 @@ class CellMaker:
 
         Args:
             folder: the checkpoint. Preferences are measured relative to the study's model.
+            report: told of the requests of standard tasks that are done.
             check: refuse a model whose outputs are not finite.
             files: the rows to measure on; None: the study's.
 
@@ -171,7 +207,17 @@ class CellMaker:
             reference = self._load(self.source.model, spec)
         rows = self.files if files is None else files
         suite = ReadySuite(training_suite(rows, spec), reference, folder if check else None)
-        return suite.measure(loaded.model)
+        metrics = suite.measure(loaded.model)
+        return metrics | self._on_tasks(loaded, report) if files is None else metrics
+
+    def _on_tasks(self, loaded: LoadedModel, report: Report) -> Metrics:
+        """Measure a model on the standard tasks, if the study has any."""
+        if self.source.tasks is None:
+            return {}
+        scoring = TaskScoring(self.source.tasks, loaded)
+        if scoring.notes:
+            note(self.out, scoring.notes)
+        return scoring.measure(loaded.model, report)
 
     def _load(self, folder: str | Path, spec: TrainingSpec, *, noted: bool = False) -> LoadedModel:
         checkpoint, device = open_checkpoint(folder), pick_device(self.source.device)

@@ -12,8 +12,9 @@ from deltalens.errors import DeltaLensError, describe_error
 from deltalens.io.records import Measurement, Setting, StudyFolder
 from deltalens.numerics.selection import Selection
 from deltalens.numerics.workers import workers
-from deltalens.scoring.loading import LoadedModel, check_fits
-from deltalens.scoring.suite import Metrics, ReadySuite
+from deltalens.scoring.loading import LoadedModel
+from deltalens.scoring.ready_suite import ReadySuite
+from deltalens.scoring.suite import Metrics
 from deltalens.scoring.texts import Progress, StoredTexts, vocabulary_of
 from deltalens.studies.deltas import DeltaStream
 from deltalens.studies.drop_spec import BASE, DropSpec
@@ -69,9 +70,9 @@ class DropWorker:
         """See `Worker`."""
         if setting["strategy"] == BASE:
             self._live.restore()
-            return self._measure_base()
+            return self._measure_base(report)
         self.edit(setting)
-        metrics = self._suite.measure(self._loaded.model)
+        metrics = self._suite.measure(self._loaded.model, report)
         if setting["rate"] == 0:
             self._suite.check_first(metrics, self._loaded.model)
         return metrics
@@ -99,7 +100,7 @@ class DropWorker:
             self._live.restore()
             vars(self).clear()
 
-    def _measure_base(self) -> Metrics | _Unmeasured:
+    def _measure_base(self, report: Report) -> Metrics | _Unmeasured:
         """Measure the base as a model of its own, where reverting all entries does not yield it."""
         try:
             base = self._load_base()
@@ -108,7 +109,7 @@ class DropWorker:
                 raise DeltaLensError(
                     f"its vocabulary has {known:,} tokens, that of the fine-tune {needed:,}"
                 )
-            return self._suite.measure(base.model)
+            return self._suite.measure(base.model, report)
         except Exception as error:  # The metrics were written for the fine-tune: anything can fail.
             return _Unmeasured(
                 str(error) if isinstance(error, DeltaLensError) else describe_error(error)
@@ -118,7 +119,7 @@ class DropWorker:
         """Load the base beside the fine-tune."""
         base, loading = self._recipe.models.pairing.base, self._recipe.models.loading
         batch_tokens = self._recipe.spec.suite.batch_tokens
-        check_fits(base, loading.dtype, loading.device, batch_tokens)
+        loading.check_fits(base, batch_tokens)
         return loading.load(base)
 
 
@@ -159,7 +160,7 @@ def measure_drops(
         texts=StoredTexts(folder.path, reuse=bool(folder.cells)),
         selections=_select(spec, models, folder, watch),
     )
-    with at_work(recipe, folder, watch) as worker:
+    with at_work(recipe, folder, measuring) as worker:
         run_cells(
             folder,
             spec.cells(bool(models.pairing.unpaired)),
@@ -169,8 +170,8 @@ def measure_drops(
             point_of=point_of,
             requires=_requires,
             cells_of=cells_of,
-            jobs=measuring.jobs,
-            executor=measuring.executor,
+            execution=measuring.execution,
+            tasks=spec.suite.tasks,
         )
 
 

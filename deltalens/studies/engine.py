@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, field
@@ -11,23 +12,27 @@ from typing import Any
 from deltalens.errors import DeltaLensError
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.fingerprint import take_fingerprints
-from deltalens.io.records import Cell, Setting, StudyFolder
+from deltalens.io.records import TASK_COSTS, Cell, Setting, StudyFolder
 from deltalens.scoring.planning import StudyPlan
-from deltalens.scoring.suite import Metrics, Suite
-from deltalens.studies.executors import (
-    Executor,
-    Recipe,
-    Worker,
-    find_executor,
-    local_reason,
-    sequential,
-)
+from deltalens.scoring.suite import Suite
+from deltalens.scoring.tasks.scoring import StandardTasks
+from deltalens.studies.executors import Execution, Executor, Recipe, Worker
+from deltalens.studies.executors.local import sequential
+from deltalens.studies.ledger import CellsOf, Ledger
 
-__all__ = ["StudyWatch", "count_points", "keep_better", "read_weights", "run_cells"]
+__all__ = [
+    "HERE",
+    "StudyWatch",
+    "count_points",
+    "keep_better",
+    "keep_costs",
+    "read_weights",
+    "run_cells",
+]
 
-CellsOf = Callable[[Setting, Any], Sequence[tuple[Setting, Metrics]]]
-"""(point, what its worker measured) -> the cells to be journalled for it, together."""
 _POLL_SECONDS = 0.5
+HERE = Execution()
+"""This process alone, one cell after the other."""
 
 
 @dataclass
@@ -71,6 +76,25 @@ def keep_better(folder: StudyFolder, suite: Suite) -> None:
         folder.write_manifest()
 
 
+def keep_costs(folder: StudyFolder, tasks: StandardTasks | None) -> None:
+    """Record what standard tasks took beside the model: building the requests, once, and in each
+    cell the harness. These are no part of the study's identity. A call that measures nothing in
+    this process leaves them as they are.
+
+    Args:
+        folder: the study's folder, open for writing.
+        tasks: those that were measured; None: there are none.
+    """
+    if tasks is None or (TASK_COSTS in folder.facts and not tasks.overheads):
+        return
+    costs = {"requests": tasks.built.requests, "building_seconds": round(tasks.building_seconds, 4)}
+    if tasks.overheads:
+        median = round(statistics.median(tasks.overheads), 4)
+        costs |= {"cells": len(tasks.overheads), "harness_seconds": median}
+    folder.facts[TASK_COSTS] = costs
+    folder.write_manifest()
+
+
 def count_points(settings: Iterable[Setting], point_of: Callable[[Setting], str | None]) -> int:
     """Count the models that a study measures.
 
@@ -96,18 +120,23 @@ def run_cells(
     cells_of: CellsOf = lambda setting, measured: [(setting, measured)],
     is_done: Callable[[Setting], bool] | None = None,
     write_table: Callable[[], None] | None = None,
+    reference: bool = True,
     unit: str = "cells",
-    jobs: int = 1,
-    executor: str | None = None,
+    execution: Execution = HERE,
+    tasks: StandardTasks | None = None,
 ) -> None:
     """Measure the cells that are not journalled yet, in order; write the table, also when
     interrupted.
+
+    A cell that fails is recorded with its reason, and the others go on; a later call measures it
+    again. What would make all cells fail stops the study with its error: see `Ledger.fail`.
 
     Args:
         folder: the study's folder, open for writing.
         points: the settings of all cells; or, if several cells are measured together, what the
             settings of each such group have in common.
-        recipe: prepares workers in other processes; None: only `local` can measure.
+        recipe: prepares workers in other processes; None: only `local` can measure, and its cells
+            depend on each other, so that one that fails ends the study.
         local: a worker in this process; the caller closes it.
         watch: told of every cell.
         point_of: a name that cells share if they are the same model (at rate 0 every strategy is
@@ -118,56 +147,47 @@ def run_cells(
         cells_of: the cells to be journalled for a point; default: one with the metrics measured.
         is_done: whether nothing is left to measure at a point; default: its cell is journalled.
         write_table: writes the table; default: the cells in the order of `points`.
+        reference: whether the first point is what the others are compared with, the model as it
+            is, without which they are of no use.
         unit: what the points are called in progress reports.
-        jobs: points that are measured at the same time.
-        executor: name of what measures them (`find_executor`).
+        execution: by what they are measured.
+        tasks: the standard tasks that are measured; the records say what they took.
 
     Raises:
-        DeltaLensError: there is no such executor, or a worker process was killed.
+        DeltaLensError: there is no such executor, a worker process was killed, or no cell can be
+            measured.
     """
-    done = {repr(cell.setting) for cell in folder.cells}
-    if is_done is None:
-        is_done = lambda setting: repr(setting) in done  # noqa: E731
-    measured_points = {point_of(cell.setting): cell.metrics for cell in folder.cells}
-    todo = [setting for setting in points if not is_done(setting)]
+    ledger = Ledger(
+        folder,
+        points,
+        watch.on_cell,
+        watch.advance,
+        point_of,
+        requires,
+        cells_of,
+        independent=recipe is not None,
+        reference=reference,
+    )
+    ledger.begin(is_done)
     running: dict[Future[tuple[Any, float]], Setting] = {}
-    jobs, execute = _choose_executor(folder, recipe, executor, jobs, len(todo))
-
-    def journal(setting: Setting, new: Sequence[tuple[Setting, Metrics]], seconds: float) -> None:
-        measured_points[point_of(setting)] = new[0][1] if new else {}
-        cells = [Cell(cell_setting, metrics, seconds) for cell_setting, metrics in new]
-        # In one write: if it is torn, the whole point is measured again.
-        folder.extend(cells)
-        for cell in cells:
-            watch.on_cell(folder.path, cell)
-        watch.advance(1)
-
-    def next_setting() -> Setting | None:
-        """The first cell that nobody is measuring under another setting, and whose requirement is
-        met."""
-        busy = {point_of(setting) for setting in running.values()} - {None}
-        for setting in todo:
-            if point_of(setting) not in busy and requires(setting) in (None, *measured_points):
-                return setting
-        return None if running else todo[0]
-
+    jobs, execute = _choose_executor(folder, recipe, execution, len(ledger.todo))
     watch.stage(unit, len(points))
-    watch.advance(len(points) - len(todo))
+    watch.advance(len(points) - len(ledger.todo))
     try:
         with execute(recipe, local, jobs, watch.within) as pool:  # type: ignore[arg-type]
-            while todo or running:
-                while todo and len(running) < jobs and (setting := next_setting()) is not None:
-                    todo.remove(setting)
-                    point = point_of(setting)
-                    if point is not None and point in measured_points:
-                        journal(setting, [(setting, measured_points[point])], 0.0)
-                    else:
-                        running[pool.start(setting)] = setting
+            while ledger.todo or running:
+                while len(running) < jobs and (setting := ledger.next(running.values())):
+                    running[pool.start(setting)] = setting
                 finished, _ = wait(running, _POLL_SECONDS, FIRST_COMPLETED)
                 pool.listen()
-                for future in finished:
-                    setting, (measured, seconds) = running.pop(future), future.result()
-                    journal(setting, cells_of(setting, measured), seconds)
+                # What was measured first: a failure may end the study.
+                for future in sorted(finished, key=lambda future: bool(future.exception())):
+                    setting, error = running.pop(future), future.exception()
+                    if error is None:
+                        ledger.journal(setting, *future.result())
+                    else:
+                        ledger.fail(setting, error)
+        ledger.end()
     except BrokenExecutor as error:
         raise DeltaLensError(
             "a worker process was killed (out of memory?); finished cells are kept: run the same "
@@ -175,21 +195,22 @@ def run_cells(
         ) from error
     finally:
         (write_table or (lambda: folder.write_table(points)))()
+        keep_costs(folder, tasks)
 
 
 def _choose_executor(
-    folder: StudyFolder, recipe: Recipe[Any] | None, name: str | None, jobs: int, left: int
+    folder: StudyFolder, recipe: Recipe[Any] | None, execution: Execution, left: int
 ) -> tuple[int, Executor]:
     """The number of jobs, and the executor: this process alone, with a note in the records, if the
     recipe cannot be sent to another one."""
-    executor = find_executor(name, jobs)
+    executor = execution.find()
     if recipe is None or not left or executor is sequential:
         return 1, sequential
-    reason = local_reason(recipe)
+    reason = execution.local_reason(recipe)
     if reason is not None:
         notes, note = folder.facts.setdefault("notes", []), f"measured in one process: {reason}"
         if note not in notes:
             notes.append(note)
             folder.write_manifest()
         return 1, sequential
-    return min(jobs, left), executor
+    return min(execution.jobs, left), executor

@@ -15,7 +15,8 @@ from deltalens.io.records import Setting, StudyFolder
 from deltalens.names import block_number, block_stacks
 from deltalens.numerics.workers import workers
 from deltalens.scoring.prefix import Prefix, find_blocks
-from deltalens.scoring.suite import Metrics, ReadySuite
+from deltalens.scoring.ready_suite import ReadySuite
+from deltalens.scoring.suite import Metrics
 from deltalens.scoring.texts import Progress, StoredTexts
 from deltalens.studies.deltas import DeltaStream, Span
 from deltalens.studies.engine import StudyWatch, run_cells
@@ -73,6 +74,14 @@ class LayerWorker:
 
     def measure(self, setting: Setting, report: Report) -> _Measured:
         """See `Worker`."""
+        try:
+            return self._measure(setting, report)
+        except BaseException:
+            # Some states may be of another block than the others.
+            self._reference = None
+            raise
+
+    def _measure(self, setting: Setting, report: Report) -> _Measured:
         live, prefix = self._live, self._prefix
         reference = "ft" if setting["method"] in ("ft", "drop") else "base"
         group = self._groups.get(setting["group"])
@@ -90,7 +99,7 @@ class LayerWorker:
             within = prefix.evaluating(group.blocks[0] if group else prefix.block, report)
         live.put_back_only(reverted ^ self._tensors_in(group.blocks if group else ()))
         with within:
-            metrics = self._suite.measure(self._model)
+            metrics = self._suite.measure(self._model, report)
         most_bytes = prefix.most_bytes if prefix else None
         return _Measured(metrics, most_bytes, self._not_cached(prefix))
 
@@ -110,6 +119,8 @@ class LayerWorker:
         try:
             if spec.suite.metric is not None or spec.suite.installed:
                 raise DeltaLensError("a custom metric may use any part of the model")
+            if spec.suite.tasks is not None:
+                raise DeltaLensError("standard tasks generate, and form batches of their own")
             if spec.suite.answer_pattern is not None:
                 raise DeltaLensError("the model generates")
             blocks = find_blocks(model, block_stacks(self._recipe.models.pairing.ft.tensors))
@@ -169,9 +180,9 @@ def measure_layers(
         spec=spec,
         models=models,
         texts=StoredTexts(folder.path, reuse=bool(folder.cells)),
-        cache_bytes=cache_bytes // measuring.jobs,
+        cache_bytes=cache_bytes // measuring.execution.jobs,
     )
-    with at_work(recipe, folder, watch) as worker:
+    with at_work(recipe, folder, measuring) as worker:
         run_cells(
             folder,
             spec.order(),
@@ -181,8 +192,8 @@ def measure_layers(
             point_of=point_of,
             cells_of=cells_of,
             write_table=lambda: folder.write_table(spec.cells()),
-            jobs=measuring.jobs,
-            executor=measuring.executor,
+            execution=measuring.execution,
+            tasks=spec.suite.tasks,
         )
         if latest_note is not None:
             folder.facts["notes"].append(latest_note)

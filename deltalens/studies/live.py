@@ -18,6 +18,7 @@ from deltalens.numerics.scratch import Scratch
 from deltalens.numerics.selection import Selection
 from deltalens.numerics.sizes import SIZES
 from deltalens.numerics.workers import Mapper, one_thread, serial_map, workers
+from deltalens.scoring.placement import input_device
 from deltalens.studies.deltas import DeltaStream, Span
 from deltalens.studies.moving import Direction, Plane
 from deltalens.studies.selecting import check_finite, edit_chunk
@@ -145,9 +146,9 @@ class LiveModel(LiveTensors):
         self._slots = {pair.name: slots[pair.name] for pair in pairing.pairs}
         _check_apart(self._slots.values())
         super().__init__(list(self._slots.values()), StoredWeights.of(pairing.ft))
-        self._stream = DeltaStream(next(model.parameters()).device)
+        self._stream = DeltaStream(input_device(model))
         self._base, self._scratch = StoredReader(), Scratch()
-        self._put_back: Set[str] = frozenset()
+        self._put_back: Set[str] | None = frozenset()
         self.check("the fine-tune's")
 
     def edit(
@@ -205,7 +206,9 @@ class LiveModel(LiveTensors):
         Raises:
             DeltaLensError: a value is outside the range of the model's dtype.
         """
-        changed = names ^ self._put_back
+        # After an error in the middle, nothing is known of any tensor.
+        changed = {*self._slots} if self._put_back is None else names ^ self._put_back
+        self._put_back = None
         self.put_back_all(changed & names)
         self.restore(changed - names)
         self._put_back = names

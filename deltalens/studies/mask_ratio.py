@@ -12,7 +12,8 @@ from deltalens.errors import DeltaLensError
 from deltalens.io.records import Setting, StudyRecord
 from deltalens.numerics.rates import Rate, exact_rates, show_rate
 from deltalens.studies import axes
-from deltalens.studies.engine import StudyWatch
+from deltalens.studies.engine import HERE, StudyWatch
+from deltalens.studies.executors import Execution
 from deltalens.studies.training_plans import (
     Plan,
     TrainingData,
@@ -46,7 +47,7 @@ def sweep_mask_ratio(
     seeds: int = 3,
     learning_rates: Sequence[float] = (),
     keep_checkpoints: bool = False,
-    jobs: int = 1,
+    execution: Execution = HERE,
     fresh: bool = False,
     watch: StudyWatch | None = None,
 ) -> StudyRecord:
@@ -69,8 +70,8 @@ def sweep_mask_ratio(
         learning_rates: a grid of peak learning rates, the same for every method: each training is
             made at each of them, and the loss on `source.choose_on` decides which is shown.
         keep_checkpoints: keep every trained model in the study's folder `checkpoints`.
-        jobs: trainings at the same time, each in its own process, with its share of the threads and
-            its own accelerator if there are several.
+        execution: by what the trainings are made. Those in several processes at the same time share
+            the threads, and have each an accelerator if there are several.
         fresh: discard any other study in the folder.
         watch: told of stages, progress and finished cells.
 
@@ -102,7 +103,7 @@ def sweep_mask_ratio(
         requires=_requires,
         learning_rates=learning_rates,
         keep_checkpoints=keep_checkpoints,
-        jobs=jobs,
+        execution=execution,
         fresh=fresh,
         watch=watch,
     )

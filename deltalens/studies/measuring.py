@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deltalens.scoring.custom_metrics import Metric
+from deltalens.scoring.placement import DeviceMap, check_device_map
 from deltalens.scoring.suite import Suite, read_suite
+from deltalens.scoring.tasks.selection import TaskSelection
 from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies.engine import StudyWatch
+from deltalens.studies.executors import Execution
 
 __all__ = ["Measuring"]
 
@@ -22,7 +25,19 @@ class Measuring:
     """Files of rows (`read_rows`). Without data, fidelity to the fine-tune is measured, except in a
     landscape, which requires data."""
     limit: int | None = None
-    """Use this many rows of each file, the first ones; None: all."""
+    """Use this many rows of each file and documents of each task, the first ones; None: all."""
+    tasks: Sequence[str] = ()
+    """Standard tasks (`TaskChoice.parse`), measured through the lm-evaluation-harness."""
+    include_path: str | Path | None = None
+    """Folder with further tasks."""
+    num_fewshot: int | None = None
+    """Examples in each prompt of a task; None: as the task has it."""
+    batch_size: int | str | None = None
+    """Requests of tasks per batch, or `auto`; None: 1."""
+    apply_chat_template: bool = False
+    """Write the prompts of tasks as chats, by the model's chat template."""
+    confirm_run_unsafe_code: bool = False
+    """Run code that the model writes, for tasks that measure it by that."""
     fields: Mapping[str, str] | None = None
     """Names of fields in the data files, where they differ from ours: {"prompt": "question"}."""
     metrics: Sequence[str] = ()
@@ -50,24 +65,26 @@ class Measuring:
     """Refuse tensors that only some of the checkpoints contain; if False, notes name them."""
     device: str = "auto"
     """Where models are loaded; `auto`: CUDA, if available."""
+    device_map: DeviceMap | None = None
+    """How accelerate spreads a model over several devices, the CPU and the disk: `auto`,
+    `balanced`, ..., or module -> device; instead of `device`. The numbers do not depend on it."""
     dtype: str = "auto"
     """How models are loaded; `auto`: in the checkpoint's dtype. In a landscape, `auto` is fp32
     (fp64 for an fp64 checkpoint), as most points between two bf16 models are no bf16 numbers."""
     trust_remote_code: bool = False
     """Run model code that the checkpoint contains."""
-    jobs: int = 1
-    """Cells that are measured at the same time, each in its own process with its own model, and on
-    its own accelerator if there are several. The numbers do not depend on it."""
-    executor: str | None = None
-    """What measures the cells: `sequential`, `processes`, or the name of an installed package's
-    executor. None: `processes` if there are several jobs."""
+    execution: Execution = field(default_factory=Execution)
+    """By what the cells are measured. The numbers do not depend on it."""
     fresh: bool = False
     """Discard any other study in the folder."""
     watch: StudyWatch = field(default_factory=StudyWatch)
     """Told of stages, progress and finished cells."""
 
+    def __post_init__(self) -> None:
+        check_device_map(self.device_map, self.device, self.execution.jobs, self.execution.executor)
+
     def suite(self, *, by_data: bool = False) -> Suite:
-        """Read the data, and check what is to be measured.
+        """Read the data, build the requests of tasks, and check what is to be measured.
 
         Args:
             by_data: measure each file by itself, as a landscape does.
@@ -76,7 +93,7 @@ class Measuring:
             What is measured in each cell.
 
         Raises:
-            DeltaLensError: bad data, or a metric that does not exist.
+            DeltaLensError: bad data, or a metric or a task that does not exist or cannot be used.
         """
         return read_suite(
             data=self.data,
@@ -90,4 +107,13 @@ class Measuring:
             fidelity=self.fidelity,
             batch_tokens=self.batch_tokens,
             by_data=by_data,
+            tasks=TaskSelection.of(
+                self.tasks,
+                include_path=self.include_path,
+                limit=self.limit,
+                num_fewshot=self.num_fewshot,
+                batch_size=self.batch_size,
+                apply_chat_template=self.apply_chat_template,
+                confirm_run_unsafe_code=self.confirm_run_unsafe_code,
+            ),
         )

@@ -18,7 +18,8 @@ from deltalens.numerics.rates import Rate, exact_rate, exact_rates, show_rate
 from deltalens.scoring.loading import pick_device
 from deltalens.scoring.rows import read_rows
 from deltalens.studies import axes
-from deltalens.studies.engine import StudyWatch
+from deltalens.studies.engine import HERE, StudyWatch
+from deltalens.studies.executors import Execution
 from deltalens.studies.training_plans import (
     Plan,
     TrainingData,
@@ -53,7 +54,7 @@ def sweep_layers(
     seeds: int = 3,
     learning_rates: Sequence[float] = (),
     keep_checkpoints: bool = False,
-    jobs: int = 1,
+    execution: Execution = HERE,
     fresh: bool = False,
     watch: StudyWatch | None = None,
 ) -> StudyRecord:
@@ -69,7 +70,7 @@ def sweep_layers(
         group_sizes: blocks per group; every size divides the model anew, and the last group may be
             smaller.
         data_ratio: the share of the rows to train on, in (0, 1]; the first rows are used.
-        seeds, learning_rates, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
+        seeds, learning_rates, keep_checkpoints, execution, fresh, watch: as in `sweep_mask_ratio`.
 
     Returns:
         The study's records.
@@ -117,7 +118,7 @@ def sweep_layers(
         facts={"blocks": blocks[-1] + 1},
         learning_rates=learning_rates,
         keep_checkpoints=keep_checkpoints,
-        jobs=jobs,
+        execution=execution,
         fresh=fresh,
         watch=watch,
     )
@@ -133,7 +134,7 @@ def sweep_data_ratio(
     seeds: int = 3,
     learning_rates: Sequence[float] = (),
     keep_checkpoints: bool = False,
-    jobs: int = 1,
+    execution: Execution = HERE,
     fresh: bool = False,
     watch: StudyWatch | None = None,
 ) -> StudyRecord:
@@ -149,7 +150,7 @@ def sweep_data_ratio(
         out: the study's folder.
         spec: the settings that all trainings share.
         data_ratios: shares of the rows, in (0, 1], as "0.1,0.5" or as numbers.
-        seeds, learning_rates, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
+        seeds, learning_rates, keep_checkpoints, execution, fresh, watch: as in `sweep_mask_ratio`.
 
     Returns:
         The study's records.
@@ -184,7 +185,7 @@ def sweep_data_ratio(
         extra_spec={"ratios": ([show_rate(ratio) for ratio in exact], axes.rates)},
         learning_rates=learning_rates,
         keep_checkpoints=keep_checkpoints,
-        jobs=jobs,
+        execution=execution,
         fresh=fresh,
         watch=watch,
     )
@@ -200,7 +201,7 @@ def compare(
     seeds: int = 3,
     learning_rates: Sequence[float] = (),
     keep_checkpoints: bool = False,
-    jobs: int = 1,
+    execution: Execution = HERE,
     fresh: bool = False,
     watch: StudyWatch | None = None,
 ) -> StudyRecord:
@@ -221,7 +222,7 @@ def compare(
         out: the study's folder.
         spec: the settings that all trainings share.
         base: the checkpoint that the model was fine-tuned from.
-        seeds, learning_rates, keep_checkpoints, jobs, fresh, watch: as in `sweep_mask_ratio`.
+        seeds, learning_rates, keep_checkpoints, execution, fresh, watch: as in `sweep_mask_ratio`.
 
     Returns:
         The study's records.
@@ -277,7 +278,7 @@ def compare(
         requires=_requires,
         learning_rates=learning_rates,
         keep_checkpoints=keep_checkpoints,
-        jobs=jobs,
+        execution=execution,
         fresh=fresh,
         watch=watch,
     )

@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
+import torch
+
 from deltalens.io.matching import pair
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import StudyFolder, check_study_folder
-from deltalens.scoring.loading import Loading, check_fits, pick_device, pick_dtype
+from deltalens.scoring.loading import Loading, pick_device, pick_dtype
 from deltalens.scoring.planning import plan_measuring
 from deltalens.scoring.suite import Suite
 from deltalens.scoring.texts import Progress, StoredTexts
-from deltalens.studies.engine import StudyWatch, read_weights
-from deltalens.studies.executors import find_executor
+from deltalens.studies.engine import read_weights
 from deltalens.studies.measuring import Measuring
 
 __all__ = ["PairRecipe", "PairedModels", "at_work"]
@@ -55,9 +56,10 @@ class PairedModels:
         device = pick_device(measuring.device)
         dtype = pick_dtype(measuring.dtype, pairing.ft)
         check_study_folder(out, [pairing.ft.path, pairing.base.path])
-        find_executor(measuring.executor, measuring.jobs)
-        check_fits(pairing.ft, dtype, device, measuring.batch_tokens, measuring.jobs)
-        return cls(pairing, Loading(dtype, device, measuring.trust_remote_code))
+        measuring.execution.check(device)
+        loading = Loading(dtype, device, measuring.trust_remote_code, measuring.device_map)
+        loading.check_fits(pairing.ft, measuring.batch_tokens, measuring.execution.models_here)
+        return cls(pairing, loading)
 
     def identity(self, spec: Mapping[str, Any]) -> dict[str, Any]:
         """Collect everything that decides the numbers. Calls with the same identity are the same
@@ -95,8 +97,9 @@ class PairedModels:
                 suite.files,
                 self.loading.dtype,
                 self.loading.device,
-                measuring.jobs,
+                measuring.execution.jobs,
                 suite.fidelity.sequences * suite.fidelity.new_tokens,
+                suite.task_tokens,
             )
             watch.on_plan(plan)
         read_weights(watch, *checkpoints)
@@ -125,19 +128,34 @@ class PairedModels:
         }
 
 
+class _WithSuite(Protocol):
+    """A study's specification."""
+
+    @property
+    def suite(self) -> Suite: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairRecipe:
     """Prepares workers on a fine-tune and its base (see `Recipe`)."""
 
     models: PairedModels
     texts: StoredTexts
+    spec: _WithSuite
     local_reason = None
     shares_threads = False
 
     @property
-    def one_device(self) -> bool:
+    def device(self) -> torch.device:
         """See `Recipe`."""
-        return self.models.loading.one_device
+        return self.models.loading.device
+
+    @property
+    def paths(self) -> list[Path]:
+        """See `Recipe`."""
+        pairing = self.models.pairing
+        models = (*pairing.ft.files, *pairing.base.files)
+        return [*models, *self.spec.suite.paths, self.texts.folder]
 
     def elsewhere(self) -> Self:
         """Make the recipe for all workers after the first, which has written the texts.
@@ -165,21 +183,22 @@ class _Preparing(Protocol[W_co]):
 
 
 @contextmanager
-def at_work(recipe: _Preparing[W], folder: StudyFolder, watch: StudyWatch) -> Iterator[W]:
+def at_work(recipe: _Preparing[W], folder: StudyFolder, measuring: Measuring) -> Iterator[W]:
     """Prepare the first worker, add its notes to the records, and close it at the end.
 
     Args:
         recipe: prepares the worker.
         folder: the study's folder, open for writing.
-        watch: told of stages and progress.
+        measuring: on which device, and whom to tell of progress.
 
     Yields:
         The worker.
     """
-    worker = recipe.prepare(watch)
-    try:
-        folder.facts["notes"] += worker.notes
-        folder.write_manifest()
-        yield worker
-    finally:
-        worker.close()
+    with measuring.execution.on_first_device():
+        worker = recipe.prepare(measuring.watch)
+        try:
+            folder.facts["notes"] += worker.notes
+            folder.write_manifest()
+            yield worker
+        finally:
+            worker.close()

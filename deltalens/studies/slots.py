@@ -15,6 +15,7 @@ from deltalens.errors import DeltaLensError, fault_list
 from deltalens.io.checkpoint import Checkpoint
 from deltalens.io.header import FLOATS
 from deltalens.names import NameFilter
+from deltalens.studies.offloaded import live_tensors
 
 __all__ = [
     "Slot",
@@ -86,7 +87,10 @@ class Slot:
 
 
 def find_slots(
-    model: nn.Module, shapes: Mapping[str, Sequence[int]], copies: Mapping[str, str]
+    model: nn.Module,
+    shapes: Mapping[str, Sequence[int]],
+    copies: Mapping[str, str],
+    live: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Slot]:
     """Find the memory of a live model that stored tensors fill.
 
@@ -98,11 +102,12 @@ def find_slots(
         model: the live model.
         shapes: stored name -> shape.
         copies: names of tensors that are stored twice -> the name of the stored original.
+        live: what `live_tensors` has returned for the model; None: it is called.
 
     Returns:
         Stored name -> slot, including copies. A tensor without memory of its shape is left out.
     """
-    live = model.state_dict(keep_vars=True)
+    live = live_tensors(model) if live is None else live
     owners: dict[int, Tensor] = {}
     for tensor in live.values():
         owners.setdefault(tensor.untyped_storage().data_ptr(), tensor)
@@ -136,7 +141,10 @@ def slots_of_module(model: nn.Module, include: str | None, exclude: str | None) 
         DeltaLensError: no parameter is left.
     """
     return _selected(
-        [Slot(name, parameter.detach(), parameter) for name, parameter in _parameters(model)],
+        [
+            Slot(name, memory.detach(), memory)
+            for name, memory in _parameters(model, live_tensors(model))
+        ],
         include,
         exclude,
     )
@@ -171,9 +179,11 @@ def slots_of_checkpoint(
         for name, entry in checkpoint.tensors.items()
         if entry.dtype in FLOATS and entry.numel
     }
-    movable = {parameter.untyped_storage().data_ptr() for _, parameter in _parameters(model)}
+    live = live_tensors(model)
+    parameters = dict(_parameters(model, live))
+    movable = {parameter.untyped_storage().data_ptr() for parameter in parameters.values()}
     slots: dict[tuple[int, int], Slot] = {}
-    for slot in find_slots(model, stored, copies).values():
+    for slot in find_slots(model, stored, copies, live).values():
         memory = slot.view.untyped_storage().data_ptr()
         if memory in movable and slot.name not in copies:
             slots.setdefault((memory, int(slot.view.storage_offset())), slot)
@@ -183,7 +193,7 @@ def slots_of_checkpoint(
             filled[id(slot.owner)] = filled.get(id(slot.owner), 0) + slot.size
     incomplete = [
         name
-        for name, parameter in _parameters(model)
+        for name, parameter in parameters.items()
         if filled.get(id(parameter), 0) != parameter.numel() and name not in fresh
     ]
     if incomplete:
@@ -222,16 +232,17 @@ def _fixed_reason(parameter: nn.Parameter) -> str:
     return "" if parameter.numel() else "no entries"
 
 
-def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters that can be moved, tied ones once."""
+def _parameters(model: nn.Module, live: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The memory of the parameters that can be moved, tied ones once."""
     seen: set[tuple[int, int]] = set()
     for name, parameter in model.named_parameters():
         if _fixed_reason(parameter):
             continue
-        memory = parameter.untyped_storage().data_ptr(), int(parameter.storage_offset())
+        tensor = live.get(name, parameter)
+        memory = tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
         if memory not in seen:
             seen.add(memory)
-            yield name, parameter
+            yield name, tensor
 
 
 def _selected(slots: list[Slot], include: str | None, exclude: str | None) -> list[Slot]:

@@ -14,6 +14,7 @@ from deltalens.catalog.methods import MethodFacts, method_name, package_methods
 from deltalens.catalog.studies import STUDIES
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Setting
+from deltalens.scoring.tasks.scoring import StandardTasks
 from deltalens.studies import axes
 from deltalens.training.methods import Method, labelled, method_class, method_of
 from deltalens.training.spec import TrainingSpec
@@ -81,15 +82,17 @@ class TrainingData:
     """The model of a study of trainings, and its data.
 
     Raises:
-        DeltaLensError: there is no data to evaluate on.
+        DeltaLensError: there is nothing to evaluate on.
     """
 
     model: str | Path
     """The checkpoint that trainings start from."""
     data: str | Path
     """File of rows to train on."""
-    eval_data: Sequence[str | Path]
+    eval_data: Sequence[str | Path] = ()
     """Files of rows to evaluate on."""
+    tasks: StandardTasks | None = None
+    """Standard tasks that every model is measured on when it is made."""
     fields: Mapping[str, str] | None = None
     """Names of fields in all data files, where they differ from ours: {"prompt": "question"}."""
     limit: int | None = None
@@ -104,8 +107,10 @@ class TrainingData:
     """Run model code that the checkpoint contains."""
 
     def __post_init__(self) -> None:
-        if not self.eval_data:
-            raise DeltaLensError("a study of trainings needs data to evaluate on: give eval_data")
+        if not self.eval_data and self.tasks is None:
+            raise DeltaLensError(
+                "a study of trainings needs data to evaluate on: give eval_data, or tasks"
+            )
 
 
 Plans = Callable[[Mapping[str, Any]], Sequence[tuple[Setting, Plan]]]

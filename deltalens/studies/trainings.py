@@ -26,6 +26,7 @@ from deltalens.scoring.rows import read_files, read_rows
 from deltalens.studies import axes
 from deltalens.studies.cell_maker import CELL, CHECKPOINTS, RESULTS, CellMaker
 from deltalens.studies.engine import StudyWatch, count_points, read_weights, run_cells
+from deltalens.studies.executors import Execution
 from deltalens.studies.rate_grid import GRID, check_choosing, check_grid, over_rates
 from deltalens.studies.training_notes import gather_notes
 from deltalens.studies.training_plans import (
@@ -58,7 +59,7 @@ def run_trainings(
     point_of: PointOf = lambda setting, plan: None,
     requires: PointOf = lambda setting, plan: None,
     keep_checkpoints: bool,
-    jobs: int,
+    execution: Execution,
     fresh: bool,
     watch: StudyWatch | None,
     facts: Mapping[str, Any] | None = None,
@@ -78,7 +79,7 @@ def run_trainings(
         extra_spec: further entries of the study's specification: name -> (JSON value, how values
             are merged when the study grows; None: it cannot grow).
         point_of, requires: see `PointOf`.
-        jobs: as `run_cells` takes it.
+        execution: as `run_cells` takes it.
         keep_checkpoints: keep every trained model in the study's folder `checkpoints`.
         fresh: discard any other study in the folder.
         watch: told of stages, progress and finished cells.
@@ -119,13 +120,30 @@ def run_trainings(
     checkpoint = open_checkpoint(source.model)
     held_out = (*files, choosing) if choosing is not None else files
     spec = settled(spec, checkpoint.config, rows, held_out)
+    tasks = source.tasks
+    if tasks is not None and spec.objective in ("classification", "regression"):
+        raise DeltaLensError(
+            f"objective {spec.objective}: its models generate no text, so there are no tasks for "
+            "them; leave tasks out"
+        )
     identity |= spec.shared()
     if learning_rates:
         identity["learning_rate"] = None
     device = pick_device(source.device)
+    execution.check(device)
     check_study_folder(out, [checkpoint.path])
     if watch.on_plan is not None:
-        plan = plan_training("trainings", count, checkpoint, rows, files, spec, device, jobs)
+        plan = plan_training(
+            "trainings",
+            count,
+            checkpoint,
+            rows,
+            files,
+            spec,
+            device,
+            execution.jobs,
+            tasks.built.tokens if tasks is not None else 0,
+        )
         watch.on_plan(plan)
     read_weights(watch, checkpoint)
     identity |= {
@@ -137,6 +155,8 @@ def run_trainings(
         "device": device.type,
         "dtype": str(training_dtype(source.dtype, checkpoint, device)).removeprefix("torch."),
     }
+    if tasks is not None:
+        identity["tasks"] = tasks.identity()
     if source.trust_remote_code:
         identity["trust_remote_code"] = True
     columns = columns_of({"kind": kind, **identity})
@@ -168,6 +188,7 @@ def run_trainings(
         study.facts |= {
             "model": str(checkpoint.path),
             "units": {"training_loss": planned[0][1].spec.loss_unit},
+            **({"better": tasks.built.better()} if tasks is not None else {}),
             **(facts or {}),
         }
         study.write_manifest()
@@ -186,7 +207,8 @@ def run_trainings(
             watch,
             point_of=_of_setting(point_of, planned),
             requires=_of_setting(requires, planned),
-            jobs=jobs,
+            execution=execution,
+            tasks=tasks,
         )
         shutil.rmtree(out / RESULTS, ignore_errors=True)
     finally:

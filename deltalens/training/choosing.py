@@ -15,7 +15,7 @@ from deltalens.io.files import write_whole
 from deltalens.io.folders import remove
 from deltalens.io.records.checkpoints import BEST, SealedCheckpoint
 from deltalens.scoring.forms import FileScoring
-from deltalens.scoring.suite import evaluating
+from deltalens.scoring.ready_suite import evaluating
 from deltalens.training.methods.base import KeptState
 
 __all__ = ["Chooser", "TrainedParameters"]

@@ -47,6 +47,8 @@ class Following(TrainerCallback):
         evaluate: measures the model after a step, given the step.
         every: steps between evaluations.
         chooser: measures held-out rows as often, or after every tenth of the training.
+        keep: writes the model after a step as a checkpoint that stays, given the step; None: the
+            trainer's own checkpoints are all there are, and are removed at the end.
     """
 
     def __init__(
@@ -56,9 +58,10 @@ class Following(TrainerCallback):
         evaluate: Callable[[int], object],
         every: int | None,
         chooser: Chooser | None,
+        keep: Callable[[int], None] | None = None,
     ) -> None:
         self.folder, self.watch, self.evaluate = folder, watch, evaluate
-        self.every, self.chooser = every, chooser
+        self.every, self.chooser, self.keep = every, chooser, keep
         self.interrupted = False
 
     @contextmanager
@@ -119,7 +122,12 @@ class Following(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A checkpoint has been written."""
         step = state.global_step
+        last = step >= state.max_steps
+        # Not where Ctrl-C happened to come: with and without a resume the same ones stay. And
+        # before the seal: whoever resumes from here has those up to here.
+        if self.keep is not None and (last or step % args.save_steps == 0):
+            self.keep(step)
         best = self.chooser.best(step) if self.chooser is not None else None
-        self.folder.complete(step, state.global_step >= state.max_steps, best)
+        self.folder.complete(step, last, best)
         if self.chooser is not None:
             self.chooser.tidy(steps_of(self.folder.checkpoints))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,7 +18,7 @@ from deltalens.methods.new_head import new_head
 from deltalens.names import kind_of
 from deltalens.scoring.sentences import labels_of
 
-__all__ = ["adapted", "target_layers"]
+__all__ = ["adapted", "merged_state", "target_layers"]
 
 
 def adapted(
@@ -92,6 +92,50 @@ def adapted(
     with errors_from("peft", f"{kind} takes no LoRA"), drawn:
         made = attach(model, names, begin)
     return made, _notes(model, names, passed_by, refusals, targets)
+
+
+def merged_state(adapter: Any) -> dict[str, torch.Tensor]:
+    """The tensors that the ordinary model would have if the adapters were merged now.
+
+    Each weight is merged by peft, copied, and given its bits back: the result has the bits of
+    `merge_and_unload`, and the model in training keeps its own.
+
+    Args:
+        adapter: the peft model.
+
+    Returns:
+        Name in the ordinary model -> tensor; copies of the adapted weights only.
+
+    Raises:
+        DeltaLensError: peft cannot merge an adapter.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    plain: Any = adapter.get_base_model()
+    layers = {n: one for n, one in plain.named_modules() if isinstance(one, BaseTunerLayer)}
+    state = {
+        own: tensor
+        for name, tensor in plain.state_dict().items()
+        if (own := _plain_name(name, layers)) is not None
+    }
+    for name, layer in layers.items():
+        weight: torch.Tensor = layer.get_base_layer().weight.data  # type: ignore[assignment]
+        before = weight.clone()
+        with errors_from("peft", "the adapters cannot be merged"):
+            layer.merge()
+            state[f"{name}.weight"] = weight.clone()
+            layer.unmerge()
+        weight.copy_(before)
+    return state
+
+
+def _plain_name(name: str, layers: Container[str]) -> str | None:
+    """A tensor's name in the model without adapters; None if it is not in that model."""
+    for own, part in ((".base_layer.", "."), (".modules_to_save.default.", ".")):
+        name = name.replace(own, part)
+    layer = name.partition(".lora_")[0]
+    inside = ".original_module." in name or (layer != name and layer in layers)
+    return None if inside else name
 
 
 @contextmanager

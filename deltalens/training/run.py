@@ -22,12 +22,13 @@ from deltalens.methods.new_head import mark_new_head, train_new_head
 from deltalens.scoring.loading import LoadedModel, load_model, pick_device
 from deltalens.scoring.planning import plan_training
 from deltalens.scoring.positions import longest_input
+from deltalens.scoring.ready_suite import ReadySuite, evaluating
 from deltalens.scoring.rows import DataFile, read_files, read_rows
-from deltalens.scoring.suite import ReadySuite, evaluating
 from deltalens.training.calibration import CalibrationBatches
 from deltalens.training.choosing import Chooser, TrainedParameters
 from deltalens.training.costs import peak_mb, sparse_costs
 from deltalens.training.following import Following, NothingLeft, TrainingWatch
+from deltalens.training.keeping import PlainStates, write_model
 from deltalens.training.methods import Ready, trainable
 from deltalens.training.objectives import objective_of
 from deltalens.training.prepare import training_dtype, training_suite
@@ -77,6 +78,7 @@ def train(
     eval_every: int | None = None,
     choose_on: str | Path | None = None,
     checkpoint_every: int | None = None,
+    keep_checkpoints: bool = False,
     probe: Mapping[str, Any] | None = None,
     resume: bool = False,
     report_to: Sequence[str] = (),
@@ -104,6 +106,8 @@ def train(
         choose_on: rows that decide, every `eval_every` steps (a tenth of the training if not
             given), which checkpoint is kept as the result: the one with the least loss.
         checkpoint_every: steps between checkpoints; a tenth of the training if not given.
+        keep_checkpoints: also write each of them as an ordinary model, `checkpoint-STEP` in `out`:
+            masks, sparse values and adapters merged.
         probe: log the gradients with these options of `GradientProbe`.
         resume: go on with the training that `out` holds.
         report_to: trackers of transformers that are told of the training.
@@ -157,7 +161,7 @@ def train(
             mark_new_head(loaded.model, loaded.fresh)
         training = TrainingSession(spec, folder, checkpoint, loaded, watch, eval_every)
         training.prepare(rows, others, choosing)
-        return training.run(checkpoint_every, probe, report_to)
+        return training.run(checkpoint_every, probe, report_to, keep_checkpoints)
     except Exception:
         if not folder.resumed and not folder.taken:
             folder.abandon()
@@ -209,6 +213,7 @@ class TrainingSession:
         self.longest = longest
         micro = spec.batch_size * spec.accumulate
         self.steps = spec.steps or max(1, int(spec.epochs * -(-len(self.rows) // micro)))
+        self.plain = PlainStates(self.model, spec.method.name)
         torch.manual_seed(spec.seed)
         with warnings.catch_warnings(record=True) as told:
             warnings.filterwarnings("always", category=UserWarning)
@@ -236,6 +241,7 @@ class TrainingSession:
         checkpoint_every: int | None,
         probe: Mapping[str, Any] | None,
         report_to: Sequence[str],
+        keep_checkpoints: bool = False,
     ) -> Trained:
         """Take the steps that are left, and write the model.
 
@@ -243,13 +249,22 @@ class TrainingSession:
             checkpoint_every: steps between checkpoints; a tenth of the training if None.
             probe: options of a `GradientProbe`; None: none is attached.
             report_to: trackers of transformers.
+            keep_checkpoints: also write each checkpoint as an ordinary model.
 
         Returns:
             The result.
+
+        Raises:
+            DeltaLensError: the method's model in training has no ordinary state to keep.
         """
+        if keep_checkpoints:
+            self.plain.check(self.ready)
         if self.folder.resumed and self.chooser is not None:
             self.chooser.go_back_to(self.folder.last)
-        following = Following(self.folder, self.watch, self.evaluate, self.eval_every, self.chooser)
+        keep = self._keep if keep_checkpoints else None
+        following = Following(
+            self.folder, self.watch, self.evaluate, self.eval_every, self.chooser, keep
+        )
         begun, steps, run = time.perf_counter(), 0, None
         if self.ready.trains:
             steps, run = self._train(checkpoint_every, probe, report_to, following)
@@ -343,6 +358,13 @@ class TrainingSession:
         self.folder.metrics.add({"step": step, "evaluated": figures})
         return found
 
+    def _keep(self, step: int) -> None:
+        """Write the model after a step as an ordinary one."""
+        self.watch.stage("keeping a checkpoint", None)
+        with self.folder.kept_checkpoint(step, self.checkpoint.folder) as made:
+            write_model(self.model, made, self.checkpoint.config, self.plain.take(self.ready))
+        self.watch.stage("training", None)
+
     def _finish(self, steps: int, seconds: float) -> dict[str, Measurement]:
         """Measure and write what came out."""
         if self.chooser is not None and steps:
@@ -363,9 +385,7 @@ class TrainingSession:
                     "learning_rate), or its dtype is too narrow"
                 )
             self.watch.stage("writing the model", None)
-            self.model.config.use_cache = bool(self.checkpoint.config.get("use_cache", True))
-            with errors_from("transformers", f"{made}: cannot be written"):
-                self.model.save_pretrained(made)
+            write_model(self.model, made, self.checkpoint.config)
             names = ("torch", "transformers", "trl", "accelerate", "datasets")
             self.folder.facts |= {
                 **self.ready.facts,

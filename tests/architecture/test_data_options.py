@@ -22,7 +22,7 @@ FIELDS = (
     *("--prompt-field", "--completion-field", "--messages-field", "--text-field"),
     *("--label-field", "--sentence1-field", "--sentence2-field"),
 )
-MEASURING = {"drop-study", "landscape", "salience", "sweep layers-drop"}
+MEASURING = {"drop-study", "evaluate", "landscape", "salience", "sweep layers-drop"}
 TRAINING = {
     *("train sft", "train mft", "compare", "efficiency"),
     *("sweep mask-ratio", "sweep data-ratio", "sweep layers"),

@@ -64,7 +64,7 @@ def test_every_public_function_says_what_it_returns() -> None:
 def test_there_are_some() -> None:
     path = ROOT / "deltalens" / "api" / "studies.py"
     names = [name for name, _ in public_functions(ast.parse(path.read_text(encoding="utf-8")))]
-    assert {"drop_study", "scan_landscape", "sweep_layers_drop"} == {*names}
+    assert {"drop_study", "evaluate", "scan_landscape", "sweep_layers_drop"} == {*names}
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,8 @@ def test_graph_finds_what_is_said_far_below_a_command(graph: Graph) -> None:
     command = generated_commands()["drop-study",]
     reached = {node for start in starts_of(command) for node in graph.reached(start)}
     assert ("deltalens.cli.running", "run_study") in reached
-    assert ("deltalens.scoring.loading", "check_fits") in reached
+    assert ("deltalens.scoring.memory", "check_fits") in reached
     assert ("deltalens.studies.live", "LiveModel") in reached
     assert ("deltalens.studies.landscape.scan", "scan_landscape") not in reached
-    said: Definition = graph.nodes["deltalens.scoring.loading", "check_fits"]
+    said: Definition = graph.nodes["deltalens.scoring.memory", "check_fits"]
     assert any("`batch_tokens`" in text for _, text in said.messages)

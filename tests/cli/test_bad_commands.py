@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from deltalens import DeltaLensError
 from deltalens.cli.main import app
-from deltalens.scoring import loading
+from deltalens.scoring import memory
 from tests.support.checkpoint_files import (
     SHARDS,
     SINGLE,
@@ -222,7 +222,7 @@ def test_an_output_that_is_an_input_is_refused(place: Path, command: str, out: s
 def test_a_model_too_large_is_refused_with_what_is_needed_and_what_there_is(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "free_memory", lambda device: 100)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 100)
     said = refusal(place, "drop-study", ["ft", "base", "--dtype", "float32"])
     assert "ft: too large for cpu: it needs " in said
     assert "parameters in float32, the largest tensor in fp32, logits of" in said
@@ -239,11 +239,11 @@ def test_the_need_for_memory_is_parameters_largest_tensor_and_logits(
     checkpoint = open_checkpoint(save(tmp_path / "ft", weights(), {"vocab_size": 6}))
     needed = 60 * 2 + 24 * 4 + 10 * 6 * 4
     device = torch.device("cpu")
-    monkeypatch.setattr(loading, "free_memory", lambda device: needed)
-    loading.check_fits(checkpoint, torch.bfloat16, device, 10)
-    monkeypatch.setattr(loading, "free_memory", lambda device: needed - 1)
+    monkeypatch.setattr(memory, "free_memory", lambda device: needed)
+    memory.check_fits(checkpoint, torch.bfloat16, device, 10)
+    monkeypatch.setattr(memory, "free_memory", lambda device: needed - 1)
     with pytest.raises(DeltaLensError, match="too large for cpu"):
-        loading.check_fits(checkpoint, torch.bfloat16, device, 10)
+        memory.check_fits(checkpoint, torch.bfloat16, device, 10)
 
 
 @pytest.mark.parametrize(("limit", "free"), [("1000", 700), ("max", None), (None, None)])
@@ -256,8 +256,8 @@ def test_what_a_container_leaves_is_its_limit_less_what_is_used_for_good(
             tmp_path, {"memory.max": limit, "memory.current": "400", "memory.stat": counted}
         )
     names = ("memory.max", "memory.current", "inactive_file")
-    monkeypatch.setattr(loading, "CGROUPS", ((str(tmp_path), *names),))
-    found = loading.free_memory(torch.device("cpu"))
+    monkeypatch.setattr(memory, "CGROUPS", ((str(tmp_path), *names),))
+    found = memory.free_memory(torch.device("cpu"))
     assert found == free if free is not None else found is None or found > 1 << 20
 
 
@@ -266,7 +266,7 @@ def test_a_vocabulary_of_no_size_does_not_break_the_check(tmp_path: Path, size: 
     from deltalens import open_checkpoint
 
     checkpoint = open_checkpoint(save(tmp_path / "ft", weights(), {"vocab_size": size}))
-    loading.check_fits(checkpoint, torch.bfloat16, torch.device("cpu"), 10)
+    memory.check_fits(checkpoint, torch.bfloat16, torch.device("cpu"), 10)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ class Made:
             "drop": [self.ft, self.base],
             "drop-study": [*both, "--rates", "0.5", "--seeds", 1],
             "landscape": [*both, "--grid", 3],
+            "evaluate": both,
             "salience": [self.base, *both[2:], "--against", self.ft, "--batch-size", 4],
             "efficiency": ["gmt", self.ft, *data, "--repeats", 1, "--block-steps", 1],
             "compare": ["mft,sft", *training, "--eval-every", 1],
@@ -59,7 +60,10 @@ class Made:
         return self.out / f"{name} {NAME}"
 
 
-LIGHT = ("inspect", "drop", "drop-study", "landscape", "salience", "sweep layers-drop", "train sft")
+LIGHT = (
+    *("inspect", "drop", "drop-study", "evaluate", "landscape", "salience"),
+    *("sweep layers-drop", "train sft"),
+)
 TRAINED = (
     "efficiency",
     "compare",

@@ -48,6 +48,7 @@ def lines(made: Path) -> dict[str, list[object]]:
         "inspect": [ft, base, "--tensors"],
         "drop-study": [ft, base, *data, "--rates", "0.5", "--seeds", 2],
         "landscape": [ft, base, *data, "--grid", 3],
+        "evaluate": [ft, base, *data],
         "salience": [base, *data, "--against", ft, "--batch-size", 2],
         "efficiency": ["gmt", ft, *trained, "--repeats", 1, "--block-steps", 1],
         "compare": ["mft,random-mask-weights", *training],

@@ -27,6 +27,7 @@ LOADING = {
     "drop-study": "drop-study {ft} {base} -o {out} --data {rows} --rates 0.5 --strategies trivial",
     "sweep layers-drop": "sweep layers-drop {ft} {base} -o {out} --data {rows}",
     "landscape": "landscape {ft} {base} -o {out} --data {rows}",
+    "evaluate": "evaluate {ft} {base} -o {out} --data {rows}",
     "salience": "salience {ft} -o {out} --data {rows} --batch-size 2 --density 0.1",
     "sweep mask-ratio": "sweep mask-ratio gmt {ft} -o {out} --train-data {rows} --eval-data {rows} "
     "--steps 1 --mask-ratios 0.1 --seeds 1",

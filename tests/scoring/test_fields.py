@@ -23,6 +23,7 @@ COMMANDS: dict[str, Callable[[Any, Path], list[Any]]] = {
     "drop-study": lambda pair, data: ["drop-study", pair.ft, pair.base, *TRIVIAL],
     "sweep layers-drop": lambda pair, data: ["sweep", "layers-drop", pair.ft, pair.base],
     "landscape": lambda pair, data: ["landscape", pair.ft, pair.base, "--grid", "3"],
+    "evaluate": lambda pair, data: ["evaluate", pair.ft, pair.base],
     "salience": lambda pair, data: ["salience", pair.ft, "--metrics", "gradient,snip"],
     "compare": lambda pair, data: ["compare", "l1-mask", pair.ft, *SHORT, data],
     "train": lambda pair, data: ["train", "sft", pair.ft, *SHORT, data],

@@ -23,10 +23,15 @@ import torch
 import deltalens
 from deltalens.errors import DeltaLensError, RecordError
 from deltalens.numerics.workers import one_thread
+from deltalens.scoring import loading
+from deltalens.scoring.tasks.scoring import StandardTasks
+from deltalens.scoring.tasks.selection import TaskChoice, TaskSelection
 from deltalens.scoring.texts import FidelityTexts
 from deltalens.studies import efficiency, paired
+from deltalens.studies import evaluate as evaluation
 from deltalens.studies.budgets import sweep_density, sweep_masks
 from deltalens.studies.engine import StudyWatch
+from deltalens.studies.executors import Execution
 from deltalens.studies.landscape import scan
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.mft_sweeps import compare, sweep_data_ratio, sweep_layers
@@ -38,7 +43,8 @@ from deltalens.training.spec import TrainingSpec
 from tests.support.checkpoint_pairs import PairOf
 from tests.support.fake_training import OPTIONS, fake_trainings
 from tests.support.runs import FEW, write_rows
-from tests.support.studies import drop_study, scan_landscape, sweep_layers_drop
+from tests.support.standard_tasks import write_tasks
+from tests.support.studies import drop_study, evaluate, scan_landscape, sweep_layers_drop
 from tests.support.training_folders import write_model
 
 ROWS = [
@@ -72,6 +78,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
     pair = pair_of(family="llama")
     rows = write_rows(folder / "rows.jsonl", ROWS)
     fewer = write_rows(folder / "fewer.jsonl", ROWS[:2])
+    tasks = write_tasks(folder / "tasks", 4)
     measured: dict[str, Any] = {
         "data": [rows],
         "metrics": ["loss", "kl"],
@@ -92,17 +99,34 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
         "include": "mlp",
         "exclude": "mlp",
         "trust_remote_code": True,
+        "tasks": [str(tasks / "choice.yaml")],
+        "include_path": write_tasks(folder / "more-tasks", 5),
+        "num_fewshot": 2,
+        "batch_size": 2,
+        "apply_chat_template": True,
     }
     own = {"metric": lambda model: {"loss": 2.0}}
-    beside = {"version": own, "better": own}
-    named = {"limit": "data", "fields": "data", "version": "metric"}
+    of_tasks = (
+        *("include_path", "num_fewshot", "batch_size", "apply_chat_template"),
+        "confirm_run_unsafe_code",
+    )
+    beside = {
+        "version": own,
+        "better": own,
+        **{name: {"tasks": ["choice"], "include_path": tasks} for name in of_tasks},
+    }
+    named = {
+        **{"limit": "data", "fields": "data", "version": "metric"},
+        **dict.fromkeys(of_tasks, "tasks"),
+    }
     free: dict[str, Any] = {
         "fresh": True,
         "watch": WATCHED,
         "strict": True,
         "better": {"loss": "lower"},
-        "jobs": 2,
-        "executor": "sequential",
+        "confirm_run_unsafe_code": True,
+        "execution": Execution(devices=("cpu", "cpu"), jobs=2),
+        "device_map": {"": "cpu"},
     }
     two = {"ft": pair.ft, "base": pair.base, **measured}
     rounded = pair_of(family="llama", dtype=torch.bfloat16)
@@ -150,6 +174,16 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
             {**named, "span": "range", "others": "models", "normalize": "normalise"},
         ),
     }
+    unedited = {"include": "mlp", "exclude": "mlp"}
+    found["evaluate"] = StudyCase(
+        evaluate,
+        {"models": {"ft": pair.ft}, "data": [rows], "metrics": ["loss", "exact_match"]},
+        {name: each for name, each in measuring.items() if name not in {*unedited, "fidelity"}},
+        {"models": {"base": pair.base}},
+        {**free, **unedited, "fidelity": FidelityTexts(sequences=3, new_tokens=8)},
+        beside,
+        named,
+    )
     base = write_model(folder / "base")
     source = TrainingData(model=base, data=rows, eval_data=[rows])
     trained: dict[str, Any] = {"source": source, "spec": TrainingSpec(steps=1, batch_size=2)}
@@ -159,7 +193,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
     }
     kept: dict[str, Any] = {
         "keep_checkpoints": True,
-        "jobs": 2,
+        "execution": Execution(jobs=2),
         "fresh": True,
         "watch": WATCHED,
     }
@@ -286,7 +320,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory, pair_of: PairOf) -> dict[s
                 "trust_remote_code": True,
             },
             {"metrics": ["gradient", "snip", "fisher"], "against": pair.ft},
-            {"fresh": True, "watch": WATCHED},
+            {"fresh": True, "watch": WATCHED, "device_map": {"": "cpu"}},
             {},
             {"fields": "data", "limit": "data"},
         ),
@@ -298,9 +332,9 @@ NAMES = [
     *("drop_study", "sweep_layers_drop", "scan_landscape", "efficiency"),
     *("compare", "sweep_mask_ratio", "sweep_layers", "sweep_data_ratio"),
     *("sweep_density", "sweep_masks"),
-    "salience_study",
+    *("salience_study", "evaluate"),
 ]
-TRAININGS = NAMES[4:-1]
+TRAININGS = NAMES[4:-2]
 WITH_ANY_SETTING = NAMES[4:8]
 """Those whose methods have no settings that `OPTIONS` lacks."""
 METHODS = {
@@ -346,10 +380,10 @@ def test_another_value_is_another_study_in_words(
 
 def elsewhere(patch: pytest.MonkeyPatch) -> None:
     """As if there were an accelerator: nothing is loaded before the identity is compared."""
-    for module in (paired, scan, efficiency, salience):
+    for module in (paired, scan, efficiency, salience, evaluation):
         patch.setattr(module, "pick_device", lambda name: torch.device("cuda"))
-        for check in ("check_fits", "check_room"):
-            patch.setattr(module, check, lambda *given: None, raising=False)
+        patch.setattr(module, "check_room", lambda *given: None, raising=False)
+    patch.setattr(loading, "check_fits", lambda *given: None)
 
 
 def test_more_of_an_axis_grows_the_study(
@@ -454,6 +488,11 @@ def test_every_part_of_the_source_is_in_the_identity(
         "device": "elsewhere",
         "dtype": "bfloat16",
         "trust_remote_code": True,
+        "tasks": StandardTasks(
+            TaskSelection(
+                choices=(TaskChoice("choice"),), include_path=write_tasks(tmp_path / "tasks", 4)
+            )
+        ),
     }
     study.function(out=tmp_path / "s", **study.call)
     for one in dataclasses.fields(TrainingData):
@@ -498,6 +537,7 @@ def test_every_parameter_of_a_training_is_in_its_identity_or_changes_nothing(
     }
     free: dict[str, Any] = {
         "checkpoint_every": 1,
+        "keep_checkpoints": True,
         "report_to": ["tensorboard"],
         "watch": TrainingWatch(),
     }
@@ -529,6 +569,7 @@ def test_the_list_is_of_all_functions_that_make_a_study() -> None:
     }
     assert opening == {
         "studies/drop_study.py",
+        "studies/evaluate.py",
         "studies/layer_drop.py",
         "studies/landscape/scan.py",
         "studies/efficiency.py",

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deltalens import load_study
 from deltalens.errors import DeltaLensError
 from deltalens.io.records import Cell, Measurement, Setting, StudyFolder
 from deltalens.scoring.suite import Metrics
 from deltalens.studies.engine import StudyWatch, run_cells
-from deltalens.studies.executors import Report
+from deltalens.studies.executors import Execution, Report
 
+CPU = torch.device("cpu")
 COLUMNS = ("name", "point", "needs")
 CELLS: list[Setting] = [
     {"name": "a", "point": "p", "needs": ""},
@@ -36,7 +38,8 @@ class Measuring:
     measure: Callable[[Setting, Report], Metrics]
     local_reason: str | None = None
     shares_threads: bool = False
-    one_device: bool = False
+    device: torch.device = CPU
+    paths: tuple[Path, ...] = ()
 
     def prepare(self, watch: Any) -> "Measuring":
         """Nothing has to be."""
@@ -79,7 +82,7 @@ def run(path: Path, jobs: int, what: Any = measure, watch: StudyWatch | None = N
             watch or StudyWatch(),
             point_of=lambda setting: setting["point"] or None,
             requires=lambda setting: setting["needs"] or None,
-            jobs=jobs,
+            execution=Execution(jobs=jobs),
         )
     finally:
         study.close()
@@ -164,3 +167,69 @@ def gone(processes: list[int], seconds: float = 10.0) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+def fails(setting: Setting, tell: Any) -> Metrics:
+    """Every cell but the first, the reference, has a reason of its own to fail; `d` has none."""
+    if setting["name"] in "be":
+        raise ValueError(f"no {setting['name']}")
+    return {"x": Measurement(1.0)}
+
+
+def requirement_fails(setting: Setting, tell: Any) -> Metrics:
+    """What `b` requires fails."""
+    if setting["name"] == "d":
+        raise DeltaLensError("no d")
+    return {"x": Measurement(1.0)}
+
+
+def same_reason(setting: Setting, tell: Any) -> Metrics:
+    """Everything but the reference fails alike."""
+    if setting["name"] != "a":
+        raise DeltaLensError("no room")
+    return {"x": Measurement(1.0)}
+
+
+def reference_fails(setting: Setting, tell: Any) -> Metrics:
+    """The reference alone fails."""
+    if setting["name"] == "a":
+        raise ValueError("no a")
+    return {"x": Measurement(1.0)}
+
+
+def reasons(path: Path) -> dict[str, str | None]:
+    return {failure.setting["name"]: failure.reason for failure in load_study(path).failures}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_cells_that_fail_are_recorded_and_asked_again(tmp_path: Path, jobs: int) -> None:
+    for _ in (1, 2):
+        run(tmp_path, jobs, fails)
+        assert found(tmp_path, "x").keys() == {"a", "c", "d"}
+        assert reasons(tmp_path) == {"b": "ValueError: no b", "e": "ValueError: no e"}
+    assert len((tmp_path / "cells.jsonl").read_text().splitlines()) == 3, "measured twice"
+    run(tmp_path, jobs, requirement_fails)
+    assert reasons(tmp_path) == {}
+    assert found(tmp_path, "x").keys() == {"a", "b", "c", "d", "e"}
+
+
+def test_a_cell_whose_requirement_failed_fails_for_that_reason(tmp_path: Path) -> None:
+    run(tmp_path, 1, requirement_fails)
+    assert reasons(tmp_path) == {"d": "no d", "b": "it requires q, which failed: no d"}
+    assert found(tmp_path, "x").keys() == {"a", "c", "e"}
+
+
+@pytest.mark.parametrize(
+    ("what", "message"), [(reference_fails, "no a"), (same_reason, "no room"), (refuses, "no")]
+)
+def test_what_no_cell_survives_ends_the_study(tmp_path: Path, what: Any, message: str) -> None:
+    with pytest.raises((ValueError, DeltaLensError), match=message):
+        run(tmp_path, 1, what)
+
+
+def test_cells_that_depend_on_each_other_end_with_the_first_that_fails(tmp_path: Path) -> None:
+    with (
+        StudyFolder.open(tmp_path, "test", {}, COLUMNS) as study,
+        pytest.raises(DeltaLensError, match="no d"),
+    ):
+        run_cells(study, CELLS, None, Measuring(requirement_fails), StudyWatch())

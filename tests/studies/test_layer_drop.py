@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from deltalens.scoring import loading as module
 from deltalens.scoring.file_scoring import Scoring
 from deltalens.scoring.prefix import Prefix, find_blocks
 from deltalens.studies.engine import StudyWatch
+from deltalens.studies.weights import StoredReader
 from tests.support.checkpoint_pairs import (
     Kind,
     Pair,
@@ -441,10 +443,39 @@ def test_model_has_its_bits_back_after_an_exception(
         stop()
         return found
 
-    with pytest.raises(RuntimeError, match="no more"):
-        sweep(pair, tmp_path / "s", groups=(1, 2), metric=metric)
+    # The first cell is the fine-tune; any other that fails does not end the study.
+    with pytest.raises(RuntimeError, match="no more") if calls == 1 else nullcontext():
+        study = sweep(pair, tmp_path / "s", groups=(1, 2), metric=metric)
+        assert [failure.reason for failure in study.failures] == ["RuntimeError: no more"]
     assert shown.model is not None
     assert differing(state_of(shown.model), state_of(plain(pair.ft))) == []
+
+
+@pytest.mark.parametrize("cells", [2, 5])
+def test_cells_after_one_that_failed_amid_an_edit_are_not_affected(
+    cells: int,
+    deep_pair: Callable[..., Pair],
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair, stop, read = deep_pair(), StopAfter(4, MemoryError("no room")), StoredReader.read
+    done: list[None] = []
+
+    def stopping(self: StoredReader, *given: Any) -> None:
+        if len(done) >= cells:
+            stop()
+        read(self, *given)
+
+    sweep(pair, tmp_path / "whole", groups=(1,), data=[rows])
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredReader, "read", stopping)
+        told = on_each_cell(lambda: done.append(None))
+        study = sweep(pair, tmp_path / "s", groups=(1,), data=[rows], watch=told)
+    (failure,) = study.failures
+    assert failure.reason == "MemoryError: no room"
+    sweep(pair, tmp_path / "s", groups=(1,), data=[rows])
+    assert table(tmp_path / "s") == table(tmp_path / "whole")
 
 
 def test_model_and_its_blocks_are_back_after_an_exception_amid_a_replay(

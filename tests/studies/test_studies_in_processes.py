@@ -15,7 +15,7 @@ import torch
 
 import deltalens
 from deltalens.errors import DeltaLensError
-from deltalens.scoring import loading
+from deltalens.scoring import memory
 from tests.support.checkpoint_pairs import Pair, fine_tune
 from tests.support.models import save, tiny, tokenizer
 from tests.support.packages import install
@@ -148,7 +148,7 @@ def test_interrupted_with_two_jobs_and_gone_on_with_one(
 def test_models_that_do_not_fit_beside_each_other_are_refused(
     wide: Pair, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "free_memory", lambda device: 130_000_000)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 130_000_000)
     for kind in ("drop", "layers", "random"):
         result = command(*spec(kind, wide, rows), "-o", tmp_path / kind, "--jobs", 9)
         assert result.exit_code == 2
@@ -230,7 +230,7 @@ def test_an_executor_of_an_installed_package_measures(
         assert result.exit_code == 0, result.output
     assert table(tmp_path / "here") == table(tmp_path / "there")
     assert len((tmp_path / "log").read_text().splitlines()) == 7
-    with pytest.raises(DeltaLensError, match=r"'slurm': choose from .*processes, elsewhere"):
+    with pytest.raises(DeltaLensError, match=r"'slurm': choose from .*ray, processes, elsewhere"):
         deltalens.drop_study(wide.ft, wide.base, tmp_path / "s", executor="slurm")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from deltalens import DeltaLensError
 from tests.support.checkpoint_files import save, tuned, weights
 from tests.support.checkpoint_pairs import Pair, fine_tune, plain, save_pair, state_of
 from tests.support.models import initialized, llama
-from tests.support.runs import captured, journal
+from tests.support.runs import captured, command, journal
 
 pytestmark = pytest.mark.bad_input
 
@@ -66,7 +68,7 @@ def test_drop_refuses_a_base_that_the_fine_tune_s_dtype_cannot_hold(tmp_path: Pa
 
 
 @pytest.mark.parametrize("how", ["stored in fp16", "loaded in fp16"])
-def test_study_stops_at_the_cell_that_rescaling_makes_infinite(tmp_path: Path, how: str) -> None:
+def test_study_goes_on_after_a_cell_that_rescaling_makes_infinite(tmp_path: Path, how: str) -> None:
     stored = torch.float16 if how == "stored in fp16" else torch.float32
     model = initialized(lambda: llama(False), seed=1)
     both = save_pair(tmp_path, model, stored)
@@ -76,12 +78,34 @@ def test_study_stops_at_the_cell_that_rescaling_makes_infinite(tmp_path: Path, h
     spec = {"rates": ["0.5", "0.9"], "strategies": ["trivial"], "dtype": "float16"}
     live = captured(both, tmp_path / "plain", **spec)
     assert len(live.states) == 4
-    with pytest.raises(DeltaLensError, match=r"'model.norm.weight'.*rescaled at rate 0.9"):
-        captured(both, tmp_path / "rescaled", rescale=True, **spec)
-    assert [line["setting"]["rate"] for line in journal(tmp_path / "rescaled")] == [0.0, 0.5]
+    captured(both, tmp_path / "rescaled", rescale=True, **spec)
+    (failure,) = deltalens.load_study(tmp_path / "rescaled").failures
+    assert re.search(r"'model.norm.weight'.*rescaled at rate 0.9", str(failure.reason))
+    rates = [line["setting"]["rate"] for line in journal(tmp_path / "rescaled")]
+    assert rates == [0.0, 0.5, 1.0]
 
 
-def test_study_refuses_a_base_beyond_the_fine_tune_s_dtype(tmp_path: Path) -> None:
+def test_command_counts_cells_that_fail_and_leaves_exit_code_3(tmp_path: Path) -> None:
+    model = initialized(lambda: llama(False), seed=1)
+    both = save_pair(tmp_path, model, torch.float16)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(9_000.0)
+    model.save_pretrained(both.ft)
+    out, spec = tmp_path / "s", ("--rates", "0.5,0.9", "--strategies", "trivial", "--rescale")
+    line = ("drop-study", both.ft, both.base, *spec, "--fidelity-tokens", 4, "-o", out)
+    for _ in (1, 2):
+        result = command(*line)
+        assert result.exit_code == 3, result.output
+        assert "1 cell failed; the same call measures them again" in result.stdout
+        assert "failed: strategy trivial, scope tensor, rate 0.9, seed 0: " in result.stdout
+    result = command(*line, "--json")
+    assert result.exit_code == 3
+    (failed,) = json.loads(result.stdout)["failed"]
+    assert failed["setting"]["rate"] == 0.9
+    assert "rescaled at rate 0.9" in failed["reason"]
+
+
+def test_study_has_no_cell_of_a_base_beyond_the_fine_tune_s_dtype(tmp_path: Path) -> None:
     model = initialized(lambda: llama(False), seed=1)
     both = save_pair(tmp_path, model)
     fine_tune(model, seed=4)
@@ -91,8 +115,10 @@ def test_study_refuses_a_base_beyond_the_fine_tune_s_dtype(tmp_path: Path) -> No
         wide.model.norm.weight[1] = 1e6
     wide.save_pretrained(both.base)
     assert state_of(plain(both.base, torch.float16))["model.norm.weight"][1].isinf()
-    for rates in ("0.5", "1"):
-        with pytest.raises(
-            DeltaLensError, match=r"'model.norm.weight', flat index 1: the value of the base"
-        ):
-            captured(both, tmp_path / rates, rates=[rates], strategies=["trivial"])
+    reason = r"'model.norm.weight', flat index 1: the value of the base"
+    with pytest.raises(DeltaLensError, match=reason):
+        captured(both, tmp_path / "1", rates=["1"], strategies=["trivial"])
+    captured(both, tmp_path / "0.5", rates=["0.5"], strategies=["trivial"])
+    (failure,) = deltalens.load_study(tmp_path / "0.5").failures
+    assert failure.setting["rate"] == 1
+    assert re.search(reason, str(failure.reason))

@@ -124,7 +124,9 @@ def number(things: object) -> float:
     return int(hashlib.sha256(repr(things).encode()).hexdigest()[:12], 16) / 1e12
 
 
-def _measured(worker: Any, fake: FakeTraining, folder: str | Path, **how: Any) -> Any:
+def _measured(
+    worker: Any, fake: FakeTraining, folder: str | Path, report: Any = None, **how: Any
+) -> Any:
     return fake.measure(worker, folder, **how)
 
 

@@ -37,6 +37,8 @@ def came_to(folder: Path) -> dict[str, Any]:
     if (file := folder / "masks.safetensors").exists():
         with safe_open(file, "numpy") as held:
             found["masks"] = held.metadata(), held.get_tensor("kept").tobytes()
+    for kept in folder.glob("checkpoint-*"):
+        found |= {f"{kept.name}/{file.name}": file.read_bytes() for file in kept.iterdir()}
     if (adapter := folder / "adapter").exists():
         tensors = load_file(next(adapter.glob("*.safetensors")))
         found["adapter"] = {name: each.numpy().tobytes() for name, each in tensors.items()}
@@ -85,6 +87,8 @@ def photographed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         return "final evaluation" if step == 4 else None
 
     def moves(source: Any, target: Any) -> str | None:
+        if Path(target) == out / "checkpoint-4":
+            return "checkpoint 4 not kept"
         if os.path.dirname(source) != str(out / ".model"):
             return None
         return "half moved" if Path(target).name == "config.json" else "nothing moved"
@@ -112,6 +116,7 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
 MOMENTS = (
     "before the first step",
     "checkpoint 2 unsealed",
+    "checkpoint 4 not kept",
     "checkpoint 4 unsealed",
     "final evaluation",
     "model written",
@@ -130,7 +135,7 @@ def test_killed_in_the_final_evaluation_no_step_is_left_to_take(
 def test_a_new_head_goes_on_where_the_training_was_killed(
     encoder: Path, labeled: Path, tmp_path: Path, photographed: Path, case: str
 ) -> None:
-    chosen = ["before the first step", "checkpoint 4 unsealed"]
+    chosen = ["before the first step", "checkpoint 4 not kept", "checkpoint 4 unsealed"]
     check(encoder, labeled, tmp_path, photographed, case, chosen)
 
 
@@ -156,11 +161,10 @@ def check(
     """Weights, masks and metrics are the same, to the byte; and nothing is left."""
     own, choosing = CASES[case]
     more: dict[str, Any] = {"choose_on": rows, "eval_every": 1} if choosing else {}
+    more |= {"checkpoint_every": 2, "keep_checkpoints": True}
 
     def go(out: Path, **how: Any) -> Trained:
-        return train(
-            base, rows, out, spec(**own), eval_data=[rows], checkpoint_every=2, **more, **how
-        )
+        return train(base, rows, out, spec(**own), eval_data=[rows], **more, **how)
 
     straight = go(tmp_path / "out")
     wanted = came_to(tmp_path / "out")

@@ -8,8 +8,10 @@ from deltalens.io.records.chosen_rates import (
     has_grid,
     without_choosing,
 )
+from deltalens.io.records.failures import Failure
 from deltalens.io.records.identity import Union
 from deltalens.io.records.journal import Cell, Measurement, Setting
+from deltalens.io.records.kinds import TASK_COSTS
 from deltalens.io.records.run import RunRecord, RunWriter, load_run
 from deltalens.io.records.study import (
     StudyFolder,
@@ -17,6 +19,7 @@ from deltalens.io.records.study import (
     check_study_folder,
     load_study,
     recorded_settings,
+    specification_of,
 )
 from deltalens.io.records.texts import has_texts, read_texts, write_texts
 from deltalens.io.records.training import (
@@ -33,7 +36,9 @@ __all__ = [
     "ADAPTER",
     "LEARNING_RATE_COLUMN",
     "MASKS",
+    "TASK_COSTS",
     "Cell",
+    "Failure",
     "Measurement",
     "RunRecord",
     "RunWriter",
@@ -56,6 +61,7 @@ __all__ = [
     "load_training",
     "read_texts",
     "recorded_settings",
+    "specification_of",
     "without_choosing",
     "write_texts",
 ]

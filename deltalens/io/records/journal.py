@@ -36,6 +36,7 @@ from deltalens.io.records.schema import (
 )
 
 __all__ = [
+    "ANY_SCALAR",
     "JOURNAL",
     "Cell",
     "CellKind",
@@ -54,7 +55,7 @@ _LARGEST = sys.float_info.max
 _NUMBER = Either((Real(-_LARGEST, _LARGEST), Text(among=("nan", "inf", "-inf"))))
 _MEASUREMENT = Row((_NUMBER, _NUMBER, COUNT))
 _NOT_FINITE = frozenset(("nan", "inf", "-inf"))
-_ANY_SCALAR = Either((NAME, Whole(-(1 << 63)), Real(), FLAG, NOTHING))
+ANY_SCALAR = Either((NAME, Whole(-(1 << 63)), Real(), FLAG, NOTHING))
 _LINE: Mapping[str, Check] = {
     "setting": Fields(),
     "metrics": Named(_MEASUREMENT),
@@ -103,7 +104,7 @@ class CellKind(NamedTuple):
         Returns:
             A kind that allows any scalar in these columns, and any metrics.
         """
-        return cls(dict.fromkeys(columns, _ANY_SCALAR), (), sealed)
+        return cls(dict.fromkeys(columns, ANY_SCALAR), (), sealed)
 
 
 def journal_lines(cells: Sequence[Cell]) -> list[bytes]:

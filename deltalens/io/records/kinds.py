@@ -30,7 +30,10 @@ from deltalens.io.records.schema import (
     Whole,
 )
 
-__all__ = ["StudyKind", "kind_of"]
+__all__ = ["TASK_COSTS", "StudyKind", "kind_of"]
+
+TASK_COSTS = "standard_tasks"
+"""The fact that says what standard tasks took beside the model."""
 
 Record = Mapping[str, Any]
 Rule = Callable[[Record, Record], Iterator[str]]
@@ -66,6 +69,10 @@ _COMMON_FACTS: Mapping[str, Check] = {
     "ft": Text(),
     "base": Text(),
     "model": Text(),
+    TASK_COSTS: Fields(
+        {"requests": COUNT, "building_seconds": Real(0, 1e30)},
+        {"cells": Whole(1), "harness_seconds": Real(0, 1e30)},
+    ),
 }
 _METHOD_SETTINGS = Fields(
     known={
@@ -101,6 +108,9 @@ _COLUMNS: Mapping[str, Check] = {
     "salience": NAME,
     "part": Text(among=("budget", "sample", "agreement", "fine-tune")),
     "of": NAME,
+    "model": NAME,
+    "training": NAME,
+    "step": COUNT,
 }
 """Columns of a cell's setting; each means the same in all kinds of studies."""
 
@@ -144,13 +154,18 @@ _TRAINING: Mapping[str, Check] = {
     "objective": Text(among=OBJECTIVES),
     "settings": Named(_METHOD_SETTINGS),
     "data": _FILE,
-    "eval_data": Items(_FILE, 1, 10_000),
+    "eval_data": Items(_FILE, 0, 10_000),
     "choose_on": Either((NOTHING, _FILE)),
     "learning_rates": Items(Real(0), 1, 1_000),
     "steps": Either((NOTHING, _SIZE)),
     # Records of the first version have one setting for all methods.
     **_METHOD_SETTINGS.known,
 }
+
+
+def _check_measured(spec: Record, facts: Record) -> Iterator[str]:
+    if spec.get("eval_data") == [] and not spec.get("tasks"):
+        yield "asked.eval_data is empty, and there are no asked.tasks"
 
 
 def _trainings(
@@ -161,6 +176,7 @@ def _trainings(
         name,
         _spec({}, {**_TRAINING, **spec}),
         _facts({}, {"units": Named(NAME), **(facts or {})}),
+        rule=_check_measured,
     )
 
 
@@ -194,6 +210,8 @@ def _check_histograms(spec: Record, facts: Record) -> Iterator[str]:
         positions = [position for position, _ in bins]
         if positions != sorted({*positions}):
             yield f"facts.histograms.{name} is not in ascending order"
+    if histograms and "per_octave" not in facts:
+        yield "facts.per_octave is missing"
     if histograms and not any(histograms.values()):
         yield "facts.histograms has no entry in any bin"
 
@@ -316,6 +334,13 @@ _LANDSCAPE = StudyKind(
     rule=_check_plane,
 )
 
+_EVALUATED = Fields({"path": Text(), "entries": _SIZE, "dtype": NAME})
+_EVALUATE = StudyKind(
+    "evaluate",
+    _spec({"models": Named(Fields())}, {"data": Items(_FILE)}),
+    _facts({"models": Named(_EVALUATED)}, {"notes_of": Named(Items(Text()))}),
+)
+
 _KINDS: Mapping[str, StudyKind] = {
     kind.name: kind
     for kind in (
@@ -337,6 +362,7 @@ _KINDS: Mapping[str, StudyKind] = {
         _EFFICIENCY,
         _SALIENCE,
         _LANDSCAPE,
+        _EVALUATE,
     )
 }
 

@@ -2,7 +2,8 @@
 
 `study.json` holds the specification of the study and facts found on the way. `cells.jsonl` is the
 journal: one line per finished cell, flushed to the disk before the next cell starts. `cells.csv` is
-the table. `texts.json` holds the texts on which fidelity is measured.
+the table. `texts.json` holds the texts on which fidelity is measured, and `failures.jsonl` says
+which cells failed, and why.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from deltalens.io.escaping import short_path
 from deltalens.io.files import append_to, discard
 from deltalens.io.folders import check_new_folder
 from deltalens.io.locks import is_remains
+from deltalens.io.records.failures import FAILURES, Failure, read_failures
 from deltalens.io.records.folder import Manifest, RecordFolder
 from deltalens.io.records.identity import Union
 from deltalens.io.records.journal import (
@@ -38,7 +40,14 @@ from deltalens.io.version import IDENTITY, has_checksums
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["StudyFolder", "StudyRecord", "check_study_folder", "load_study", "recorded_settings"]
+__all__ = [
+    "StudyFolder",
+    "StudyRecord",
+    "check_study_folder",
+    "load_study",
+    "recorded_settings",
+    "specification_of",
+]
 
 STUDY = Manifest(
     "study",
@@ -89,6 +98,22 @@ def recorded_settings(path: Path) -> dict[str, dict[str, Any]]:
     return settings
 
 
+def specification_of(path: Path) -> Setting:
+    """Read the specification of the study in a folder; it does not change while cells are measured.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        JSON values by name.
+
+    Raises:
+        RecordError: there is no study, or its manifest is damaged.
+    """
+    specification: Setting = STUDY.read(path)["asked"]
+    return specification
+
+
 class StudyFolder(RecordFolder):
     """A study folder that is open for writing, by one process at a time; use `open`.
 
@@ -99,6 +124,7 @@ class StudyFolder(RecordFolder):
         columns: the columns of a cell's setting.
         facts: facts found on the way; `write_manifest` records them.
         cells: the finished cells, in the order of the journal.
+        failures: the cells that failed when they were last measured.
     """
 
     manifest = STUDY
@@ -115,6 +141,7 @@ class StudyFolder(RecordFolder):
         super().__init__(path, spec)
         self.columns = tuple(columns)
         self.cells: list[Cell] = []
+        self.failures: list[Failure] = []
         self._fresh, self._axes, self._not_resumable = fresh, axes, not_resumable
         self._kind = _cell_kind(path / STUDY.name, self.spec, columns)
         self._spec_grew = False
@@ -166,7 +193,7 @@ class StudyFolder(RecordFolder):
 
     def _start(self) -> None:
         # The manifest is replaced last: without it, the folder would not be recognized as a study.
-        for name in (JOURNAL, TABLE):
+        for name in (JOURNAL, FAILURES, TABLE):
             discard(self.path / name)
         self.write_manifest()
 
@@ -182,6 +209,7 @@ class StudyFolder(RecordFolder):
             raise RecordError(f"{self.path} cannot be resumed: {self._not_resumable}")
         self.facts = manifest["facts"]
         self.cells = self._journal(repair=True)
+        self.failures = read_failures(self.path / FAILURES, self.columns, repair=True)
         _check_facts(self.path / STUDY.name, manifest, self.cells)
 
     def _manifest_fields(self) -> dict[str, Any]:
@@ -216,6 +244,38 @@ class StudyFolder(RecordFolder):
         as_read = [parse_line(f"{file}, a line to be written", line, self._kind) for line in lines]
         append_to(file, b"".join(lines))
         self.cells += as_read
+
+    def fail(self, setting: Setting, reason: str) -> None:
+        """Record that a cell failed; it is on the disk when this returns.
+
+        Args:
+            setting: of the cell; or, if several cells are measured together, what they have in
+                common.
+            reason: why, on any number of lines.
+
+        Raises:
+            DeltaLensError: the disk is full.
+        """
+        self._settle(Failure(setting, reason))
+
+    def forgive(self, setting: Setting) -> None:
+        """Record that a cell is no longer one that failed: it was measured after all.
+
+        Called before the cell itself is recorded, so that no cell can be both.
+
+        Args:
+            setting: as `fail` was given it; one that has not failed changes nothing.
+
+        Raises:
+            DeltaLensError: the disk is full.
+        """
+        if any(failure.setting == setting for failure in self.failures):
+            self._settle(Failure(setting, None))
+
+    def _settle(self, failure: Failure) -> None:
+        append_to(self.path / FAILURES, failure.line())
+        others = [other for other in self.failures if other.setting != failure.setting]
+        self.failures = [*others, *([failure] if failure.reason is not None else ())]
 
     def write_table(self, order: Sequence[Setting]) -> None:
         """Write `cells.csv` from the journal: a row per cell and metric. Equal numbers result in a
@@ -254,7 +314,7 @@ class StudyFolder(RecordFolder):
     def abandon(self) -> None:
         """See `RecordFolder.abandon`. If an earlier study left figures in the folder, the manifest
         stays: without it, the folder would not be recognized as a study."""
-        written = {JOURNAL, TABLE, TEXTS.name}
+        written = {JOURNAL, FAILURES, TABLE, TEXTS.name}
         others = {file.name for file in self.path.iterdir() if not is_remains(file.name)} - written
         self._remove([*written, *((STUDY.name,) if others <= {STUDY.name} else ())])
 
@@ -272,6 +332,8 @@ class StudyRecord:
     """Facts found on the way: entries, unchanged entries, notes."""
     cells: pd.DataFrame
     """One row per cell and metric: the setting's columns, then metric, value, stderr, n."""
+    failures: tuple[Failure, ...] = ()
+    """The cells that failed when they were last measured; asking again measures them again."""
 
     def __repr__(self) -> str:
         setting = [name for name in self.cells.columns if name not in VALUES]
@@ -339,7 +401,8 @@ def load_study(folder: str | Path) -> StudyRecord:
         for name, measurement in cell.metrics.items()
     ]
     frame = pd.DataFrame(rows, columns=[*columns, *VALUES])
-    return StudyRecord(path, spec["kind"], spec, manifest["facts"], frame)
+    failures = read_failures(path / FAILURES, columns)
+    return StudyRecord(path, spec["kind"], spec, manifest["facts"], frame, tuple(failures))
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -11,18 +11,17 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deltalens.errors import RecordError
 from deltalens.io.escaping import short_path
-from deltalens.io.files import copy_beside, discard, sync_folder
+from deltalens.io.files import discard, sync_folder
 from deltalens.io.folders import check_new_folder, remove
 from deltalens.io.locks import LOCK, is_remains
 from deltalens.io.plain_json import check_names
-from deltalens.io.platform import sync
 from deltalens.io.records.checkpoints import (
     SealedCheckpoint,
     last_whole,
@@ -31,6 +30,12 @@ from deltalens.io.records.checkpoints import (
 )
 from deltalens.io.records.folder import Manifest, RecordFolder
 from deltalens.io.records.metrics import METRICS, Metrics
+from deltalens.io.records.plain_models import (
+    add_tokenizer,
+    kept_checkpoint,
+    remove_unfinished,
+    sync_all,
+)
 from deltalens.io.records.run import RUN as RUN_MANIFEST
 from deltalens.io.records.schema import Fields, Named, Real, Text
 
@@ -56,14 +61,6 @@ ADAPTER = "adapter"
 """The folder of a LoRA adapter, before it was merged; peft reads it."""
 _MODEL, _CONFIG = ".model", "config.json"
 """The folder in which the result is written before its files are moved; the file moved last."""
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "vocab*",
-    "merges*",
-    "special_tokens_map*",
-    "chat_template*",
-    "added_*",
-)
 
 
 @dataclass(frozen=True, repr=False)
@@ -211,6 +208,7 @@ class TrainingFolder(RecordFolder):
         self._refuse_links()
         self._tidy_runs()
         self._clear_model()
+        remove_unfinished(self.path)
         if self.finished:
             remove_checkpoints(self.checkpoints)
             raise RecordError(f"{self.path}: this training is already finished")
@@ -352,6 +350,18 @@ class TrainingFolder(RecordFolder):
             with suppress(RecordError):
                 self._clear_model()
 
+    def kept_checkpoint(self, step: int, source: Path) -> AbstractContextManager[Path]:
+        """Write the model after a step as `checkpoint-STEP`, a checkpoint that stays.
+
+        Args:
+            step: the optimizer steps taken so far.
+            source: the folder of the model that is trained.
+
+        Returns:
+            See `deltalens.io.records.plain_models.kept_checkpoint`.
+        """
+        return kept_checkpoint(self.path, step, source)
+
     def _clear_model(self) -> None:
         """Remove the temporary folder that a process which was killed may have left."""
         remove(self.path / _MODEL)
@@ -368,12 +378,10 @@ class TrainingFolder(RecordFolder):
             DeltaLensError: a file cannot be copied or removed.
             OSError: a file cannot be moved, or not be written to the disk.
         """
-        for pattern in (*_TOKENIZER_FILES, "generation_config.json"):
-            for file in source.glob(pattern):
-                copy_beside(file, source, model / file.name)
+        add_tokenizer(model, source)
         parts = sorted(model.iterdir(), key=lambda part: part.name == _CONFIG)
         for part in parts:
-            _sync_all(part)
+            sync_all(part)
         for part in parts:
             target = self.path / part.name
             if part.is_dir():
@@ -382,17 +390,6 @@ class TrainingFolder(RecordFolder):
             self._created_paths.append(target)
         sync_folder(self.path)
         remove_checkpoints(self.checkpoints)
-
-
-def _sync_all(path: Path) -> None:
-    """Bring a file, or a folder with what is in it, to the disk."""
-    if path.is_dir():
-        for part in path.iterdir():
-            _sync_all(part)
-        sync_folder(path)
-        return
-    with path.open("rb") as stream:
-        sync(stream.fileno())
 
 
 def _is_regular(path: Path) -> bool:

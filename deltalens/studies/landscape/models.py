@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from deltalens.errors import DeltaLensError, PairingError, fault_list
 from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.scoring.code import identify_module
-from deltalens.scoring.loading import LoadedModel, load_model, pick_dtype
+from deltalens.scoring.loading import LoadedModel, Loading, pick_dtype
+from deltalens.scoring.placement import DeviceMap
 from deltalens.studies.landscape.grid import GRID
 from deltalens.studies.landscape.spec import ScanSpec, pairings, steps_of
 from deltalens.studies.live import LiveTensors
@@ -34,7 +35,7 @@ class StoredModels:
         others: the models that span the plane with it.
         base: a further model to mark in the plane.
         spec: of the scan.
-        device, dtype, trust_remote_code: how the origin is loaded.
+        device, dtype, trust_remote_code, device_map: how the origin is loaded.
         strict: refuse tensors that only some of the checkpoints contain.
 
     Raises:
@@ -51,16 +52,18 @@ class StoredModels:
         dtype: str,
         trust_remote_code: bool = False,
         strict: bool = False,
+        device_map: DeviceMap | None = None,
     ) -> None:
         sources = [origin, *others, *([] if base is None else [base])]
         folders = [source for source in sources if isinstance(source, (str, Path))]
         if len(folders) < len(sources):
             raise DeltaLensError(_MIXED)
         self.origin = open_checkpoint(folders[0])
-        self.device, self.trust_remote_code = device, trust_remote_code
+        self.device = device
         self.kind = pick_dtype(dtype, self.origin)
         if dtype == "auto" and self.kind != torch.float64:
             self.kind = torch.float32
+        self.loading = Loading(self.kind, device, trust_remote_code, device_map)
         between: list[Path] = [Path(folder) for folder in folders[1 : 1 + len(others)]]
         if spec.plane == "trajectory":
             last = self.origin.path.resolve()
@@ -126,7 +129,7 @@ class StoredModels:
         Returns:
             The live model.
         """
-        return load_model(self.origin, self.kind, self.device, self.trust_remote_code)
+        return self.loading.load(self.origin)
 
     def live(self, loaded: LoadedModel) -> LiveTensors:
         """Find the tensors that are moved, and check that they hold the values in the files.

@@ -83,6 +83,14 @@ def measure_points(
         keep_directions=not low_memory,
         plane=plane,
     )
+    with measuring.execution.on_first_device():
+        _measure(recipe, spec, folder, measuring)
+
+
+def _measure(
+    recipe: LandscapeRecipe, spec: ScanSpec, folder: StudyFolder, measuring: Measuring
+) -> None:
+    facts, watch = folder.facts, measuring.watch
     worker = recipe.prepare(watch)
     try:
         if not folder.cells:
@@ -110,8 +118,8 @@ def measure_points(
             is_done=journal.is_done,
             write_table=lambda: _write_table(folder, spec),
             unit="points",
-            jobs=measuring.jobs,
-            executor=measuring.executor,
+            execution=measuring.execution,
+            tasks=spec.suite.tasks,
         )
     finally:
         worker.close()

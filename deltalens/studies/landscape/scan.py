@@ -14,10 +14,9 @@ from deltalens.errors import DeltaLensError
 from deltalens.io.records import StudyFolder, StudyRecord, check_study_folder, load_study
 from deltalens.scoring.code import identify
 from deltalens.scoring.differentiable import LossPart
-from deltalens.scoring.loading import check_fits, pick_device
+from deltalens.scoring.loading import pick_device
 from deltalens.scoring.planning import plan_measuring
 from deltalens.studies.engine import keep_better, read_weights
-from deltalens.studies.executors import find_executor
 from deltalens.studies.landscape.grid import common_grid
 from deltalens.studies.landscape.models import HeldModels, ModelSource, StoredModels
 from deltalens.studies.landscape.points import KIND, measure_points
@@ -81,13 +80,14 @@ def scan_landscape(
         DeltaLensError: bad input, as far as it can be detected before the model is loaded.
     """
     out = Path(out)
-    find_executor(measuring.executor, measuring.jobs)
     if isinstance(origin, nn.Module) and measuring.metric is None:
         raise DeltaLensError("a model in memory requires a metric of your own: give `metric`")
     if isinstance(origin, nn.Module) and plane == "hessian" and loss is None:
         raise DeltaLensError(
             "the Hessian of a model in memory requires a loss of your own: give `loss`"
         )
+    if measuring.device_map is not None:
+        _check_spread(origin, plane)
     loss_identity = identify(loss, measuring.version)
     spec = scan_spec(
         plane=pick_plane(plane, len(others), base is not None),
@@ -101,6 +101,7 @@ def scan_landscape(
         exclude=measuring.exclude,
     )
     models = _models(origin, others, base, spec, measuring, low_memory)
+    measuring.execution.check(models.device)
     check_study_folder(out, models.paths)
     _announce(models, spec, measuring)
     identity = {
@@ -128,6 +129,17 @@ def scan_landscape(
     return load_study(out)
 
 
+def _check_spread(origin: str | Path | nn.Module, plane: str) -> None:
+    """Refuse what a device map cannot be used for."""
+    if isinstance(origin, nn.Module):
+        raise DeltaLensError("a model in memory is where it is: give no device_map")
+    if plane == "hessian":
+        raise DeltaLensError(
+            "plane hessian and device_map: products with the Hessian take a model on one device, "
+            "with all of its weights there; name a `device` that holds it"
+        )
+
+
 def _models(
     origin: str | Path | nn.Module,
     others: Sequence[ModelSource],
@@ -148,11 +160,15 @@ def _models(
         measuring.dtype,
         measuring.trust_remote_code,
         measuring.strict,
+        measuring.device_map,
     )
-    check_fits(models.origin, models.kind, models.device, measuring.batch_tokens, measuring.jobs)
+    at_once = measuring.execution.models_here
+    models.loading.check_fits(models.origin, measuring.batch_tokens, at_once)
+    if measuring.device_map is not None:
+        return models
     copies = 1 if low_memory else 1 + len(spec.counts)
     what = "a row" if low_memory else "a row and the directions in fp32"
-    check_room(models.origin, models.kind, models.device, copies, what, measuring.jobs)
+    check_room(models.origin, models.kind, models.device, copies, what, at_once)
     return models
 
 
@@ -167,8 +183,9 @@ def _announce(models: HeldModels | StoredModels, spec: ScanSpec, measuring: Meas
             suite.files,
             models.kind,
             models.device,
-            measuring.jobs,
+            measuring.execution.jobs,
             suite.fidelity.sequences * suite.fidelity.new_tokens,
+            suite.task_tokens,
         )
         watch.on_plan(plan)
     read_weights(watch, *models.checkpoints)

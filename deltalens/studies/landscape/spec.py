@@ -16,7 +16,7 @@ from deltalens.io.checkpoint import Checkpoint, open_checkpoint
 from deltalens.io.matching import pair
 from deltalens.io.pairing import Pairing
 from deltalens.names import NameFilter
-from deltalens.scoring.loading import free_memory, models_per_device, too_many_jobs
+from deltalens.scoring.memory import free_memory, models_per_device, too_many_jobs
 from deltalens.scoring.suite import Suite
 from deltalens.studies.landscape.directions import NORMALIZATIONS
 from deltalens.studies.landscape.grid import parse_grid, parse_range
@@ -172,10 +172,11 @@ def scan_spec(
         include=include,
         exclude=exclude,
     )
-    if not (suite.metric is not None or suite.installed or suite.files or suite.wants_fidelity):
+    measured = suite.files or suite.installed or suite.tasks or suite.wants_fidelity
+    if suite.metric is None and not measured:
         raise DeltaLensError(
-            "a landscape needs `data` to measure the loss on (or `metrics` kl, for the distance "
-            "from the predictions of ORIGIN)"
+            "a landscape needs `data` to measure the loss on, or `tasks` (or `metrics` kl, for the "
+            "distance from the predictions of ORIGIN)"
         )
     suite.check_names()
     if plane == "hessian" and not (suite.files or loss):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,8 +20,9 @@ from deltalens.io.records import Measurement, Setting
 from deltalens.numerics.workers import workers
 from deltalens.scoring.differentiable import LossPart, loss_parts
 from deltalens.scoring.file_scoring import Scoring
+from deltalens.scoring.ready_suite import ReadySuite
 from deltalens.scoring.sentence_scoring import SentenceScoring
-from deltalens.scoring.suite import Metrics, ReadySuite
+from deltalens.scoring.suite import Metrics
 from deltalens.scoring.texts import Progress, StoredTexts
 from deltalens.studies.executors import Report
 from deltalens.studies.landscape.directions import StoredDirection, random_directions
@@ -62,9 +64,15 @@ class LandscapeRecipe:
         return self.models.local_reason
 
     @property
-    def one_device(self) -> bool:
+    def device(self) -> torch.device:
         """See `Recipe`."""
-        return self.models.device.index is not None
+        return self.models.device
+
+    @property
+    def paths(self) -> list[Path]:
+        """See `Recipe`."""
+        files = [file for checkpoint in self.models.checkpoints for file in checkpoint.files]
+        return [*files, *self.spec.suite.paths, self.texts.folder]
 
     def prepare(self, watch: Progress) -> LandscapeWorker:
         """See `Recipe`."""
@@ -107,13 +115,13 @@ class LandscapeWorker:
 
         Args:
             setting: the point.
-            report: not used.
+            report: told of the progress.
 
         Returns:
             Data set -> metrics.
         """
         self._live.move(setting["a"], setting["b"])
-        by_data = self._suite.measure_by_data(self._loaded.model)
+        by_data = self._suite.measure_by_data(self._loaded.model, report)
         if (setting["a"], setting["b"], setting["mark"]) == self._first:
             metrics = {
                 f"{data} {name}": measurement

@@ -25,7 +25,8 @@ from deltalens.io.records import (
 from deltalens.methods.salience import HessianWay, Targets
 from deltalens.names import check_scope
 from deltalens.numerics.rates import Rate, exact_rate
-from deltalens.scoring.loading import LoadedModel, check_fits, load_model, pick_device, pick_dtype
+from deltalens.scoring.loading import LoadedModel, Loading, pick_device, pick_dtype
+from deltalens.scoring.placement import DeviceMap, check_device_map, check_gradients
 from deltalens.scoring.planning import plan_salience
 from deltalens.scoring.positions import longest_input
 from deltalens.scoring.rows import DataFile, read_files
@@ -62,6 +63,7 @@ def salience_study(
     fields: Mapping[str, str] | None = None,
     limit: int | None = None,
     device: str = "auto",
+    device_map: DeviceMap | None = None,
     dtype: str = "auto",
     trust_remote_code: bool = False,
     fresh: bool = False,
@@ -88,6 +90,7 @@ def salience_study(
         fields: names of fields in the data, where they differ from ours.
         limit: rows to read of each file; None: all.
         device: where the model is loaded.
+        device_map: how accelerate spreads it over several devices, instead of `device`.
         dtype: how; `auto`: as the checkpoint is.
         trust_remote_code: run code that the model brings.
         fresh: discard any other study in the folder.
@@ -121,10 +124,12 @@ def salience_study(
     checkpoint = open_checkpoint(model)
     pairing = None if against is None else pair(against, model)
     checkpoints = [checkpoint, *([] if pairing is None else [pairing.ft])]
+    check_device_map(device_map, device)
     on_device = pick_device(device)
     as_dtype = pick_dtype(dtype, checkpoint)
     check_study_folder(out, [each.path for each in checkpoints])
-    check_fits(checkpoint, as_dtype, on_device, batch_size * (max_length or 1))
+    loading = Loading(as_dtype, on_device, trust_remote_code, device_map)
+    loading.check_fits(checkpoint, batch_size * (max_length or 1))
     if watch.on_plan is not None:
         count = len(spec.points(steps))
         watch.on_plan(
@@ -140,7 +145,8 @@ def salience_study(
         spec = spec.grown(folder.spec)
         if not folder.cells or _left(folder, spec.points(folder.facts["batches"])):
             watch.stage("loading the model", None)
-            loaded = load_model(checkpoint, as_dtype, on_device, trust_remote_code)
+            loaded = loading.load(checkpoint)
+            check_gradients(loaded.model)
             _measure(spec, loaded, files, folder, pairing, watch)
         else:
             folder.write_finished([cell.setting for cell in folder.cells])

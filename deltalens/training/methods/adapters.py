@@ -85,7 +85,7 @@ class Lora(_LowRank):
 
     def prepare(self, model: nn.Module, seed: int, calibration: Calibration) -> Ready:
         """See `Method`; refused where peft is missing, or no layer takes an adapter."""
-        from deltalens.training.lora import adapted
+        from deltalens.training.lora import adapted, merged_state
 
         adapter, notes = adapted(model, self.lora_rank, self.alpha, self.lora_dropout, self.targets)
 
@@ -93,7 +93,13 @@ class Lora(_LowRank):
             with errors_from("peft", "the adapter cannot be written"):
                 adapter.save_pretrained(str(folder))
 
-        return Ready(adapter, plain=_merge(adapter), adapter=save, notes=notes)
+        return Ready(
+            adapter,
+            plain=_merge(adapter),
+            plain_state=lambda: merged_state(adapter),
+            adapter=save,
+            notes=notes,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +134,7 @@ class Pissa(_LowRank):
 
     def prepare(self, model: nn.Module, seed: int, calibration: Calibration) -> Ready:
         """See `Method`; refused where peft is missing, or no layer takes an adapter."""
+        from deltalens.training.lora import merged_state
         from deltalens.training.pissa import pissa_adapted, save_for_base
 
         adapter, begun, notes = pissa_adapted(
@@ -136,6 +143,7 @@ class Pissa(_LowRank):
         return Ready(
             adapter,
             plain=_merge(adapter),
+            plain_state=lambda: merged_state(adapter),
             adapter=lambda folder: save_for_base(adapter, begun, Path(folder)),
             notes=notes,
         )

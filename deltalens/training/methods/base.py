@@ -14,7 +14,7 @@ from deltalens.errors import DeltaLensError
 from deltalens.numerics.rates import Rate
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from deltalens.integrations.transformers import SubscriberCallback
     from deltalens.methods.weight_masks import WeightMasks
@@ -110,6 +110,9 @@ class Ready:
     """What is trained."""
     plain: Callable[[], nn.Module]
     """Returns the ordinary model that is written in the end; called once."""
+    plain_state: Callable[[], Mapping[str, Tensor]] | None = None
+    """Returns the tensors of the ordinary model as they are now, by its names, for a checkpoint
+    that is kept; the training goes on unchanged. None: those of the model's state dict."""
     callbacks: tuple[SubscriberCallback[Any], ...] = ()
     """Attached to the trainer."""
     masks: Callable[[], WeightMasks] | None = None

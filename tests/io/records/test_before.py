@@ -30,7 +30,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return Path(shutil.copytree(BEFORE / request.param, tmp_path / request.param))
 
 
-SINCE = {"density-sweep", "mask-sweep", "salience"}
+SINCE = {"density-sweep", "evaluate", "mask-sweep", "salience"}
 """Kinds that the first version did not have."""
 
 

@@ -56,6 +56,7 @@ def test_every_field_that_is_read_is_checked(tmp_path: Path, kind: str) -> None:
 
 
 HUGE = 10**12
+GONE = object()
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,7 @@ HUGE = 10**12
         ("inspect", {"facts": {"per_octave": 0}}, "per_octave is 0"),
         ("inspect", {"facts": {"histograms": {"a": [[1, 2], [0, 2]]}}}, "ascending"),
         ("inspect", {"facts": {"histograms": {"a": []}}}, "no entry in any bin"),
+        ("inspect", {"facts": {"per_octave": GONE}}, "per_octave is missing"),
         ("layer-sweep", {"asked": {"groups": [HUGE]}}, r"groups\[0\] is"),
         (
             "layer-sweep",
@@ -79,7 +81,7 @@ HUGE = 10**12
         ),
         ("layer-sweep-mft", {"facts": {"blocks": HUGE}}, "facts.blocks is"),
         ("comparison", {"asked": {"settings": {"mft": {"threshold": "x"}}}}, "mft.threshold is"),
-        ("comparison", {"asked": {"eval_data": []}}, "eval_data is"),
+        ("comparison", {"asked": {"eval_data": []}}, "eval_data is empty, and .* no asked.tasks"),
         ("efficiency", {"facts": {"flops_of_a_step": float("nan")}}, "flops_of_a_step is NaN"),
         ("landscape", {"asked": {"grid": [-3]}}, r"grid\[0\] is -3"),
         ("landscape", {"asked": {"grid": [3, 3]}}, "grid has 2 numbers, .* asked.plane 'line'"),
@@ -94,7 +96,10 @@ def test_bounds_and_what_goes_together_are_checked(
 
     def apply(study: dict[str, Any]) -> None:
         for part, own in change.items():
-            study[part] = {**study[part], **own} if isinstance(own, dict) else own
+            both = {**study[part], **own} if isinstance(own, dict) else own
+            study[part] = (
+                {k: v for k, v in both.items() if v is not GONE} if isinstance(both, dict) else both
+            )
 
     edit(folder / "study.json", apply)
     with pytest.raises(RecordError, match=said) as caught:

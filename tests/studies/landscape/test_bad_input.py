@@ -12,7 +12,7 @@ from torch import nn
 
 import deltalens
 from deltalens.errors import DeltaLensError, PairingError
-from deltalens.studies.landscape import models as module
+from deltalens.scoring import loading as module
 from deltalens.studies.landscape.grid import parse_grid, parse_range
 from tests.studies.landscape.conftest import Three, write_three
 from tests.support.checkpoint_pairs import Kind

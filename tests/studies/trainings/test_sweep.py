@@ -15,6 +15,7 @@ from deltalens.reports.efficiency import summarize_efficiency
 from deltalens.reports.trainings import summarize_sweep
 from deltalens.studies.efficiency import efficiency
 from deltalens.studies.engine import StudyWatch
+from deltalens.studies.executors import Execution
 from deltalens.studies.mask_ratio import sweep_mask_ratio
 from deltalens.studies.training_plans import TrainingData
 from deltalens.training.methods import read_methods
@@ -84,7 +85,8 @@ def test_two_at_once_give_the_same(base: Path, rows: Path, tmp_path: Path) -> No
     source = TrainingData(model=base, data=rows, eval_data=[rows])
     with one_thread():
         for name, jobs in (("one", 1), ("two", 2)):
-            axes: dict[str, Any] = {"mask_ratios": "0.5", "seeds": 2, "jobs": jobs}
+            axes: dict[str, Any] = {"mask_ratios": "0.5", "seeds": 2}
+            axes["execution"] = Execution(jobs=jobs)
             run_study(sweep_mask_ratio, "one-off-drop", source, tmp_path / name, SHARED, **axes)
     tables = [(tmp_path / name / "cells.csv").read_bytes() for name in ("one", "two")]
     assert tables[0] == tables[1]

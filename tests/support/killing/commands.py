@@ -303,6 +303,12 @@ COMMANDS = [
         _timings,
     ),
     Command(
+        "evaluate",
+        8,
+        _of_pair("evaluate", "FT", "OTHER", "BASE", "--data", "TEST"),
+        _study,
+    ),
+    Command(
         "landscape",
         10,
         _of_pair("landscape", "FT", "OTHER", "--data", "TEST", "--grid", "7"),
@@ -313,7 +319,7 @@ COMMANDS = [
     _training_command(
         "train mft --choose-on", 18, _trained("mft", "--choose-on", "TEST", "--eval-every", "1")
     ),
-    _training_command("train lora", 8, _trained("lora", "--lora-rank", "2")),
+    _training_command("train lora", 8, _trained("lora", "--lora-rank", "2", "--keep-checkpoints")),
     _training_command("train gmt --objective dpo", 8, _dpo),
     Command(
         "train l1-mask",

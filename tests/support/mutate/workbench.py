@@ -349,6 +349,13 @@ def efficiency(out: Path) -> None:
     efficiency("ft", f"rows/{CELLS}", out, spec, methods=methods, repeats=1, steps=1)
 
 
+def evaluation(out: Path) -> None:
+    """Of two models, and of what a training came to."""
+    import deltalens
+
+    deltalens.evaluate(["base", "ft", "trained"], out, data=f"rows/{CELLS}")
+
+
 def salience(out: Path) -> None:
     """Masks, and files of them: some metrics of two batches, and a fine-tune."""
     import deltalens
@@ -369,6 +376,7 @@ STUDIES: dict[str, Callable[[Path], None]] = {
     "data-ratio-sweep": data_ratios,
     "comparison": comparison,
     "efficiency": efficiency,
+    "evaluate": evaluation,
     "salience": salience,
 }
 """What makes each study; called again, it goes on with it."""
