@@ -13,7 +13,7 @@ from deltalens.cli import running, showing
 from deltalens.cli.generate import Command, setting_parameters
 from deltalens.training.methods import method_class, trainable
 
-__all__ = ["COMMANDS", "SWEEPS", "train_command", "train_commands"]
+__all__ = ["COMMANDS", "SWEEPS", "flag", "train_command", "train_commands"]
 
 _GOES_ON = "the same command goes on"
 _CELLS = f"stopped; finished cells are kept in {{out}}, {_GOES_ON}"
@@ -21,8 +21,17 @@ _TRAININGS = f"stopped; finished trainings are kept in {{out}}, {_GOES_ON}"
 _DATA = "--train-data train.jsonl --eval-data test.jsonl"
 
 
-def _flag(name: str, about: str, *flags: str) -> inspect.Parameter:
-    """A flag of the command line alone."""
+def flag(name: str, about: str, *flags: str) -> inspect.Parameter:
+    """Make a flag of the command line alone.
+
+    Args:
+        name: of the parameter.
+        about: its help text.
+        flags: spellings beside `--the-name`.
+
+    Returns:
+        The parameter, as typer takes it.
+    """
     option = typer.Option(*flags, f"--{name.replace('_', '-')}", help=about)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[bool, option], default=False
@@ -46,7 +55,7 @@ COMMANDS = (
         function=deltas.inspect,
         run=running.run_inspect,
         examples=("deltalens inspect ft/ base/ -o anatomy/",),
-        extra=(_flag("tensors", "A line for every tensor, too."),),
+        extra=(flag("tensors", "A line for every tensor, too."),),
     ),
     Command(
         name="drop",
@@ -62,12 +71,29 @@ COMMANDS = (
         quiets=False,
     ),
     Command(
+        name="figures",
+        function=records.list_figures,
+        run=showing.run_figures,
+        examples=("deltalens figures",),
+        quiets=False,
+    ),
+    Command(
+        name="figure",
+        function=records.draw_figure,
+        run=showing.run_figure,
+        examples=(
+            "deltalens figure gmt-fig3 study/ -o drops.pdf",
+            "deltalens figure mft-tab1 maths/ code/ --mixed mixed/ -o table.tex",
+        ),
+        quiets=False,
+    ),
+    Command(
         name="monitor",
         function=records.monitor,
         run=showing.run_monitor,
         examples=("deltalens monitor runs/sft/ --follow",),
         interrupted="stopped",
-        extra=(_flag("follow", "Look again every 2 seconds, until Ctrl-C."),),
+        extra=(flag("follow", "Look again every 2 seconds, until Ctrl-C."),),
     ),
     Command(
         name="compare",

@@ -17,6 +17,7 @@ from deltalens.cli.demo import DEMO
 from deltalens.cli.generate import command_of
 from deltalens.cli.groups import ListingGroup, SweepGroup, TrainGroup, title_of
 from deltalens.cli.output import check_streams
+from deltalens.cli.reproduce import REPRODUCE
 from deltalens.errors import DeltaLensError
 from deltalens.io.escaping import plain
 
@@ -35,7 +36,7 @@ class _Commands(ListingGroup):
         return [*ours, *installed.names(ours)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        for command in (*COMMANDS, DEMO):
+        for command in (*COMMANDS, REPRODUCE, DEMO):
             if command.name == cmd_name:
                 return command_of(command)
         group = super().get_command(ctx, cmd_name)
@@ -43,10 +44,17 @@ class _Commands(ListingGroup):
 
     def title(self, name: str) -> str | None:
         """What one of our own commands does."""
-        return next((title_of(each) for each in (*COMMANDS, DEMO) if each.name == name), None)
+        return next(
+            (title_of(each) for each in (*COMMANDS, REPRODUCE, DEMO) if each.name == name), None
+        )
 
     def _ours(self, ctx: Any) -> list[str]:
-        return [*(command.name for command in COMMANDS), *super().list_commands(ctx), DEMO.name]
+        return [
+            *(command.name for command in COMMANDS),
+            *super().list_commands(ctx),
+            REPRODUCE.name,
+            DEMO.name,
+        ]
 
     def make_context(self, *given: Any, **more: Any) -> Any:
         with _plain_usage():

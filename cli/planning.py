@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from deltalens.cli.generate import Terminal
     from deltalens.scoring.planning import StudyPlan
 
-__all__ = ["PlanOnly", "show_plan", "stop_at_plan"]
+__all__ = ["PlanOnly", "show_plan", "shown_bytes", "stop_at_plan"]
 
 
 class PlanOnly(Exception):
@@ -45,14 +45,24 @@ def show_plan(plan: StudyPlan, terminal: Terminal) -> None:
         return
     jobs = f", {plan.jobs} at once" if plan.jobs > 1 else ""
     console.say(f"would run: {plan.count:,} {plan.what}{jobs}, on {plan.device}")
-    console.say(f"reads:     {_bytes(plan.read_bytes)} of checkpoints")
-    console.say(f"memory:    {_bytes(plan.memory_bytes)} for models, and activations beside them")
+    console.say(f"reads:     {shown_bytes(plan.read_bytes)} of checkpoints")
+    console.say(
+        f"memory:    {shown_bytes(plan.memory_bytes)} for models, and activations beside them"
+    )
     console.say(f"computes:  about {plan.tokens:,} tokens in each")
     console.say(f"takes:     about {_time(plan.seconds())}, half to twice that")
     console.say("nothing was written; without --dry-run it runs, and what is finished is kept")
 
 
-def _bytes(count: float) -> str:
+def shown_bytes(count: float) -> str:
+    """Write a number of bytes for people.
+
+    Args:
+        count: of bytes.
+
+    Returns:
+        `14.5 GB`.
+    """
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:,.0f} {unit}" if unit in ("B", "kB") else f"{count:,.1f} {unit}"

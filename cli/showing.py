@@ -5,12 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from deltalens.cli import console
+from deltalens.cli.fitting import FittingTable
 from deltalens.cli.running import framed
 
 if TYPE_CHECKING:
+    from deltalens.api.drawn import Drawn
     from deltalens.cli.generate import Command, Terminal
 
-__all__ = ["run_environment", "run_methods", "run_monitor", "run_plot"]
+__all__ = [
+    "run_environment",
+    "run_figure",
+    "run_figures",
+    "run_methods",
+    "run_monitor",
+    "run_plot",
+]
 
 
 def run_plot(command: Command, terminal: Terminal, typed: dict[str, Any]) -> None:
@@ -26,6 +35,58 @@ def run_plot(command: Command, terminal: Terminal, typed: dict[str, Any]) -> Non
             return
         for picture in pictures:
             console.say(f"drawn: {picture}")
+
+
+def run_figures(command: Command, terminal: Terminal, typed: dict[str, Any]) -> None:
+    """List the figures and tables, and how each is made.
+
+    Args:
+        command, terminal, typed: as `run_study` takes them.
+    """
+    with framed(command, terminal, typed):
+        figures = command.call(typed)
+        if terminal.as_json:
+            console.print_json({"figures": figures.to_dict("records")})
+            return
+        width = max(map(len, figures["figure"])) + 2
+        for row in figures.itertuples(index=False):
+            numbered = f"{row.paper}, {row.number}" if row.number else row.paper
+            lost = " (the body of the paper's table is lost)" if row.lost else ""
+            title = f"{numbered}: {row.shows}" if numbered else row.shows
+            console.say(f"{row.figure:{width}}{title}{lost}")
+            if not row.study:
+                needs = "needs no study"
+            elif row.same_as:
+                needs = f"as {row.same_as}"
+            else:
+                many = ", one or several" if row.several else ""
+                needs = f"{row.study}{many}: {row.command}"
+            console.say(f"{'':{width}}{needs}")
+        console.say("deltalens figure NAME STUDY ... -o FILE draws one.")
+
+
+def run_figure(command: Command, terminal: Terminal, typed: dict[str, Any]) -> None:
+    """Draw one, show it if it is a table, and say where it is.
+
+    Args:
+        command, terminal, typed: as `run_study` takes them.
+    """
+    with framed(command, terminal, typed):
+        drawn: Drawn = command.call(typed)
+        if terminal.as_json:
+            tables = [
+                {"title": title, "rows": table.to_dict("records")}
+                for table in drawn.tables
+                for title in [table.attrs["title"]]
+            ]
+            files = [str(file) for file in drawn.files]
+            console.print_json({"figure": drawn.name, "files": files, "tables": tables})
+            return
+        for drawing in drawn.drawings:
+            for table in drawing.tables:
+                console.console().print(FittingTable(table))
+        for file in drawn.files:
+            console.say(f"drawn: {file}")
 
 
 def run_monitor(command: Command, terminal: Terminal, typed: dict[str, Any]) -> None:

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from deltalens.api.deltas import drop as drop
     from deltalens.api.deltas import inspect as inspect
     from deltalens.api.demos import build_demo as build_demo
+    from deltalens.api.drawn import Drawn as Drawn
+    from deltalens.api.records import draw_figure as draw_figure
+    from deltalens.api.records import list_figures as list_figures
     from deltalens.api.records import list_methods as list_methods
     from deltalens.api.records import load_run as load_run
     from deltalens.api.records import load_study as load_study
     from deltalens.api.records import monitor as monitor
     from deltalens.api.records import plot as plot
     from deltalens.api.records import show_environment as show_environment
+    from deltalens.api.reproducing import reproduce as reproduce
     from deltalens.api.results import Inspection as Inspection
     from deltalens.api.results import Run as Run
     from deltalens.api.results import Study as Study
@@ -56,9 +60,12 @@ if TYPE_CHECKING:
 _NAMES = {
     "deltalens.api.deltas": ("drop", "inspect"),
     "deltalens.api.demos": ("build_demo",),
+    "deltalens.api.drawn": ("Drawn",),
     "deltalens.api.records": (
-        *("list_methods", "load_run", "load_study", "monitor", "plot", "show_environment"),
+        *("draw_figure", "list_figures", "list_methods", "load_run", "load_study", "monitor"),
+        *("plot", "show_environment"),
     ),
+    "deltalens.api.reproducing": ("reproduce",),
     "deltalens.api.results": ("Inspection", "Run", "Study", "Training"),
     "deltalens.api.salience": ("salience_study",),
     "deltalens.api.studies": ("drop_study", "evaluate", "scan_landscape", "sweep_layers_drop"),

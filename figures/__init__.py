@@ -1,7 +1,7 @@
 """The papers' figures and tables, and deltalens' own, drawn from records alone. No torch here.
 
 `draw` draws what a study's kind calls for, and `draw_figure` a figure by its name in `FIGURES`.
-Both save it; `drawings` and `draw_named` return matplotlib figures instead.
+Both save it; `drawings`, `draw_for` and `draw_named` return matplotlib figures instead.
 """
 
 from __future__ import annotations
@@ -9,15 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from deltalens.figures.catalog import FIGURES
 from deltalens.figures.drawing import Drawing, save_all
-from deltalens.figures.registry import (
-    FIGURES,
-    FigureEntry,
-    Folders,
-    as_paths,
-    draw_named,
-    figure_entry,
-)
+from deltalens.figures.entry import FigureEntry
+from deltalens.figures.registry import Folders, as_paths, draw_named, figure_entry
+from deltalens.figures.style import Medium, drawn_for
 
 __all__ = [
     "FIGURES",
@@ -25,10 +21,12 @@ __all__ = [
     "FigureEntry",
     "draw",
     "draw_figure",
+    "draw_for",
     "draw_named",
     "drawings",
     "figure_entry",
     "save_all",
+    "save_drawings",
 ]
 
 
@@ -82,32 +80,86 @@ def _drawn_in_turn(folder: str | Path) -> Iterable[Drawing]:
 
 def draw_figure(
     name: str,
-    studies: Folders,
+    studies: Folders = (),
     out: str | Path | None = None,
     *,
     ratio: float | None = None,
     mixed: Folders = (),
+    medium: Medium = "paper",
 ) -> list[Path]:
-    """Draw a figure or table by its name.
+    """Draw a figure or table by its name, and save it.
 
     Args:
         name: one of `FIGURES`: `mft-fig8`, `gmt-tab1`, ...
         studies: the folder of the study, run or training it is drawn from; several where
-            the figure takes several, such as one for each domain.
-        out: an existing folder to save it in; by default the first study's.
+            the figure takes several, such as one for each domain; none where it shows a method.
+        out: a file, whose ending says the format: `svg`, `png` or `pdf`, and of a table `md`, `csv`
+            or `tex`; or an existing folder. By default the first study's folder, or without a study
+            the current one.
         ratio: for `gmt-tab1` and `gmt-tab2`: the mask ratio at which every method is shown. By
             default each method is shown at its best one, chosen on the data shown.
         mixed: for `mft-tab1` and `mft-tab2`: comparisons that start from a fine-tune on a mixture
             of domains; the table's second half.
+        medium: `paper`, or `slides`, whose type is larger.
 
     Returns:
-        The files: PNG and SVG; of a table CSV and Markdown as well.
+        The files; in a folder PNG and SVG, of a table CSV and Markdown as well.
 
     Raises:
-        DeltaLensError: no figure has this name, or it does not take several studies or an option.
+        DeltaLensError: no figure has this name, or it does not take several studies or an option,
+            or cannot be written as such a file.
         RecordError: a folder does not hold the kind of study that the figure is drawn from, or
             nothing is measured yet.
     """
-    paths = as_paths(studies)
-    drawn = draw_named(name, paths, ratio=ratio, mixed=as_paths(mixed) or None)
-    return save_all(drawn, paths[0] if out is None else Path(out))
+    return save_drawings(
+        draw_for(name, studies, ratio=ratio, mixed=mixed, medium=medium), studies, out
+    )
+
+
+def draw_for(
+    name: str,
+    studies: Folders = (),
+    *,
+    ratio: float | None = None,
+    mixed: Folders = (),
+    medium: Medium = "paper",
+) -> list[Drawing]:
+    """Draw a figure or table as `draw_figure` does, without saving it.
+
+    Args:
+        name, studies, ratio, mixed, medium: as `draw_figure` takes them.
+
+    Returns:
+        The figure; a landscape and a probe's run are drawn as several.
+
+    Raises:
+        DeltaLensError: as `draw_figure`.
+    """
+    with drawn_for(medium):
+        return draw_named(name, studies, ratio=ratio, mixed=as_paths(mixed) or None)
+
+
+def save_drawings(
+    drawings: Iterable[Drawing], studies: Folders, out: str | Path | None = None
+) -> list[Path]:
+    """Save drawings of one figure.
+
+    Args:
+        drawings: what to save.
+        studies: what they were drawn from.
+        out: as `draw_figure` takes it.
+
+    Returns:
+        The files. If several drawings share a file's name, the second and later ones are numbered.
+
+    Raises:
+        DeltaLensError: a drawing cannot be written as such a file, or a file cannot be written.
+    """
+    first, *_ = [*as_paths(studies), Path()]
+    target = first if out is None else Path(out)
+    if target.is_dir():
+        return save_all(drawings, target)
+    return [
+        drawing.write(target if not place else target.with_stem(f"{target.stem}-{place + 1}"))
+        for place, drawing in enumerate(drawings)
+    ]

@@ -10,8 +10,8 @@ from typing import Any
 
 from deltalens.errors import RecordError
 from deltalens.figures.drawing import Drawing
+from deltalens.figures.entry import FigureEntry
 from deltalens.figures.loading import load_finite
-from deltalens.figures.registry import FigureEntry
 from deltalens.figures.style import new_figure, styled
 from deltalens.names import is_block
 

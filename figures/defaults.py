@@ -8,7 +8,6 @@ from pathlib import Path
 from deltalens.catalog.methods import facts_of
 from deltalens.catalog.variants import is_sparse
 from deltalens.figures.drawing import Drawing
-from deltalens.figures.gmt_tab2 import shared_metrics
 from deltalens.figures.mft_layers import group_sizes
 from deltalens.figures.mft_studies import load
 from deltalens.figures.registry import draw_named
@@ -122,7 +121,7 @@ def draw_mask_ratio_sweep(folder: Path) -> Iterable[Drawing]:
     """
     if _masks(_methods(load_study(folder)), "weights"):
         return draw_named("mft-fig4", folder)
-    several = ["gmt-tab2"] if shared_metrics(load_sweep(folder)) else []
+    several = ["gmt-tab2"] if load_sweep(folder).shared_metrics else []
     return _draw_all(["gmt-fig2", "gmt-tab1", *several, "gmt-tab4"], folder)
 
 

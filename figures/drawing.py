@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltalens.errors import DeltaLensError
 from deltalens.figures.style import styled
 from deltalens.io.escaping import plain_label
 from deltalens.io.files import write_whole
+from deltalens.io.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Drawing", "save_all"]
 
-_METADATA: Mapping[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}}
+_METADATA: Mapping[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None},
+}
 """Image format -> the metadata that would change from one day, or machine, to the next."""
+_BESIDE = ("csv", "md", "png", "svg")
+"""What is saved beside a study's records."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +42,23 @@ class Drawing:
     """Name of the files, without their ending: `mft_fig4`."""
     figure: Figure
     texts: Mapping[str, str] = field(default_factory=dict)
-    """Text files to save beside the images, by their ending: a table's `csv` and `md`."""
+    """Of a table: its text, by the ending of a file: `csv`, `md` and `tex`."""
+    tables: Sequence[Table] = ()
+    """Of a table: its blocks, as a terminal shows them."""
 
     def __post_init__(self) -> None:
         _escape_labels(self.figure)
 
     def __repr__(self) -> str:
-        return f"Drawing({self.name!r}, {', '.join([*self.texts, *_METADATA])})"
+        return f"Drawing({self.name!r}, {', '.join(self.endings)})"
+
+    @property
+    def endings(self) -> list[str]:
+        """The endings of files that it can be written as."""
+        return [*self.texts, *_METADATA]
 
     def save(self, folder: Path) -> list[Path]:
-        """Write the text files, a PNG and an SVG. Each file appears whole or not at all, and the
-        same figure gives the same bytes.
+        """Write a PNG and an SVG, and of a table CSV and Markdown.
 
         Args:
             folder: an existing folder.
@@ -55,15 +69,41 @@ class Drawing:
         Raises:
             DeltaLensError: a file cannot be written.
         """
-        contents = {ending: text.encode() for ending, text in self.texts.items()}
-        with styled():
-            for kind, metadata in _METADATA.items():
-                image = io.BytesIO()
-                self.figure.savefig(image, format=kind, metadata=metadata, bbox_inches="tight")
-                contents[kind] = image.getvalue()
-        for ending, content in contents.items():
-            write_whole(folder / f"{self.name}.{ending}", content)
-        return [folder / f"{self.name}.{ending}" for ending in contents]
+        endings = [ending for ending in _BESIDE if ending in self.endings]
+        return [self.write(folder / f"{self.name}.{ending}") for ending in endings]
+
+    def write(self, file: Path) -> Path:
+        """Write one file, in the format of its ending. It appears whole or not at all, and the same
+        figure gives the same bytes.
+
+        Args:
+            file: in an existing folder.
+
+        Returns:
+            The file.
+
+        Raises:
+            DeltaLensError: no such format of this figure, or the file cannot be written.
+        """
+        ending = file.suffix.removeprefix(".").lower()
+        if ending not in self.endings:
+            what = f"{ending or 'a file without an ending'}: {self.name} is written as"
+            raise DeltaLensError(f"{file}: {what} {', '.join(self.endings)}")
+        if ending in self.texts:
+            content = self.texts[ending].encode()
+        else:
+            image = io.BytesIO()
+            with styled():
+                self.figure.savefig(
+                    image,
+                    format=ending,
+                    metadata=_METADATA[ending],
+                    dpi="figure",
+                    bbox_inches="tight",
+                )
+            content = image.getvalue()
+        write_whole(file, content)
+        return file
 
 
 def save_all(drawings: Iterable[Drawing], folder: Path) -> list[Path]:

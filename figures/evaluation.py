@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from deltalens.catalog.metrics import axis_label, is_shown, scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.drawing import Drawing
+from deltalens.figures.entry import FigureEntry
 from deltalens.figures.loading import load_finite
-from deltalens.figures.registry import FigureEntry
 from deltalens.figures.style import PALETTE, new_figure, styled
 from deltalens.io.tables import is_finite
 

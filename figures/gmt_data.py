@@ -8,9 +8,9 @@ from pathlib import Path
 
 from deltalens.catalog.methods import METHODS
 from deltalens.figures.drawing import Drawing
+from deltalens.figures.entry import FigureEntry
 from deltalens.figures.mft_ratios import DATA_RATIO_LABEL, draw_ratios
 from deltalens.figures.mft_studies import LOOKS
-from deltalens.figures.registry import FigureEntry
 
 __all__ = ["draw"]
 

@@ -7,12 +7,22 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltalens.catalog.methods import Look
 from deltalens.catalog.metrics import axis_label, better_of, is_lower_better, scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.drawing import Drawing
+from deltalens.figures.entry import FigureEntry
+from deltalens.figures.floors import above_floor
 from deltalens.figures.loading import load_finite
-from deltalens.figures.registry import FigureEntry
-from deltalens.figures.style import STRATEGY, new_figure, styled
+from deltalens.figures.paper_points import draw_points, gmt_drops, points_note
+from deltalens.figures.style import (
+    STRATEGY,
+    add_caption,
+    add_legend,
+    columns_for,
+    new_figure,
+    styled,
+)
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import is_finite, over_seeds
 
@@ -21,44 +31,70 @@ if TYPE_CHECKING:
 
 __all__ = ["draw"]
 
+_LOOKS = {name: Look(name, *look) for name, look in STRATEGY.items()}
+
+
+_BANDS = (
+    "Bands: of random the lowest and the highest order, of the others the measurement's standard "
+    "error."
+)
+
 
 def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
-    """Draw a drop study: a panel for each metric with a line for each strategy, the levels of the
+    """Draw drop studies: a panel for each metric with a line for each strategy, the levels of the
     base and the fine-tune, and a shade over the share of unchanged entries.
 
     The band around `random` reaches from the lowest random order to the highest, and is left out
-    with a single order; around the other strategies it is the measurement's standard error.
+    with a single order; around the other strategies it is the measurement's standard error. A share
+    of which the fine-tune has less than 5 % has no panel.
 
     Args:
-        folders: of the study.
+        folders: of the studies, such as one for each model.
         entry: the figure.
 
     Returns:
         The figure.
 
     Raises:
-        RecordError: no drop study is there, or no cell of it is finished.
+        RecordError: a folder has no drop study, or no cell of it is finished.
     """
-    (folder,) = folders
-    record = load_finite(folder)
-    if record.kind != "drop-study" or record.cells.empty:
-        raise RecordError(f"{record.path}: no drop study with finished cells")
-    metrics = list(dict.fromkeys(record.cells["metric"]))
-    columns = min(len(metrics), 2 if len(metrics) != 3 else 3)
-    lines = -(-len(metrics) // columns)
+    records = [load_finite(folder) for folder in folders]
+    for record in records:
+        if record.kind != "drop-study" or record.cells.empty:
+            raise RecordError(f"{record.path}: no drop study with finished cells")
+    panels = [(record, metric) for record in records for metric in _shown(record)]
+    columns = columns_for(len(panels)) if len(panels) != 3 else 3
+    columns = min(columns, 2) if len(panels) > 3 else columns
+    lines = -(-len(panels) // columns)
     with styled():
         figure = new_figure(2.7 * lines + 0.5, layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False)
-        for axis, metric in zip(axes.flat, metrics, strict=False):
-            _panel(axis, record, metric)
-        for spare in axes.flat[len(metrics) :]:
+        of_paper = False
+        for axis, (record, metric) in zip(axes.flat, panels, strict=False):
+            of_paper |= _panel(axis, record, metric)
+            if len(records) > 1:
+                title = axis.get_title()
+                axis.set_title(
+                    f"{record.path.name}: {title}" if title else record.path.name, fontsize=9
+                )
+        for spare in axes.flat[len(panels) :]:
             spare.set_visible(False)
         handles, labels = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+        add_legend(figure, dict(zip(labels, handles, strict=True)))
+        paper = points_note(of_paper, "GMT's Table 1, MISTRAL-7B on maths")
+        add_caption(figure, [_BANDS, paper])
         return [Drawing(entry.file_name, figure)]
 
 
-def _panel(axis: Any, record: StudyRecord, metric: str) -> None:
+def _shown(record: StudyRecord) -> list[str]:
+    """The metrics that have a panel."""
+    cells = record.cells
+    metrics = [str(metric) for metric in dict.fromkeys(cells["metric"])]
+    return above_floor(metrics, cells[cells["rate"] == 0.0])
+
+
+def _panel(axis: Any, record: StudyRecord, metric: str) -> bool:
+    """One panel; whether it has points of the paper."""
     frame = record.cells[record.cells["metric"] == metric]
     scale = scale_of(metric)
     base_itself = frame["strategy"] == "base"
@@ -83,6 +119,13 @@ def _panel(axis: Any, record: StudyRecord, metric: str) -> None:
     axis.set(xlabel=_rate_label(record), ylabel=axis_label(metric), xlim=(-0.02, 1.02))
     if "/" in metric:
         axis.set_title(metric.rsplit("/", 1)[0], fontsize=9)
+    return draw_points(axis, metric, gmt_drops(_data_of(record, metric)), _LOOKS)
+
+
+def _data_of(record: StudyRecord, metric: str) -> str:
+    """The data set of a metric; the study's first file if it has a single one."""
+    (first, *_), *_ = record.spec.get("data") or [[""]]
+    return metric.rpartition("/")[0] or str(first)
 
 
 def _rate_label(record: StudyRecord) -> str:
@@ -95,11 +138,12 @@ def _line(axis: Any, frame: pd.DataFrame, strategy: str, scale: float) -> None:
     seeds = frame.groupby("rate")["value"]
     mean = scale * over_seeds(seeds)
     rates = mean.index
-    color, marker = STRATEGY.get(strategy, ("0.2", "x"))
+    color, marker, line = STRATEGY.get(strategy, ("0.2", "x", "-"))
     orders, label = frame["seed"].nunique(), strategy
     if strategy == "random":
         label = f"random ({'1 order' if orders == 1 else f'mean of {orders} orders'})"
-    axis.plot(rates, mean, color=color, marker=marker, markersize=4, linewidth=1.4, label=label)
+    style = {"color": color, "marker": marker, "linestyle": line, "label": label}
+    axis.plot(rates, mean, markersize=4, linewidth=1.4, **style)
     if orders > 1:
         axis.fill_between(
             rates,

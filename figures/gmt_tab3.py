@@ -10,8 +10,8 @@ from deltalens.catalog.methods import row_in_table3
 from deltalens.catalog.metrics import HIGHER
 from deltalens.errors import RecordError
 from deltalens.figures.drawing import Drawing
+from deltalens.figures.entry import FigureEntry
 from deltalens.figures.loading import load_finite
-from deltalens.figures.registry import FigureEntry
 from deltalens.figures.tables import Block, Entry, TableFigure, draw_table, mark_best, printed
 from deltalens.io.papers import PaperTable, as_number, paper_table
 from deltalens.io.records import StudyRecord
@@ -33,22 +33,22 @@ _HEADS = (
 
 
 def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
-    """Draw an efficiency study as a table: medians over its repeats, and the paper's rows below.
+    """Draw efficiency studies as a table: medians over its repeats, and the paper's rows below.
 
     Args:
-        folders: of the study.
+        folders: of the studies, such as one for each model.
         entry: the table.
 
     Returns:
         The table.
 
     Raises:
-        RecordError: no efficiency study is there, or no cell of it is finished.
+        RecordError: a folder has no efficiency study, or no cell of it is finished.
     """
-    (folder,) = folders
-    record = load_finite(folder)
-    if record.kind != "efficiency" or record.cells.empty:
-        raise RecordError(f"{record.path}: no efficiency study with finished cells")
+    records = [load_finite(folder) for folder in folders]
+    for record in records:
+        if record.kind != "efficiency" or record.cells.empty:
+            raise RecordError(f"{record.path}: no efficiency study with finished cells")
     paper = paper_table(entry.file_name)
     notes = [
         "Medians over blocks of steps; the methods take turns. Bold: the fastest. Relative to SFT: "
@@ -59,7 +59,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         f"The paper: {paper.source}. Relative to SFT is computed from the printed speeds.",
         *paper.notes,
     ]
-    blocks = (_study(record), _paper(paper))
+    blocks = (*map(_study, records), _paper(paper))
     return [draw_table(TableFigure(entry.file_name, entry.title, blocks, tuple(notes)))]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deltalens.catalog.methods import has_ratio
 from deltalens.figures.drawing import Drawing
-from deltalens.figures.registry import FigureEntry
+from deltalens.figures.entry import FigureEntry
 from deltalens.figures.sweep_tables import Sweep, best_ratio, load_sweep, measure
 from deltalens.figures.tables import Block, Entry, TableFigure, draw_table, over_seeds, printed
 from deltalens.io.papers import paper_table
@@ -27,24 +27,24 @@ _HEADS = (
 
 
 def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
-    """Draw the best mask ratios of a sweep as a table: for each data set, metric and method the
+    """Draw the best mask ratios of sweeps as a table: for each data set, metric and method the
     ratio with the best mean, that mean, and the ratios within one standard error of it; the paper's
     ratios below.
 
     Args:
-        folders: of the study.
+        folders: of the studies, such as one for each domain.
         entry: the table.
 
     Returns:
         The table.
 
     Raises:
-        RecordError: no mask-ratio sweep is there, or no cell of it is finished.
+        RecordError: a folder has no mask-ratio sweep, or no cell of it is finished.
     """
-    (folder,) = folders
-    sweep, paper = load_sweep(folder), paper_table(entry.file_name)
+    sweeps, paper = [load_sweep(folder) for folder in folders], paper_table(entry.file_name)
     rows = tuple(
         _row(sweep, name, metric, method)
+        for sweep in sweeps
         for name, metrics in sweep.sets.items()
         for metric in metrics
         for method in reversed(sweep.methods)
@@ -60,7 +60,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         "Within one standard error: the ratios whose mean is that close to the best one, and which "
         "the study cannot tell apart. The standard error is deviation / √seeds, or with a single "
         "seed the measurement's own.",
-        *sweep.unfinished(),
+        *dict.fromkeys(note for sweep in sweeps for note in sweep.unfinished()),
         f"The paper: {paper.source}.",
         *paper.notes,
     )

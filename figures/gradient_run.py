@@ -12,8 +12,8 @@ import numpy as np
 from deltalens.catalog.layers import LAYER_GROUPS, layer_group
 from deltalens.errors import Lines, RecordError
 from deltalens.figures.drawing import Drawing
+from deltalens.figures.entry import FigureEntry
 from deltalens.figures.learned_masks import draw_learned_masks
-from deltalens.figures.registry import FigureEntry
 from deltalens.figures.style import BLUE, ORANGE, PALETTE, VERMILION, new_figure, styled
 from deltalens.io.records import RunRecord, load_run
 from deltalens.names import block_of, is_block

@@ -11,6 +11,7 @@ import numpy as np
 
 from deltalens.errors import Lines
 from deltalens.figures.drawing import Drawing
+from deltalens.figures.entry import FigureEntry
 from deltalens.figures.landscape_panels import (
     MARKERS,
     Panel,
@@ -24,7 +25,6 @@ from deltalens.figures.landscape_panels import (
     spans,
 )
 from deltalens.figures.landscape_surface import draw_lines, draw_surfaces
-from deltalens.figures.registry import FigureEntry
 from deltalens.figures.style import WIDTH, new_figure, styled
 
 __all__ = ["draw", "draw_contours"]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deltalens.figures.drawing import Drawing
+from deltalens.figures.entry import FigureEntry
 from deltalens.figures.mft_ratios import draw_ratios
-from deltalens.figures.registry import FigureEntry
 
 __all__ = ["draw"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from deltalens.errors import RecordError
 from deltalens.figures.drawing import Drawing
+from deltalens.figures.entry import FigureEntry
 from deltalens.figures.landscape import draw_contours
 from deltalens.figures.landscape_panels import load_landscape, panels
-from deltalens.figures.registry import FigureEntry
 
 __all__ = ["NAMES", "draw"]
 

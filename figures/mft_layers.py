@@ -23,8 +23,11 @@ __all__ = ["draw_layers", "group_sizes"]
 
 # The paper's colors for groups of 4 and 8, for color-blind readers.
 _COLORS = ("#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#8C510A")
-_SWEPT = {"mft": ("-", "^"), "drop": ("-", "v"), "keep": ((0, (3, 1)), "o")}
+_MARKERS = "^soDv"
+"""Of groups of each size, as colors are."""
+_SWEPT = {"mft": "-", "drop": "-", "keep": (0, (3, 1))}
 _VERBS = {"mft": "MFT,", "drop": "dropped:", "keep": "kept:"}
+_PAPER = "The paper's own points, on a tenth of its data, stand in its picture alone."
 _NOTES = {
     "mft": "Each step of a line spans the blocks that were masked together.",
     "drop": "Each step of a line spans a group of blocks: its delta was dropped, or was the only "
@@ -75,7 +78,10 @@ def draw_layers(folders: Sequence[Path], sizes: Sequence[int], name: str) -> lis
         raise RecordError(
             f"{studies[0].path}: no groups {wanted}; sizes that were measured: {present}"
         )
-    colors = {size: _COLORS[index % len(_COLORS)] for index, size in enumerate(measured)}
+    looks = {
+        size: (_COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)])
+        for index, size in enumerate(measured)
+    }
     rows = [
         [Panel(study, data, metric) for metric in metrics]
         for study in studies
@@ -90,13 +96,13 @@ def draw_layers(folders: Sequence[Path], sizes: Sequence[int], name: str) -> lis
             for method in _SWEPT:
                 cells = frame[(frame["method"] == method) & (frame["size"] == size)]
                 if not cells.empty:
-                    _steps(axis, cells, method, size, colors[size], scale)
+                    _steps(axis, cells, method, size, looks[size], scale)
         blocks = _blocks(panel.study)
         axis.set_xlim(-0.5, blocks - 0.5)
         axis.set_xticks(range(0, blocks, -(-blocks // 12)))
 
     swept = {str(method) for study in studies for method in study.frame["method"]}
-    note = " ".join(text for method, text in _NOTES.items() if method in swept)
+    note = " ".join([*(text for method, text in _NOTES.items() if method in swept), _PAPER])
     return [draw_panels(rows, draw, name, xlabel="block", note=note)]
 
 
@@ -121,9 +127,9 @@ def _span(group: str) -> tuple[int, int]:
 
 
 def _steps(
-    axis: Any, frame: pd.DataFrame, method: str, size: int, color: str, scale: float
+    axis: Any, frame: pd.DataFrame, method: str, size: int, look: tuple[str, str], scale: float
 ) -> None:
-    line, marker = _SWEPT[method]
+    line, (color, marker) = _SWEPT[method], look
     points_of = spread(frame, ["group"], scale)
     spans = sorted((*_span(str(group)), str(group)) for group in points_of.index)
     edges: list[float] = []

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltalens.catalog.methods import Look
 from deltalens.catalog.metrics import axis_label
-from deltalens.errors import Lines
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.mft_studies import LOOKS, MftStudy
-from deltalens.figures.style import new_figure, styled
+from deltalens.figures.style import add_caption, add_legend, new_figure, styled
 from deltalens.io.tables import over_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Panel", "curve", "draw_panels", "level", "spread"]
+__all__ = ["BANDS", "Panel", "curve", "draw_panels", "level", "spread"]
 
-_BANDS = (
+BANDS = (
     "Lines: means over seeds. Bands: from the lowest seed to the highest, or with a single seed "
     "the measurement's standard error."
 )
+"""What lines and bands are, for a caption."""
 
 
 class Panel(NamedTuple):
@@ -101,7 +101,7 @@ def draw_panels(
     name: str,
     *,
     xlabel: str,
-    note: str = "",
+    note: str | Callable[[], str] = "",
 ) -> Drawing:
     """Draw a row of panels for each data set, at most two side by side.
 
@@ -110,7 +110,8 @@ def draw_panels(
         draw: draws a panel on its axes.
         name: of the files.
         xlabel: of all panels.
-        note: a sentence under the figure, after the one about the bands.
+        note: a sentence under the figure, after the one about the bands; or a function that
+            returns it, called once all panels are drawn.
 
     Returns:
         The figure.
@@ -135,7 +136,7 @@ def draw_panels(
                 axis.set(xlabel=xlabel, ylabel=axis_label(panel.name))
                 axis.set_title(_title(panel, several), fontsize=9)
         _legend(figure)
-        figure.supxlabel(_wrapped(f"{_BANDS} {note}"), fontsize=7, color="0.35")
+        add_caption(figure, [BANDS, note if isinstance(note, str) else note()])
         return Drawing(name, figure)
 
 
@@ -156,20 +157,4 @@ def _legend(figure: Any) -> None:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     order = {look.label: index for index, look in enumerate(LOOKS.values())}
     names = sorted(handles, key=lambda name: order.get(name, len(order)))
-    if not names:  # No value is finite.
-        return
-    across = max(1, 110 // (max(map(len, names)) + 8))
-    lines = -(-len(names) // across)
-    figure.legend(
-        [handles[name] for name in names],
-        names,
-        loc="outside upper center",
-        ncols=-(-len(names) // lines),
-        handlelength=2.4,
-    )
-
-
-def _wrapped(text: str) -> str:
-    import textwrap
-
-    return Lines(*textwrap.wrap(text, 132))
+    add_legend(figure, {name: handles[name] for name in names})

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.catalog.looks import looks_of
-from deltalens.catalog.methods import REFERENCES, Look
+from deltalens.catalog.methods import METHODS, REFERENCES, Look
 from deltalens.catalog.metrics import scale_of
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.mft_panels import Panel, curve, draw_panels, level
 from deltalens.figures.mft_studies import LOOKS, in_order, load_all
+from deltalens.figures.paper_points import draw_points, mft_points, points_note
 
 __all__ = ["DATA_RATIO_LABEL", "draw_ratios"]
 
@@ -52,6 +53,8 @@ def draw_ratios(
         for data, metrics in study.sets.items()
     ]
 
+    of_paper: list[bool] = []
+
     def draw(axis: Any, panel: Panel) -> None:
         frame, scale = panel.study.of(panel.data, panel.name), scale_of(panel.name)
         methods = in_order([str(name) for name in frame["method"]])
@@ -64,5 +67,21 @@ def draw_ratios(
             else:
                 curve(axis, cells, column, own_looks[method], scale)
         axis.set_xlim(left=0)
+        points = mft_points(panel.data, _printed_at(kind)) if looks is LOOKS else []
+        of_paper.append(draw_points(axis, panel.name, points, looks))
 
-    return [draw_panels(rows, draw, name, xlabel=xlabel, note=note)]
+    def caption() -> str:
+        paper = points_note(any(of_paper), "LLaMA2-7B, Table 1") if looks is LOOKS else ""
+        return f"{note} {paper}"
+
+    return [draw_panels(rows, draw, name, xlabel=xlabel, note=caption)]
+
+
+def _printed_at(kind: str) -> dict[str, float]:
+    """Method -> where the paper's Table 1 stands in its figure: masks at 10 %; trainings at all the
+    data."""
+    printed = {name: one for name, one in METHODS.items() if one.in_mft and not one.from_base}
+    if kind == "data-ratio-sweep":
+        return {name: 1.0 for name, one in printed.items() if one.trains}
+    masks = {name: 0.1 for name, one in printed.items() if one.masks}
+    return {"ft": 0.0, **masks}

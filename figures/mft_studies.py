@@ -15,7 +15,7 @@ from deltalens.catalog.methods import METHODS, method_name
 from deltalens.catalog.metrics import is_shown
 from deltalens.errors import RecordError
 from deltalens.figures.loading import load_finite
-from deltalens.io.records import StudyRecord
+from deltalens.io.records import StudyRecord, TrainingRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,10 +24,13 @@ __all__ = [
     "LOOKS",
     "MftStudy",
     "check_data",
+    "check_same_data",
+    "domain_of",
     "in_order",
     "label",
     "load",
     "load_all",
+    "parts_of",
     "shown_cells",
 ]
 
@@ -95,7 +98,7 @@ class MftStudy:
     @property
     def domain(self) -> str:
         """The training file's name up to the first separator: `maths` of `maths_train`."""
-        return _domain(self.trained_on)
+        return domain_of(self.trained_on)
 
     @property
     def sets(self) -> dict[str, list[str]]:
@@ -105,8 +108,21 @@ class MftStudy:
     @property
     def own_sets(self) -> dict[str, list[str]]:
         """The data sets of the training's domain, by their names; all, if no name tells."""
-        own = {name: held for name, held in self.sets.items() if _domain(name) == self.domain}
+        own = {name: held for name, held in self.sets.items() if domain_of(name) == self.domain}
         return own or self.sets
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps of each training; None if the study does not say."""
+        spec = self.record.spec
+        if isinstance(spec.get("steps"), int):
+            return int(spec["steps"])
+        rows = [*(spec.get("data") or []), None][1:2]
+        parts = (*rows, spec.get("epochs"), spec.get("batch_size"), spec.get("accumulate"))
+        if len(parts) != 4 or not all(isinstance(one, int | float) and one > 0 for one in parts):
+            return None
+        count, epochs, batch, micro = map(float, parts)
+        return max(1, math.ceil(math.ceil(count / batch) / micro * epochs))
 
     def of(self, data: str, name: str) -> pd.DataFrame:
         """Select the cells of a metric at the end of the trainings.
@@ -122,7 +138,15 @@ class MftStudy:
         return frame[(frame["data"] == data) & (frame["name"] == name) & frame["step"].isna()]
 
 
-def _domain(name: str) -> str:
+def domain_of(name: str) -> str:
+    """Read the domain off the name of a data file.
+
+    Args:
+        name: `maths_train`.
+
+    Returns:
+        What stands before the first separator: `maths`.
+    """
     return re.split(r"[_.\-]", name, maxsplit=1)[0] or name
 
 
@@ -174,7 +198,7 @@ def shown_cells(record: StudyRecord) -> pd.DataFrame:
     # The journal is in the order in which cells finished; means must repeat byte for byte.
     cells = record.cells.sort_values(keys, kind="stable")
     (only, *_), *_ = _files(record) or [["the study's data"]]
-    parts = [_parts(metric, str(only)) for metric in cells["metric"]]
+    parts = [parts_of(metric, str(only)) for metric in cells["metric"]]
     data, names, steps = zip(*parts, strict=True)
     cells = cells.assign(data=data, name=names, step=steps)
     frame = cells[cells["name"].map(is_shown)]
@@ -193,13 +217,22 @@ def _shown_as(record: StudyRecord, method: str) -> str:
     return method
 
 
-def _files(record: StudyRecord) -> list[list[Any]]:
+def _files(record: StudyRecord | TrainingRecord) -> list[list[Any]]:
     """Name, rows and digest of each file that the study is measured on."""
     files = record.spec.get("eval_data") or record.spec.get("data") or []
     return [file for file in files if isinstance(file, list)]
 
 
-def _parts(metric: str, only: str) -> tuple[str, str, float]:
+def parts_of(metric: str, only: str) -> tuple[str, str, float]:
+    """Take the name of a metric apart.
+
+    Args:
+        metric: as the records name it: `maths_test/exact_match@100`.
+        only: the data set of a name without one.
+
+    Returns:
+        Data set, metric and step; the step is NaN at the end of a training.
+    """
     data, _, last = metric.rpartition("/")
     found = _AT_STEP.fullmatch(last)
     name, step = (found["name"], float(found["step"])) if found else (last, math.nan)
@@ -233,12 +266,24 @@ def check_data(studies: Sequence[MftStudy]) -> None:
     Raises:
         RecordError: two were measured on different data of the same name.
     """
+    check_same_data([study.record for study in studies])
+
+
+def check_same_data(records: Sequence[StudyRecord | TrainingRecord]) -> None:
+    """Refuse studies and trainings that were measured on different data of the same name.
+
+    Args:
+        records: for one figure.
+
+    Raises:
+        RecordError: names both.
+    """
     seen: dict[str, tuple[Any, Path]] = {}
-    for study in studies:
-        for name, *what in _files(study.record):
-            first, where = seen.setdefault(str(name), (what, study.path))
+    for record in records:
+        for name, *what in _files(record):
+            first, where = seen.setdefault(str(name), (what, record.path))
             if first != what:
                 raise RecordError(
-                    f"{study.path}: its data {name!r} has other rows than in {where}, so their "
+                    f"{record.path}: its data {name!r} has other rows than in {where}, so their "
                     "numbers cannot be compared"
                 )

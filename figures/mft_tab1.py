@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from deltalens.figures.beside import beside_note, beside_rows
 from deltalens.figures.drawing import Drawing
+from deltalens.figures.entry import FigureEntry
+from deltalens.figures.mft_paper import columns_beside, row_names
 from deltalens.figures.mft_studies import MftStudy, label, load_all
 from deltalens.figures.mft_tables import (
     Line,
@@ -15,11 +18,13 @@ from deltalens.figures.mft_tables import (
     spec_methods,
     study_notes,
 )
-from deltalens.figures.registry import FigureEntry
 from deltalens.figures.tables import SPREAD, Block, TableFigure, draw_table, printed
-from deltalens.io.papers import paper_table
+from deltalens.io.papers import PaperTable, paper_table
 
 __all__ = ["draw"]
+
+_MIXED = "Mixed Domain"
+"""Of Table 1; Table 2 calls it otherwise."""
 
 
 def draw(folders: Sequence[Path], entry: FigureEntry, mixed: Sequence[Path] = ()) -> list[Drawing]:
@@ -45,7 +50,13 @@ def draw(folders: Sequence[Path], entry: FigureEntry, mixed: Sequence[Path] = ()
         ("mixed-domain FFT", studies[len(folders) :]),
     ]
     paper = paper_table(entry.file_name)
-    blocks = [_block(f"This study: {kind}", half) for kind, half in halves if half]
+    own = {kind: _block(f"This study: {kind}", half) for kind, half in halves if half}
+    beside = [
+        both
+        for (kind, half), setting in zip(halves, ("Specific Domain", _MIXED), strict=True)
+        if half and (both := _beside(kind, own[kind], half, setting, paper)) is not None
+    ]
+    blocks = [*own.values(), *beside]
     blocks.append(
         printed(
             "The paper (%; in brackets: the distance to FFT)",
@@ -63,6 +74,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry, mixed: Sequence[Path] = ()
             for kind, half in halves
             for note in study_notes(half)
         ),
+        beside_note(beside),
         f"The paper: {paper.source}; bold: the best of each setting.",
         *paper.notes,
     )
@@ -73,3 +85,16 @@ def _block(title: str, studies: list[MftStudy]) -> Block:
     one_a_domain(studies)
     lines = [Line((label(method),), method, studies) for method in spec_methods(studies)]
     return block(title, own_columns(studies), lines, ["method"])
+
+
+def _beside(
+    kind: str, own: Block, studies: list[MftStudy], setting: str, paper: PaperTable
+) -> Block | None:
+    """A half of the study's table beside that of the paper's; the base stands above both."""
+    settings = [name for name in dict.fromkeys(paper.cells["setting"]) if name]
+    wanted = settings[-1] if setting == _MIXED else setting
+    rows = paper.cells[paper.cells["setting"].isin(["", wanted])]
+    names = row_names(spec_methods(studies))
+    columns = columns_beside(own_columns(studies), paper)
+    title = f"Beside the paper: {kind} (in brackets: the distance to FFT)"
+    return beside_rows(title, own, names, columns, rows)

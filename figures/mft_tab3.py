@@ -7,7 +7,10 @@ from pathlib import Path
 
 from deltalens.catalog.methods import REFERENCES
 from deltalens.errors import RecordError
+from deltalens.figures.beside import beside_note, beside_rows
 from deltalens.figures.drawing import Drawing
+from deltalens.figures.entry import FigureEntry
+from deltalens.figures.mft_paper import columns_beside, global_names
 from deltalens.figures.mft_studies import MftStudy, label, load_all
 from deltalens.figures.mft_tables import (
     Line,
@@ -18,7 +21,6 @@ from deltalens.figures.mft_tables import (
     spec_methods,
     study_notes,
 )
-from deltalens.figures.registry import FigureEntry
 from deltalens.figures.tables import SPREAD, TableFigure, draw_table, printed
 from deltalens.io.papers import paper_table
 
@@ -58,8 +60,19 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     for kind, masks in (("local", local), ("global", glob)):
         if masks:
             lines.append(Line((_named(kind, masks),), "mft", masks))
+    columns = own_columns([*local, *glob])
+    own = block("This study", columns, lines, ["method"])
+    names = global_names([_named("global", glob)])
+    shared = columns_beside(columns, paper)
+    beside = [
+        both
+        for model, rows in paper.cells.groupby("model", sort=False)
+        for title in [f"Beside the paper: {model} (in brackets: the distance to FFT)"]
+        if (both := beside_rows(title, own, names, shared, rows)) is not None
+    ]
     blocks = (
-        block("This study", own_columns([*local, *glob]), lines, ["method"]),
+        own,
+        *beside,
         printed(
             "The paper: maths (%; in brackets: the distance to FFT)",
             paper,
@@ -76,6 +89,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         if local
         else "No comparison with a local ratio was given to compare with.",
         *study_notes(studies),
+        beside_note(beside),
         f"The paper: {paper.source}; bold: the best of each model.",
         *paper.notes,
     )

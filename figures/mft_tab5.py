@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from deltalens.figures.beside import beside_note, beside_rows
 from deltalens.figures.drawing import Drawing
+from deltalens.figures.entry import FigureEntry
+from deltalens.figures.mft_paper import across_names, columns_beside
 from deltalens.figures.mft_studies import MftStudy, label, load_all
 from deltalens.figures.mft_tables import (
     Column,
@@ -15,12 +18,13 @@ from deltalens.figures.mft_tables import (
     spec_methods,
     study_notes,
 )
-from deltalens.figures.registry import FigureEntry
 from deltalens.figures.sweep_tables import measure
 from deltalens.figures.tables import SPREAD, TableFigure, draw_table, printed
 from deltalens.io.papers import paper_table
 
 __all__ = ["draw"]
+
+_LABELS = ("trained on", "method")
 
 
 def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
@@ -49,16 +53,16 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         for metric in metrics
     )
     lines = _lines(studies)
-    blocks = [
-        block(
-            f"This study: {measure(name).head}",
-            [column for column in columns if column.name == name],
-            lines,
-            ["trained on", "method"],
-            grouped=1,
-        )
-        for name in dict.fromkeys(column.name for column in columns)
-    ]
+    blocks, beside = [], []
+    for name in dict.fromkeys(column.name for column in columns):
+        shown = [column for column in columns if column.name == name]
+        title = f"This study: {measure(name).head}"
+        blocks.append(block(title, shown, lines, _LABELS, grouped=1))
+        shared = columns_beside(shown, paper, len(_LABELS))
+        names = across_names(studies, paper)
+        both = beside_rows("Beside the paper", blocks[-1], names, shared, paper.cells)
+        beside += [both] if both is not None else []
+    blocks += beside
     unranked = ("[Lower Bound] Base Model",)
     blocks.append(printed("The paper (%)", paper, ["method"], paper.measures, unranked=unranked))
     notes = (
@@ -66,6 +70,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         "This study's rows are grouped by the domain that a model was trained on, the paper's by "
         "method; the best of each group is bold.",
         *study_notes(studies),
+        beside_note(beside),
         f"The paper: {paper.source}; bold: the best of each column.",
         *paper.notes,
     )

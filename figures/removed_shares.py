@@ -8,7 +8,7 @@ from typing import Any
 
 from deltalens.errors import RecordError
 from deltalens.figures.drawing import Drawing
-from deltalens.figures.registry import FigureEntry
+from deltalens.figures.entry import FigureEntry
 from deltalens.figures.style import new_figure, styled
 from deltalens.io.records import load_training
 from deltalens.names import split_block

@@ -9,7 +9,7 @@ from typing import Any
 
 from deltalens.errors import RecordError
 from deltalens.figures.drawing import Drawing
-from deltalens.figures.registry import FigureEntry
+from deltalens.figures.entry import FigureEntry
 from deltalens.figures.salience_cells import labels_of, load_salience, metrics_of, numbers
 from deltalens.figures.style import new_figure, styled
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deltalens.errors import RecordError
 from deltalens.figures.drawing import Drawing
-from deltalens.figures.registry import FigureEntry
+from deltalens.figures.entry import FigureEntry
 from deltalens.figures.salience_cells import (
     color_of,
     labels_of,

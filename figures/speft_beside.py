@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from deltalens.catalog.metrics import Better, is_lower_better
+from deltalens.figures.beside import Pair, beside_block
 from deltalens.figures.speft_tables import AVERAGE, BEST, Scores
 from deltalens.figures.speft_tasks import plain_words
 from deltalens.figures.tables import NOTHING, Block, Entry, printed_entry
@@ -21,18 +20,7 @@ _COMPARED = (
     "each other. Of a single data set, Avg. is its first metric. Ranks can be compared whatever the"
     " tasks; averages only over the same ones."
 )
-_RANK, _WHOSE = "rank", "whose"
-
-
-class _Pair(NamedTuple):
-    """A column of both: the study's cells, and the paper's."""
-
-    head: str
-    ours: Sequence[Entry]
-    printed: Sequence[Entry]
-    comparable: bool = True
-    form: str = "+.2f"
-    """Of a difference."""
+_RANK = "rank"
 
 
 def beside(
@@ -62,9 +50,9 @@ def beside(
     common = [index for index, row in enumerate(scores.rows) if row.printed in of_key]
     rows = [of_key[scores.rows[index].printed] for index in common]
 
-    def pair(head: str, ours: Sequence[Entry], comparable: bool = True) -> _Pair:
+    def pair(head: str, ours: Sequence[Entry], comparable: bool = True) -> Pair:
         printed = [printed_entry(str(row[head])) for row in rows]
-        return _Pair(head, [ours[index] for index in common], printed, comparable)
+        return Pair(head, [ours[index] for index in common], printed, comparable)
 
     tasks = [name for name in paper.measures if name not in (AVERAGE, BEST)]
     matches = _matches(scores, tasks)
@@ -74,29 +62,7 @@ def beside(
         ours = scores.averages or scores.columns[0]
         average = pair(AVERAGE, ours, same)
         pairs += [average, *_ranked(average, scores.measures[0].better)]
-    if not any(math.isfinite(e.value) for each in pairs for e in each.printed):
-        return None
-    lines = []
-    for place, index in enumerate(common):
-        for whose, of_pair in _LINES.items():
-            named = [*map(Entry, (*scores.rows[index].labels, whose))]
-            lines.append((*named, *(of_pair(each, place) for each in pairs)))
-    heads = (*labels, _WHOSE, *(each.head for each in pairs))
-    return Block("study", title, heads, tuple(lines), len(labels) + 1, len(labels))
-
-
-def _difference(each: _Pair, place: int) -> Entry:
-    apart = each.ours[place].value - each.printed[place].value
-    if not (each.comparable and math.isfinite(apart)):
-        return Entry(NOTHING)
-    return Entry(f"{apart:{each.form}}" if apart else "0", apart)
-
-
-_LINES: dict[str, Callable[[_Pair, int], Entry]] = {
-    "this study": lambda each, place: replace(each.ours[place], best=False),
-    "the paper": lambda each, place: each.printed[place],
-    "difference": _difference,
-}
+    return beside_block(title, labels, [scores.rows[index].labels for index in common], pairs)
 
 
 def _matches(scores: Scores, tasks: Sequence[str]) -> dict[str, int]:
@@ -109,7 +75,7 @@ def _matches(scores: Scores, tasks: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def _ranked(average: _Pair, better: Better | None) -> list[_Pair]:
+def _ranked(average: Pair, better: Better | None) -> list[Pair]:
     """The ranks of the rows whose average both have; none of fewer than two."""
     values = [(o.value, p.value) for o, p in zip(average.ours, average.printed, strict=True)]
     both = [index for index, pair in enumerate(values) if all(map(math.isfinite, pair))]
@@ -125,7 +91,7 @@ def _ranked(average: _Pair, better: Better | None) -> list[_Pair]:
             for index in range(len(values))
         ]
 
-    return [_Pair(_RANK, entries(ours), entries(theirs), form="+g")]
+    return [Pair(_RANK, entries(ours), entries(theirs), form="+g")]
 
 
 def compared_notes(blocks: Sequence[Block], paper: PaperTable) -> tuple[str, ...]:

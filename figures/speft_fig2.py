@@ -10,8 +10,8 @@ from deltalens.catalog.methods import Look
 from deltalens.catalog.metrics import leading, scale_of
 from deltalens.catalog.variants import variant_of
 from deltalens.figures.drawing import Drawing
+from deltalens.figures.entry import FigureEntry
 from deltalens.figures.mft_panels import Panel, curve, draw_panels, level
-from deltalens.figures.registry import FigureEntry
 from deltalens.figures.speft_studies import (
     DENSITY_SWEEP,
     TRAINED_SHARE,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deltalens.catalog.methods import REFERENCES
 from deltalens.figures.drawing import Drawing
-from deltalens.figures.registry import FigureEntry
+from deltalens.figures.entry import FigureEntry
 from deltalens.figures.speft_beside import beside_models, compared_notes
 from deltalens.figures.speft_studies import COMPARISON, SpeftStudy, load_speft
 from deltalens.figures.speft_tables import Row, own_block, score, unfinished

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deltalens.figures.drawing import Drawing
-from deltalens.figures.registry import FigureEntry
+from deltalens.figures.entry import FigureEntry
 from deltalens.figures.speft_beside import beside_models, compared_notes
 from deltalens.figures.speft_studies import MASK_SWEEP, SpeftStudy, load_speft
 from deltalens.figures.speft_tables import Row, own_block, score, unfinished

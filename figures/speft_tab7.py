@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from deltalens.catalog.variants import is_sparse, variant_of
 from deltalens.figures.drawing import Drawing
-from deltalens.figures.registry import FigureEntry
+from deltalens.figures.entry import FigureEntry
 from deltalens.figures.speft_studies import COMPARISON, SpeftStudy, load_speft, speft_look
 from deltalens.figures.tables import NOTHING, Block, Entry, TableFigure, draw_table
 from deltalens.io.papers import PaperTable, paper_table

@@ -27,7 +27,10 @@ from deltalens.io.records import StudyRecord
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Sweep", "best_ratio", "in_words", "load_sweep", "measure"]
+__all__ = ["AVERAGE", "Sweep", "best_ratio", "in_words", "load_sweep", "measure"]
+
+AVERAGE = "average over the data sets"
+"""The name of a data set that is none."""
 
 
 def _row(method: str) -> str:
@@ -62,6 +65,11 @@ class Sweep:
         """Which values of metrics are better, as far as the records state it."""
         return self.record.facts.get("better")
 
+    @property
+    def trained_on(self) -> str:
+        """The name of the training file; of the folder, if the study does not say."""
+        return str((self.record.spec.get("data") or [self.record.path.name])[0])
+
     def label(self, method: str) -> str:
         """Name a method as the paper does; plain training by its objective.
 
@@ -71,7 +79,47 @@ class Sweep:
         Returns:
             The name of its row.
         """
+        if method == "ft":
+            return "Pre-trained"
         return self.record.plain.upper() if method == "sft" else _row(method)
+
+    @property
+    def shared_metrics(self) -> list[str]:
+        """The metrics that all data sets have, and that can be averaged over them; none if there is
+        a single one."""
+        first, *others = [
+            [metric.rpartition("/")[2] for metric in metrics] for metrics in self.sets.values()
+        ]
+        return [name for name in first if others and all(name in other for other in others)]
+
+    def with_average(self, names: Sequence[str]) -> Sweep:
+        """Add a data set to the sweep: the average of all, training by training.
+
+        Args:
+            names: of the metrics to average.
+
+        Returns:
+            The sweep; its averages are metrics called `AVERAGE/NAME`.
+        """
+        import pandas as pd
+
+        parts: list[pd.DataFrame] = [self.frame]
+        for name in names:
+            averaged = {f"{data}/{name}" for data in self.sets}
+            mean = (
+                self.frame[self.frame["metric"].isin(averaged)]
+                .pivot(index=["method", "mask_ratio", "seed"], columns="metric", values="value")
+                .mean(axis=1, skipna=False)
+            )
+            rows = mean.rename("value").reset_index()
+            parts.append(rows.assign(metric=f"{AVERAGE}/{name}", n=0))
+        return Sweep(self.record, pd.concat(parts, ignore_index=True), self.methods)
+
+    @property
+    def printed_names(self) -> dict[tuple[str, ...], str]:
+        """What names a row -> the name of the paper's row."""
+        names = (self.label(method) for method in self.methods)
+        return {(name,): name for name in names}
 
     def candidates(self, method: str, metric: str, *, plain: bool) -> dict[float, list[float]]:
         """List the mask ratios that compete for a method: those with the most finished seeds.
@@ -210,7 +258,7 @@ def load_sweep(folder: str | Path) -> Sweep:
     found = dict.fromkeys([*record.spec.get("methods", ()), *frame["method"]])
     printed = [name for name, facts in METHODS.items() if facts.printed]
     place = {name: at for at, name in enumerate(printed)}
-    order = sorted(found, key=lambda one: place.get(method_name(one), len(place)))
+    order = sorted(found, key=lambda one: (one != "ft", place.get(method_name(one), len(place))))
     return Sweep(record, frame, tuple(order))
 
 

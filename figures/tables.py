@@ -19,9 +19,11 @@ import numpy as np
 from deltalens.catalog.metrics import HIGHER, Better, is_lower_better
 from deltalens.errors import Lines
 from deltalens.figures.drawing import Drawing
+from deltalens.figures.latex import as_latex
 from deltalens.figures.table_picture import draw_blocks
 from deltalens.io.escaping import plain_cell, plain_markdown
 from deltalens.io.papers import PaperTable, as_deviation, as_number
+from deltalens.io.tables import Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -280,16 +282,20 @@ def _airy(cell: str) -> str:
 
 
 def draw_table(table: TableFigure) -> Drawing:
-    """Draw a table as a picture, and write it as CSV and Markdown.
+    """Draw a table as a picture, and write it as CSV, Markdown and LaTeX.
 
     Args:
         table: with all its blocks.
 
     Returns:
-        The picture; its `texts` are `csv` and `md`.
+        The picture; its `texts` are `csv`, `md` and `tex`.
     """
-    texts = {"csv": _as_csv(table), "md": _as_markdown(table)}
-    return Drawing(table.name, draw_blocks(table), texts)
+    texts = {"csv": _as_csv(table), "md": _as_markdown(table), "tex": as_latex(table)}
+    shown = [
+        Table(block.title, block.heads, tuple(tuple(e.text for e in row) for row in block.rows))
+        for block in table.blocks
+    ]
+    return Drawing(table.name, draw_blocks(table), texts, shown)
 
 
 _CSV = ("column", "value", "deviation", "seeds", "best", "text")

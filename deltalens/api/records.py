@@ -6,14 +6,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from deltalens.api.described import Arg, Opt, described
+from deltalens.api.options import Files
 from deltalens.catalog.plugins import load_code
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from deltalens.api.drawn import Drawn
     from deltalens.api.results import Run, Study
 
-__all__ = ["list_methods", "load_run", "load_study", "monitor", "plot", "show_environment"]
+__all__ = [
+    "draw_figure",
+    "list_figures",
+    "list_methods",
+    "load_run",
+    "load_study",
+    "monitor",
+    "plot",
+    "show_environment",
+]
 
 
 def load_study(folder: str | Path) -> Study:
@@ -103,6 +114,8 @@ def plot(
 ) -> list[Path]:
     """Redraw the pictures of a study or a training from its records, computing nothing.
 
+    They are those that its kind calls for; `deltalens figure` draws one of a paper's by name.
+
     Args:
         folder: of the study or training.
 
@@ -118,6 +131,84 @@ def plot(
     """
     drawn: list[Path] = load_code("deltalens.figures:draw")(folder)
     return drawn
+
+
+@described
+def draw_figure(
+    name: Annotated[str, Arg("NAME", "As `deltalens figures` lists it: gmt-fig3, mft-tab1, ...")],
+    studies: Annotated[
+        Files, Arg("STUDY", "Study folders; one for each domain or model.", repeat=True)
+    ] = (),
+    *,
+    out: Annotated[
+        str | Path | None,
+        Opt("Write .svg, .png, .pdf; of a table .md, .csv, .tex.", flags=("-o",), common=True),
+    ] = None,
+    medium: Annotated[
+        str,
+        Opt("paper, or slides with larger type", flags=("--for",), metavar="WHAT", common=True),
+    ] = "paper",
+    ratio: Annotated[
+        float | None, Opt("gmt-tab1, gmt-tab2: all methods at this mask ratio.", common=True)
+    ] = None,
+    mixed: Annotated[
+        Files,
+        Opt("mft-tab1, mft-tab2: a study from mixed FFT.", metavar="STUDY", common=True),
+    ] = (),
+) -> Drawn:
+    """Draw a figure or table of the papers from the records of your studies.
+
+    Computes nothing. A table has the paper's numbers, yours and their difference. Without -o, the
+    files are written beside the first study's records.
+
+    Args:
+        name: of the figure: `gmt-fig3`, ...
+        studies: the folder of a study, or several where the paper shows several domains or models;
+            none where the figure shows a method.
+        out: a file, or an existing folder.
+        medium: `paper` or `slides`.
+        ratio: the mask ratio at which every method is shown; None: each at its best.
+        mixed: comparisons that start from a fine-tune on a mixture of domains.
+
+    Returns:
+        What was drawn: its files, tables and matplotlib figures.
+
+    Raises:
+        DeltaLensError: no such figure, or it cannot be drawn from these folders; says what is
+            needed, and which command makes it.
+
+    Example:
+        >>> deltalens.draw_figure("gmt-fig3", "study", out="drops.pdf").files
+        [PosixPath('drops.pdf')]
+    """
+    from deltalens.api.drawn import Drawn
+
+    drawings = load_code("deltalens.figures:draw_for")(
+        name, studies, ratio=ratio, mixed=mixed, medium=medium
+    )
+    files = load_code("deltalens.figures:save_drawings")(drawings, studies, out)
+    return Drawn(name, files, drawings)
+
+
+@described
+def list_figures() -> pd.DataFrame:
+    """The figures and tables of the papers: what each shows, and the command that makes its study.
+
+    Returns:
+        The columns figure, paper, number, shows, study (the kind that it is drawn from; empty where
+        it shows a method), several (whether it takes more than one), command, same_as (the figure
+        that is drawn alike), lost (whether the body of the paper's table is lost).
+
+    Example:
+        >>> deltalens.list_figures().set_index("figure").loc["gmt-fig3", "study"]
+        'drop-study'
+    """
+    import pandas as pd
+
+    figures = load_code("deltalens.figures:FIGURES")
+    columns = ("paper", "number", "shows", "source", "several", "command", "same_as", "lost")
+    rows = [[name, *(getattr(entry, key) for key in columns)] for name, entry in figures.items()]
+    return pd.DataFrame(rows, columns=["figure", *columns]).rename(columns={"source": "study"})
 
 
 @described

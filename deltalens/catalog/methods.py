@@ -51,6 +51,12 @@ class MethodFacts:
     """Its row in GMT's tables."""
     in_table3: str = ""
     """The same in Table 3, where that has another name."""
+    in_mft: str = ""
+    """Its row in MFT's Tables 1 and 2."""
+    in_mft_across: str = ""
+    """The same in MFT's Tables 5 and 6, without the domain."""
+    in_mft_global: str = ""
+    """The same in MFT's Table 3."""
     paper: Literal["", "GMT", "MFT", "SPEFT"] = ""
     """Which paper proposes it, or has it as a baseline of its own."""
     masks: Literal["", "gradients", "weights"] = ""
@@ -90,12 +96,16 @@ METHODS: Mapping[str, MethodFacts] = {
     "base": MethodFacts(
         about="The base as it is.",
         look=Look("base", "0.6", "", (0, (6, 2, 1, 2))),
+        in_mft="Pre-Trained Model (Lower Bound)",
+        in_mft_across="[Lower Bound] Base Model",
+        in_mft_global="Pre-Trained Model",
         code=f"{_PLAIN}:Base",
         **_AS_IT_IS,
     ),
     "lora": MethodFacts(
         about="Low-rank adapters on every linear layer, merged at the end.",
         look=Look("LoRA", "#009E73", "D"),
+        in_mft="LoRA",
         code=f"{_ADAPTERS}:Lora",
         or_model=True,
         **_LORA,
@@ -111,22 +121,29 @@ METHODS: Mapping[str, MethodFacts] = {
         about="LoRA from the base, then another LoRA on its merged result, as long again.",
         look=Look("continued LoRA", "#66C2A5", "d", ":"),
         as_trained="lora",
+        in_mft="Continued LoRA",
         code=f"{_ADAPTERS}:LoraContinued",
         **_LORA,
     ),
     "ft": MethodFacts(
         about="The model as it is.",
         look=Look("FFT", "black", "", "--"),
-        on_base=Look("before training", "black", "", "--"),
+        on_base=Look("before training", "black", "", (0, (6, 2, 1, 2))),
+        in_mft="FFT (Upper Bound)",
+        in_mft_across="[Upper Bound] FFT",
+        in_mft_global="FFT",
         code=f"{_PLAIN}:Ft",
         **_AS_IT_IS,
     ),
     "sft": MethodFacts(
         about="Plain fine-tuning of all weights.",
         look=Look("continued FFT", "#0072B2", "o", ":"),
-        on_base=Look("SFT", "0.35", "x"),
+        on_base=Look("SFT", "0.35", "x", "--"),
         printed="SFT",
         in_table3="Vanilla SFT",
+        in_mft="Continued FFT",
+        in_mft_across="FFT + Continued FFT",
+        in_mft_global="Continued FFT",
         code=f"{_PLAIN}:Sft",
     ),
     # What plain training is called where it learns from preferences.
@@ -140,6 +157,8 @@ METHODS: Mapping[str, MethodFacts] = {
     "random-mask-weights": MethodFacts(
         about="Remove a random share of the weights; no training.",
         look=Look("random mask", "#E69F00", "s", (0, (4, 1.5))),
+        in_mft="Random Mask w/ Upper Bound",
+        in_mft_across="Random Mask w/ Upper Bound",
         code=f"{_WEIGHTS}:RandomMaskWeights",
         **_REMOVED,
     ),
@@ -154,6 +173,8 @@ METHODS: Mapping[str, MethodFacts] = {
         about="Remove the smallest weights; no training.",
         look=Look("L1 mask", "0.5", "v", (0, (2, 1))),
         random=False,
+        in_mft="L1 Mask w/ Upper Bound",
+        in_mft_across="L1 Mask w/ Upper Bound",
         code=f"{_WEIGHTS}:L1Mask",
         **_REMOVED,
     ),
@@ -171,6 +192,8 @@ METHODS: Mapping[str, MethodFacts] = {
         paper="MFT",
         masks="weights",
         ratio=True,
+        in_mft="MFT w/ Upper Bound (Ours)",
+        in_mft_across="[Ours] FFT + Mask",
         code=f"{_WEIGHTS}:Mft",
     ),
     "speft": MethodFacts(
@@ -194,7 +217,7 @@ METHODS: Mapping[str, MethodFacts] = {
     ),
     "hft": MethodFacts(
         about="Half Fine-Tuning: half of the layers stay frozen.",
-        on_base=Look("HFT", "#009E73", "D"),
+        on_base=Look("HFT", "#009E73", "D", "-."),
         printed="HFT",
         paper="GMT",
         masks="gradients",

@@ -13,7 +13,15 @@ from pathlib import Path
 
 from deltalens.errors import Lines
 
-__all__ = ["plain", "plain_cell", "plain_label", "plain_lines", "plain_markdown", "short_path"]
+__all__ = [
+    "plain",
+    "plain_cell",
+    "plain_label",
+    "plain_latex",
+    "plain_lines",
+    "plain_markdown",
+    "short_path",
+]
 
 _HARMLESS = re.compile(r"[ -~\u00a1-\u00ac\u00ae-\u02ff\u0370-\u05ff\u2013-\u2027\u2190-\u22ff]*")
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20", "\t", "\r", "\n")
@@ -34,6 +42,32 @@ _MARKDOWN = str.maketrans(
         "<": "&lt;",
         ">": "&gt;",
         "&": "&amp;",
+    }
+)
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "{": r"\{",
+        "}": r"\}",
+        "$": r"\$",
+        "&": r"\&",
+        "#": r"\#",
+        "%": r"\%",
+        "_": r"\_",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "±": r"$\pm$",
+        "–": "--",
+        "−": r"$-$",
+        "→": r"$\rightarrow$",
+        "√": r"$\surd$",
+        "‖": r"$\Vert$",
+        "α": r"$\alpha$",
+        "ρ": r"$\rho$",
+        "δ": r"$\delta$",
     }
 )
 
@@ -124,6 +158,21 @@ def plain_markdown(text: str) -> str:
         The text on one line, with the characters escaped that delimit cells, tags, links or code.
     """
     return plain(text).translate(_MARKDOWN)
+
+
+def plain_latex(text: str) -> str:
+    """Make text safe for a LaTeX file.
+
+    Returns:
+        The text on one line, with the characters escaped that LaTeX obeys, and the signs that a
+        deltalens table has (±, –, α, ...) as commands that every LaTeX knows.
+
+    Example:
+        >>> from deltalens.io.escaping import plain_latex
+        >>> plain_latex("50 % of a_b ± 1")
+        '50 \\\\% of a\\\\_b $\\\\pm$ 1'
+    """
+    return plain(text).translate(_LATEX)
 
 
 def _is_visible(char: str) -> bool:

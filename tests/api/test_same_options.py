@@ -14,6 +14,7 @@ from deltalens.cli.commands import COMMANDS, SWEEPS, train_command
 from deltalens.cli.demo import DEMO
 from deltalens.cli.generate import Command, command_of
 from deltalens.cli.main import app
+from deltalens.cli.reproduce import REPRODUCE
 from deltalens.training.methods import method_class, trainable
 
 FUNCTIONS_ALONE = {
@@ -26,7 +27,7 @@ COMMAND_LINE_ALONE = {
     *("tensors", "follow"),
 }
 """How the terminal is talked to."""
-ALL = [*COMMANDS, *SWEEPS, DEMO]
+ALL = [*COMMANDS, *SWEEPS, REPRODUCE, DEMO]
 
 
 def typed(command: Command) -> set[str]:
@@ -68,7 +69,7 @@ def test_every_command_of_the_program_is_one_of_them() -> None:
     root: Any = typer.main.get_command(app)
     assert {*root.list_commands(None)} == {
         *(command.name for command in COMMANDS),
-        *("train", "sweep", DEMO.name),
+        *("train", "sweep", REPRODUCE.name, DEMO.name),
     }
 
 

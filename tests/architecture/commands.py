@@ -9,6 +9,7 @@ from deltalens.cli.commands import COMMANDS, SWEEPS, train_command, train_comman
 from deltalens.cli.demo import DEMO
 from deltalens.cli.generate import Command
 from deltalens.cli.main import app
+from deltalens.cli.reproduce import REPRODUCE
 
 Words = tuple[str, ...]
 
@@ -28,7 +29,7 @@ def working_commands(command: Any, path: Words = ()) -> Iterator[tuple[Words, An
 def generated_commands() -> dict[Words, Command]:
     """The words that lead to a command -> what it is made from."""
     return {
-        **{(command.name,): command for command in (*COMMANDS, DEMO)},
+        **{(command.name,): command for command in (*COMMANDS, REPRODUCE, DEMO)},
         **{("sweep", command.name): command for command in SWEEPS},
         **{("train", method): train_command(method) for method in train_commands()},
     }

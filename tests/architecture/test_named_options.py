@@ -28,7 +28,7 @@ NEVER_SAID: dict[tuple[str, str], tuple[str, ...]] = {
     ("deltalens.training.methods.weights", "--score-lr"): STUDIED,
     # Said of a plan, which only --dry-run makes.
     ("deltalens.cli.planning", "--dry-run"): (
-        *("drop", "env", "inspect", "methods", "monitor", "plot"),
+        *("drop", "env", "figure", "figures", "inspect", "methods", "monitor", "plot"),
     ),
 }
 """What the graph takes for possible of which commands, and why it is not."""
@@ -66,14 +66,17 @@ def options_of(command: Command) -> set[str]:
 
 def faults(graph: Graph) -> set[tuple[str, int, str, str]]:
     """Module, line, option and command of every message that a command may say in vain. The demos
-    show other commands' lines."""
+    and recipes run other commands, and the catalog of figures shows their lines; tests/figures
+    types those."""
     found = set()
     for path, command in generated_commands().items():
-        if path == ("demo",):
+        if path in (("demo",), ("reproduce",)):
             continue
         has = options_of(command)
         nodes = {node for start in starts_of(command) for node in graph.reached(start)}
         for node in nodes:
+            if node[0] == "deltalens.figures.catalog":
+                continue
             for line, text in graph.nodes[node].messages:
                 for option in options_named(text):
                     if option not in {*has, "--help"}:

@@ -15,7 +15,7 @@ WORDS = [
     *(["train", method] for method in TRAININGS),
     *(["sweep", command.name] for command in SWEEPS),
     *([command.name] for command in COMMANDS),
-    *(["demo"], ["train"], ["sweep"]),
+    *(["reproduce"], ["demo"], ["train"], ["sweep"]),
 ]
 
 
@@ -57,10 +57,11 @@ def test_a_sweep_has_no_methods_option(command) -> None:  # type: ignore[no-unty
     assert not flags(every - own) & words_of(help_of(["sweep", command.name], "--help-all"))
 
 
-@pytest.mark.parametrize("words", WORDS[:-3], ids=" ".join)
+@pytest.mark.parametrize("words", WORDS[:-4], ids=" ".join)
 def test_help_all_shows_every_option(words: list[str]) -> None:
     brief, whole = help_of(words), help_of(words, "--help-all")
     assert words_of(brief) - words_of(whole) <= {"more", "options:"} | {str(n) for n in range(60)}
     assert ("--device" in whole) == (
-        words[0] not in {"inspect", "drop", "plot", "monitor", "methods", "env"}
+        words[0]
+        not in {"inspect", "drop", "plot", "figures", "figure", "monitor", "methods", "env"}
     )

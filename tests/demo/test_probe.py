@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deltalens import DeltaLensError, load_run
-from deltalens.cli import demo, monitor
+from deltalens.cli import monitor, steps
 from deltalens.cli.commands import COMMANDS
 from deltalens.cli.generate import Command, Terminal
 from deltalens.cli.main import app
@@ -187,7 +187,7 @@ def test_demo_alone_asks_its_three_questions(copied: Path, monkeypatch: pytest.M
     def keep(command: Command, terminal: Terminal, typed: dict[str, object]) -> None:
         called.append((command.name, typed, terminal.quiet))
 
-    monkeypatch.setattr(demo, "COMMANDS", [replace(command, run=keep) for command in COMMANDS])
+    monkeypatch.setattr(steps, "COMMANDS", [replace(command, run=keep) for command in COMMANDS])
     text = typed("-o", copied)
     pair = {"ft": str(copied / "ft"), "base": str(copied / "base")}
     places = [copied / name for name in ("anatomy", "study-fidelity", "study-maths")]

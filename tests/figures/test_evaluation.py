@@ -84,5 +84,5 @@ def test_a_metric_that_is_asked_for_alone_is_drawn(tmp_path: Path) -> None:
 
 def test_another_study_has_no_such_picture(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "study", "landscape")
-    with pytest.raises(RecordError, match="no evaluation with measured models"):
+    with pytest.raises(RecordError, match="no evaluation with finished cells"):
         draw_named("evaluation", folder)

@@ -45,12 +45,13 @@ def test_steps_are_lines_over_means_with_the_fine_tune_as_their_start(tmp_path: 
     exact, loss = drawn("mft-fig2", folder).axes
     shown = lines(exact)
     # Each measurement lies 5 points below the next; the end is 74.
-    assert shown["MFT"][0] == [50, 100]
-    assert shown["MFT"][1] == pytest.approx([64, 69])
-    assert shown["LoRA"][1] == pytest.approx([42, 47])
+    # The fine-tune has 70, where MFT starts, and the base 10, where LoRA does.
+    assert shown["MFT"][0] == [0, 50, 100]
+    assert shown["MFT"][1] == pytest.approx([70, 64, 69])
+    assert shown["LoRA"][1] == pytest.approx([10, 42, 47])
     assert shown["FFT"][1] == pytest.approx([70, 70])
     assert shown["random mask"][1] == pytest.approx([62, 62])
-    assert lines(loss)["MFT"][1] == pytest.approx([0.36, 0.31])
+    assert lines(loss)["MFT"][1] == pytest.approx([0.3, 0.36, 0.31])
     star = [line for line in exact.get_lines() if line.get_marker() == "*"]
     assert [list(one.get_xydata()[0]) for one in star] == [pytest.approx([0, 70])]
 
@@ -62,8 +63,8 @@ def test_a_training_of_known_length_ends_with_what_was_measured_at_its_end(tmp_p
         write_study(folder, "comparison", COMPARED, measured_at=(50, 100), steps=steps)
         figures.append(drawn("mft-fig2", folder))
     short, long = (lines(figure.axes[0])["MFT"] for figure in figures)
-    assert short[0] == [50, 100]
-    assert long == ([50, 100, 130], pytest.approx([64, 69, 74]))
+    assert short[0] == [0, 50, 100]
+    assert long == ([0, 50, 100, 130], pytest.approx([70, 64, 69, 74]))
 
 
 def test_a_band_goes_from_the_lowest_seed_to_the_highest(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ TWINS = {
 
 
 def test_every_name_has_code_and_says_what_it_shows_and_needs() -> None:
-    sources = {*STUDIES, MASK_SWEEP, DENSITY_SWEEP, "run", "training"}
+    sources = {*STUDIES, MASK_SWEEP, DENSITY_SWEEP, "run", "training", ""}
     for name, entry in FIGURES.items():
         assert name == entry.name
         assert callable(load_code(entry.code))
@@ -98,12 +98,12 @@ def test_what_cannot_be_drawn_is_refused_by_name(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep", EXACT)
     for name, said in (
         ("mft_fig8", "no figure is called 'mft_fig8'; did you mean mft-fig8"),
-        ("?", "choose from gmt-fig2, gmt-fig3"),
+        ("?", "choose from gmt-fig1, gmt-fig2"),
     ):
         with pytest.raises(DeltaLensError, match=said):
             draw_figure(name, sweep)
     with pytest.raises(DeltaLensError, match="is drawn from a single folder; 2 were named"):
-        draw_figure("gmt-fig2", [sweep, sweep])
+        draw_figure("anatomy", [sweep, sweep])
     with pytest.raises(DeltaLensError, match="gmt-fig2: name a folder"):
         draw_figure("gmt-fig2", [])
     with pytest.raises(DeltaLensError, match="gmt-fig2 takes no ratio"):
@@ -118,10 +118,10 @@ def test_a_drawing_is_a_figure_that_is_saved_nowhere(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", EXACT)
     drawn = drawings(folder)
     assert [drawing.name for drawing in drawn] == ["gmt_fig2", "gmt_tab1", "gmt_tab4"]
-    assert repr(drawn[1]) == "Drawing('gmt_tab1', csv, md, png, svg)"
+    assert repr(drawn[1]) == "Drawing('gmt_tab1', csv, md, tex, png, svg, pdf)"
     assert drawn[1].texts["md"].startswith("# GMT, Table 1")
     assert not [*folder.glob("gmt_*")]
-    assert drawn[0].figure.axes[0].get_xlabel() == "mask ratio (fraction masked out)"
+    assert drawn[0].figure.axes[0].get_xlabel() == "mask ratio\n(fraction masked out)"
 
 
 def test_drawing_leaves_the_callers_matplotlib_alone(tmp_path: Path) -> None:

@@ -49,5 +49,5 @@ def test_what_is_measured_is_drawn(parts: tuple[str, ...], tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["salience-budget", "salience-agreement", "salience-samples"])
 def test_another_study_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="no salience study"):
+    with pytest.raises(RecordError, match="no salience with finished cells"):
         draw_named(name, make_study(tmp_path / "s", "inspect"))

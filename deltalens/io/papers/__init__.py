@@ -34,7 +34,10 @@ __all__ = [
     "paper_tables",
 ]
 
-LABELS = ("setting", "model", "domain", "S / D", "G / L", "method", "hyperparameter")
+LABELS = (
+    *("setting", "model", "domain", "data"),
+    *("S / D", "G / L", "method", "hyperparameter"),
+)
 """The columns that name a row, where a table has them."""
 LOST = "body lost"
 """Stands in a cell whose table has lost its body in the text that we have."""

@@ -32,7 +32,7 @@ from deltalens.io.records.journal import (
     read_journal,
 )
 from deltalens.io.records.kinds import kind_of
-from deltalens.io.records.schema import NAME, Fields, Items, refuse
+from deltalens.io.records.schema import NAME, Fields, Items, Text, Whole, refuse
 from deltalens.io.records.table import TABLE, VALUES, as_in_table, read_table, write_table
 from deltalens.io.records.texts import TEXTS
 from deltalens.io.version import IDENTITY, has_checksums
@@ -44,6 +44,7 @@ __all__ = [
     "StudyFolder",
     "StudyRecord",
     "check_study_folder",
+    "is_study",
     "load_study",
     "recorded_settings",
     "specification_of",
@@ -334,6 +335,10 @@ class StudyRecord:
     """One row per cell and metric: the setting's columns, then metric, value, stderr, n."""
     failures: tuple[Failure, ...] = ()
     """The cells that failed when they were last measured; asking again measures them again."""
+    version: str = ""
+    """The deltalens that wrote it."""
+    identity: int = IDENTITY
+    """Which version of what decides the numbers it recorded (`deltalens.io.version.IDENTITY`)."""
 
     def __repr__(self) -> str:
         setting = [name for name in self.cells.columns if name not in VALUES]
@@ -364,6 +369,18 @@ class StudyRecord:
         """
         of_method = self.spec.get("settings", {}).get(method, {})
         return of_method[name] if name in of_method else self.spec.get(name)
+
+
+def is_study(folder: str | Path) -> bool:
+    """Tell whether a folder is a study's.
+
+    Args:
+        folder: any path.
+
+    Returns:
+        Whether it has a study's manifest.
+    """
+    return Path(folder, STUDY.name).is_file()
 
 
 def load_study(folder: str | Path) -> StudyRecord:
@@ -401,13 +418,25 @@ def load_study(folder: str | Path) -> StudyRecord:
         for name, measurement in cell.metrics.items()
     ]
     frame = pd.DataFrame(rows, columns=[*columns, *VALUES])
-    failures = read_failures(path / FAILURES, columns)
-    return StudyRecord(path, spec["kind"], spec, manifest["facts"], frame, tuple(failures))
+    return StudyRecord(
+        path,
+        spec["kind"],
+        spec,
+        manifest["facts"],
+        frame,
+        tuple(read_failures(path / FAILURES, columns)),
+        manifest.get("deltalens", ""),
+        manifest.get("identity", 0),
+    )
+
+
+_WRITTEN_BY = Fields(known={"deltalens": Text(), "identity": Whole()})
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a study, with the specification and facts checked for its kind."""
     file, manifest = path / STUDY.name, STUDY.read(path)
+    refuse(file, [*_WRITTEN_BY.faults(manifest, "")])
     spec, facts, kind = manifest["asked"], manifest["facts"], kind_of(manifest["asked"])
     if kind is not None:
         refuse(file, [*kind.spec.faults(spec, "asked")])

@@ -29,6 +29,7 @@ from deltalens.io.records.checkpoints import (
     seal,
 )
 from deltalens.io.records.folder import Manifest, RecordFolder
+from deltalens.io.records.journal import Measurement
 from deltalens.io.records.metrics import METRICS, Metrics
 from deltalens.io.records.plain_models import (
     add_tokenizer,
@@ -77,6 +78,25 @@ class TrainingRecord:
         method = str(self.spec.get("method", "unknown method"))[:40]
         state = "finished" if (self.path / _CONFIG).exists() else "not finished"
         return f"<TrainingRecord {short_path(self.path)}: {method}, {state}>"
+
+    def evaluations(self) -> list[tuple[int, str, Measurement]]:
+        """Read what was measured on the way and at the end.
+
+        Returns:
+            Optimizer step, metric and measurement, in the order in which they were measured.
+
+        Raises:
+            RecordError: the file of metrics is damaged.
+        """
+        file = self.path / METRICS
+        found = []
+        for line in Metrics(self.path).lines():
+            measured = line.get("evaluated", {})
+            try:
+                found += [(line["step"], name, Measurement(*one)) for name, one in measured.items()]
+            except (TypeError, AttributeError) as error:
+                raise RecordError(f"{file}: damaged: an evaluation is {measured!r:.80}") from error
+        return found
 
 
 def is_training(folder: str | Path) -> bool:

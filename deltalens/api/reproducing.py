@@ -1,0 +1,446 @@
+"""The papers' experiments, as sequences of the other functions."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from deltalens.api import deltas, records, salience, studies, sweeps, training
+from deltalens.api.demos import Step
+from deltalens.api.described import Arg, Opt, described, parameters_of
+from deltalens.catalog.plugins import load_code
+from deltalens.errors import DeltaLensError, fault_list, similar_names
+from deltalens.recipes import Places, Plan, PlannedFigure, PlannedStep, plan, recipes_for
+from deltalens.recipes import recipe_names as every_recipe
+from deltalens.recipes.journal import FAILED, FINISHED, Journal
+
+if TYPE_CHECKING:
+    from deltalens.training.methods import Method
+
+__all__ = ["Outcome", "ReproduceWatch", "Reproduction", "as_step", "plans_of", "reproduce"]
+
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "inspect": deltas.inspect,
+    "drop": deltas.drop,
+    "monitor": records.monitor,
+    "train": training.train,
+    "efficiency": training.efficiency,
+    "drop-study": studies.drop_study,
+    "landscape": studies.scan_landscape,
+    "salience": salience.salience_study,
+    "compare": sweeps.compare,
+    "sweep mask-ratio": sweeps.sweep_mask_ratio,
+    "sweep data-ratio": sweeps.sweep_data_ratio,
+    "sweep layers": sweeps.sweep_layers,
+    "sweep density": sweeps.sweep_density,
+    "sweep masks": sweeps.sweep_masks,
+    "sweep layers-drop": studies.sweep_layers_drop,
+}
+"""The commands that a recipe may have."""
+_MOST_JOBS = 8
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a step or figure."""
+
+    name: str
+    state: str
+    """`finished`, `failed` or `not run`."""
+    reason: str = ""
+    """Why, if it is not finished."""
+    seconds: float = 0.0
+    before: bool = False
+    """Whether it was finished before this call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """What became of recipes."""
+
+    path: Path
+    steps: tuple[Outcome, ...]
+    figures: tuple[Outcome, ...]
+    pictures: tuple[Path, ...]
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        """Steps and figures that failed."""
+        return tuple(each for each in (*self.steps, *self.figures) if each.state == FAILED)
+
+    def as_json(self) -> Mapping[str, Any]:
+        """Everything, for scripts.
+
+        Returns:
+            JSON values by name.
+        """
+        return {
+            "folder": str(self.path),
+            "steps": [vars(each) for each in self.steps],
+            "figures": [vars(each) for each in self.figures],
+            "pictures": [str(each) for each in self.pictures],
+        }
+
+
+@dataclass
+class ReproduceWatch:
+    """How `reproduce` tells what it is doing; every hook may be left as it is."""
+
+    train: Callable[[str, int, int], None] = field(default=lambda name, done, total: None)
+    """Steps of the demo's base: its name, steps done, steps in all."""
+    step: Callable[[Step], Any] = field(default=lambda step: step.function(**step.arguments))
+    """Takes a step, and returns what its function returns."""
+    at: Callable[[PlannedStep, int, int], None] = field(default=lambda step, number, total: None)
+    """A step begins: its number, from 1, and how many there are."""
+    fetch: Callable[[str], None] = field(default=lambda name: None)
+    """A data set is downloaded."""
+    end: Callable[[Outcome], None] = field(default=lambda outcome: None)
+    """A step did not finish."""
+
+
+@described
+def reproduce(
+    names: Annotated[
+        Sequence[str],
+        Arg(
+            "[NAME...]", "Recipes, figures or tables: gmt-fig3, mft-tab1, real-small.", repeat=True
+        ),
+    ] = (),
+    out: Annotated[
+        str | Path, Opt("Where everything is made.", metavar="DIR", flags=("-o",), common=True)
+    ] = "deltalens-reproduced",
+    *,
+    all: Annotated[bool, Opt("Every recipe of the papers, and real-small.", common=True)] = False,
+    demo: Annotated[
+        bool, Opt("In miniature, on models made on the spot; no downloads.", common=True)
+    ] = False,
+    base: Annotated[
+        str | Path | None,
+        Opt("real-small: the model, a folder or hub id.", metavar="MODEL", common=True),
+    ] = None,
+    rows: Annotated[
+        Mapping[str, Any] | Sequence[str],
+        Opt("A local file for a recipe's data set; repeatable.", (), "NAME=FILE", common=True),
+    ] = (),
+    watch: Annotated[Any, Opt("A `ReproduceWatch`, told of progress.", python_only=True)] = None,
+) -> Reproduction:
+    """Run an experiment of the papers from beginning to end, and draw its figures.
+
+    A recipe is a sequence of deltalens commands, with the models, data sets and hyperparameters of
+    the paper, and ours, said to be so, where it is silent. Each finished step is kept, steps that
+    several recipes share are made once, and a step that fails stops only those that need it: the
+    same call goes on with what is missing. What belongs to others (EvalPlus, AlpacaEval) runs
+    through their program, or is not run, with the reason.
+
+    Args:
+        names: of recipes, or of figures and tables, which run the part of a recipe they need.
+        out: the folder of all results; each step has a folder of its own in it.
+        all: every recipe.
+        demo: the same steps on the demo's small models and rows.
+        base: the model of `real-small`.
+        rows: a recipe's data set -> a file of rows to use instead of downloading it.
+
+    Returns:
+        What became of every step and figure.
+
+    Raises:
+        DeltaLensError: an unknown name, a recipe's data set that does not exist, or results of
+            other settings in the folder. Errors of steps are in what is returned.
+
+    Example:
+        >>> deltalens.reproduce(["gmt-fig33"])
+        Traceback (most recent call last):
+        deltalens.errors.DeltaLensError: no recipe or figure is called 'gmt-fig33'; did you ...
+    """
+    watch = watch or ReproduceWatch()
+    plans = plans_of(names, out, all=all, demo=demo, base=base, rows=rows)
+    run = _Run(plans, Path(out), demo, watch)
+    run.check()
+    run.prepare()
+    # Demos train small models: several at once beat threads.
+    crowded: AbstractContextManager[Any] = nullcontext()
+    if demo:
+        from deltalens.numerics.workers import one_thread
+
+        crowded = one_thread()
+    with crowded:
+        for step in run.steps:
+            run.take(step)
+    return run.drawn()
+
+
+def plans_of(
+    names: Sequence[str],
+    out: str | Path,
+    *,
+    all: bool = False,
+    demo: bool = False,
+    base: str | Path | None = None,
+    rows: Mapping[str, Any] | Sequence[str] = (),
+) -> list[Plan]:
+    """Plan what `reproduce` would run.
+
+    Args:
+        names, out, all, demo, base, rows: as it takes them.
+
+    Returns:
+        A plan for each recipe.
+
+    Raises:
+        DeltaLensError: an unknown name, or none; or `rows` names what no recipe has.
+    """
+    if not names and not all:
+        raise DeltaLensError(f"name a recipe, a figure or a table: {', '.join(every_recipe())}")
+    files = _files(rows)
+    places = Places(out=Path(out), base=str(base or ""), data=files, demo=demo)
+    found = recipes_for(every_recipe() if all else names)
+    unknown = [name for name in files if not any(name in recipe.data for recipe, _ in found)]
+    if unknown:
+        known = {name for recipe, _ in found for name in recipe.data}
+        raise DeltaLensError(
+            f"--rows {unknown[0]}=...: no such data set; there are {', '.join(sorted(known))}"
+        )
+    return [plan(recipe, places, figures) for recipe, figures in found]
+
+
+def _files(rows: Mapping[str, Any] | Sequence[str]) -> dict[str, str]:
+    if isinstance(rows, Mapping):
+        return {name: str(file) for name, file in rows.items()}
+    pairs = [each.partition("=") for each in rows]
+    wrong = [name for name, _, file in pairs if not file]
+    if wrong:
+        raise DeltaLensError(f"--rows {wrong[0]}: write NAME=FILE")
+    return {name: file for name, _, file in pairs}
+
+
+def as_step(step: PlannedStep) -> Step:
+    """A planned step as the call of a function.
+
+    Args:
+        step: of deltalens, not of another owner.
+
+    Returns:
+        The call.
+
+    Raises:
+        DeltaLensError: no such command, or one without such an option; names the nearest.
+    """
+    command = " ".join(step.command)
+    if command not in _FUNCTIONS:
+        raise _unknown(step, f"no command {command!r}", command, _FUNCTIONS)
+    function = _FUNCTIONS[command]
+    known = parameters_of(function)
+    places = [name for name, each in known.items() if isinstance(each.said, Arg)]
+    arguments = _positional(step, known, places)
+    method = arguments.get("method")
+    settings: dict[str, Any] = {}
+    for typed, value in step.options.items():
+        name = typed.replace("-", "_")
+        if name in known and name not in places:
+            arguments[name] = value
+        elif method is not None and name in _own_settings(method):
+            settings[name] = value
+        else:
+            options = [each for each in known if each not in places]
+            raise _unknown(step, f"{command} has no option {typed!r}", name, options)
+    if "out" in known:
+        arguments["out"] = step.folder
+    if settings:
+        arguments["settings"] = settings
+    return Step(step.why, function, arguments)
+
+
+def _positional(
+    step: PlannedStep, known: Mapping[str, Any], places: Sequence[str]
+) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    given = [*step.arguments]
+    for name in places:
+        if not given:
+            break
+        arguments[name] = given if known[name].said.repeat else given.pop(0)
+        if known[name].said.repeat:
+            given = []
+    if given:
+        raise DeltaLensError(f"{step.name}: too many arguments: {' '.join(given)}")
+    return arguments
+
+
+def _own_settings(method: str | Method) -> Mapping[str, Any]:
+    from deltalens.training.methods import method_class
+
+    own: Mapping[str, Any] = method_class(str(method)).own_settings()
+    return own
+
+
+def _unknown(step: PlannedStep, message: str, name: str, known: Any) -> DeltaLensError:
+    near = similar_names(name, known, 1, 0.6)
+    hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
+    return DeltaLensError(f"{step.name}: {message}{hint}")
+
+
+class _Run:
+    """The steps of some plans, one after the other."""
+
+    def __init__(self, plans: Sequence[Plan], out: Path, demo: bool, watch: ReproduceWatch) -> None:
+        self._plans, self._out, self._demo, self._watch = plans, out, demo, watch
+        self._journal = Journal(out)
+        self._ended: dict[str, Outcome] = {}
+        self.steps = tuple({step.name: step for each in plans for step in each.steps}.values())
+
+    def check(self) -> None:
+        """Everything that can be known before any work.
+
+        Raises:
+            DeltaLensError: a step cannot be called so, or its folder holds other results.
+        """
+        others = []
+        for step in self.steps:
+            if step.owner is None:
+                as_step(step)
+            line = self._journal.of(step.name)
+            if line is not None and line.identity != step.identity:
+                others.append(f"{step.folder} (deltalens {line.version})")
+        if others:
+            raise DeltaLensError(
+                fault_list(
+                    f"{self._out} holds results of other settings, models or data; name another "
+                    "folder:",
+                    others,
+                )
+            )
+
+    def prepare(self) -> None:
+        """Make the demo's base, or download rows."""
+        if self._demo:
+            from deltalens.demo import build_base
+
+            build_base(self._out, report=self._watch.train)
+            return
+        from deltalens.recipes.rows import fetch_rows, missing_rows
+
+        for each in self._plans:
+            for name in missing_rows(each):
+                self._watch.fetch(name)
+                fetch_rows(name, each)
+
+    def take(self, step: PlannedStep) -> None:
+        """Take a step, unless it is finished or cannot be taken."""
+        line = self._journal.of(step.name)
+        if line is not None and line.state == FINISHED:
+            self._ended[step.name] = Outcome(
+                name=step.name, state=FINISHED, seconds=line.seconds, before=True
+            )
+            return
+        missing = [name for name in step.needs if self._ended[name].state != FINISHED]
+        if missing:
+            self._not_run(step, f"it needs {missing[0]}")
+            return
+        self._watch.at(step, self.steps.index(step) + 1, len(self.steps))
+        begun = time.monotonic()
+        try:
+            if step.owner is not None:
+                reason = self._of_owner(step)
+                if reason:
+                    self._not_run(step, reason)
+                    return
+            else:
+                self._watch.step(self._ready(step))
+        except DeltaLensError as error:
+            ended = self._journal.add(step.name, step.identity, FAILED, begun, str(error))
+        else:
+            ended = self._journal.add(step.name, step.identity, FINISHED, begun)
+        outcome = Outcome(
+            name=step.name, state=ended.state, reason=ended.reason, seconds=ended.seconds
+        )
+        self._ended[step.name] = outcome
+        if outcome.state == FAILED:
+            self._watch.end(outcome)
+
+    def _ready(self, step: PlannedStep) -> Step:
+        """Its call; a training that was stopped goes on."""
+        from deltalens.io.records import is_training
+
+        made = as_step(step)
+        more: dict[str, Any] = {}
+        if made.function is training.train and is_training(step.folder):
+            more["resume"] = True
+        if self._demo and "seeds" in made.arguments:
+            more["jobs"] = min(_MOST_JOBS, os.cpu_count() or 1)
+        if "out" in made.arguments:
+            step.folder.parent.mkdir(parents=True, exist_ok=True)
+        return Step(made.question, made.function, {**made.arguments, **more})
+
+    def _of_owner(self, step: PlannedStep) -> str:
+        """Run another owner's program; or the reason why not."""
+        assert step.owner is not None
+        program = step.owner.program
+        if self._demo:
+            return f"the demo's models write no answers for it; {step.owner.because}"
+        if not program or shutil.which(program) is None:
+            install = f" ({step.owner.install})" if step.owner.install else ""
+            return f"{step.owner.because}{install}"
+        words = [glob.glob(word) or [word] if "*" in word else [word] for word in step.arguments]
+        several = max(words, key=len)
+        for each in several:
+            line = [program, *(each if word is several else word[0] for word in words)]
+            if subprocess.run(line, check=False).returncode:
+                raise DeltaLensError(f"{program} failed; its message is above")
+        return ""
+
+    def _not_run(self, step: PlannedStep, reason: str) -> None:
+        outcome = Outcome(name=step.name, state=NOT_RUN, reason=reason)
+        self._ended[step.name] = outcome
+        self._watch.end(outcome)
+
+    def drawn(self) -> Reproduction:
+        """Draw the figures whose steps are finished.
+
+        Returns:
+            What became of everything.
+        """
+        figures, pictures = [], []
+        for each in self._plans:
+            for figure in each.figures:
+                unfinished = [n for n in figure.steps if self._ended[n].state != FINISHED]
+                name = f"{each.recipe.name}: {figure.name}"
+                if unfinished:
+                    reason = f"it needs {unfinished[0]}"
+                    figures.append(Outcome(name=name, state=NOT_RUN, reason=reason))
+                    continue
+                try:
+                    pictures += _draw(figure, self._out / "figures" / each.recipe.name)
+                    figures.append(Outcome(name=name, state=FINISHED))
+                except DeltaLensError as error:
+                    figures.append(Outcome(name=name, state=FAILED, reason=str(error)))
+        return Reproduction(
+            path=self._out,
+            steps=tuple(self._ended.values()),
+            figures=tuple(figures),
+            pictures=tuple(pictures),
+        )
+
+
+def _draw(figure: PlannedFigure, folder: Path) -> list[Path]:
+    """Draw a figure from all its studies; one after the other where it takes a single one."""
+    draw = load_code("deltalens.figures:draw_figure")
+    takes_several = load_code("deltalens.figures:figure_entry")(figure.name).several
+    parts: Sequence[Sequence[Path]] = [figure.studies]
+    if not takes_several:
+        parts = [[study] for study in figure.studies]
+    drawn: list[Path] = []
+    for part in parts:
+        out = folder if len(parts) == 1 else folder / part[0].name
+        out.mkdir(parents=True, exist_ok=True)
+        mixed = {"mixed": figure.mixed} if figure.mixed else {}
+        drawn += draw(figure.name, part, out, **mixed)
+    return drawn

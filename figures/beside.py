@@ -1,0 +1,126 @@
+"""A study's numbers beside a paper's: both, and their difference, row by row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from deltalens.figures.tables import NOTHING, Block, Entry, printed_entry
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Pair", "beside_block", "beside_note", "beside_rows"]
+
+_WHOSE = "whose"
+
+
+class Pair(NamedTuple):
+    """A column of both: the study's cells, and the paper's."""
+
+    head: str
+    ours: Sequence[Entry]
+    printed: Sequence[Entry]
+    comparable: bool = True
+    """Whether a difference means anything."""
+    form: str = "+.2f"
+    """Of a difference."""
+
+
+def beside_block(
+    title: str, labels: Sequence[str], rows: Sequence[Sequence[str]], pairs: Sequence[Pair]
+) -> Block | None:
+    """Set columns of a study beside those of a paper: three lines for each row.
+
+    Args:
+        title: above the block.
+        labels: heads of the rows' labels.
+        rows: their labels.
+        pairs: the columns, with a cell for each row.
+
+    Returns:
+        The block; None if the paper has no number in it.
+    """
+    if not any(math.isfinite(entry.value) for pair in pairs for entry in pair.printed):
+        return None
+    lines = [
+        (*map(Entry, (*row, whose)), *(of_pair(pair, place) for pair in pairs))
+        for place, row in enumerate(rows)
+        for whose, of_pair in _LINES.items()
+    ]
+    heads = (*labels, _WHOSE, *(pair.head for pair in pairs))
+    return Block("study", title, heads, tuple(lines), len(labels) + 1, len(labels))
+
+
+def beside_rows(
+    title: str,
+    own: Block,
+    names: Mapping[tuple[str, ...], str],
+    columns: Mapping[int, str],
+    cells: pd.DataFrame,
+    form: str = "+.1f",
+) -> Block | None:
+    """Set the rows of a study's block beside a paper's.
+
+    Args:
+        title: above the block.
+        own: the study's.
+        names: what its first columns name a row -> the paper's `method`.
+        columns: index of a column of `own` -> the paper's column.
+        cells: the paper's rows, one for each `method`.
+        form: of a difference.
+
+    Returns:
+        The block; None if they have no row and column in common.
+    """
+    printed = {str(row["method"]): row for _, row in cells.iterrows()}
+    width = len(next(iter(names), ()))
+    keys = [tuple(entry.text for entry in row[:width]) for row in own.rows]
+    common = [place for place, key in enumerate(keys) if names.get(key) in printed]
+    pairs = [
+        Pair(
+            name,
+            [own.rows[place][index] for place in common],
+            [printed_entry(str(printed[names[keys[place]]][name])) for place in common],
+            form=form,
+        )
+        for index, name in columns.items()
+    ]
+    return beside_block(title, own.heads[:width], [keys[place] for place in common], pairs)
+
+
+def beside_note(blocks: Sequence[Block]) -> str:
+    """Say what the blocks beside a paper's show, or why there is none.
+
+    Args:
+        blocks: those that there are.
+
+    Returns:
+        A sentence.
+    """
+    if blocks:
+        return (
+            "Beside the paper: rows and benchmarks that both have, by the names of the data; the "
+            "difference is this study's number less the paper's. In brackets: what the paper prints"
+            " as the distance to plain fine-tuning."
+        )
+    return (
+        "No data of this study has the name of one of the paper's benchmarks, so no difference is "
+        "shown."
+    )
+
+
+def _difference(pair: Pair, place: int) -> Entry:
+    apart = pair.ours[place].value - pair.printed[place].value
+    if not (pair.comparable and math.isfinite(apart)):
+        return Entry(NOTHING)
+    return Entry(f"{apart:{pair.form}}" if apart else "0", apart)
+
+
+_LINES: dict[str, Callable[[Pair, int], Entry]] = {
+    "this study": lambda pair, place: replace(pair.ours[place], best=False),
+    "the paper": lambda pair, place: pair.printed[place],
+    "difference": _difference,
+}

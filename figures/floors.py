@@ -1,0 +1,35 @@
+"""Metrics on which a fine-tune does so badly that nothing could be seen to fall."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from deltalens.catalog.metrics import HIGHER, known_metric
+
+__all__ = ["FLOOR", "above_floor"]
+
+FLOOR = 0.05
+"""Of a share: where the fine-tune has less, its lines lie on the floor and say nothing."""
+
+
+def above_floor(metrics: Sequence[str], at_fine_tune: pd.DataFrame) -> list[str]:
+    """Choose the metrics that are worth a panel.
+
+    Args:
+        metrics: as the records name them.
+        at_fine_tune: cells of the fine-tune, with the columns metric and value.
+
+    Returns:
+        Those that are no share, or of which the fine-tune has at least `FLOOR`; all of them, if
+        none would be left.
+    """
+    values = at_fine_tune.groupby("metric")["value"].mean()
+
+    def low(metric: str) -> bool:
+        known = known_metric(metric)
+        is_share = known is not None and known.per_cent and known.better == HIGHER
+        return is_share and metric in values.index and bool(values[metric] < FLOOR)
+
+    return [metric for metric in metrics if not low(metric)] or [*metrics]

@@ -1,0 +1,79 @@
+"""A table as LaTeX, with the rules of the package booktabs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from deltalens.io.escaping import plain_latex
+
+if TYPE_CHECKING:
+    from deltalens.figures.tables import Block, Entry, TableFigure
+
+__all__ = ["as_latex"]
+
+
+def as_latex(table: TableFigure) -> str:
+    """Write a table as a float of LaTeX: a `tabular` for each block, the title as its caption and
+    the notes below. It needs booktabs, and graphicx to shrink what is wider than the page.
+
+    Args:
+        table: with all its blocks.
+
+    Returns:
+        The source; every name in it is escaped.
+    """
+    lines = [
+        r"% \usepackage{booktabs,graphicx}",
+        r"\begin{table*}",
+        r"\centering",
+        rf"\caption{{{plain_latex(table.title)}}}",
+        rf"\label{{tab:{table.name.replace('_', '-')}}}",
+    ]
+    for block in table.blocks:
+        lines += [
+            r"\par\medskip",
+            rf"\textbf{{{plain_latex(block.title)}}}\par\smallskip",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            *_tabular(block),
+            "}",
+        ]
+    if table.notes:
+        lines += [r"\par\medskip\begin{minipage}{\linewidth}\footnotesize"]
+        lines += [rf"{plain_latex(note)}\par" for note in table.notes]
+        lines += [r"\end{minipage}"]
+    return "\n".join([*lines, r"\end{table*}"]) + "\n"
+
+
+def _tabular(block: Block) -> Iterator[str]:
+    sides = "l" * block.labels + "r" * (len(block.heads) - block.labels)
+    yield rf"\begin{{tabular}}{{{sides}}}"
+    yield r"\toprule"
+    yield _row(_head(head) for head in block.heads)
+    yield r"\midrule"
+    before: tuple[Entry, ...] = ()
+    for row in block.rows:
+        group = [entry.text for entry in row[: block.grouped]]
+        if before and group != [entry.text for entry in before[: block.grouped]]:
+            yield r"\addlinespace"
+        yield _row(map(_cell, row))
+        before = row
+    yield r"\bottomrule"
+    yield r"\end{tabular}"
+
+
+def _row(cells: Iterator[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _cell(entry: Entry) -> str:
+    text = plain_latex(entry.text)
+    return rf"\textbf{{{text}}}" if entry.best else text
+
+
+def _head(head: str) -> str:
+    lines = [plain_latex(line) for line in head.split("\n")]
+    if len(lines) == 1:
+        return lines[0]
+    stacked = r" \\ ".join(lines)
+    return rf"\shortstack{{{stacked}}}"
