@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from deltalens.api.recipe_steps import as_step
 from deltalens.api.reproducing import (
     Outcome,
     ReproduceWatch,
     Reproduction,
-    as_step,
     plans_of,
     reproduce,
 )

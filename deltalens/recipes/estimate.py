@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltalens.catalog.methods import REFERENCES, facts_of, has_ratio, method_name
+from deltalens.numerics.rates import exact_rates
 from deltalens.recipes.plan import Plan, PlannedStep
 
 __all__ = ["CORES", "GPU", "Cost", "Speed", "cost_of", "total_of"]
@@ -182,11 +183,13 @@ def _points(axis: str, step: PlannedStep) -> tuple[int, float]:
     """How many points an axis has, and how many whole trainings they amount to."""
     options = step.options
     if axis == "mask-ratio":
-        count = len([rate for rate in _rates(options.get("mask-ratios", "0.1:0.9:0.1")) if rate])
+        count = len(
+            [rate for rate in exact_rates(options.get("mask-ratios", "0.1:0.9:0.1")) if rate]
+        )
         return count, float(count)
     if axis == "data-ratio":
-        ratios = _rates(options.get("data-ratios", "0.1,0.2,0.5,1"))
-        return len(ratios), sum(ratios)
+        ratios = exact_rates(options.get("data-ratios", "0.1,0.2,0.5,1"))
+        return len(ratios), float(sum(ratios))
     if axis == "layers":
         blocks = step.model.blocks if step.model else 1
         sizes = [int(size) for size in _listed(options.get("group-sizes", "4"))]
@@ -218,7 +221,7 @@ def _length(step: PlannedStep) -> tuple[int, float]:
 def _cells(command: str, options: Mapping[str, Any]) -> int:
     """Models that a study without trainings measures."""
     if command == "drop-study":
-        rates = [rate for rate in _rates(options.get("rates", "0:1:0.1")) if 0 < rate < 1]
+        rates = [rate for rate in exact_rates(options.get("rates", "0:1:0.1")) if 0 < rate < 1]
         strategies = _listed(options.get("strategies", "salient,trivial,random"))
         orders = int(options.get("seeds", _RANDOM_ORDERS))
         in_order = len([name for name in strategies if name != "random"])
@@ -251,15 +254,3 @@ def _listed(value: Any) -> list[str]:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [str(each) for each in value]
     return [part for part in str(value).split(",") if part]
-
-
-def _rates(value: Any) -> list[float]:
-    """`0:1:0.1,0.95` as numbers."""
-    found: list[float] = []
-    for part in _listed(value):
-        if ":" in part:
-            low, high, step = map(float, part.split(":"))
-            found += [low + n * step for n in range(round((high - low) / step) + 1)]
-        else:
-            found.append(float(part))
-    return [round(rate, 9) for rate in found]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deltalens.api.reproducing import as_step
+from deltalens.api.recipe_steps import as_step
 from deltalens.cli.steps import command_of_step, typed_line
 from deltalens.recipes import Places, Plan, PlannedStep, load_recipe, plan, recipe_names
 from tests.architecture.commands import fault_in

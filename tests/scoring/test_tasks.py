@@ -22,7 +22,14 @@ from deltalens.scoring.tasks.live_lm import LiveLM, TokenMemo
 from deltalens.scoring.tasks.scoring import StandardTasks, TaskScoring
 from deltalens.scoring.tasks.selection import TaskSelection
 from tests.support.checkpoint_pairs import Pair
-from tests.support.standard_tasks import TASKS, gsm8k_rows, write_pair, write_rows, write_tasks
+from tests.support.standard_tasks import (
+    TASKS,
+    count_builds,
+    gsm8k_rows,
+    write_pair,
+    write_rows,
+    write_tasks,
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +55,7 @@ def loaded(pair: Pair) -> dict[str, LoadedModel]:
 
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The tasks whose requests the harness has built."""
-    from lm_eval.api.task import Task
-
-    built: list[str] = []
-    build = Task.build_all_requests
-
-    def counted(self: Any, **options: Any) -> None:
-        built.append(self.config.task)
-        build(self, **options)
-
-    monkeypatch.setattr(Task, "build_all_requests", counted)
-    return built
+    return count_builds(monkeypatch)
 
 
 def by_the_harness(model: Any, tokenizer: Any, **options: Any) -> dict[str, Measurement]:

@@ -16,7 +16,13 @@ from deltalens.scoring.tasks.finding import FILES, LOCAL_FILES
 from deltalens.scoring.tasks.scoring import TaskScoring
 from deltalens.studies.executors import Execution
 from tests.support.checkpoint_pairs import Pair
-from tests.support.standard_tasks import gsm8k_rows, write_pair, write_rows, write_tasks
+from tests.support.standard_tasks import (
+    count_builds,
+    gsm8k_rows,
+    write_pair,
+    write_rows,
+    write_tasks,
+)
 
 STRICT, FLEXIBLE = "gsm8k/strict-match/exact_match", "gsm8k/flexible-extract/exact_match"
 
@@ -36,18 +42,7 @@ def pair(folder: Path) -> Pair:
 
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The tasks whose requests the harness has built."""
-    from lm_eval.api.task import Task
-
-    built: list[str] = []
-    build = Task.build_all_requests
-
-    def counted(self: Any, **options: Any) -> None:
-        built.append(self.config.task)
-        build(self, **options)
-
-    monkeypatch.setattr(Task, "build_all_requests", counted)
-    return built
+    return count_builds(monkeypatch)
 
 
 def choices(folder: Path) -> dict[str, Any]:

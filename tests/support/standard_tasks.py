@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.support.checkpoint_pairs import Pair
@@ -125,3 +126,18 @@ def write_tasks(folder: Path, count: int = 8) -> Path:
     for name, text in TASKS.items():
         (folder / f"{name}.yaml").write_text(text.replace("FOLDER", str(folder)), encoding="utf-8")
     return folder
+
+
+def count_builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tasks whose requests the harness builds from here to the end of the test."""
+    from lm_eval.api.task import Task
+
+    built: list[str] = []
+    build = Task.build_all_requests
+
+    def counted(self: Any, **options: Any) -> None:
+        built.append(self.config.task)
+        build(self, **options)
+
+    monkeypatch.setattr(Task, "build_all_requests", counted)
+    return built

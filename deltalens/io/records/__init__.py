@@ -13,15 +13,9 @@ from deltalens.io.records.identity import Union
 from deltalens.io.records.journal import Cell, Measurement, Setting
 from deltalens.io.records.kinds import TASK_COSTS
 from deltalens.io.records.run import RunRecord, RunWriter, load_run
-from deltalens.io.records.study import (
-    StudyFolder,
-    StudyRecord,
-    check_study_folder,
-    is_study,
-    load_study,
-    recorded_settings,
-    specification_of,
-)
+from deltalens.io.records.study import StudyFolder, check_study_folder
+from deltalens.io.records.study_manifest import recorded_settings, specification_of
+from deltalens.io.records.study_record import StudyRecord, is_study, load_study
 from deltalens.io.records.texts import has_texts, read_texts, write_texts
 from deltalens.io.records.training import (
     ADAPTER,

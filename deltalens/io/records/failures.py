@@ -9,7 +9,6 @@ torn last line is ignored.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,7 @@ from typing import Any
 
 from deltalens.errors import RecordError
 from deltalens.io.checksum import parse_sealed, sealed
-from deltalens.io.files import read_plain
-from deltalens.io.records.journal import ANY_SCALAR, Setting
+from deltalens.io.records.journal import ANY_SCALAR, Setting, cut_torn, whole_lines
 from deltalens.io.records.schema import NOTHING, Check, Either, Fields, Text, refuse
 
 __all__ = ["FAILURES", "Failure", "read_failures"]
@@ -63,22 +61,16 @@ def read_failures(file: Path, columns: Sequence[str], repair: bool = False) -> l
     Raises:
         RecordError: a line is damaged.
     """
-    try:
-        raw = read_plain(file)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise RecordError(f"{file}: cannot be read: {error.strerror}") from error
-    complete = raw[: raw.rfind(b"\n") + 1]
+    lines, torn = whole_lines(file)
     latest: dict[str, Failure] = {}
-    for number, line in enumerate(complete.split(b"\n")[:-1], 1):
+    for number, line in enumerate(lines, 1):
         failure = _parse(f"{file}, line {number}", line, columns)
         key = repr(sorted(failure.setting.items()))
         latest.pop(key, None)
         if failure.reason is not None:
             latest[key] = failure
-    if repair and len(complete) < len(raw):
-        os.truncate(file, len(complete))
+    if repair and torn:
+        cut_torn(file, lines)
     return list(latest.values())
 
 

@@ -128,6 +128,37 @@ def journal_lines(cells: Sequence[Cell]) -> list[bytes]:
     ]
 
 
+def whole_lines(file: Path) -> tuple[list[bytes], bool]:
+    """Read the lines of a file that grows by whole lines.
+
+    Args:
+        file: the file; it may be missing.
+
+    Returns:
+        The lines without their ends; and whether a torn one, left out, comes after them.
+
+    Raises:
+        RecordError: it cannot be read.
+    """
+    try:
+        *lines, rest = read_plain(file).split(b"\n")
+    except FileNotFoundError:
+        return [], False
+    except OSError as error:
+        raise RecordError(f"{file}: cannot be read: {error.strerror}") from error
+    return lines, bool(rest)
+
+
+def cut_torn(file: Path, lines: Sequence[bytes]) -> None:
+    """Cut off a torn last line, so that lines can be appended.
+
+    Args:
+        file: the file.
+        lines: its whole lines, as `whole_lines` returned them.
+    """
+    os.truncate(file, sum(len(line) + 1 for line in lines))
+
+
 def read_journal(file: Path, kind: CellKind, repair: bool = False) -> list[Cell]:
     """Read the finished cells of a study.
 
@@ -143,15 +174,9 @@ def read_journal(file: Path, kind: CellKind, repair: bool = False) -> list[Cell]
         RecordError: a line is damaged, or two lines have the same setting and different numbers;
             the message names the lines and says what to do.
     """
-    try:
-        raw = read_plain(file)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise RecordError(f"{file}: cannot be read: {error.strerror}") from error
-    complete = raw[: raw.rfind(b"\n") + 1]
+    lines, torn = whole_lines(file)
     cells: dict[tuple[Any, ...], tuple[int, Cell]] = {}
-    for number, line in enumerate(complete.split(b"\n")[:-1], 1):
+    for number, line in enumerate(lines, 1):
         cell = parse_line(f"{file}, line {number}", line, kind)
         first, before = cells.setdefault(tuple(cell.setting.values()), (number, cell))
         if repr(before.metrics) != repr(cell.metrics):
@@ -159,9 +184,9 @@ def read_journal(file: Path, kind: CellKind, repair: bool = False) -> list[Cell]
                 f"{file}: lines {first} and {number} have different numbers for the same cell; "
                 "remove one of them"
             )
-    if repair and len(complete) < len(raw):
+    if repair and torn:
         # Only now: a study that is refused must stay as it is.
-        os.truncate(file, len(complete))
+        cut_torn(file, lines)
     return [cell for _, cell in cells.values()]
 
 

@@ -10,51 +10,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltalens.errors import RecordError
-from deltalens.io.escaping import short_path
 from deltalens.io.files import append_to, discard
 from deltalens.io.folders import check_new_folder
 from deltalens.io.locks import is_remains
 from deltalens.io.records.failures import FAILURES, Failure, read_failures
-from deltalens.io.records.folder import Manifest, RecordFolder
+from deltalens.io.records.folder import RecordFolder
 from deltalens.io.records.identity import Union
 from deltalens.io.records.journal import (
     JOURNAL,
     Cell,
-    CellKind,
     Setting,
     journal_lines,
     parse_line,
     read_journal,
 )
-from deltalens.io.records.kinds import kind_of
-from deltalens.io.records.schema import NAME, Fields, Items, Text, Whole, refuse
-from deltalens.io.records.table import TABLE, VALUES, as_in_table, read_table, write_table
-from deltalens.io.records.texts import TEXTS
-from deltalens.io.version import IDENTITY, has_checksums
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = [
-    "StudyFolder",
-    "StudyRecord",
-    "check_study_folder",
-    "is_study",
-    "load_study",
-    "recorded_settings",
-    "specification_of",
-]
-
-STUDY = Manifest(
-    "study",
-    "study.json",
-    Fields({"asked": Fields({"kind": NAME}), "facts": Fields(), "columns": Items(NAME, 0, 100)}),
+from deltalens.io.records.study_manifest import (
+    STUDY,
+    cell_kind,
+    check_facts,
+    read_manifest,
 )
+from deltalens.io.records.table import TABLE, write_table
+from deltalens.io.records.texts import TEXTS
+from deltalens.io.version import IDENTITY
+
+__all__ = ["StudyFolder", "check_study_folder"]
 
 
 def check_study_folder(path: Path, inputs: Sequence[Path], kind: str | None = None) -> None:
@@ -79,40 +63,6 @@ def check_study_folder(path: Path, inputs: Sequence[Path], kind: str | None = No
     except OSError as error:
         raise RecordError(f"{path}: cannot be used: {error.strerror}") from error
     check_new_folder(path, list(inputs))
-
-
-def recorded_settings(path: Path) -> dict[str, dict[str, Any]]:
-    """Look up the methods' settings of the study that a folder may contain.
-
-    Args:
-        path: the folder.
-
-    Returns:
-        Label of a method -> its own settings; {} if there is no study, or one without methods.
-
-    Raises:
-        RecordError: there is a study, and it is damaged.
-    """
-    if not os.path.isfile(path / STUDY.name):
-        return {}
-    settings: dict[str, dict[str, Any]] = _read_manifest(path)["asked"].get("settings") or {}
-    return settings
-
-
-def specification_of(path: Path) -> Setting:
-    """Read the specification of the study in a folder; it does not change while cells are measured.
-
-    Args:
-        path: the folder.
-
-    Returns:
-        JSON values by name.
-
-    Raises:
-        RecordError: there is no study, or its manifest is damaged.
-    """
-    specification: Setting = STUDY.read(path)["asked"]
-    return specification
 
 
 class StudyFolder(RecordFolder):
@@ -144,7 +94,7 @@ class StudyFolder(RecordFolder):
         self.cells: list[Cell] = []
         self.failures: list[Failure] = []
         self._fresh, self._axes, self._not_resumable = fresh, axes, not_resumable
-        self._kind = _cell_kind(path / STUDY.name, self.spec, columns)
+        self._kind = cell_kind(path / STUDY.name, self.spec, columns)
         self._spec_grew = False
         self._open()
 
@@ -199,8 +149,8 @@ class StudyFolder(RecordFolder):
         self.write_manifest()
 
     def _resume(self) -> None:
-        manifest = _read_manifest(self.path)
-        _cell_kind(self.path / STUDY.name, manifest["asked"], manifest["columns"])
+        manifest = read_manifest(self.path)
+        cell_kind(self.path / STUDY.name, manifest["asked"], manifest["columns"])
         self._unite(manifest, self._axes, " (choose another folder, or set `fresh` to start over)")
         self._spec_grew = self.spec != manifest["asked"]
         table = self.path / TABLE
@@ -211,7 +161,7 @@ class StudyFolder(RecordFolder):
         self.facts = manifest["facts"]
         self.cells = self._journal(repair=True)
         self.failures = read_failures(self.path / FAILURES, self.columns, repair=True)
-        _check_facts(self.path / STUDY.name, manifest, self.cells)
+        check_facts(self.path / STUDY.name, manifest, self.cells)
 
     def _manifest_fields(self) -> dict[str, Any]:
         columns = list(self.columns)
@@ -318,148 +268,3 @@ class StudyFolder(RecordFolder):
         written = {JOURNAL, FAILURES, TABLE, TEXTS.name}
         others = {file.name for file in self.path.iterdir() if not is_remains(file.name)} - written
         self._remove([*written, *((STUDY.name,) if others <= {STUDY.name} else ())])
-
-
-@dataclass(frozen=True, repr=False)
-class StudyRecord:
-    """A study, read from its folder."""
-
-    path: Path
-    kind: str
-    """The kind of study: `drop-study`, ..."""
-    spec: Setting
-    """The specification: everything that decided the numbers."""
-    facts: dict[str, Any]
-    """Facts found on the way: entries, unchanged entries, notes."""
-    cells: pd.DataFrame
-    """One row per cell and metric: the setting's columns, then metric, value, stderr, n."""
-    failures: tuple[Failure, ...] = ()
-    """The cells that failed when they were last measured; asking again measures them again."""
-    version: str = ""
-    """The deltalens that wrote it."""
-    identity: int = IDENTITY
-    """Which version of what decides the numbers it recorded (`deltalens.io.version.IDENTITY`)."""
-
-    def __repr__(self) -> str:
-        setting = [name for name in self.cells.columns if name not in VALUES]
-        cells = len(self.cells[setting].drop_duplicates()) if setting else 0
-        metrics = [str(name) for name in self.cells["metric"].unique()]
-        names = ", ".join(metrics[:4]) + (", ..." if len(metrics) > 4 else "")
-        return (
-            f"<{type(self).__name__} {short_path(self.path)}: {self.kind[:40]}, "
-            f"{cells:,} finished cells, {len(metrics):,} metrics"
-            f"{f' ({names[:100]})' if metrics else ''}>"
-        )
-
-    @property
-    def plain(self) -> str:
-        """The name of training without a mask in this study: `dpo` if that is the objective, else
-        `sft`."""
-        return "dpo" if self.spec.get("objective") == "dpo" else "sft"
-
-    def setting(self, name: str, method: str) -> Any:
-        """Look up a setting of a method's trainings.
-
-        Args:
-            name: the setting: `mask_ratio`, ...
-            method: the method: `gmt`, ...
-
-        Returns:
-            The method's value or else the one for all methods; None if there is neither.
-        """
-        of_method = self.spec.get("settings", {}).get(method, {})
-        return of_method[name] if name in of_method else self.spec.get(name)
-
-
-def is_study(folder: str | Path) -> bool:
-    """Tell whether a folder is a study's.
-
-    Args:
-        folder: any path.
-
-    Returns:
-        Whether it has a study's manifest.
-    """
-    return Path(folder, STUDY.name).is_file()
-
-
-def load_study(folder: str | Path) -> StudyRecord:
-    """Read a study, finished or not. torch is not imported.
-
-    Args:
-        folder: the study's folder.
-
-    Returns:
-        Specification, facts and cells (a pandas DataFrame).
-
-    Raises:
-        RecordError: the folder is not a study, is damaged, or has a format that this version does
-            not know.
-
-    Example:
-        >>> study = load_study("study")
-        >>> study.kind
-        'drop-study'
-        >>> list(study.cells.columns)
-        ['strategy', 'scope', 'rate', 'seed', 'metric', 'value', 'stderr', 'n']
-    """
-    import pandas as pd
-
-    path = Path(folder)
-    manifest = _read_manifest(path)
-    spec, columns = manifest["asked"], manifest["columns"]
-    kind = _cell_kind(path / STUDY.name, spec, columns, has_checksums(manifest["format"]))
-    table = read_table(path)  # Before the journal, which then has every cell of the table.
-    cells = read_journal(path / JOURNAL, kind)
-    _check_facts(path / STUDY.name, manifest, cells)
-    rows = [
-        {**cell.setting, "metric": name, **measurement._asdict()}
-        for cell in as_in_table(path, table, cells, columns)
-        for name, measurement in cell.metrics.items()
-    ]
-    frame = pd.DataFrame(rows, columns=[*columns, *VALUES])
-    return StudyRecord(
-        path,
-        spec["kind"],
-        spec,
-        manifest["facts"],
-        frame,
-        tuple(read_failures(path / FAILURES, columns)),
-        manifest.get("deltalens", ""),
-        manifest.get("identity", 0),
-    )
-
-
-_WRITTEN_BY = Fields(known={"deltalens": Text(), "identity": Whole()})
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a study, with the specification and facts checked for its kind."""
-    file, manifest = path / STUDY.name, STUDY.read(path)
-    refuse(file, [*_WRITTEN_BY.faults(manifest, "")])
-    spec, facts, kind = manifest["asked"], manifest["facts"], kind_of(manifest["asked"])
-    if kind is not None:
-        refuse(file, [*kind.spec.faults(spec, "asked")])
-        present = Fields(known={**kind.facts.known, **kind.facts.needed})
-        refuse(file, [*present.faults(facts, "facts")])
-        refuse(file, [*(kind.rule(spec, facts) if kind.rule else ())])
-    return manifest
-
-
-def _cell_kind(file: Path, spec: Setting, columns: Sequence[str], sealed: bool = True) -> CellKind:
-    kind = kind_of(spec)
-    expected = {} if kind is None else kind.columns(spec)
-    if kind is not None and tuple(columns) != tuple(expected):
-        raise RecordError(f"{file}: columns is {[*columns]}; expected {[*expected]}")
-    if len({*columns, *VALUES}) < len(columns) + len(VALUES):
-        raise RecordError(f"{file}: columns is {[*columns]}; expected names that all differ")
-    if kind is None:
-        return CellKind.any(columns, sealed)
-    return CellKind(expected, kind.metrics, sealed)
-
-
-def _check_facts(file: Path, manifest: Mapping[str, Any], cells: Sequence[Cell]) -> None:
-    """Refuse a study with finished cells that lacks a fact that its kind requires."""
-    kind = kind_of(manifest["asked"])
-    if kind is not None and cells:
-        refuse(file, [*Fields(kind.facts.needed).faults(manifest["facts"], "facts")])
