@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from deltalens.api.demos import DemoWatch, Step, build_demo
+from deltalens.api.demos import build_demo
+from deltalens.api.steps import DemoWatch, Step
 from deltalens.cli import console
 from deltalens.cli.generate import Command, Terminal
+from deltalens.cli.reproduce import run_recipes
 from deltalens.cli.running import framed
 from deltalens.cli.steps import DemoTraining, run_step
 
@@ -16,6 +18,9 @@ __all__ = ["DEMO"]
 def _run(command: Command, terminal: Terminal, typed: dict[str, Any]) -> None:
     """Make the demo; each step is shown as it would be typed, and run as that command."""
     with framed(command, terminal, typed):
+        if typed.get("all"):
+            run_recipes(command, terminal, typed)
+            return
         console.quieten(terminal.verbose)
         training = DemoTraining(terminal.quiet or terminal.as_json)
         inner = Terminal(quiet=terminal.quiet or terminal.as_json, debug=terminal.debug)

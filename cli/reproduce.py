@@ -8,13 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from deltalens.api.recipe_steps import as_step
-from deltalens.api.reproducing import (
-    Outcome,
-    ReproduceWatch,
-    Reproduction,
-    plans_of,
-    reproduce,
-)
+from deltalens.api.reproducing import Reproduction, plans_of, reproduce
+from deltalens.api.steps import Begun, Outcome, ReproduceWatch, Step
 from deltalens.cli import console
 from deltalens.cli.commands import flag
 from deltalens.cli.generate import Command, Terminal
@@ -26,10 +21,9 @@ from deltalens.recipes.estimate import CORES, GPU, Cost, cost_of, total_of
 from deltalens.recipes.schema import Choice
 
 if TYPE_CHECKING:
-    from deltalens.api.demos import Step
     from deltalens.recipes import Plan, PlannedStep
 
-__all__ = ["REPRODUCE"]
+__all__ = ["REPRODUCE", "run_recipes"]
 
 _ASSUMED = (
     "hours: 6 operations a parameter and token in training, 2 in measuring; on an H100 at 40 % and",
@@ -51,19 +45,33 @@ def _run(command: Command, terminal: Terminal, typed: dict[str, Any]) -> None:
             given.setdefault("names", ())
             _show_plans(plans_of(**given), terminal.as_json)
             return
-        console.quieten(terminal.verbose)
-        quiet = terminal.quiet or terminal.as_json
-        with DemoTraining(quiet) as making:
-            found: Reproduction = command.call(typed, watch=_watch(making, terminal, quiet))
-        if terminal.as_json:
-            console.print_json(found.as_json())
-        elif not terminal.quiet:
-            _show(found)
-        if found.failed:
-            reasons = [f"{each.name}: {each.reason}" for each in found.failed]
-            raise DeltaLensError(
-                fault_list("failed (the same command goes on with what is missing):", reasons)
-            )
+        run_recipes(command, terminal, typed)
+
+
+def run_recipes(command: Command, terminal: Terminal, typed: Mapping[str, Any]) -> None:
+    """Run recipes by a command; each step is shown as it would be typed.
+
+    Args:
+        command: whose function takes a `ReproduceWatch` and returns a `Reproduction`.
+        terminal: how it speaks.
+        typed: its options.
+
+    Raises:
+        DeltaLensError: a step or figure failed; the others were made.
+    """
+    console.quieten(terminal.verbose)
+    quiet = terminal.quiet or terminal.as_json
+    with DemoTraining(quiet) as making:
+        found: Reproduction = command.call(typed, watch=_watch(making, terminal, quiet))
+    if terminal.as_json:
+        console.print_json(found.as_json())
+    elif not terminal.quiet:
+        _show(found)
+    if found.failed:
+        reasons = [f"{each.name}: {each.reason}" for each in found.failed]
+        raise DeltaLensError(
+            fault_list("failed (the same command goes on with what is missing):", reasons)
+        )
 
 
 def _watch(making: DemoTraining, terminal: Terminal, quiet: bool) -> ReproduceWatch:
@@ -80,13 +88,15 @@ def _watch(making: DemoTraining, terminal: Terminal, quiet: bool) -> ReproduceWa
                 raise left.__cause__ from None
             raise
 
-    def at(step: PlannedStep, number: int, total: int) -> None:
+    def at(begun: Begun) -> None:
         making.end()
         if not quiet:
+            left = begun.seconds_left
+            ahead = f", about {_time(left / 3600)} left of all" if left is not None else ""
             console.say("")
-            console.say(f"[{number} of {total}] {step.name}")
-            if step.owner is not None:
-                console.say(f"$ {_of_owner(step)}")
+            console.say(f"[{begun.number} of {begun.total}{ahead}] {begun.step.name}")
+            if begun.step.owner is not None:
+                console.say(f"$ {_of_owner(begun.step)}")
 
     def end(outcome: Outcome) -> None:
         if not quiet:

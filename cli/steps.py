@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from deltalens.api import training
-from deltalens.api.demos import Step
 from deltalens.api.described import Arg, parameters_of
+from deltalens.api.steps import Step
 from deltalens.cli import console
 from deltalens.cli.commands import COMMANDS, SWEEPS, train_command
 from deltalens.cli.generate import Command, Terminal

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from deltalens.figures.paper_points import plain_words
 from deltalens.figures.tables import NOTHING, Block, Entry, printed_entry
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Pair", "beside_block", "beside_note", "beside_rows"]
+__all__ = ["NO_BENCHMARK", "Pair", "beside_block", "beside_note", "beside_rows", "models_beside"]
 
+NO_BENCHMARK = (
+    "No data of this study has the name of one of the paper's benchmarks, so no difference is "
+    "shown."
+)
 _WHOSE = "whose"
 
 
@@ -91,6 +97,26 @@ def beside_rows(
     return beside_block(title, own.heads[:width], [keys[place] for place in common], pairs)
 
 
+def models_beside(own: str, cells: pd.DataFrame) -> list[str]:
+    """Choose the paper's models to stand beside a study.
+
+    Args:
+        own: the name of the study's model; may be empty.
+        cells: rows of the paper's table.
+
+    Returns:
+        The study's own model if the rows have it, else all of theirs.
+    """
+    models = [str(model) for model in dict.fromkeys(cells["model"])]
+    return [model for model in models if _is_called(own, model)] or models
+
+
+def _is_called(own: str, printed: str) -> bool:
+    """`Meta-Llama-3-8B` is LLAMA3-8B, `deepseek-coder-6.7b-base` DEEPSEEK-CODER-BASE-6.7B."""
+    words = [{plain_words(word) for word in re.split("[-_ ]", name)} for name in (printed, own)]
+    return bool(own) and (plain_words(printed) in plain_words(own) or words[0] <= words[1])
+
+
 def beside_note(blocks: Sequence[Block]) -> str:
     """Say what the blocks beside a paper's show, or why there is none.
 
@@ -106,10 +132,7 @@ def beside_note(blocks: Sequence[Block]) -> str:
             "difference is this study's number less the paper's. In brackets: what the paper prints"
             " as the distance to plain fine-tuning."
         )
-    return (
-        "No data of this study has the name of one of the paper's benchmarks, so no difference is "
-        "shown."
-    )
+    return NO_BENCHMARK
 
 
 def _difference(pair: Pair, place: int) -> Entry:

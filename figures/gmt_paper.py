@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deltalens.figures.paper_points import benchmark_of
-from deltalens.figures.speft_tasks import plain_words
 from deltalens.figures.sweep_tables import AVERAGE, Sweep
 from deltalens.figures.tables import Measure
 from deltalens.io.papers import PaperTable
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["columns_beside", "models_beside"]
+__all__ = ["columns_beside"]
 
 _LABELS = 2
 """Columns of a study's block that name its rows: method and mask ratio."""
@@ -52,18 +46,3 @@ def _averaged(paper: PaperTable) -> set[str]:
     """The columns that the paper's average is of: those before it."""
     names = paper.measures
     return {*names[: names.index("Average")]} if "Average" in names else set()
-
-
-def models_beside(sweep: Sweep, cells: pd.DataFrame) -> list[str]:
-    """Choose the paper's models to stand beside a study.
-
-    Args:
-        sweep: the study.
-        cells: rows of the paper's table.
-
-    Returns:
-        The study's own model if the rows have it, else all of theirs.
-    """
-    own = plain_words(Path(str(sweep.record.facts.get("model", ""))).name)
-    models = [str(model) for model in dict.fromkeys(cells["model"])]
-    return [model for model in models if own and plain_words(model) in own] or models

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from deltalens.catalog.metrics import scale_of
 from deltalens.errors import Lines
-from deltalens.figures.beside import beside_note, beside_rows
+from deltalens.figures.beside import beside_note, beside_rows, models_beside
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
-from deltalens.figures.gmt_paper import columns_beside, models_beside
-from deltalens.figures.sweep_tables import AVERAGE, Sweep, in_words, load_sweep, measure
+from deltalens.figures.gmt_paper import columns_beside
+from deltalens.figures.sweep_tables import AVERAGE, Sweep, in_words, load_sweep, measure, told_apart
 from deltalens.figures.tables import Block, Measure, TableFigure, draw_table, printed
 from deltalens.io.papers import PaperTable, paper_table
 
@@ -46,13 +46,13 @@ def draw(folders: Sequence[Path], entry: FigureEntry, ratio: float | None = None
     own: list[Block] = []
     beside: list[Block] = []
     deciding: list[str] = []
-    for sweep in sweeps:
-        for title, shown, measures in _parts(sweep):
+    for sweep, where in zip(sweeps, told_apart(sweeps), strict=True):
+        for title, shown, measures in _parts(sweep, where):
             first = measures[-1] if measures[-1].name.startswith(AVERAGE) else measures[0]
             deciding.append(in_words(first.name))
             block = sweep.block(title, shown.frame, shown.chosen(first.name, ratio), measures)
             own.append(block)
-            beside += _beside(sweep, block, [*measures], paper)
+            beside += _beside(sweep, where, block, [*measures], paper)
     blocks = (
         *own,
         *beside,
@@ -81,14 +81,14 @@ def draw(folders: Sequence[Path], entry: FigureEntry, ratio: float | None = None
     return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes))]
 
 
-def _parts(sweep: Sweep) -> Iterator[tuple[str, Sweep, list[Measure]]]:
+def _parts(sweep: Sweep, where: str) -> Iterator[tuple[str, Sweep, list[Measure]]]:
     """Title, cells and columns of each block of a study."""
     shared = [name for name in sweep.shared_metrics if scale_of(name) == 100]
     shared = (shared or sweep.shared_metrics)[:1]
     if not shared:
         for name, metrics in sweep.sets.items():
             yield (
-                f"This study: {name}",
+                f"This study{where}: {name}",
                 sweep,
                 [measure(metric, own=sweep.stated) for metric in metrics],
             )
@@ -97,11 +97,11 @@ def _parts(sweep: Sweep) -> Iterator[tuple[str, Sweep, list[Measure]]]:
     head = measure(name).head
     columns = [measure(f"{data}/{name}", Lines(data, head), sweep.stated) for data in sweep.sets]
     average = measure(f"{AVERAGE}/{name}", Lines("average", head), sweep.stated)
-    yield f"This study: {sweep.trained_on}", sweep.with_average(shared), [*columns, average]
+    yield f"This study{where}: {sweep.trained_on}", sweep.with_average(shared), [*columns, average]
 
 
 def _beside(
-    sweep: Sweep, own: Block, measures: Sequence[Measure], paper: PaperTable
+    sweep: Sweep, where: str, own: Block, measures: Sequence[Measure], paper: PaperTable
 ) -> Iterator[Block]:
     columns = columns_beside(sweep, measures, paper)
     for domain, names in _BLOCKS.items():
@@ -109,8 +109,8 @@ def _beside(
         if {*held.values()} <= {"Average"}:
             continue
         cells = paper.cells[paper.cells["domain"] == domain]
-        for model in models_beside(sweep, cells):
-            title = f"Beside the paper: {model}, {domain.lower()}"
+        for model in models_beside(sweep.record.model, cells):
+            title = f"Beside the paper{where}: {model}, {domain.lower()}"
             rows = cells[cells["model"] == model]
             block = beside_rows(title, own, sweep.printed_names, held, rows)
             if block is not None:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deltalens.errors import RecordError
-from deltalens.figures.beside import beside_note, beside_rows
+from deltalens.figures.beside import beside_note, beside_rows, models_beside
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
-from deltalens.figures.gmt_paper import columns_beside, models_beside
-from deltalens.figures.sweep_tables import AVERAGE, in_words, load_sweep, measure
+from deltalens.figures.gmt_paper import columns_beside
+from deltalens.figures.sweep_tables import AVERAGE, in_words, load_sweep, measure, told_apart
 from deltalens.figures.tables import Block, TableFigure, draw_table, printed
 from deltalens.io.papers import paper_table
 
@@ -39,7 +39,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry, ratio: float | None = None
     own: list[Block] = []
     beside: list[Block] = []
     deciding: list[str] = []
-    for sweep in sweeps:
+    for sweep, where in zip(sweeps, told_apart(sweeps), strict=True):
         shared = sweep.shared_metrics
         if not shared:
             raise RecordError(
@@ -48,7 +48,6 @@ def draw(folders: Sequence[Path], entry: FigureEntry, ratio: float | None = None
         averaged = sweep.with_average(shared)
         ratios = averaged.chosen(f"{AVERAGE}/{shared[0]}", ratio)
         deciding.append(f"average {in_words(shared[0])}")
-        where = f" ({sweep.record.path.name})" if len(sweeps) > 1 else ""
         for name in shared:
             measures = [
                 *(measure(f"{data}/{name}", data) for data in sweep.sets),
@@ -58,7 +57,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry, ratio: float | None = None
             block = averaged.block(title, averaged.frame, ratios, measures)
             own.append(block)
             columns = columns_beside(sweep, measures, paper)
-            for model in models_beside(sweep, paper.cells):
+            for model in models_beside(sweep.record.model, paper.cells):
                 rows = paper.cells[paper.cells["model"] == model]
                 title = f"Beside the paper{where}: {model}"
                 both = beside_rows(title, block, sweep.printed_names, columns, rows)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from deltalens.catalog.methods import row_in_table3
 from deltalens.catalog.metrics import HIGHER
 from deltalens.errors import RecordError
+from deltalens.figures.beside import Pair, beside_block, models_beside
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.loading import load_finite
@@ -56,10 +57,19 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         "the 10th and 90th percentile.",
         "Method overhead: the share of a block's time spent in the method itself. FLOPs are counted"
         " by torch for one micro-batch with an optimizer step, and are the same for every method.",
+        "Beside the paper: samples per second are of other machines and models, so only speeds "
+        "relative to SFT are compared.",
         f"The paper: {paper.source}. Relative to SFT is computed from the printed speeds.",
         *paper.notes,
     ]
-    blocks = (*map(_study, records), _paper(paper))
+    own, of_paper = [*map(_study, records)], _paper(paper)
+    beside = [
+        both
+        for record, block in zip(records, own, strict=True)
+        for model in models_beside(record.model, paper.cells)
+        if (both := _beside(record, block, of_paper, model)) is not None
+    ]
+    blocks = (*own, *beside, of_paper)
     return [draw_table(TableFigure(entry.file_name, entry.title, blocks, tuple(notes)))]
 
 
@@ -93,10 +103,33 @@ def _study(record: StudyRecord) -> Block:
     lines = tuple((row[0], best, *row[2:]) for row, best in zip(rows, fastest, strict=True))
     spec = record.spec
     title = (
-        f"This study: {record.facts.get('parameters', 0):,} parameters, batches of "
-        f"{spec.get('batch_size', '?')}, {spec.get('dtype', '?')}, {spec.get('device', '?')}"
+        f"This study: {_called(record)}, {record.facts.get('parameters', 0):,} parameters, batches "
+        f"of {spec.get('batch_size', '?')}, {spec.get('dtype', '?')}, {spec.get('device', '?')}"
     )
     return Block("study", title, _HEADS, lines)
+
+
+def _called(record: StudyRecord) -> str:
+    """The model, and the folder, which tells what it was trained on."""
+    return ", ".join(dict.fromkeys(name for name in (record.model, record.path.name) if name))
+
+
+def _beside(record: StudyRecord, own: Block, of_paper: Block, model: str) -> Block | None:
+    """Speeds relative to SFT, of a study and of one of the paper's models."""
+    theirs = {row[2].text: row for row in of_paper.rows if row[0].text == model}
+    common = [row for row in own.rows if row[0].text in theirs]
+    printed_rows = [theirs[row[0].text] for row in common]
+    pairs = [
+        Pair(
+            _HEADS[1],
+            [row[1] for row in common],
+            [row[3] for row in printed_rows],
+            comparable=False,
+        ),
+        Pair(_HEADS[2], [row[2] for row in common], [row[-1] for row in printed_rows], form="+.3f"),
+    ]
+    title = f"Beside the paper ({_called(record)}): {model}"
+    return beside_block(title, _HEADS[:1], [(row[0].text,) for row in common], pairs)
 
 
 def _wide(record: StudyRecord, metric: str) -> pd.DataFrame:

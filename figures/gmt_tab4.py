@@ -7,11 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deltalens.catalog.methods import has_ratio
+from deltalens.catalog.metrics import scale_of
+from deltalens.figures.beside import NO_BENCHMARK, Pair, beside_block, models_beside
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
-from deltalens.figures.sweep_tables import Sweep, best_ratio, load_sweep, measure
-from deltalens.figures.tables import Block, Entry, TableFigure, draw_table, over_seeds, printed
-from deltalens.io.papers import paper_table
+from deltalens.figures.paper_points import gmt_domain
+from deltalens.figures.sweep_tables import Sweep, best_ratio, load_sweep, measure, told_apart
+from deltalens.figures.tables import (
+    Block,
+    Entry,
+    TableFigure,
+    draw_table,
+    over_seeds,
+    printed,
+    printed_entry,
+)
+from deltalens.io.papers import PaperTable, paper_table
 
 __all__ = ["draw"]
 
@@ -42,16 +53,19 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         RecordError: a folder has no mask-ratio sweep, or no cell of it is finished.
     """
     sweeps, paper = [load_sweep(folder) for folder in folders], paper_table(entry.file_name)
+    named = [*zip(sweeps, told_apart(sweeps), strict=True)]
     rows = tuple(
-        _row(sweep, name, metric, method)
-        for sweep in sweeps
+        _row(sweep, f"{name}{where}", metric, method)
+        for sweep, where in named
         for name, metrics in sweep.sets.items()
         for metric in metrics
         for method in reversed(sweep.methods)
         if has_ratio(method)
     )
+    beside = _beside(named, paper)
     blocks = (
         Block("study", "This study", _HEADS, rows, labels=3, grouped=2),
+        *beside,
         printed("The paper", paper, ["model", "domain"], paper.measures, best=False),
     )
     notes = (
@@ -61,15 +75,37 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         "the study cannot tell apart. The standard error is deviation / √seeds, or with a single "
         "seed the measurement's own.",
         *dict.fromkeys(note for sweep in sweeps for note in sweep.unfinished()),
+        "Beside the paper: GMT's best ratio by the first score of each data set, and the ratio of "
+        "its domain in the paper; the difference is in points."
+        if beside
+        else NO_BENCHMARK,
         f"The paper: {paper.source}.",
         *paper.notes,
     )
     return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes))]
 
 
-def _row(sweep: Sweep, name: str, metric: str, method: str) -> tuple[Entry, ...]:
+def _beside(named: Sequence[tuple[Sweep, str]], paper: PaperTable) -> list[Block]:
+    """GMT's best ratio on each of the paper's benchmarks beside its domain's ratio in the paper."""
+    (ratio,), labels, ours, theirs = paper.measures, [], [], []
+    for sweep, where in named:
+        for name, metrics in sweep.sets.items():
+            scores = [metric for metric in metrics if scale_of(metric) == 100]
+            candidates = sweep.candidates("gmt", scores[0], plain=True) if scores else {}
+            cells = paper.cells[paper.cells["domain"] == gmt_domain(name, sweep.sets)]
+            for model in models_beside(sweep.record.model, cells) if candidates else ():
+                best = 100 * best_ratio(candidates, scores[0], sweep.stated)
+                labels.append((f"{name}{where}", model))
+                ours.append(Entry(f"{best:g}", best))
+                theirs.append(printed_entry(str(cells[cells["model"] == model][ratio].iloc[0])))
+    heads = ("data", "the paper's model")
+    block = beside_block("Beside the paper", heads, labels, [Pair(ratio, ours, theirs, form="+g")])
+    return [block] if block is not None else []
+
+
+def _row(sweep: Sweep, where: str, metric: str, method: str) -> tuple[Entry, ...]:
     shown = measure(metric, own=sweep.stated)
-    labels = (Entry(name), Entry(shown.head), Entry(sweep.label(method)))
+    labels = (Entry(where), Entry(shown.head), Entry(sweep.label(method)))
     candidates = sweep.candidates(method, metric, plain=True)
     if not candidates:
         return (*labels, *[Entry("–")] * 3, Entry("0"))

@@ -23,7 +23,7 @@ from deltalens.figures.mft_studies import (
     load_all,
     parts_of,
 )
-from deltalens.figures.paper_points import draw_points, mft_points, points_note
+from deltalens.figures.paper_points import draw_points, mft_points, mft_tables, points_note
 from deltalens.io.records import TrainingRecord, is_training, load_training
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         of_paper.append(_draw_panel(axis, one, rising.get(one.study.path)))
 
     def note() -> str:
-        paper = points_note(any(of_paper), "LLaMA2-7B, Table 1, at the end of each line")
+        whose = mft_tables(study.record.model for study in studies)
+        paper = points_note(any(of_paper), f"{whose}, at the end of each line")
         return " ".join([*_notes(studies, rising), paper])
 
     return [draw_panels(rows, panel, entry.file_name, xlabel="training step", note=note)]
@@ -137,7 +138,9 @@ def _draw_panel(axis: Any, panel: Panel, training: TrainingRecord | None) -> boo
         style = {"markersize": 11, "markerfacecolor": "#F0E442", "markeredgecolor": "black"}
         axis.plot(begun, scale * tuned.mean(), marker="*", clip_on=False, zorder=5, **style)
     axis.set_xlim(left=0)
-    return draw_points(axis, panel.name, mft_points(panel.data, ends), LOOKS)
+    return draw_points(
+        axis, panel.name, mft_points(panel.data, ends, panel.study.record.model), LOOKS
+    )
 
 
 def _from_its_start(

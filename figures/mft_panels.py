@@ -116,7 +116,8 @@ def draw_panels(
     Returns:
         The figure.
     """
-    several = len({panel.study.path for row in rows for panel in row}) > 1
+    shown = {panel.study.path: panel.study for row in rows for panel in row}
+    titled = _title_of([*shown.values()])
     if all(len(row) == 1 for row in rows):
         alone = [panel for row in rows for panel in row]
         rows = [alone]
@@ -134,16 +135,27 @@ def draw_panels(
                 axis.set_visible(True)
                 draw(axis, panel)
                 axis.set(xlabel=xlabel, ylabel=axis_label(panel.name))
-                axis.set_title(_title(panel, several), fontsize=9)
+                axis.set_title(titled(panel), fontsize=9)
         _legend(figure)
         add_caption(figure, [BANDS, note if isinstance(note, str) else note()])
         return Drawing(name, figure)
 
 
-def _title(panel: Panel, several: bool) -> str:
-    if not several:
-        return _short(panel.data, 36)
-    return f"{_short(panel.study.trained_on, 18)} → {_short(panel.data, 18)}"
+def _title_of(studies: Sequence[MftStudy]) -> Callable[[Panel], str]:
+    """What tells a figure's panels apart: data; of several studies also what they are trained on;
+    and the model, where two are trained on the same."""
+    if len(studies) == 1:
+        return lambda panel: _short(panel.data, 36)
+    models = len({study.trained_on for study in studies}) < len(studies)
+
+    def titled(panel: Panel) -> str:
+        study = panel.study
+        model = study.record.model if models else ""
+        told = model and study.domain in model
+        trained = model if told else " ".join(filter(None, (_short(model, 16), study.trained_on)))
+        return f"{_short(trained, 24 if model else 18)} → {_short(panel.data, 18)}"
+
+    return titled
 
 
 def _short(name: str, longest: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from deltalens.catalog.methods import METHODS
-from deltalens.figures.mft_studies import MftStudy, label
+from deltalens.figures.mft_studies import DOMAINS, MftStudy, label
 from deltalens.figures.mft_tables import Column
 from deltalens.figures.paper_points import benchmark_of
 from deltalens.io.papers import PaperTable
@@ -13,11 +13,6 @@ from deltalens.io.papers import PaperTable
 __all__ = ["across_names", "columns_beside", "global_names", "row_names"]
 
 _GLOBAL = "FFT + Global MFT (Ours)"
-_DOMAINS = {
-    "Math": ("GSM8K", "MATH"),
-    "Coding": ("HumanEval", "HumanEval+"),
-    "IF": ("IF-Eval", "Alpaca-Eval"),
-}
 
 
 def row_names(methods: Iterable[str]) -> dict[tuple[str, ...], str]:
@@ -60,8 +55,8 @@ def across_names(studies: Sequence[MftStudy], paper: PaperTable) -> dict[tuple[s
     found: dict[tuple[str, ...], str] = {("–", label("base")): METHODS["base"].in_mft_across}
     for study in studies:
         own = {benchmark_of(data) for data in study.own_sets}
-        for domain, benchmarks in _DOMAINS.items():
-            if not own & {*benchmarks}:
+        for domain, benchmarks in DOMAINS.items():
+            if not own & {*benchmarks.names}:
                 continue
             # One row of Table 6 spells its domain out.
             spelt = (domain, "Instruction") if domain == "IF" else (domain,)

@@ -13,7 +13,7 @@ from deltalens.catalog.metrics import scale_of
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.mft_panels import Panel, curve, draw_panels, level
 from deltalens.figures.mft_studies import LOOKS, in_order, load_all
-from deltalens.figures.paper_points import draw_points, mft_points, points_note
+from deltalens.figures.paper_points import draw_points, mft_points, mft_tables, points_note
 
 __all__ = ["DATA_RATIO_LABEL", "draw_ratios"]
 
@@ -67,12 +67,13 @@ def draw_ratios(
             else:
                 curve(axis, cells, column, own_looks[method], scale)
         axis.set_xlim(left=0)
-        points = mft_points(panel.data, _printed_at(kind)) if looks is LOOKS else []
+        at = _printed_at(kind) if looks is LOOKS else {}
+        points = mft_points(panel.data, at, panel.study.record.model)
         of_paper.append(draw_points(axis, panel.name, points, looks))
 
     def caption() -> str:
-        paper = points_note(any(of_paper), "LLaMA2-7B, Table 1") if looks is LOOKS else ""
-        return f"{note} {paper}"
+        whose = mft_tables(study.record.model for study in studies)
+        return f"{note} {points_note(any(of_paper), whose) if looks is LOOKS else ''}"
 
     return [draw_panels(rows, draw, name, xlabel=xlabel, note=caption)]
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltalens.catalog.looks import looks_of
 from deltalens.catalog.methods import METHODS, method_name
 from deltalens.catalog.metrics import is_shown
 from deltalens.errors import RecordError
 from deltalens.figures.loading import load_finite
+from deltalens.figures.paper_points import benchmark_of
 from deltalens.io.records import StudyRecord, TrainingRecord
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "DOMAINS",
     "LOOKS",
     "MftStudy",
     "check_data",
@@ -35,6 +37,20 @@ __all__ = [
 ]
 
 
+class Benchmarks(NamedTuple):
+    """Those of the paper for a domain."""
+
+    trained_on: tuple[str, ...]
+    """What data of the domain are called."""
+    names: tuple[str, ...]
+
+
+DOMAINS: Mapping[str, Benchmarks] = {
+    "Math": Benchmarks(("math", "maths"), ("GSM8K", "MATH")),
+    "Coding": Benchmarks(("code", "coding"), ("HumanEval", "HumanEval+")),
+    "IF": Benchmarks(("if", "instructions"), ("IF-Eval", "Alpaca-Eval")),
+}
+"""The paper's domains, as its tables call them."""
 _AT_STEP = re.compile(r"\A(?P<name>[^@]*)@(?P<step>\d{1,15})")
 
 
@@ -107,9 +123,15 @@ class MftStudy:
 
     @property
     def own_sets(self) -> dict[str, list[str]]:
-        """The data sets of the training's domain, by their names; all, if no name tells."""
-        own = {name: held for name, held in self.sets.items() if domain_of(name) == self.domain}
-        return own or self.sets
+        """The data sets of the training's domain, by their names or as the paper has its
+        benchmarks; all, if no name tells."""
+        held = self.sets
+        of_paper = {
+            name for one in DOMAINS.values() if self.domain in one.trained_on for name in one.names
+        }
+        own = [name for name in held if domain_of(name) == self.domain]
+        own = own or [name for name in held if benchmark_of(name) in of_paper]
+        return {name: held[name] for name in own or held}
 
     @property
     def steps(self) -> int | None:

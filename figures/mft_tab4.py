@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from deltalens.figures.beside import NO_BENCHMARK, Pair, beside_block
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.mft_studies import MftStudy, load_all
+from deltalens.figures.paper_points import benchmark_of
 from deltalens.figures.tables import NOTHING, Block, Entry, TableFigure, draw_table
 from deltalens.io.papers import paper_table
 
@@ -45,8 +48,32 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
             ("paper", "The paper", printed),
         )
     ]
-    notes = (f"The paper: {paper.source}.", *paper.notes)
+    both = _beside([*own], printed)
+    if both is not None:
+        blocks.insert(1, both)
+    notes = (
+        "Beside the paper: rows of the benchmarks that both have, by the names of the data."
+        if both is not None
+        else NO_BENCHMARK,
+        f"The paper: {paper.source}.",
+        *paper.notes,
+    )
     return [draw_table(TableFigure(entry.file_name, entry.title, tuple(blocks), notes))]
+
+
+def _beside(own: Sequence[Sequence[str]], printed: Sequence[Sequence[str]]) -> Block | None:
+    """Rows of the paper's benchmarks, here and there."""
+    theirs = {benchmark_of(row[2]): row[3] for row in printed if row[1] == "Test"}
+    common = [row for row in own if row[1] == "Test" and benchmark_of(row[2]) in theirs]
+    ours = [_count(row[3]) for row in common]
+    of_paper = [_count(theirs[benchmark_of(row[2])]) for row in common]
+    labels = [(row[0], row[2]) for row in common]
+    pair = Pair("rows", ours, of_paper, form="+,.0f")
+    return beside_block("Beside the paper", ("domain", "data"), labels, [pair])
+
+
+def _count(text: str) -> Entry:
+    return Entry(text, math.nan if text == NOTHING else float(text.replace(",", "")))
 
 
 def _rows(study: MftStudy) -> Iterator[tuple[str, ...]]:

@@ -20,9 +20,12 @@ __all__ = [
     "PaperPoint",
     "benchmark_of",
     "draw_points",
+    "gmt_domain",
     "gmt_drops",
     "gmt_ratios",
     "mft_points",
+    "mft_tables",
+    "plain_words",
     "points_note",
 ]
 
@@ -42,6 +45,17 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
 }
 """Benchmark -> what files and tasks of it are called, in words; the longest first."""
 _GENERAL = ("MMLU", "BBH", "TyDiQA", "TruthfulQA")
+_GENERAL_DOMAIN = "General"
+_DOMAINS = {
+    "Math Reasoning": ("GSM8K", "MATH"),
+    "Code Generation": ("HumanEval", "HumanEval+", "MBPP", "MBPP+"),
+}
+_IN_FIGURE_2 = {
+    "Math Reasoning": "MISTRAL-7B",
+    "Code Generation": "DEEPSEEK-CODER-BASE-6.7B",
+    _GENERAL_DOMAIN: "LLAMA2-7B",
+}
+"""GMT's domains -> the model of its Figure 2."""
 
 
 class PaperPoint(NamedTuple):
@@ -73,6 +87,21 @@ def benchmark_of(data: str) -> str:
     )
 
 
+def gmt_domain(data: str, others: Iterable[str]) -> str:
+    """Find the domain of GMT's Table 4 that data belongs to.
+
+    Args:
+        data: the name of a file or task.
+        others: all data of its study, which tell the general domain from the others.
+
+    Returns:
+        The domain's name; empty of other data.
+    """
+    if {benchmark_of(one) for one in others} & {*_GENERAL}:
+        return _GENERAL_DOMAIN
+    return next((name for name, held in _DOMAINS.items() if benchmark_of(data) in held), "")
+
+
 def gmt_ratios(data: str, others: Iterable[str]) -> list[PaperPoint]:
     """List the points of GMT's Figure 2 that its Tables 1, 2 and 4 have.
 
@@ -84,17 +113,11 @@ def gmt_ratios(data: str, others: Iterable[str]) -> list[PaperPoint]:
         SFT at mask ratio 0, and GMT, Random Mask and One-off Drop at that of Table 4, for the
         figure's model of the domain; none of other data.
     """
-    benchmark = benchmark_of(data)
-    if {benchmark_of(one) for one in others} & {*_GENERAL}:
-        where, model, domain = {"model": "LLAMA2-7B"}, "LLAMA2-7B", "General"
-        table, column = "gmt_tab2", benchmark
-    elif benchmark in ("GSM8K", "MATH"):
-        where = {"model": "MISTRAL-7B", "domain": "Math Reasoning"}
-        table, model, domain = "gmt_tab1", "MISTRAL-7B", "Math Reasoning"
-        column = benchmark
-    else:
-        model, domain = "DEEPSEEK-CODER-BASE-6.7B", "Code Generation"
-        table, where, column = "gmt_tab1", {"model": model, "domain": domain}, benchmark
+    column, domain = benchmark_of(data), gmt_domain(data, others)
+    model = _IN_FIGURE_2.get(domain, "")
+    table, where = "gmt_tab2", {"model": model}
+    if domain != _GENERAL_DOMAIN:
+        table, where = "gmt_tab1", {"model": model, "domain": domain}
     ratio = _cell("gmt_tab4", "Mask Ratio (%)", model=model, domain=domain) / 100
     rows = {
         name: (facts.printed, ratio if facts.ratio else 0.0)
@@ -127,13 +150,14 @@ def gmt_drops(data: str) -> list[PaperPoint]:
     )
 
 
-def mft_points(data: str, at: Mapping[str, float]) -> list[PaperPoint]:
-    """List the points of MFT's pictures that its Table 1 has, of LLaMA2-7B in the domain's own
-    setting.
+def mft_points(data: str, at: Mapping[str, float], model: str = "") -> list[PaperPoint]:
+    """List the points of MFT's pictures that its Tables 1 and 2 have, in the domain's own setting.
 
     Args:
         data: of the panel.
         at: method -> where it stands on the x-axis.
+        model: the name of the study's model. LLaMA3.1-8B is beside Table 2, any other beside
+            LLaMA2-7B's Table 1.
 
     Returns:
         The points of these methods; none of other data.
@@ -143,7 +167,7 @@ def mft_points(data: str, at: Mapping[str, float]) -> list[PaperPoint]:
             name,
             x,
             _cell(
-                "mft_tab1",
+                _mft_table(model)[0],
                 benchmark_of(data),
                 setting="" if name == "base" else "Specific Domain",
                 method=METHODS[name].in_mft,
@@ -152,6 +176,36 @@ def mft_points(data: str, at: Mapping[str, float]) -> list[PaperPoint]:
         for name, x in at.items()
         if name in METHODS and METHODS[name].in_mft
     )
+
+
+def mft_tables(models: Iterable[str]) -> str:
+    """Name whose points `mft_points` lists.
+
+    Args:
+        models: the names of the studies' models.
+
+    Returns:
+        Words for a caption.
+    """
+    return " and ".join(sorted({_mft_table(model)[1] for model in models}))
+
+
+def _mft_table(model: str) -> tuple[str, str]:
+    if "llama31" in plain_words(model):
+        return "mft_tab2", "LLaMA3.1-8B, Table 2"
+    return "mft_tab1", "LLaMA2-7B, Table 1"
+
+
+def plain_words(name: str) -> str:
+    """Reduce a name to what can be compared: `OPT-350m` and `opt_350m` are one.
+
+    Args:
+        name: of a model, a data set or a metric.
+
+    Returns:
+        Its letters and digits, small.
+    """
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _cell(table: str, column: str, **labels: str) -> float:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from deltalens.catalog.metrics import Better, is_lower_better
 from deltalens.figures.beside import Pair, beside_block
+from deltalens.figures.paper_points import plain_words
 from deltalens.figures.speft_tables import AVERAGE, BEST, Scores
-from deltalens.figures.speft_tasks import plain_words
 from deltalens.figures.tables import NOTHING, Block, Entry, printed_entry
 from deltalens.io.papers import LOST, PaperTable
 from deltalens.io.tables import ranks
@@ -127,7 +127,7 @@ def beside_models(
         A block for each model of which a number can be compared.
     """
     models = [*dict.fromkeys(paper.cells["model"])] if "model" in paper.cells else [""]
-    trained = {plain_words(task.study.model) for task in scores.tasks}
+    trained = {plain_words(task.study.record.model) for task in scores.tasks}
     own = [m for m in models if m and any(plain_words(m) in one for one in trained)]
     blocks = [
         beside(

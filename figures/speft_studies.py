@@ -70,11 +70,6 @@ class SpeftStudy(MftStudy):
 
         return sorted(dict.fromkeys(methods), key=place)
 
-    @property
-    def model(self) -> str:
-        """The name of the model's folder; empty if the study does not say."""
-        return Path(str(self.record.facts.get("model", ""))).name
-
     def is_trained(self, method: str) -> bool:
         """Tell whether a method has a training for each seed.
 

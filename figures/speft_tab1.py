@@ -11,8 +11,7 @@ from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.speft_beside import beside_models, compared_notes
 from deltalens.figures.speft_studies import COMPARISON, SpeftStudy, load_speft
-from deltalens.figures.speft_tables import Row, own_block, score, unfinished
-from deltalens.figures.speft_tasks import tasks_of
+from deltalens.figures.speft_tables import Row, own_block, scores_by_model, unfinished
 from deltalens.figures.tables import TableFigure, draw_table, printed
 from deltalens.io.papers import paper_table
 
@@ -38,11 +37,15 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
             one task.
     """
     studies, paper = load_speft(folders, COMPARISON), paper_table(entry.file_name)
-    scores = score(_rows(studies), tasks_of(studies))
-    compared = beside_models(_LABELS, scores, paper, ["method"])
+    parts = scores_by_model(studies, paper, _rows)
+    compared = [
+        block
+        for scores in parts.values()
+        for block in beside_models(_LABELS, scores, paper, ["method"])
+    ]
     labels = ["model", "method"] if "model" in paper.cells else ["method"]
     blocks = (
-        own_block("This study", _LABELS, scores),
+        *(own_block(f"This study{title}", _LABELS, scores) for title, scores in parts.items()),
         *compared,
         printed(
             "The paper (%)",
@@ -54,7 +57,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         ),
     )
     notes = (
-        *scores.notes,
+        *dict.fromkeys(note for scores in parts.values() for note in scores.notes),
         *compared_notes(compared, paper),
         *unfinished(studies),
         f"The paper: {paper.source}; bold: the best of each model.",

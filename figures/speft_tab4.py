@@ -9,8 +9,7 @@ from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.speft_beside import beside_models, compared_notes
 from deltalens.figures.speft_studies import MASK_SWEEP, SpeftStudy, load_speft
-from deltalens.figures.speft_tables import Row, own_block, score, unfinished
-from deltalens.figures.speft_tasks import tasks_of
+from deltalens.figures.speft_tables import Row, own_block, scores_by_model, unfinished
 from deltalens.figures.tables import NOTHING, TableFigure, draw_table, printed
 from deltalens.io.papers import paper_table
 
@@ -39,15 +38,17 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
             of one task.
     """
     studies, paper = load_speft(folders, MASK_SWEEP), paper_table(entry.file_name)
-    scores = score(_rows(studies), tasks_of(studies))
-    compared = beside_models(_LABELS, scores, paper, _KEYS)
+    parts = scores_by_model(studies, paper, _rows)
+    compared = [
+        block for scores in parts.values() for block in beside_models(_LABELS, scores, paper, _KEYS)
+    ]
     blocks = (
-        own_block("This study", _LABELS, scores),
+        *(own_block(f"This study{title}", _LABELS, scores) for title, scores in parts.items()),
         *compared,
         printed("The paper (%)", paper, ["model", *_KEYS], paper.measures, grouped=1),
     )
     notes = (
-        *scores.notes,
+        *dict.fromkeys(note for scores in parts.values() for note in scores.notes),
         "S / D: static or dynamic masks. G / L: global or local, each weight at the same density; "
         "the scope layer, a block at one density, is not the paper's.",
         *compared_notes(compared, paper),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deltalens.catalog.variants import is_sparse, variant_of
+from deltalens.errors import Lines
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.speft_studies import COMPARISON, SpeftStudy, load_speft, speft_look
@@ -32,14 +33,21 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         RecordError: a folder has no comparison, or no cell of it is finished.
     """
     studies, paper = load_speft(folders, COMPARISON), paper_table(entry.file_name)
-    names = ["this study"] if len(studies) == 1 else [study.domain for study in studies]
-    of_paper = _printed(paper)
-    rows = []
-    for key in _keys(paper, studies):
-        cells = [", ".join(_values(study, *key)) or NOTHING for study in studies]
-        cells += [of_paper[model].get(key) or NOTHING for model in paper.measures]
-        rows.append((*map(Entry, key), *map(Entry, cells)))
-    heads = (*_LABELS, *names, *(f"the paper: {model}" for model in paper.measures))
+    keys, of_paper = _keys(paper, studies), _printed(paper)
+    alike: dict[tuple[str, ...], list[SpeftStudy]] = {}
+    for study in studies:
+        column = tuple(", ".join(_values(study, *key)) or NOTHING for key in keys)
+        alike.setdefault(column, []).append(study)
+    printed = [[of_paper[model].get(key) or NOTHING for key in keys] for model in paper.measures]
+    rows = [
+        (*map(Entry, key), *map(Entry, cells))
+        for key, *cells in zip(keys, *alike, *printed, strict=True)
+    ]
+    heads = (
+        *_LABELS,
+        *(_head(part, len(studies)) for part in alike.values()),
+        *(f"the paper: {model}" for model in paper.measures),
+    )
     block = Block("study", "Settings", heads, tuple(rows), len(_LABELS), 1)
     notes = (
         "Shared: of all methods. Values of several variants stand side by side. Batch Size: rows in"
@@ -48,6 +56,15 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         *paper.notes,
     )
     return [draw_table(TableFigure(entry.file_name, entry.title, (block,), notes))]
+
+
+def _head(alike: Sequence[SpeftStudy], of: int) -> str:
+    """Names studies whose settings are the same."""
+    if of == 1:
+        return "this study"
+    models = dict.fromkeys(study.record.model for study in alike if study.record.model)
+    domains = dict.fromkeys(study.domain for study in alike)
+    return Lines(*(", ".join(names) for names in (models, domains) if names))
 
 
 class _Setting(NamedTuple):

@@ -4,16 +4,25 @@ of tasks in which each is the best."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from deltalens.errors import Lines
 from deltalens.figures.speft_studies import SpeftStudy
-from deltalens.figures.speft_tasks import Task
+from deltalens.figures.speft_tasks import Task, tasks_of
 from deltalens.figures.tables import NOTHING, Block, Entry, Measure, mark_best, over_seeds
+from deltalens.io.papers import PaperTable
 
-__all__ = ["AVERAGE", "BEST", "Row", "Scores", "own_block", "score", "unfinished"]
+__all__ = [
+    "AVERAGE",
+    "BEST",
+    "Row",
+    "Scores",
+    "own_block",
+    "scores_by_model",
+    "unfinished",
+]
 
 AVERAGE, BEST = "Avg.", "#"
 """The paper's columns that are no tasks."""
@@ -58,7 +67,7 @@ class Scores(NamedTuple):
         return (_COMPETING, *([_AVERAGED] if self.averages else []))
 
 
-def score(rows: Sequence[Row], tasks: Sequence[Task]) -> Scores:
+def _score(rows: Sequence[Row], tasks: Sequence[Task]) -> Scores:
     """Take means over seeds and over tasks.
 
     Args:
@@ -69,7 +78,7 @@ def score(rows: Sequence[Row], tasks: Sequence[Task]) -> Scores:
     Returns:
         The numbers.
     """
-    models = len({task.study.model for task in tasks}) > 1
+    models = len({task.study.record.model for task in tasks}) > 1
     measures = [task.measure(models) for task in tasks]
     columns = [
         _marked([over_seeds(task.values(row.method), one) for row in rows], rows, one)
@@ -105,6 +114,33 @@ def _marked(column: list[Entry], rows: Sequence[Row], shown: Measure) -> list[En
     marked = mark_best([column[index] for index in competing], shown.digits, shown.better)
     found = dict(zip(competing, marked, strict=True))
     return [found.get(index, entry) for index, entry in enumerate(column)]
+
+
+def scores_by_model(
+    studies: Sequence[SpeftStudy],
+    paper: PaperTable,
+    rows_of: Callable[[Sequence[SpeftStudy]], Sequence[Row]],
+) -> dict[str, Scores]:
+    """Part studies as the paper's table parts its rows: those of one model have an average.
+
+    Args:
+        studies: of a table.
+        paper: the table; it may have models as columns instead.
+        rows_of: makes the rows of studies.
+
+    Returns:
+        What a block's title adds, nothing where there is a single block -> its numbers.
+
+    Raises:
+        RecordError: two studies are of one model and task.
+    """
+    found: dict[str, list[SpeftStudy]] = {}
+    for study in studies:
+        found.setdefault(study.record.model if "model" in paper.cells else "", []).append(study)
+    return {
+        f": {model}" if len(found) > 1 else "": _score(rows_of(part), tasks_of(part))
+        for model, part in found.items()
+    }
 
 
 def own_block(title: str, labels: Sequence[str], scores: Scores) -> Block:
@@ -148,7 +184,7 @@ def unfinished(studies: Sequence[SpeftStudy]) -> tuple[str, ...]:
     for study in studies:
         rows = study.record.spec.get("data") or []
         counted = f" ({rows[1]} rows)" if len(rows) > 1 else ""
-        model = f"{study.model} " if study.model else ""
+        model = f"{study.record.model} " if study.record.model else ""
         notes.append(f"{study.domain}: {model}trained on {study.trained_on}{counted}.")
         wanted, missing = study.record.spec.get("seeds"), []
         for method in study.methods:

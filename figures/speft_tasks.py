@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from deltalens.catalog.metrics import leading
 from deltalens.errors import Lines, RecordError
+from deltalens.figures.paper_points import plain_words
 from deltalens.figures.speft_studies import SpeftStudy
 from deltalens.figures.sweep_tables import measure
 from deltalens.figures.tables import Measure
 
-__all__ = ["Task", "plain_words", "tasks_of"]
+__all__ = ["Task", "tasks_of"]
 
 
 class Task(NamedTuple):
@@ -41,7 +41,7 @@ class Task(NamedTuple):
             several parts each of them, one of which may name the model.
         """
         parts = [plain_words(part) for part in name.split(", ")]
-        models = [self.study.model] if len(parts) > 1 else []
+        models = [self.study.record.model] if len(parts) > 1 else []
         own = [*models, self.study.trained_on, self.data, self.metric]
         return all(any(part in plain_words(one) for one in own) for part in parts)
 
@@ -55,7 +55,7 @@ class Task(NamedTuple):
             The column.
         """
         shown = measure(self.metric)
-        named = [self.study.model] if models and self.study.model else []
+        named = [self.study.record.model] if models and self.study.record.model else []
         head = Lines(*named, self.where, shown.head)
         return replace(shown, head=head, digits=max(2, shown.digits))
 
@@ -107,22 +107,10 @@ def tasks_of(studies: Sequence[SpeftStudy]) -> list[Task]:
         tasks += [Task(study, data, metric) for metric in (first, *others)]
     seen: dict[tuple[str, ...], Task] = {}
     for task in tasks:
-        other = seen.setdefault((task.study.model, task.where, task.metric), task)
+        other = seen.setdefault((task.study.record.model, task.where, task.metric), task)
         if other is not task:
             raise RecordError(
                 f"{task.study.path}: a second study of {task.where} beside {other.study.path}; "
                 "draw only one of them"
             )
     return tasks
-
-
-def plain_words(name: str) -> str:
-    """Reduce a name to what can be compared: `OPT-350m` and `opt_350m` are one.
-
-    Args:
-        name: of a model, a data set or a metric.
-
-    Returns:
-        Its letters and digits, small.
-    """
-    return re.sub(r"[^a-z0-9]", "", name.lower())

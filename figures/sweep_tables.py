@@ -3,6 +3,7 @@ ratio for each method."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -27,7 +28,7 @@ from deltalens.io.records import StudyRecord
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["AVERAGE", "Sweep", "best_ratio", "in_words", "load_sweep", "measure"]
+__all__ = ["AVERAGE", "Sweep", "best_ratio", "in_words", "load_sweep", "measure", "told_apart"]
 
 AVERAGE = "average over the data sets"
 """The name of a data set that is none."""
@@ -260,6 +261,21 @@ def load_sweep(folder: str | Path) -> Sweep:
     place = {name: at for at, name in enumerate(printed)}
     order = sorted(found, key=lambda one: (one != "ft", place.get(method_name(one), len(place))))
     return Sweep(record, frame, tuple(order))
+
+
+def told_apart(sweeps: Sequence[Sweep]) -> list[str]:
+    """Name the sweeps of a table, where two are of trainings on the same data.
+
+    Args:
+        sweeps: of the table.
+
+    Returns:
+        ` (FOLDER)` for each that shares its data with another one; else nothing.
+    """
+    often = Counter(sweep.trained_on for sweep in sweeps)
+    return [
+        f" ({sweep.record.path.name})" if often[sweep.trained_on] > 1 else "" for sweep in sweeps
+    ]
 
 
 def measure(metric: str, head: str = "", own: Mapping[str, Better] | None = None) -> Measure:

@@ -6,17 +6,18 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from deltalens.api import deltas, records, studies, sweeps, training
 from deltalens.api.described import Arg, Opt, described
+from deltalens.api.reproducing import Reproduction, reproduce
+from deltalens.api.steps import DemoWatch, ReproduceWatch, Step
 from deltalens.catalog.plugins import load_code
 from deltalens.catalog.salience import SALIENCE_METRICS
 from deltalens.errors import DeltaLensError
 
-__all__ = ["PARTS", "DemoWatch", "Step", "build_demo"]
+__all__ = ["PARTS", "build_demo"]
 
 _MOST_JOBS = 8
 """Trainings at once, each on one thread: about 700 MB of memory each."""
@@ -26,28 +27,6 @@ _BATCHES: Mapping[str, Any] = {"batch_size": 32, "learning_rate": 2e-3}
 _RATIO, _SCORE_RATE = "0.2", 3e-3
 _RANK, _SPARSE_RATES = 4, (2e-3, 2e-2, 6e-2)
 """LoRA's rank that counts for all, and the rates of which each method has its own."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A function called on the demo's models."""
-
-    question: str
-    """That it answers, in a line."""
-    function: Callable[..., Any]
-    arguments: Mapping[str, Any]
-    pictures: Callable[[], list[Path]] = field(default=lambda: [])
-    """Draws what takes several studies."""
-
-
-@dataclass
-class DemoWatch:
-    """How a demo tells what it is doing; every hook may be left as it is."""
-
-    train: Callable[[str, int, int], None] = field(default=lambda name, done, total: None)
-    """Steps of a model of the demo's own: its name, steps done, steps in all."""
-    step: Callable[[Step], Any] = field(default=lambda step: step.function(**step.arguments))
-    """Takes a step, and returns what its function returns."""
 
 
 @described
@@ -60,40 +39,56 @@ def build_demo(
         Opt("Where the demo is made.", metavar="DIR", flags=("-o",), common=True),
     ] = "deltalens-demo",
     *,
+    all: Annotated[
+        bool, Opt("Every figure and table of the papers; up to an hour.", common=True)
+    ] = False,
     domain: Annotated[
         str,
         Opt(
             "landscape: what the fine-tune learns.", metavar="maths|instructions|code", common=True
         ),
     ] = "maths",
-    watch: Annotated[DemoWatch | None, Opt("A `DemoWatch`.", python_only=True)] = None,
-) -> dict[str, Any]:
+    watch: Annotated[
+        DemoWatch | None, Opt("A `DemoWatch`; with `all`, a `ReproduceWatch`.", python_only=True)
+    ] = None,
+) -> dict[str, Any] | Reproduction:
     """Train tiny models, and try deltalens on them; nothing is downloaded.
 
     Without PART: a base and a fine-tune of it, what their delta looks like, and two drop studies;
     about two minutes on two cores. probe: the fine-tuning with a gradient probe. gmt: Gradient-Mask
     Tuning and its baselines, fifteen minutes. mft: masks learned on fine-tunes of three domains,
     eighteen minutes. speft: sparse tuning by eight saliences beside LoRA, fifteen minutes.
-    landscape: the loss between three models. The folder holds ordinary Hugging
-    Face models and rows to try other commands on. Stopped, the same call goes on.
+    landscape: the loss between three models. `all`: the papers' experiments in miniature, one
+    after the other, and every figure and table that they have; up to an hour. The folder holds
+    ordinary Hugging Face models and rows to try other commands on. Stopped, the same call goes on.
 
     Args:
         part: `pair`, `probe`, `gmt`, `mft`, `speft` or `landscape`.
         out: the demo's folder.
+        all: everything that `reproduce(all=True, demo=True)` makes.
         domain: of `landscape`: `maths`, `instructions` or `code`.
         watch: told of progress, and handed every step.
 
     Returns:
-        The folder's name of each result -> the result.
+        The folder's name of each result -> the result; with `all`, what became of every step and
+        figure.
 
     Raises:
-        DeltaLensError: no such part or domain, or the folder holds what no demo wrote.
+        DeltaLensError: no such part or domain, a part beside `all`, or the folder holds what no
+            demo wrote.
 
     Example:
         >>> results = deltalens.build_demo("probe", "demo")
         >>> [*results]
         ['probe-run']
     """
+    if all:
+        if part != "pair":
+            raise DeltaLensError(f"all is more than part {part}: leave one of them out")
+        whole = watch or DemoWatch()
+        if not isinstance(whole, ReproduceWatch):
+            whole = ReproduceWatch(train=whole.train, step=whole.step)
+        return reproduce(out=out, all=True, demo=True, watch=whole)
     from deltalens.numerics.workers import one_thread
 
     watch, out = watch or DemoWatch(), Path(out)

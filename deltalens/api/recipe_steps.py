@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deltalens.api import deltas, records, salience, studies, sweeps, training
-from deltalens.api.demos import Step
 from deltalens.api.described import Arg, parameters_of
+from deltalens.api.steps import Step
 from deltalens.errors import DeltaLensError, similar_names
 from deltalens.recipes import PlannedStep
 
@@ -23,6 +23,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "train": training.train,
     "efficiency": training.efficiency,
     "drop-study": studies.drop_study,
+    "evaluate": studies.evaluate,
     "landscape": studies.scan_landscape,
     "salience": salience.salience_study,
     "compare": sweeps.compare,

@@ -7,40 +7,27 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from deltalens.api import training
-from deltalens.api.demos import Step
 from deltalens.api.described import Arg, Opt, described
 from deltalens.api.recipe_steps import as_step
+from deltalens.api.steps import Begun, Outcome, ReproduceWatch, Step
 from deltalens.catalog.plugins import load_code
 from deltalens.errors import DeltaLensError, fault_list
 from deltalens.recipes import Places, Plan, PlannedFigure, PlannedStep, plan, recipes_for
 from deltalens.recipes import recipe_names as every_recipe
 from deltalens.recipes.journal import FAILED, FINISHED, Journal
+from deltalens.recipes.pace import Pace
 
-__all__ = ["Outcome", "ReproduceWatch", "Reproduction", "plans_of", "reproduce"]
+__all__ = ["Reproduction", "plans_of", "reproduce"]
 
 _MOST_JOBS = 8
 NOT_RUN = "not run"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of a step or figure."""
-
-    name: str
-    state: str
-    """`finished`, `failed` or `not run`."""
-    reason: str = ""
-    """Why, if it is not finished."""
-    seconds: float = 0.0
-    before: bool = False
-    """Whether it was finished before this call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,22 +56,6 @@ class Reproduction:
             "figures": [vars(each) for each in self.figures],
             "pictures": [str(each) for each in self.pictures],
         }
-
-
-@dataclass
-class ReproduceWatch:
-    """How `reproduce` tells what it is doing; every hook may be left as it is."""
-
-    train: Callable[[str, int, int], None] = field(default=lambda name, done, total: None)
-    """Steps of the demo's base: its name, steps done, steps in all."""
-    step: Callable[[Step], Any] = field(default=lambda step: step.function(**step.arguments))
-    """Takes a step, and returns what its function returns."""
-    at: Callable[[PlannedStep, int, int], None] = field(default=lambda step, number, total: None)
-    """A step begins: its number, from 1, and how many there are."""
-    fetch: Callable[[str], None] = field(default=lambda name: None)
-    """A data set is downloaded."""
-    end: Callable[[Outcome], None] = field(default=lambda outcome: None)
-    """A step did not finish."""
 
 
 @described
@@ -209,6 +180,7 @@ class _Run:
         self._plans, self._out, self._demo, self._watch = plans, out, demo, watch
         self._journal = Journal(out)
         self._ended: dict[str, Outcome] = {}
+        self._pace = Pace(plans)
         self.steps = tuple({step.name: step for each in plans for step in each.steps}.values())
 
     def check(self) -> None:
@@ -235,6 +207,8 @@ class _Run:
 
     def prepare(self) -> None:
         """Make the demo's base, or download rows."""
+        if not self.steps:
+            return
         if self._demo:
             from deltalens.demo import build_base
 
@@ -259,7 +233,7 @@ class _Run:
         if missing:
             self._not_run(step, f"it needs {missing[0]}")
             return
-        self._watch.at(step, self.steps.index(step) + 1, len(self.steps))
+        self._watch.at(self._begun(step))
         begun = time.monotonic()
         try:
             if step.owner is not None:
@@ -279,6 +253,21 @@ class _Run:
         self._ended[step.name] = outcome
         if outcome.state == FAILED:
             self._watch.end(outcome)
+
+    def _begun(self, step: PlannedStep) -> Begun:
+        lines = {each.name: self._journal.of(each.name) for each in self.steps}
+        took = {
+            name: line.seconds
+            for name, line in lines.items()
+            if line is not None and line.state == FINISHED
+        }
+        left = [name for name in lines if name not in took and name not in self._ended]
+        return Begun(
+            step=step,
+            number=self.steps.index(step) + 1,
+            total=len(self.steps),
+            seconds_left=self._pace.seconds_left(took, left),
+        )
 
     def _ready(self, step: PlannedStep) -> Step:
         """Its call; a training that was stopped goes on."""
@@ -349,7 +338,7 @@ def _draw(figure: PlannedFigure, folder: Path) -> list[Path]:
     draw = load_code("deltalens.figures:draw_figure")
     takes_several = load_code("deltalens.figures:figure_entry")(figure.name).several
     parts: Sequence[Sequence[Path]] = [figure.studies]
-    if not takes_several:
+    if not takes_several and figure.studies:
         parts = [[study] for study in figure.studies]
     drawn: list[Path] = []
     for part in parts:

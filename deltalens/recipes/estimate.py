@@ -7,7 +7,7 @@ A training step is taken for 6 operations a parameter and token, and reading or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,7 @@ def cost_of(step: PlannedStep, plan: Plan) -> Cost:
     each = 2 if str(options.get("dtype")) == "bfloat16" else 4
     trainings, parts = _trainings(command, step)
     steps, tokens = _length(step)
-    cells = trainings if trainings else _cells(command, options)
+    cells = trainings if trainings else _cells(command, step)
     measured = _measured(step, plan)
     if command == "efficiency":
         cells, measured = 0, 0
@@ -218,8 +218,11 @@ def _length(step: PlannedStep) -> tuple[int, float]:
     return steps, float(steps * in_a_step * length)
 
 
-def _cells(command: str, options: Mapping[str, Any]) -> int:
+def _cells(command: str, step: PlannedStep) -> int:
     """Models that a study without trainings measures."""
+    options = step.options
+    if command == "evaluate":
+        return len(step.arguments)
     if command == "drop-study":
         rates = [rate for rate in exact_rates(options.get("rates", "0:1:0.1")) if 0 < rate < 1]
         strategies = _listed(options.get("strategies", "salient,trivial,random"))

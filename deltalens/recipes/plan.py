@@ -160,7 +160,9 @@ class _Planner:
             recipe=recipe,
             places=self._places,
             steps=tuple(self._steps.values()),
-            figures=tuple(figure for figure in drawn if figure.studies),
+            figures=tuple(
+                each for each in drawn if each.studies or not recipe.makes[each.name].studies
+            ),
             models=self._models,
             data=self._data,
         )

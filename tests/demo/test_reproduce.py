@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 import deltalens
 from deltalens import load_study
-from deltalens.api.demos import Step
-from deltalens.api.reproducing import ReproduceWatch
+from deltalens.api.steps import ReproduceWatch, Step
 from deltalens.cli.main import app
 from deltalens.demo import build
 from deltalens.errors import DeltaLensError

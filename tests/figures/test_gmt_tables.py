@@ -18,21 +18,19 @@ from deltalens.figures import draw, draw_figure, table_picture
 from deltalens.figures.tables import Block, Entry, TableFigure
 from deltalens.io.records import load_study
 from deltalens.reports.trainings import summarize_sweep
+from tests.support.drawn_tables import Row, entry
 from tests.support.gmt_studies import EXACT, Point, write_efficiency, write_sweep
-
-Row = dict[str, str]
 
 
 def rows_of(folder: Path, name: str, source: str = "study") -> list[Row]:
+    """The cells of the study's own blocks, of the paper's, or of those that set both side by side
+    (`beside`)."""
     with (folder / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
-        return [row for row in csv.DictReader(stream) if row["source"] == source]
-
-
-def entry(rows: list[Row], column: str, **labels: str) -> Row:
-    (found,) = [
-        row for row in rows if row["column"].startswith(column) and labels.items() <= row.items()
-    ]
-    return found
+        return [
+            row
+            for row in csv.DictReader(stream)
+            if ("beside" if row["block"].startswith("Beside") else row["source"]) == source
+        ]
 
 
 def only(values: Mapping[Point, float], *seeds: int) -> dict[Point, float]:
@@ -189,6 +187,18 @@ def test_with_one_seed_the_standard_error_is_the_measurements(tmp_path: Path) ->
         )
 
 
+def test_the_best_ratio_stands_beside_that_of_the_domain(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", EXACT, sets=("gsm8k_test",), model="Mistral-7B-v0.1")
+    draw_figure("gmt-tab4", folder)
+    beside = rows_of(folder, "gmt_tab4", "beside")
+    assert {row["the paper's model"] for row in beside} == {"MISTRAL-7B"}
+    texts = {row["whose"]: row["text"] for row in beside}
+    assert texts == {"this study": "20", "the paper": "20", "difference": "0"}
+    other = write_sweep(tmp_path / "o", EXACT, sets=("maths_test",))
+    draw_figure("gmt-tab4", other)
+    assert rows_of(other, "gmt_tab4", "beside") == []
+
+
 def test_efficiency_is_told_in_medians_of_pairs(tmp_path: Path) -> None:
     speeds = {"sft": [10.0, 20.0, 40.0], "gmt": [9.0, 16.0, 38.0]}
     folder = write_efficiency(tmp_path / "s", speeds)
@@ -199,6 +209,12 @@ def test_efficiency_is_told_in_medians_of_pairs(tmp_path: Path) -> None:
     assert entry(rows, "GFLOP", method="GMT")["text"] == "2.50"
     assert entry(rows, "peak", method="GMT")["text"] == "601"
     assert entry(rows, "samples/s", method="Random Mask")["text"] == "–"
+    beside = [
+        row for row in rows_of(folder, "gmt_tab3", "beside") if row["block"].endswith("MISTRAL-7B")
+    ]
+    difference = {"method": "GMT", "whose": "difference"}
+    assert entry(beside, "relative", **difference)["text"] == "+0.023"  # 0.900 less 13.43 / 15.32
+    assert entry(beside, "samples", **difference)["text"] == "–"
     printed = rows_of(folder, "gmt_tab3", "paper")
     assert entry(printed, "relative", method="GMT", model="MISTRAL-7B")["text"] == "0.877"
     assert entry(printed, "Training", method="GMT", model="LLAMA2-13B")["text"] == "12.74"

@@ -36,7 +36,7 @@ def step_of(name: str, step: str) -> PlannedStep:
 def test_they_parse(name: str, demo: bool) -> None:
     steps = [step for step in planned(name, demo).steps if step.owner is None]
     faults = {step.name: fault_in(shlex.split(line_of(step))[1:]) for step in steps}
-    assert steps
+    assert steps or name == "methods"  # which only draws
     assert {step: fault for step, fault in faults.items() if fault} == {}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deltalens.api import demos
-from deltalens.api.demos import Step
+from deltalens.api.steps import Step
 from deltalens.demo import Recipe, build
 
 __all__ = ["TINY", "shortened", "tiny_models"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from deltalens.io.records import Cell, Measurement, StudyFolder
 
@@ -43,18 +44,22 @@ def write_sweep(
     values: Mapping[Point, float],
     sets: tuple[str, ...] = ("maths",),
     objective: str = "sft",
+    **more: Any,
 ) -> Path:
     """A sweep's folder. Exact match on the second data set is 10 per cent points less; a loss is
-    one minus the exact match."""
+    one minus the exact match. `model` is the name of the model; `more` what else it was asked."""
+    model = more.pop("model", "")
     spec = {
         "methods": ["sft", "gmt", "hft"],
         "ratios": ["0", "0.2", "0.5", "0.9"],
         "seeds": 2,
         "objective": objective,
         "eval_data": [[name, 100, ""] for name in sets],
+        **more,
     }
     columns = ("method", "mask_ratio", "seed")
     study = StudyFolder.open(path, "mask-ratio-sweep", spec, columns)
+    study.facts = {"model": f"models/{model}"} if model else {}
     for (method, ratio, seed), value in values.items():
         metrics = {}
         for place, name in enumerate(sets):

@@ -56,6 +56,11 @@ class StudyRecord:
         `sft`."""
         return "dpo" if self.spec.get("objective") == "dpo" else "sft"
 
+    @property
+    def model(self) -> str:
+        """The name of the model's folder or repository; empty if the study does not say."""
+        return Path(str(self.facts.get("model", ""))).name
+
     def setting(self, name: str, method: str) -> Any:
         """Look up a setting of a method's trainings.
 
