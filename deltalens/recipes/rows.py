@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,12 @@ def fetch_rows(name: str, plan: Plan) -> Path:
         DataError,
     ):
         rows = _mixed(name, data)
-        with writing_whole(file) as written:
-            for row in rows:
-                written.write((json.dumps(row) + "\n").encode())
+    with writing_whole(file) as written:
+        written.writelines((json.dumps(row) + "\n").encode() for row in rows)
     return file
 
 
-def _mixed(name: str, data: Data) -> Iterator[Mapping[str, Any]]:
+def _mixed(name: str, data: Data) -> list[Mapping[str, Any]]:
     import datasets
 
     parts = []
@@ -96,7 +95,7 @@ def _mixed(name: str, data: Data) -> Iterator[Mapping[str, Any]]:
         from random import Random
 
         Random(_SEED).shuffle(rows)
-    yield from rows
+    return rows
 
 
 def _row(given: Mapping[str, Any], source: Source, as_messages: bool) -> Mapping[str, Any]:
