@@ -15,7 +15,7 @@ from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.learned_masks import draw_learned_masks
 from deltalens.figures.style import BLUE, ORANGE, PALETTE, VERMILION, new_figure, styled
-from deltalens.io.records import RunRecord, load_run
+from deltalens.io.records import RunRecord, find_run, load_run
 from deltalens.names import block_of, is_block
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     """Draw a run of a probe.
 
     Args:
-        folders: of the run.
+        folders: of the run, or of a training that has one.
         entry: the figure.
 
     Returns:
@@ -44,7 +44,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         RecordError: no run is there, or no step is logged yet.
     """
     (folder,) = folders
-    run = load_run(folder)
+    run = load_run(find_run(folder))
     if run.tensors.empty:
         raise RecordError(f"{run.path}: no step logged yet; nothing to draw")
     # A killed process can leave rows of a step in some tables and none in this one.

@@ -9,10 +9,9 @@ from deltalens.recipes.plan import Plan, PlannedStep
 
 __all__ = ["Pace"]
 
-_START = 10.0
-"""What beginning a step takes, in training steps of the demo's models: files, processes."""
-_CELL = 3.0
-"""What measuring a model takes, in the same unit."""
+_START, _CELL = 10.0, 3.0
+"""What beginning a step takes (files, processes), and measuring a model, in training steps of the
+demo's models."""
 _HOUR = 3600.0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 
 import deltalens
 from deltalens import load_study
+from deltalens.api import reproducing
+from deltalens.api.reproducing import Reproduction
 from deltalens.api.steps import ReproduceWatch, Step
 from deltalens.cli.main import app
 from deltalens.demo import build
@@ -114,6 +117,37 @@ def test_what_ctrl_c_stops_goes_on(tmp_path: Path) -> None:
 
     deltalens.reproduce(["gmt-fig3"], tmp_path, demo=True, watch=ReproduceWatch(step=noted))
     assert begun == ["drop-toy-maths"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_demo_of_all_is_every_recipe_in_miniature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproducing, "every_recipe", lambda: ["methods", "gmt-fig3"])
+    made = CliRunner().invoke(app, ["demo", "--all", "-o", str(tmp_path)])
+    assert made.exit_code == 0, (made.output, made.exception)
+    assert "[1 of 2] gmt/sft-toy-maths" in made.output
+    assert re.search(r"\[2 of 2, about \d+ min left of all\] gmt/drop-toy-maths", made.output)
+    figures = tmp_path / "figures"
+    assert (figures / "methods" / "speft_fig1.png").is_file()
+    assert (figures / "gmt-fig3" / "gmt_fig3.svg").is_file()
+    again = deltalens.build_demo(out=tmp_path, all=True)
+    assert isinstance(again, Reproduction)
+    assert [each.before for each in again.steps] == [True, True]
+
+
+def test_methods_are_drawn_without_a_model(tmp_path: Path) -> None:
+    drawn = deltalens.reproduce(["gmt-fig1"], tmp_path, demo=True)
+    assert [each.name for each in drawn.figures] == ["methods: gmt-fig1"]
+    assert [path.name for path in tmp_path.iterdir()] == ["figures"]
+
+
+@pytest.mark.bad_input
+def test_all_is_no_part(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["demo", "gmt", "--all", "-o", str(tmp_path / "out")])
+    assert refused.exit_code == 2
+    assert "all is more than part gmt" in refused.output
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.bad_input

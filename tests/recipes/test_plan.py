@@ -10,6 +10,7 @@ import pytest
 from deltalens.errors import DeltaLensError
 from deltalens.recipes import Places, Plan, cost_of, load_recipe, plan, total_of
 from deltalens.recipes.estimate import CORES, GPU
+from deltalens.recipes.pace import Pace
 from deltalens.recipes.schema import Recipe, Step
 
 OUT = Path("results")
@@ -131,3 +132,24 @@ def test_trainings_of_a_study_are_counted(recipe: str, step: str, trainings: int
 def test_the_real_one_is_planned_for_two_cores_in_hours() -> None:
     made = planned("real-small")
     assert 1 < total_of(cost_of(step, made) for step in made.steps).hours(CORES) < 8
+
+
+def test_what_is_left_follows_from_what_is_done() -> None:
+    made = planned("gmt-fig3", demo=True)
+    train, drop = (step.name for step in made.steps)
+    pace = Pace([made])
+    assert pace.seconds_left({}, [train, drop]) is None
+    assert pace.seconds_left({train: 16.0, drop: 4.0}, []) == 0
+    steps, cells = cost_of(made.steps[0], made).steps, cost_of(made.steps[1], made).cells
+    expected = 16 * (10 + 3 * cells) / (10 + steps + 3)
+    assert pace.seconds_left({train: 16.0}, [drop]) == pytest.approx(expected)
+
+
+def test_what_belongs_to_others_takes_no_time() -> None:
+    made = planned("gmt-tab1", demo=True)
+    others = [step.name for step in made.steps if step.owner is not None]
+    own = [step.name for step in made.steps if step.owner is None]
+    pace = Pace([made])
+    assert others
+    assert pace.seconds_left({own[0]: 9.0}, others) == 0
+    assert pace.seconds_left(dict.fromkeys(others, 0.0), own) is None
