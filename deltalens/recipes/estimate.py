@@ -26,6 +26,8 @@ _CHECKPOINT = 3
 _RANDOM_ORDERS = 3
 _TASK_ROWS, _TASK_TOKENS = 1000, 1000
 """Of a standard task that a recipe says nothing about."""
+_TEXTS, _TEXT_TOKENS = 64, 128
+"""That fidelity is measured on (`FidelityTexts`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +250,8 @@ def _measured(step: PlannedStep, plan: Plan) -> int:
         known = plan.recipe.tasks.get(task.partition("=")[0])
         rows = known.rows if known else _TASK_ROWS
         total += min(rows, int(few or rows)) * (known.tokens if known else _TASK_TOKENS)
+    if not total and step.command == ("drop-study",):
+        return _TEXTS * int(options.get("fidelity-tokens", _TEXT_TOKENS))
     return total
 
 

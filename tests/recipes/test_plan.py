@@ -153,3 +153,14 @@ def test_what_belongs_to_others_takes_no_time() -> None:
     assert others
     assert pace.seconds_left({own[0]: 9.0}, others) == 0
     assert pace.seconds_left(dict.fromkeys(others, 0.0), own) is None
+
+
+def test_fidelity_is_measured_on_the_texts_that_a_study_samples() -> None:
+    from deltalens.scoring.texts import FidelityTexts
+
+    made = planned("real-small")
+    (step,) = [each for each in made.steps if each.name == "real-small/fidelity"]
+    cost, parameters = cost_of(step, made), made.models["base"].parameters
+    tokens = FidelityTexts().sequences * int(step.options["fidelity-tokens"])
+    assert cost.cells == 23
+    assert cost.measuring_flops == pytest.approx(2 * parameters * tokens * cost.cells)
