@@ -14,8 +14,9 @@ __all__ = ["as_latex"]
 
 
 def as_latex(table: TableFigure) -> str:
-    """Write a table as a float of LaTeX: a `tabular` for each block, the title as its caption and
-    the notes below. It needs booktabs, and graphicx to shrink what is wider than the page.
+    """Write a table as floats of LaTeX, one for each block so that it fits on a page: a `tabular`
+    below its caption, and the notes below the last one. They need booktabs, and graphicx to shrink
+    what is wider than the page.
 
     Args:
         table: with all its blocks.
@@ -23,26 +24,25 @@ def as_latex(table: TableFigure) -> str:
     Returns:
         The source; every name in it is escaped.
     """
-    lines = [
-        r"% \usepackage{booktabs,graphicx}",
-        r"\begin{table*}",
-        r"\centering",
-        rf"\caption{{{plain_latex(table.title)}}}",
-        rf"\label{{tab:{table.name.replace('_', '-')}}}",
-    ]
-    for block in table.blocks:
+    lines = [r"% \usepackage{booktabs,graphicx}"]
+    label = table.name.replace("_", "-")
+    for number, block in enumerate(table.blocks, start=1):
+        caption = f"{table.title}. {block.title}"
         lines += [
-            r"\par\medskip",
-            rf"\textbf{{{plain_latex(block.title)}}}\par\smallskip",
+            r"\begin{table*}",
+            r"\centering",
+            rf"\caption{{{plain_latex(caption)}}}",
+            rf"\label{{tab:{label}{f'-{number}' if number > 1 else ''}}}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             *_tabular(block),
             "}",
         ]
-    if table.notes:
-        lines += [r"\par\medskip\begin{minipage}{\linewidth}\footnotesize"]
-        lines += [rf"{plain_latex(note)}\par" for note in table.notes]
-        lines += [r"\end{minipage}"]
-    return "\n".join([*lines, r"\end{table*}"]) + "\n"
+        if number == len(table.blocks) and table.notes:
+            lines += [r"\par\medskip\begin{minipage}{\linewidth}\footnotesize"]
+            lines += [rf"{plain_latex(note)}\par" for note in table.notes]
+            lines += [r"\end{minipage}"]
+        lines.append(r"\end{table*}")
+    return "\n".join(lines) + "\n"
 
 
 def _tabular(block: Block) -> Iterator[str]:
@@ -63,7 +63,12 @@ def _tabular(block: Block) -> Iterator[str]:
 
 
 def _row(cells: Iterator[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    return _guarded(" & ".join(cells)) + r" \\"
+
+
+def _guarded(text: str) -> str:
+    """A line after another one: a bracket or star would be an argument of the line break."""
+    return "{}" + text if text.startswith(("[", "*")) else text
 
 
 def _cell(entry: Entry) -> str:
@@ -72,7 +77,7 @@ def _cell(entry: Entry) -> str:
 
 
 def _head(head: str) -> str:
-    lines = [plain_latex(line) for line in head.split("\n")]
+    lines = [_guarded(plain_latex(line)) for line in head.split("\n")]
     if len(lines) == 1:
         return lines[0]
     stacked = r" \\ ".join(lines)
