@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltalens.catalog.methods import Look
 from deltalens.catalog.metrics import axis_label
+from deltalens.figures.coinciding import coinciding_note, layered
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.mft_studies import LOOKS, MftStudy
 from deltalens.figures.style import add_caption, add_legend, new_figure, styled
@@ -16,7 +17,7 @@ from deltalens.io.tables import over_seeds
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BANDS", "Panel", "curve", "draw_panels", "level", "spread"]
+__all__ = ["BANDS", "Panel", "band", "curve", "draw_panels", "level", "spread"]
 
 BANDS = (
     "Lines: means over seeds. Bands: from the lowest seed to the highest, or with a single seed "
@@ -55,6 +56,27 @@ def spread(frame: pd.DataFrame, by: Sequence[str], scale: float) -> pd.DataFrame
     return scale * pd.DataFrame({"mean": mean, "low": low, "high": high})
 
 
+def band(color: Any, line: Any = "-") -> dict[str, Any]:
+    """How a band is filled and edged; the edges, dashed as its line is, tell bands apart where they
+    overlap, also in grey.
+
+    Args:
+        color: of its line.
+        line: the line's style.
+
+    Returns:
+        Arguments of matplotlib's `fill_between`.
+    """
+    from matplotlib.colors import to_rgba
+
+    return {
+        "facecolor": to_rgba(color, 0.13),
+        "edgecolor": to_rgba(color, 0.6),
+        "linewidth": 0.6,
+        "linestyle": line,
+    }
+
+
 def curve(axis: Any, frame: pd.DataFrame, x: str, look: Look, scale: float) -> None:
     """Draw a method as a line with a band.
 
@@ -66,11 +88,9 @@ def curve(axis: Any, frame: pd.DataFrame, x: str, look: Look, scale: float) -> N
         scale: factor from the records to the axis.
     """
     points = spread(frame, [x], scale)
-    style = {"color": look.color, "linestyle": look.line, "linewidth": 1.4, "label": look.label}
-    axis.plot(points.index, points["mean"], marker=look.marker, markersize=4, **style)
-    axis.fill_between(
-        points.index, points["low"], points["high"], color=look.color, alpha=0.15, linewidth=0
-    )
+    style = {"color": look.color, "marker": look.marker, "linestyle": look.line}
+    axis.plot(points.index, points["mean"], label=look.label, **style, **layered(axis, look.line))
+    axis.fill_between(points.index, points["low"], points["high"], **band(look.color, look.line))
 
 
 def level(axis: Any, frame: pd.DataFrame, look: Look, scale: float) -> None:
@@ -90,7 +110,7 @@ def level(axis: Any, frame: pd.DataFrame, look: Look, scale: float) -> None:
     mean = float(values.mean(skipna=False))
     if not math.isfinite(mean):
         return
-    axis.axhline(mean, linewidth=1.2, **style)
+    axis.axhline(mean, linewidth=1.2, zorder=2.6, **style)  # Its dashes show on a curve.
     if len(values) > 1:
         axis.axhspan(values.min(), values.max(), color=look.color, alpha=0.1, linewidth=0)
 
@@ -137,7 +157,8 @@ def draw_panels(
                 axis.set(xlabel=xlabel, ylabel=axis_label(panel.name))
                 axis.set_title(titled(panel), fontsize=9)
         _legend(figure)
-        add_caption(figure, [BANDS, note if isinstance(note, str) else note()])
+        said = note if isinstance(note, str) else note()
+        add_caption(figure, [BANDS, said, coinciding_note(axes.flat)])
         return Drawing(name, figure)
 
 

@@ -56,7 +56,7 @@ SPEFT = _speft("comparison", speft_studies.METHODS)
 
 FIGURES_DRAWN: dict[str, tuple[Maker, list[int]]] = {
     # Name -> its study, and the number of labeled lines on each axis.
-    "gmt-fig2": (_sweep, [4, 0]),
+    "gmt-fig2": (_sweep, [4, 4, 4, 4]),
     "gmt-fig3": (_drops, [5, 5]),
     "mft-fig2": (COMPARED, [7, 7]),
     "mft-fig3": (SMALL, [4, 4]),
