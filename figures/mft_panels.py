@@ -10,6 +10,7 @@ from deltalens.catalog.methods import Look
 from deltalens.catalog.metrics import axis_label
 from deltalens.figures.coinciding import coinciding_note, layered
 from deltalens.figures.drawing import Drawing
+from deltalens.figures.floors import above_floor, floor_note
 from deltalens.figures.mft_studies import LOOKS, MftStudy
 from deltalens.figures.style import add_caption, add_legend, new_figure, styled
 from deltalens.io.tables import over_seeds
@@ -123,7 +124,8 @@ def draw_panels(
     xlabel: str,
     note: str | Callable[[], str] = "",
 ) -> Drawing:
-    """Draw a row of panels for each data set, at most two side by side.
+    """Draw a row of panels for each data set, at most two side by side. A share of which the
+    fine-tune has less than 5 % has no panel.
 
     Args:
         rows: the panels. If every row has a single one, they are set two to a row.
@@ -137,6 +139,7 @@ def draw_panels(
         The figure.
     """
     shown = {panel.study.path: panel.study for row in rows for panel in row}
+    rows, low = zip(*map(_above_floor, rows), strict=True)
     titled = _title_of([*shown.values()])
     if all(len(row) == 1 for row in rows):
         alone = [panel for row in rows for panel in row]
@@ -158,8 +161,21 @@ def draw_panels(
                 axis.set_title(titled(panel), fontsize=9)
         _legend(figure)
         said = note if isinstance(note, str) else note()
-        add_caption(figure, [BANDS, said, coinciding_note(axes.flat)])
+        floor = floor_note(missing for row in low for missing in row)
+        add_caption(figure, [BANDS, said, floor, coinciding_note(axes.flat)])
         return Drawing(name, figure)
+
+
+def _above_floor(row: Sequence[Panel]) -> tuple[list[Panel], list[tuple[str, str]]]:
+    """The panels of a data set that say something, and data and metric of the others."""
+    study, data, _ = row[0]
+    tuned = study.frame[(study.frame["method"] == "ft") & (study.frame["data"] == data)]
+    end = tuned[tuned["step"].isna()]
+    names = above_floor([panel.name for panel in row], end.assign(metric=end["name"]))
+    return (
+        [panel for panel in row if panel.name in names],
+        [(panel.data, panel.name) for panel in row if panel.name not in names],
+    )
 
 
 def _title_of(studies: Sequence[MftStudy]) -> Callable[[Panel], str]:
