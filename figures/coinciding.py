@@ -129,7 +129,8 @@ def _same(one: Mapping[float, float], other: Mapping[float, float], near: float)
         rest = other if levels[0] is one else one
         return all(abs(y - level) <= near for y in rest.values())
     shared = one.keys() & other.keys()
-    return len(shared) > 1 and all(abs(one[x] - other[x]) <= near for x in shared)
+    enough = len(shared) > 1 or len(shared) == len(one) == len(other)
+    return enough and all(abs(one[x] - other[x]) <= near for x in shared)
 
 
 def _is_level(points: Mapping[float, float]) -> bool:

@@ -57,6 +57,14 @@ def test_lines_that_can_be_told_apart_are_not_named(lines: dict[str, Any]) -> No
     assert coinciding_note([axis]) == ""
 
 
+def test_two_points_in_one_place_are_named() -> None:
+    axis = panel()
+    axis.plot([3], [10], "o", label="a")
+    axis.plot([3], [10], "s", label="b")
+    axis.plot([3], [50], "^", label="c")
+    assert coinciding_note([axis]) == "On the same line: a and b."
+
+
 def test_gaps_and_hidden_panels_are_passed_over() -> None:
     axis, hidden = panel(), panel()
     for each in (axis, hidden):
