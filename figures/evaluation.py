@@ -13,7 +13,14 @@ from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.loading import load_finite
 from deltalens.figures.mft_panels import band
-from deltalens.figures.style import PALETTE, add_caption, add_legend, new_figure, styled
+from deltalens.figures.style import (
+    PALETTE,
+    add_caption,
+    add_legend,
+    columns_for,
+    new_figure,
+    styled,
+)
 from deltalens.io.tables import is_finite
 
 if TYPE_CHECKING:
@@ -52,7 +59,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     of_training = cells[cells["training"] != ""].groupby("training")["step"]
     by_step = bool((of_training.nunique() > 1).any())
     models = cells["model"].nunique()
-    columns = min(len(metrics), 2)
+    columns = min(columns_for(len(metrics)), 2)
     lines = -(-len(metrics) // columns)
     height = 2.6 if by_step else 0.9 + 0.22 * models
     with styled():

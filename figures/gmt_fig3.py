@@ -72,8 +72,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         for metric in dict.fromkeys(map(str, record.cells["metric"]))
         if metric not in shown[record.path]
     ]
-    columns = columns_for(len(panels)) if len(panels) != 3 else 3
-    columns = min(columns, 2) if len(panels) > 3 else columns
+    columns = min(columns_for(len(panels)), 2 if len(panels) > 3 else 3)
     lines = -(-len(panels) // columns)
     with styled():
         figure = new_figure(2.7 * lines + 0.5, layout="constrained")

@@ -17,7 +17,7 @@ from deltalens.figures.entry import FigureEntry
 from deltalens.figures.learned_masks import draw_learned_masks
 from deltalens.figures.run_masks import draw_coverage, draw_overlap, draw_overlap_by_layer
 from deltalens.figures.run_time import RunTime, mean_per, panel_grid
-from deltalens.figures.style import BLUE, ORANGE, VERMILION, add_caption, styled
+from deltalens.figures.style import BLUE, ORANGE, VERMILION, add_caption, add_legend, styled
 from deltalens.io.records import RunRecord, find_run, load_run
 
 if TYPE_CHECKING:
@@ -168,6 +168,7 @@ def _updates(tensors: pd.DataFrame, time: RunTime) -> Any:
         style = {"color": color, "linestyle": line, "linewidth": width, "label": label}
         axis.plot(time.centers[share.index], share, **style)
     axis.set(ylabel="share of entries (%)", ylim=(-2, 102))
-    figure.legend(loc="outside upper center", ncols=3)
+    handles, labels = axis.get_legend_handles_labels()
+    add_legend(figure, dict(zip(labels, handles, strict=True)))
     add_caption(figure, [coinciding_note([axis])])
     return figure

@@ -12,7 +12,7 @@ from deltalens.figures.coinciding import coinciding_note, layered
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.floors import above_floor, floor_note
 from deltalens.figures.mft_studies import LOOKS, MftStudy
-from deltalens.figures.style import add_caption, add_legend, new_figure, styled
+from deltalens.figures.style import add_caption, add_legend, columns_for, new_figure, styled
 from deltalens.io.tables import over_seeds
 
 if TYPE_CHECKING:
@@ -144,7 +144,8 @@ def draw_panels(
     if all(len(row) == 1 for row in rows):
         alone = [panel for row in rows for panel in row]
         rows = [alone]
-    rows = [row[start : start + 2] for row in rows for start in range(0, len(row), 2)]
+    across = columns_for(2)
+    rows = [row[start : start + across] for row in rows for start in range(0, len(row), across)]
     columns = max(map(len, rows))
     with styled():
         figure = new_figure(2.5 * len(rows) + 0.9, layout="constrained")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deltalens.figures.style import new_figure
+from deltalens.figures.style import columns_for, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +73,7 @@ def panel_grid(panels: int, across: int, height: float, **options: Any) -> tuple
     Returns:
         The figure, and the panels' axes.
     """
-    across = min(across, panels)
+    across = min(across, panels) if columns_for(2) > 1 else 1
     down = -(-panels // across)
     figure = new_figure(height * down + 0.5, layout="constrained")
     axes = figure.subplots(down, across, squeeze=False, **options)

@@ -16,7 +16,7 @@ from deltalens.figures.salience_cells import (
     metrics_of,
     numbers,
 )
-from deltalens.figures.style import add_caption, new_figure, styled
+from deltalens.figures.style import add_caption, add_legend, new_figure, styled
 
 __all__ = ["draw"]
 
@@ -78,6 +78,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         every = record.facts.get("examples", 0)
         parts.set_title(f"some examples, with all {every:,}", fontsize=9)
         halves.set_title("two halves, with each other", fontsize=9)
-        figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+        handles, labels = parts.get_legend_handles_labels()
+        add_legend(figure, dict(zip(labels, handles, strict=True)), fontsize=8)
         add_caption(figure, ["Dotted: chance.", coinciding_note([parts])])
         return [Drawing(entry.file_name, figure)]
