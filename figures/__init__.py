@@ -71,10 +71,11 @@ def _drawn_in_turn(folder: str | Path) -> Iterable[Drawing]:
     from deltalens.catalog.plugins import load_code
     from deltalens.catalog.studies import study_of
     from deltalens.errors import RecordError
+    from deltalens.figures.defaults import draw_training
     from deltalens.io.records import is_training, load_study
 
     if is_training(folder):
-        return draw_named("removed-shares", folder)
+        return draw_training(Path(folder))
     record = load_study(folder)
     study = study_of(record.spec)
     if study is None or not study.figure:

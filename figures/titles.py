@@ -36,19 +36,21 @@ def title_of(folders: Sequence[Path]) -> str:
 
 
 def _title_of(folder: Path) -> str:
+    spec: Mapping[str, Any] = {}
+    method = ""
     if is_study(folder):
         study = load_study(folder)
         models, spec = _models(study.facts, study.model), study.spec
     elif is_training(folder):
         training = load_training(folder)
         models, spec = _models(training.facts, ""), training.spec
+        method = str(spec.get("method") or "")
     else:
         run = load_run(find_run(folder))
         if is_training(run.path.parent):
             return _title_of(run.path.parent)
-        models, spec = _models(run.facts, ""), {}
-    parts = [models, str(spec.get("method") or "") if "steps" in spec else "", _data(spec)]
-    named = ", ".join(filter(None, parts))
+        models = _models(run.facts, "")
+    named = ", ".join(filter(None, (models, method, _data(spec))))
     return named or folder.resolve().name
 
 

@@ -84,8 +84,9 @@ OTHERS: dict[str, Maker] = {
     "landscape": lambda path: make_study(path, "landscape"),
     **dict.fromkeys(("mft-fig6", "mft-fig10"), _plane),
 }
-ELSEWHERE = {"evaluation", "gradients", "removed-shares"}
-"""Drawn from a probe's run, and from a training: tests/cli/test_monitor.py, tests/training."""
+ELSEWHERE = {"evaluation", "gradients", "removed-shares", "training"}
+"""Drawn from a probe's run, and from a training: tests/cli/test_monitor.py, tests/training,
+test_training_picture.py."""
 
 
 def words(figure: Figure) -> str:
