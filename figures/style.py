@@ -214,7 +214,7 @@ def new_figure(
         The figure; it is rendered off screen.
 
     Raises:
-        DeltaLensError: a size was asked for, and it is fixed.
+        DeltaLensError: a size is given, and it is fixed.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
