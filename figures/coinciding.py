@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["coinciding_note", "layered"]
 
-_APART = 0.004
-"""Share of the y-axis below which two lines cannot be told apart: half a point of a panel."""
+_APART = 0.008
+"""Share of the y-axis below which two lines cannot be told apart: a point of a panel, about as wide
+as a line."""
 _MOST = 4
 """Groups that a caption has room for."""
 

@@ -146,9 +146,10 @@ def _median_line(axis: Any, time: RunTime, counts: np.ndarray, edges: np.ndarray
     rows = np.argmax(running >= running[:, -1:] / 2, axis=1)
     middle = np.where(running[:, -1] > 0, (edges[rows] + edges[rows + 1]) / 2, np.nan)
     outline = [Stroke(linewidth=2.4, foreground="white"), Normal()]
+    alone = len(middle) == 1  # A single point would not be seen.
     axis.plot(
-        time.centers,
-        middle,
+        time.edges if alone else time.centers,
+        middle.repeat(2) if alone else middle,
         color="black",
         linewidth=1,
         label="median of the nonzero entries",
@@ -166,6 +167,7 @@ def _updates(tensors: pd.DataFrame, time: RunTime) -> Any:
     ):
         share = 100 * mean_per(tensors, ["column"], column)
         style = {"color": color, "linestyle": line, "linewidth": width, "label": label}
+        style["marker"] = time.marker
         axis.plot(time.centers[share.index], share, **style)
     axis.set(ylabel="share of entries (%)", ylim=(-2, 102))
     handles, labels = axis.get_legend_handles_labels()

@@ -193,6 +193,7 @@ def draw_coverage(masks: pd.DataFrame, time: RunTime) -> Figure:
             "color": PALETTE[index % len(PALETTE)],
             "linestyle": _DASHES[index % len(_DASHES)],
             "linewidth": max(1.2, 2.0 - 0.2 * index),
+            "marker": time.marker,
         }
         axis.plot(time.centers[share.index], share, label=f"{ratio:g}", **style)
     axis.set(ylabel="entries in the mask at least once (%)", ylim=(0, 102))

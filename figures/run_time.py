@@ -29,6 +29,11 @@ class RunTime:
     edges: np.ndarray
     """Edges of the columns, in steps: one more than there are columns."""
 
+    @property
+    def marker(self) -> str:
+        """The mark of lines; a single step would not be seen without one."""
+        return "o" if len(self.centers) == 1 else ""
+
     @staticmethod
     def of(steps: pd.Series[int]) -> RunTime:
         """Group logged steps.
@@ -73,6 +78,8 @@ def panel_grid(panels: int, across: int, height: float, **options: Any) -> tuple
     Returns:
         The figure, and the panels' axes.
     """
+    from matplotlib.ticker import MaxNLocator
+
     across = min(across, panels) if columns_for(2) > 1 else 1
     down = -(-panels // across)
     figure = new_figure(height * down + 0.5, layout="constrained")
@@ -81,6 +88,7 @@ def panel_grid(panels: int, across: int, height: float, **options: Any) -> tuple
         spare.set_visible(False)
     for axis in axes.flat[:panels]:
         axis.tick_params(labelbottom=True)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axis.set_xlabel("optimizer step")
     return figure, list(axes.flat[:panels])
 

@@ -88,7 +88,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
             _norms_or_rates(axis, name, logged[name], smoothed)
         for axis in axes[:panels]:
             axis.set_xlabel("optimizer step")
-            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         legend: dict[str, Any] = {}
         for axis in axes[:panels]:
             legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))

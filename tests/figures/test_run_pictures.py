@@ -113,3 +113,14 @@ def test_every_axis_of_every_picture_has_a_name(run: Path) -> None:
             assert sum(map(bool, named)) >= wanted, (drawing.name, axis.get_title())
     histograms = drawings[0].figure.axes[:5]
     assert {axis.get_xlabel() for axis in histograms} == {"optimizer step"}
+
+
+def test_a_single_step_can_be_seen(tmp_path: Path) -> None:
+    drawn = {
+        drawing.name: drawing.figure
+        for drawing in draw_named("gradients", train(tmp_path / "run", steps=1, updates=True))
+    }
+    median = drawn["gradient_histograms"].axes[0].lines[0]
+    assert [*median.get_xdata()] == [-0.5, 0.5]
+    for name in ("coverage", "updates"):
+        assert {line.get_marker() for line in drawn[name].axes[0].lines} == {"o"}
