@@ -112,8 +112,11 @@ def run_train(command: Command, terminal: Terminal, typed: dict[str, Any]) -> No
             )
             training: Training = command.call(typed, watch=watch)
         from deltalens.figures import draw
+        from deltalens.io.records import load_training
 
-        pictures = [path for path in draw(training.path) if path.suffix == ".png"]
+        # A method that takes no step, such as a mask by size, has no curves.
+        drawn = draw(training.path) if load_training(training.path).logged() else []
+        pictures = [path for path in drawn if path.suffix == ".png"]
         _show_training(training, pictures, terminal)
 
 

@@ -20,7 +20,7 @@ _MOST = 4
 """Groups that a caption has room for."""
 
 
-def layered(axis: Axes, line: Any = "-") -> dict[str, float]:
+def layered(axis: Axes, line: Any = "-") -> dict[str, Any]:
     """How the next line with marks is laid on those that are drawn already, so that of lines that
     coincide the lower ones show: solid ones lie under dashed ones, and each line is thinner than
     the one before, with smaller marks.

@@ -90,13 +90,17 @@ def _over_steps(axis: Any, frame: pd.DataFrame, metric: str) -> None:
         points = own.sort_values("step")
         steps, values = points["step"].astype(float), points["value"]
         line = _LINES[index % len(_LINES)]
-        look = {"color": color, "marker": marker, "linestyle": line}
-        axis.plot(steps, values, label=names[str(training)], **look, **layered(axis, line))
+        curve: dict[str, Any] = {"color": color, "marker": marker, "linestyle": line}
+        axis.plot(steps, values, label=names[str(training)], **curve, **layered(axis, line))
         error = points["stderr"].fillna(0.0)
         axis.fill_between(steps, values - error, values + error, **band(color, line))
     others = frame[~in_training & is_finite(frame["value"])]
     for index, (_, other) in enumerate(others.iterrows()):
-        look = {"color": "0.35", "linestyle": _DASHES[index % len(_DASHES)], "linewidth": 1}
+        look: dict[str, Any] = {
+            "color": "0.35",
+            "linestyle": _DASHES[index % len(_DASHES)],
+            "linewidth": 1,
+        }
         look["zorder"] = 2.6  # Their dashes show on a curve.
         axis.axhline(other["value"], label=names[str(other["model"])], **look)
         if other["stderr"] > 0:

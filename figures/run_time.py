@@ -11,6 +11,7 @@ from deltalens.figures.style import columns_for, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["RunTime", "mean_per", "panel_grid"]
 
@@ -66,7 +67,7 @@ class RunTime:
         return np.searchsorted(self.starts, steps.to_numpy(dtype=np.int64), side="right") - 1
 
 
-def panel_grid(panels: int, across: int, height: float, **options: Any) -> tuple[Any, list[Any]]:
+def panel_grid(panels: int, across: int, height: float, **options: Any) -> tuple[Figure, list[Any]]:
     """Make a figure of panels over the optimizer steps; each names its x-axis.
 
     Args:

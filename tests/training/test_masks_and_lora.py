@@ -105,6 +105,14 @@ def test_the_learned_share_is_drawn(ft: Path, rows: Path, tmp_path: Path) -> Non
     assert "removed weights (%)" in (out / "run" / "learned_masks.svg").read_text()
 
 
+def test_a_method_without_steps_has_no_curves(ft: Path, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["train", "l1-mask", str(ft), "--train-data", str(rows), "-o", str(out), "--json"]
+    made = CliRunner().invoke(app, words)
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["pictures"] == []
+
+
 def test_a_training_that_removes_nothing_has_no_such_picture(
     ft: Path, rows: Path, tmp_path: Path
 ) -> None:
