@@ -51,7 +51,7 @@ def monitor(
     if summary.steps and not no_pictures:
         from deltalens.figures import draw_figure
 
-        pictures = draw_figure("gradients", folder)
+        pictures = draw_figure("gradients", folder, titles="on")
     if as_json:
         console.print_json({**summary.as_json(), "pictures": [str(p) for p in pictures]})
     elif not quiet:

@@ -93,7 +93,7 @@ def run_landscape(command: Command, terminal: Terminal, typed: dict[str, Any]) -
 
 
 def run_train(command: Command, terminal: Terminal, typed: dict[str, Any]) -> None:
-    """Train, and say what came of it.
+    """Train, draw the training's curves, and say what came of it.
 
     Args:
         command: whose function returns a `Training`.
@@ -111,11 +111,12 @@ def run_train(command: Command, terminal: Terminal, typed: dict[str, Any]) -> No
                 on_plan=stop_at_plan if terminal.dry_run else None,
             )
             training: Training = command.call(typed, watch=watch)
-        pictures: list[Path] = []
-        if training.masks and typed.get("threshold") is not None:
-            from deltalens.figures import draw
+        from deltalens.figures import draw
+        from deltalens.io.records import load_training
 
-            pictures = [path for path in draw(training.path) if path.suffix == ".png"]
+        # A method that takes no step, such as a mask by size, has no curves.
+        drawn = draw(training.path) if load_training(training.path).logged() else []
+        pictures = [path for path in drawn if path.suffix == ".png"]
         _show_training(training, pictures, terminal)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from deltalens.errors import DeltaLensError
 from deltalens.figures.catalog import FIGURES
 from deltalens.figures.drawing import Drawing, save_all
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.registry import Folders, as_paths, draw_named, figure_entry
-from deltalens.figures.style import Medium, drawn_for
+from deltalens.figures.style import TITLES, Medium, Titles, drawn_for, read_size
 
 __all__ = [
     "FIGURES",
@@ -34,23 +35,26 @@ def drawings(folder: str | Path) -> list[Drawing]:
     """Draw the figures of a study or a training without saving them.
 
     Args:
-        folder: of a study of any kind, or of a training that removed weights.
+        folder: of a study of any kind, or of a training.
 
     Returns:
-        The figures that its kind calls for.
+        The figures that its kind calls for, with a title, and tables without the paper's own rows.
 
     Raises:
         RecordError: the folder holds neither, or no figure exists for its kind.
     """
-    return [*_drawn_in_turn(folder)]
+    with drawn_for(titles=True, paper_rows=False):
+        return [*_drawn_in_turn(folder)]
 
 
-def draw(folder: str | Path) -> list[Path]:
+def draw(folder: str | Path, *, pdf: bool = False, paper: bool = False) -> list[Path]:
     """Draw the figures of a study or a training into its folder; each is saved before the next one
-    is drawn.
+    is drawn. A title says whose numbers they are.
 
     Args:
-        folder: of a study of any kind, or of a training that removed weights.
+        folder: of a study of any kind, or of a training.
+        pdf: write PDFs as well.
+        paper: show the paper's own rows below a study's tables.
 
     Returns:
         The files: PNG and SVG; of a table CSV and Markdown as well.
@@ -58,7 +62,8 @@ def draw(folder: str | Path) -> list[Path]:
     Raises:
         RecordError: the folder holds neither, or no figure exists for its kind.
     """
-    return save_all(_drawn_in_turn(folder), Path(folder))
+    with drawn_for(titles=True, paper_rows=paper):
+        return save_all(_drawn_in_turn(folder), Path(folder), pdf=pdf)
 
 
 def _drawn_in_turn(folder: str | Path) -> Iterable[Drawing]:
@@ -66,10 +71,11 @@ def _drawn_in_turn(folder: str | Path) -> Iterable[Drawing]:
     from deltalens.catalog.plugins import load_code
     from deltalens.catalog.studies import study_of
     from deltalens.errors import RecordError
+    from deltalens.figures.defaults import draw_training
     from deltalens.io.records import is_training, load_study
 
     if is_training(folder):
-        return draw_named("removed-shares", folder)
+        return draw_training(Path(folder))
     record = load_study(folder)
     study = study_of(record.spec)
     if study is None or not study.figure:
@@ -86,6 +92,10 @@ def draw_figure(
     ratio: float | None = None,
     mixed: Folders = (),
     medium: Medium = "paper",
+    titles: Titles = "auto",
+    size: str | None = None,
+    dpi: int | None = None,
+    pdf: bool = False,
 ) -> list[Path]:
     """Draw a figure or table by its name, and save it.
 
@@ -101,6 +111,12 @@ def draw_figure(
         mixed: for `mft-tab1` and `mft-tab2`: comparisons that start from a fine-tune on a mixture
             of domains; the table's second half.
         medium: `paper`, or `slides`, whose type is larger.
+        titles: whether a title says whose numbers are shown: `on`, `off`, or `auto`: on slides but
+            not on paper, where the caption says it.
+        size: width, or width and height, in inches: `3.3x2.5`. By default a page's width, and as
+            high as the figure needs.
+        dpi: dots per inch of a PNG.
+        pdf: write a PDF as well, where `out` is a folder.
 
     Returns:
         The files; in a folder PNG and SVG, of a table CSV and Markdown as well.
@@ -111,9 +127,17 @@ def draw_figure(
         RecordError: a folder does not hold the kind of study that the figure is drawn from, or
             nothing is measured yet.
     """
-    return save_drawings(
-        draw_for(name, studies, ratio=ratio, mixed=mixed, medium=medium), studies, out
+    drawn = draw_for(
+        name,
+        studies,
+        ratio=ratio,
+        mixed=mixed,
+        medium=medium,
+        titles=titles,
+        size=size,
+        dpi=dpi,
     )
+    return save_drawings(drawn, studies, out, pdf=pdf)
 
 
 def draw_for(
@@ -123,11 +147,14 @@ def draw_for(
     ratio: float | None = None,
     mixed: Folders = (),
     medium: Medium = "paper",
+    titles: Titles = "auto",
+    size: str | None = None,
+    dpi: int | None = None,
 ) -> list[Drawing]:
     """Draw a figure or table as `draw_figure` does, without saving it.
 
     Args:
-        name, studies, ratio, mixed, medium: as `draw_figure` takes them.
+        name, studies, ratio, mixed, medium, titles, size, dpi: as `draw_figure` takes them.
 
     Returns:
         The figure; a landscape and a probe's run are drawn as several.
@@ -135,19 +162,27 @@ def draw_for(
     Raises:
         DeltaLensError: as `draw_figure`.
     """
-    with drawn_for(medium):
+    if titles not in TITLES:
+        raise DeltaLensError(f"titles {titles!r}: choose from {', '.join(TITLES)}")
+    titled = titles == "on" or (titles == "auto" and medium == "slides")
+    shape = read_size(size) if size is not None else None
+    with drawn_for(medium=medium, titles=titled, size=shape, dpi=dpi):
         return draw_named(name, studies, ratio=ratio, mixed=as_paths(mixed) or None)
 
 
 def save_drawings(
-    drawings: Iterable[Drawing], studies: Folders, out: str | Path | None = None
+    drawings: Iterable[Drawing],
+    studies: Folders,
+    out: str | Path | None = None,
+    *,
+    pdf: bool = False,
 ) -> list[Path]:
     """Save drawings of one figure.
 
     Args:
         drawings: what to save.
         studies: what they were drawn from.
-        out: as `draw_figure` takes it.
+        out, pdf: as `draw_figure` takes them.
 
     Returns:
         The files. If several drawings share a file's name, the second and later ones are numbered.
@@ -158,7 +193,7 @@ def save_drawings(
     first, *_ = [*as_paths(studies), Path()]
     target = first if out is None else Path(out)
     if target.is_dir():
-        return save_all(drawings, target)
+        return save_all(drawings, target, pdf=pdf)
     return [
         drawing.write(target if not place else target.with_stem(f"{target.stem}-{place + 1}"))
         for place, drawing in enumerate(drawings)

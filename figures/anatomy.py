@@ -1,35 +1,87 @@
-"""The anatomy of a delta, by layer: the distribution of |delta|, and the share of the squared norm
-that its largest entries hold."""
+"""The anatomy of a delta: its size and its concentration by layer and projection, and the
+distribution of its entries by layer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from deltalens.errors import RecordError
+import numpy as np
+
+from deltalens.errors import Lines, RecordError
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
+from deltalens.figures.layer_names import block_rank, ticks_for
 from deltalens.figures.loading import load_finite
-from deltalens.figures.style import new_figure, styled
-from deltalens.names import is_block
+from deltalens.figures.style import add_caption, new_figure, styled
+from deltalens.names import block_of, is_block, kind_of, split_block
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["draw"]
 
 Bins = list[list[int]]
+"""Each floor(per_octave * log2|delta|), and the entries there."""
+
+_KINDS = ("attention", "mlp", "expert", "other", "norm")
+_USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The order of the columns: by kind, then as a block computes them."""
+_FAINTEST = 1e-4
+"""The lowest share of entries on the color scale."""
+_MAPS = {
+    "relative_norm": ("size", Lines("‖δ‖ / ‖base‖", "(%)")),
+    "energy_top_0.1": ("concentration", Lines("‖δ‖² in the largest", "tenth of entries (%)")),
+}
+"""Metric of a tensor -> the panel's title and the label of its color bar."""
+_CAPTION = (
+    "δ: fine-tune less base. A block has a cell for each of its projections and norms; a tensor "
+    "outside the blocks has one value, drawn across. The colors span the projections, and values "
+    "beyond them have the color of the arrow. Evenly spread, a tenth of the entries would hold "
+    "10 % of ‖δ‖²."
+)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The layers from top to bottom, and the projections from left to right."""
+
+    names: list[str]
+    columns: list[str]
+    values: Mapping[tuple[str, str, str], float]
+    """Metric, row and column -> per cent; a tensor outside the blocks has the column ``."""
+    projections: int
+    """How many columns are no norms; they stand on the left."""
+
+    def table(self, metric: str) -> np.ndarray:
+        """A metric's cells; NaN where a layer has no such projection."""
+        return np.array(
+            [
+                [
+                    self.values.get((metric, name, column if is_block(name) else ""), math.nan)
+                    for column in self.columns
+                ]
+                for name in self.names
+            ]
+        )
 
 
 def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
-    """Draw an inspection: left the density of log2|delta| per layer, right how much of the
-    delta's squared norm its largest entries hold.
+    """Draw an inspection as heatmaps over the layers: the norm of the delta relative to the base's,
+    and the share of its squared norm that the largest tenth of the entries holds, for each
+    projection; and the distribution of log2|delta|. Tensors outside the blocks are rows above and
+    below.
 
     Args:
         folders: of the inspection.
         entry: the figure.
 
     Returns:
-        The figure.
+        The figure; without cells of tensors, as early versions left it, the distribution alone.
 
     Raises:
         RecordError: no inspection is there.
@@ -41,85 +93,179 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         raise RecordError(f"{record.path}: no inspection with finished cells")
     layers = record.cells[record.cells["level"] == "layer"]
     entries = layers.drop_duplicates("name").set_index("name")["n"]
-    drawn = {name: bins for name, bins in histograms.items() if bins}
-    lacking = [name for name in drawn if not entries.get(name, 0)]
+    lacking = [name for name, bins in histograms.items() if bins and not entries.get(name, 0)]
     if lacking:
         raise RecordError(
             f"{record.path}: its journal lacks the layer {lacking[0]!r}; inspect again"
         )
+    rows = _rows(record.cells[record.cells["level"] == "tensor"], histograms)
+    maps = [metric for metric in _MAPS if np.isfinite(rows.table(metric)).any()]
+    per = record.facts["per_octave"]
     with styled():
-        figure = new_figure(3.1, layout="constrained")
-        density, energy = figure.subplots(1, 2)
-        for (name, bins), color in zip(drawn.items(), _colors(list(drawn)), strict=True):
-            _curves(density, energy, bins, record.facts["per_octave"], int(entries[name]), color)
-        density.set(
-            xlabel="log₂ |δ|",
-            ylabel="share of entries per octave",
-            xlim=_range(drawn, record.facts["per_octave"]),
-        )
-        energy.set(
-            xlabel="share of entries, largest first",
-            ylabel="share of ‖δ‖² that they hold",
-            xscale="log",
-            xlim=(1e-4, 1),
-            ylim=(0, 1.02),
-        )
-        _legend(figure, list(drawn))
+        height = min(8.4, max(3.8, 0.17 * len(rows.names) + 2.8))
+        figure = new_figure(height, layout="constrained")
+        axes = figure.subplots(1, len(maps) + 1, sharey=True, squeeze=False)[0]
+        for axis, metric in zip(axes, maps, strict=False):
+            title, label = _MAPS[metric]
+            _heatmap(figure, axis, rows, metric, label)
+            axis.set_title(title, fontsize=9)
+        _distribution(figure, axes[-1], rows.names, histograms, per, dict(entries))
+        shown, names = ticks_for(rows.names, height - 2.6)
+        axes[0].set_yticks(shown, names)
+        axes[0].set_ylim(len(rows.names) - 0.5, -0.5)
+        for axis in axes:
+            axis.grid(visible=False)
+            axis.tick_params(labelsize=7)
+            for line in _borders(rows.names):
+                axis.axhline(line, color="white", linewidth=2.5)
+        add_caption(figure, [_CAPTION if maps else ""])
         return [Drawing(entry.file_name, figure)]
 
 
-def _range(drawn: dict[str, Bins], per_octave: int) -> tuple[float, float]:
-    """The range of log2|delta| without the smallest 0.1 %, which can trail far to the left."""
+def _rows(tensors: pd.DataFrame, histograms: Mapping[str, Bins]) -> _Rows:
+    """Sort tensors into rows and columns. Tensors of one column and row, such as a layer's experts,
+    have the mean over their entries."""
+    names = sorted(dict.fromkeys([*histograms, *map(block_of, tensors["name"])]), key=block_rank)
+    every = dict.fromkeys(map(str, tensors["name"]))
+    inside = {name: _column(name) for name in every if is_block(block_of(name))}
+    kinds = {column: kind_of(name) for name, column in inside.items()}
+    columns = sorted(kinds, key=lambda column: _place(column, kinds[column]))
+    projections = sum(kind != "norm" for kind in kinds.values())
+    sums: dict[tuple[str, str, str], tuple[float, float]] = {}
+    for metric, name, value, count in zip(
+        *(tensors[column] for column in ("metric", "name", "value", "n")), strict=True
+    ):
+        if not math.isfinite(value):
+            continue
+        key = (str(metric), block_of(name), inside.get(name, ""))
+        whole, entries = sums.get(key, (0.0, 0.0))
+        sums[key] = whole + 100 * value * count, entries + count
+    values = {key: whole / entries for key, (whole, entries) in sums.items() if entries}
+    return _Rows(names, columns or [""], values, projections)
+
+
+def _place(column: str, kind: str) -> tuple[int, int]:
+    by_kind = _KINDS.index(kind if kind in _KINDS else "other")
+    return by_kind, _USUAL.index(column) if column in _USUAL else len(_USUAL)
+
+
+def _column(name: str) -> str:
+    """`q_proj` of `model.layers.7.self_attn.q_proj.weight`; numbers inside a block count as one."""
+    _, _, rest = split_block(name)
+    parts = [part for part in rest.split(".") if not part.isdecimal() and part != "weight"]
+    return ".".join(parts[-2:] if parts[-1:] == ["bias"] else parts[-1:]) or "weight"
+
+
+def _borders(names: Sequence[str]) -> list[float]:
+    """Where blocks and tensors outside them meet."""
+    return [
+        index + 0.5
+        for index, (one, other) in enumerate(pairwise(names))
+        if is_block(one) != is_block(other)
+    ]
+
+
+def _heatmap(figure: Any, axis: Any, rows: _Rows, metric: str, label: str) -> None:
+    table = rows.table(metric)
+    axis.set_facecolor("0.88")
+    mesh = axis.pcolormesh(
+        np.arange(len(rows.columns) + 1) - 0.5,
+        np.arange(len(rows.names) + 1) - 0.5,
+        table,
+        norm=_scale(table, rows),
+        cmap="viridis",
+    )
+    axis.set_xticks(range(len(rows.columns)), map(_short, rows.columns), rotation=90)
+    _color_bar(figure, axis, mesh, label, "both")
+
+
+def _scale(table: np.ndarray, rows: _Rows) -> Any:
+    """Colors over the projections of the blocks; a norm far from them would leave them one color.
+    They are logarithmic where values lie far apart."""
+    from matplotlib.colors import LogNorm, Normalize
+
+    inside = [index for index, name in enumerate(rows.names) if is_block(name)]
+    parts = (table[inside][:, : rows.projections], table)
+    finite = next((one for part in parts for one in [part[part > 0]] if one.size), np.array([1.0]))
+    low, high = np.percentile(finite, [2, 98])
+    if high > 8 * low:
+        return LogNorm(low, high)
+    return Normalize(low, max(high, 1.001 * low))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else f"{name[:7]}…{name[-8:]}"
+
+
+def _color_bar(figure: Any, axis: Any, mesh: Any, label: str, extend: str) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+    bar = figure.colorbar(
+        mesh, ax=axis, location="top", extend=extend, aspect=16, shrink=0.9, pad=0.02
+    )
+    if mesh.norm.vmax <= 100 * mesh.norm.vmin:
+        if mesh.norm.vmax > 8 * mesh.norm.vmin:
+            bar.set_ticks(_round_between(mesh.norm.vmin, mesh.norm.vmax))
+        else:
+            bar.locator = MaxNLocator(4)
+        bar.ax.xaxis.set_minor_locator(NullLocator())
+        bar.formatter = FuncFormatter(lambda value, place: f"{value:g}")
+        bar.update_ticks()
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+
+
+def _round_between(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten."""
+    tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    every = [part * 10.0**ten for ten in tens for part in (1, 2, 5)]
+    return [value for value in every if low <= value <= high]
+
+
+def _distribution(
+    figure: Any,
+    axis: Any,
+    names: Sequence[str],
+    histograms: Mapping[str, Bins],
+    per: int,
+    entries: Mapping[str, Any],
+) -> None:
+    """The share of each layer's entries at each log2|delta|, per octave."""
+    from matplotlib.colors import LogNorm
+
+    drawn = {name: bins for name, bins in histograms.items() if bins}
+    low, high = _range(drawn)
+    shares = np.full((len(names), high - low + 1), math.nan)
+    for row, name in enumerate(names):
+        for bin_, count in drawn.get(name, []):
+            if bin_ >= low and count:
+                shares[row, bin_ - low] = 100 * count * per / int(entries[name])
+    top = max(200 * _FAINTEST, float(np.nanmax(shares)) if np.isfinite(shares).any() else 0.0)
+    mesh = axis.pcolormesh(
+        np.arange(low, high + 2) / per,
+        np.arange(len(names) + 1) - 0.5,
+        shares,
+        norm=LogNorm(100 * _FAINTEST, top),
+        cmap="viridis",
+        rasterized=True,
+    )
+    axis.set_xlabel("log₂ |δ|", fontsize=8)
+    axis.set_title("distribution", fontsize=9)
+    _color_bar(figure, axis, mesh, Lines("entries per octave", "(%)"), "min")
+
+
+def _range(drawn: Mapping[str, Bins]) -> tuple[int, int]:
+    """The bins to show: without the smallest 0.1 % of the entries, which can trail far to the
+    left."""
     counts: dict[int, int] = {}
     for bins in drawn.values():
         for bin_, count in bins:
             counts[bin_] = counts.get(bin_, 0) + count
+    if not counts:
+        return 0, 0
     seen, least = 0, 0.001 * sum(counts.values())
-    low = min(counts)
     for bin_ in sorted(counts):
         seen += counts[bin_]
         if seen >= least:
-            low = bin_
-            break
-    return low / per_octave - 0.5, (max(counts) + 1) / per_octave + 0.5
-
-
-def _colors(names: list[str]) -> list[Any]:
-    """Blocks from dark to light in their order; layers outside the blocks in gray."""
-    import matplotlib as mpl
-
-    blocks = [name for name in names if is_block(name)]
-    shades = mpl.colormaps["viridis"]
-    order = {name: shades(0.9 * i / max(1, len(blocks) - 1)) for i, name in enumerate(blocks)}
-    return [order.get(name, "0.65") for name in names]
-
-
-def _curves(density: Any, energy: Any, bins: Bins, per: int, entries: int, color: Any) -> None:
-    """Draw one layer; a bin is [floor(per * log2|delta|), entries]."""
-    drawn = range(bins[0][0], bins[-1][0] + 1)
-    counts = dict((bin_, count) for bin_, count in bins)
-    heights = [counts.get(bin_, 0) * per / entries for bin_ in drawn]
-    density.step([bin_ / per for bin_ in drawn], heights, where="post", color=color, linewidth=1)
-    top = 2 * bins[-1][0] / per  # Relative to the largest, no square overflows.
-    squares = [
-        (count, count * 2 ** (2 * (bin_ + 0.5) / per - top)) for bin_, count in reversed(bins)
-    ]
-    whole = math.fsum(square for _, square in squares)
-    counted, summed, xs, ys = 0, 0.0, [], []
-    for count, square in squares:
-        counted, summed = counted + count, summed + square
-        xs.append(counted / entries)
-        ys.append(summed / whole)
-    energy.plot(xs, ys, color=color, linewidth=1)
-
-
-def _legend(figure: Any, names: list[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    colors = dict(zip(names, _colors(names), strict=True))
-    blocks = [name for name in names if is_block(name)]
-    shown = blocks if len(blocks) <= 4 else [blocks[0], blocks[len(blocks) // 2], blocks[-1]]
-    lines = [Line2D([], [], color=colors[name], label=name) for name in shown]
-    if len(blocks) < len(names):
-        lines.append(Line2D([], [], color="0.65", label="outside the blocks"))
-    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
+            return bin_, max(counts)
+    return min(counts), max(counts)

@@ -260,6 +260,13 @@ _ENTRIES = (
         code=_code("evaluation"),
     ),
     FigureEntry(
+        name="training",
+        shows="loss, evaluations, gradient norm and learning rate over a training's steps",
+        source="training",
+        command=f"deltalens train sft MODEL {_ROWS.replace('STUDY', 'OUT')} --eval-every N",
+        code=_code("training"),
+    ),
+    FigureEntry(
         name="removed-shares",
         shows="share of each layer's weights that a training removed",
         source="training",

@@ -12,7 +12,7 @@ from deltalens.figures.mft_layers import group_sizes
 from deltalens.figures.mft_studies import load
 from deltalens.figures.registry import draw_named
 from deltalens.figures.sweep_tables import load_sweep
-from deltalens.io.records import StudyRecord, load_study
+from deltalens.io.records import StudyRecord, load_study, load_training
 
 __all__ = [
     "draw_comparison",
@@ -27,6 +27,7 @@ __all__ = [
     "draw_mask_ratio_sweep",
     "draw_mask_sweep",
     "draw_salience",
+    "draw_training",
 ]
 
 
@@ -172,6 +173,26 @@ def draw_comparison(folder: Path) -> Iterable[Drawing]:
         "mft-fig2": study.frame["step"].notna().any(),
         "mft-tab3": study.record.setting("threshold", "mft") is not None,
         "mft-tab5": len(study.sets) > 1,
+    }
+    return _draw_all([name for name, suited in suits.items() if suited], folder)
+
+
+def draw_training(folder: Path) -> Iterable[Drawing]:
+    """Draw the curves of a training; and the share of each layer that it removed, if that is
+    learned, or if no step was logged.
+
+    Args:
+        folder: of a training.
+
+    Returns:
+        The figures.
+    """
+    training = load_training(folder)
+    logged = bool(training.logged())
+    learned = training.spec.get("threshold") is not None or not logged
+    suits = {
+        "training": logged or not training.facts.get("removed"),
+        "removed-shares": learned and bool(training.facts.get("removed")),
     }
     return _draw_all([name for name, suited in suits.items() if suited], folder)
 

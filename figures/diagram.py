@@ -43,8 +43,7 @@ class Diagram:
     """
 
     def __init__(self, width: float, height: float) -> None:
-        self.figure: Figure = new_figure(height, width=width)
-        self.figure.set_size_inches(width, height)  # Words fit their places, on slides as well.
+        self.figure: Figure = new_figure(height, width=width, fixed=True)
         self.axis = self.figure.add_axes((0, 0, 1, 1))
         self.axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
         self.axis.axis("off")

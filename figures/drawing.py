@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import io
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltalens.errors import DeltaLensError
-from deltalens.figures.style import styled
+from deltalens.figures.style import LEGEND_ABOVE, drawn_now, styled
 from deltalens.io.escaping import plain_label
 from deltalens.io.files import write_whole
 from deltalens.io.tables import Table
@@ -28,6 +29,9 @@ _METADATA: Mapping[str, dict[str, None]] = {
 """Image format -> the metadata that would change from one day, or machine, to the next."""
 _BESIDE = ("csv", "md", "png", "svg")
 """What is saved beside a study's records."""
+_NO_ROOM = "constrained_layout not applied"
+_LETTERS = 12.0
+"""Characters of a title in an inch."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Drawing:
     """Of a table: its text, by the ending of a file: `csv`, `md` and `tex`."""
     tables: Sequence[Table] = ()
     """Of a table: its blocks, as a terminal shows them."""
+    exact: bool = field(default_factory=lambda: drawn_now().size is not None)
+    """Whether the file is exactly as large as the figure; else it is cut to what is drawn."""
 
     def __post_init__(self) -> None:
         _escape_labels(self.figure)
@@ -57,11 +63,29 @@ class Drawing:
         """The endings of files that it can be written as."""
         return [*self.texts, *_METADATA]
 
-    def save(self, folder: Path) -> list[Path]:
+    def add_title(self, title: str) -> None:
+        """Write on top whose numbers the figure shows.
+
+        Args:
+            title: in the words of the records; it is escaped. Of a long one the middle is left out.
+        """
+        across = int(_LETTERS * self.figure.get_figwidth())
+        # Not parsed as a formula, its dollar signs need no escaping.
+        shown = plain_label(_shortened(title, across)).replace(r"\$", "$")
+        style = {"fontsize": 10, "fontweight": "bold", "parse_math": False}
+        above = [legend for legend in self.figure.legends if legend.get_gid() == LEGEND_ABOVE]
+        if above:  # Matplotlib would lay a title of the figure over it.
+            above[0].set_title(shown)
+            above[0].get_title().set(**style)
+        else:
+            self.figure.suptitle(shown, **style)
+
+    def save(self, folder: Path, *, pdf: bool = False) -> list[Path]:
         """Write a PNG and an SVG, and of a table CSV and Markdown.
 
         Args:
             folder: an existing folder.
+            pdf: write a PDF as well.
 
         Returns:
             The files.
@@ -69,7 +93,8 @@ class Drawing:
         Raises:
             DeltaLensError: a file cannot be written.
         """
-        endings = [ending for ending in _BESIDE if ending in self.endings]
+        wanted = (*_BESIDE, *(["pdf"] if pdf else []))
+        endings = [ending for ending in wanted if ending in self.endings]
         return [self.write(folder / f"{self.name}.{ending}") for ending in endings]
 
     def write(self, file: Path) -> Path:
@@ -92,26 +117,39 @@ class Drawing:
         if ending in self.texts:
             content = self.texts[ending].encode()
         else:
-            image = io.BytesIO()
-            with styled():
+            content = self._rendered(ending)
+        write_whole(file, content)
+        return file
+
+    def _rendered(self, ending: str) -> bytes:
+        image = io.BytesIO()
+        with styled(), warnings.catch_warnings():
+            if self.exact:
+                # Matplotlib's word for panels without room, which it draws over each other.
+                warnings.filterwarnings("error", _NO_ROOM)
+            try:
                 self.figure.savefig(
                     image,
                     format=ending,
                     metadata=_METADATA[ending],
                     dpi="figure",
-                    bbox_inches="tight",
+                    bbox_inches=None if self.exact else "tight",
                 )
-            content = image.getvalue()
-        write_whole(file, content)
-        return file
+            except UserWarning as error:
+                wide, high = self.figure.get_size_inches()
+                raise DeltaLensError(
+                    f"{self.name}: has no room in {wide:g} x {high:g} inches; give a larger size"
+                ) from error
+        return image.getvalue()
 
 
-def save_all(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
+def save_all(drawings: Iterable[Drawing], folder: Path, *, pdf: bool = False) -> list[Path]:
     """Save several drawings into one folder.
 
     Args:
         drawings: what to save.
         folder: an existing folder.
+        pdf: write PDFs as well.
 
     Returns:
         All files, in the order of the drawings.
@@ -119,7 +157,7 @@ def save_all(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
     Raises:
         DeltaLensError: a file cannot be written.
     """
-    return [path for drawing in drawings for path in drawing.save(folder)]
+    return [path for drawing in drawings for path in drawing.save(folder, pdf=pdf)]
 
 
 def _escape_labels(figure: Figure) -> None:
@@ -147,3 +185,8 @@ def _escaped_tick(
     label: Callable[[float, int | None], str], value: float, index: int | None
 ) -> str:
     return plain_label(label(value, index))
+
+
+def _shortened(text: str, longest: int) -> str:
+    half = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"

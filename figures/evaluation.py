@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from deltalens.catalog.metrics import axis_label, is_shown, scale_of
 from deltalens.errors import RecordError
+from deltalens.figures.coinciding import coinciding_note, layered
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.loading import load_finite
-from deltalens.figures.style import PALETTE, new_figure, styled
+from deltalens.figures.mft_panels import band
+from deltalens.figures.style import (
+    PALETTE,
+    add_caption,
+    add_legend,
+    columns_for,
+    new_figure,
+    styled,
+)
 from deltalens.io.tables import is_finite
 
 if TYPE_CHECKING:
@@ -21,13 +30,14 @@ __all__ = ["draw"]
 
 _MARKERS = "osD^vPX*"
 _NOTE = "Bands and bars: one standard error to either side."
+_LINES = ("-", (0, (4, 1.5)), "-.", (0, (1, 1.2)))
 _DASHES = ("--", ":", "-.")
 
 
 def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
-    """Draw an evaluation, a panel for each metric. If models are checkpoints of trainings, the
-    x-axis is the step, with a line for each training and a level for every other model; else there
-    is a point for each model, by name. Bands and bars are one standard error to either side.
+    """Draw an evaluation, a panel for each metric. If models are several checkpoints of a training,
+    the x-axis is the step, with a line for each training and a level for every other model; else
+    there is a point for each model, by name. Bands and bars are one standard error to either side.
 
     Args:
         folders: of the study.
@@ -46,9 +56,10 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         raise RecordError(f"{record.path}: no evaluation with measured models")
     every = [str(name) for name in dict.fromkeys(cells["metric"])]
     metrics = [name for name in every if is_shown(name)] or every
-    by_step = (cells["training"] != "").any()
+    of_training = cells[cells["training"] != ""].groupby("training")["step"]
+    by_step = bool((of_training.nunique() > 1).any())
     models = cells["model"].nunique()
-    columns = min(len(metrics), 2)
+    columns = min(columns_for(len(metrics)), 2)
     lines = -(-len(metrics) // columns)
     height = 2.6 if by_step else 0.9 + 0.22 * models
     with styled():
@@ -64,11 +75,9 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         for spare in axes.flat[len(metrics) :]:
             spare.set_visible(False)
         handles, labels = axes.flat[0].get_legend_handles_labels()
-        if handles:
-            across = max(1, 100 // (max(map(len, labels)) + 8))
-            figure.legend(handles, labels, loc="outside upper center", ncols=across)
-        if is_finite(cells["stderr"]).any():
-            figure.supxlabel(_NOTE, fontsize=7, color="0.35")
+        add_legend(figure, dict(zip(labels, handles, strict=True)))
+        bars = _NOTE if is_finite(cells["stderr"]).any() else ""
+        add_caption(figure, [bars, coinciding_note(axes.flat)])
         return [Drawing(entry.file_name, figure)]
 
 
@@ -80,15 +89,19 @@ def _over_steps(axis: Any, frame: pd.DataFrame, metric: str) -> None:
         color, marker = PALETTE[index % len(PALETTE)], _MARKERS[index % len(_MARKERS)]
         points = own.sort_values("step")
         steps, values = points["step"].astype(float), points["value"]
-        look = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.4}
-        axis.plot(steps, values, label=names[str(training)], **look)
+        line = _LINES[index % len(_LINES)]
+        curve: dict[str, Any] = {"color": color, "marker": marker, "linestyle": line}
+        axis.plot(steps, values, label=names[str(training)], **curve, **layered(axis, line))
         error = points["stderr"].fillna(0.0)
-        axis.fill_between(
-            steps, values - error, values + error, color=color, alpha=0.15, linewidth=0
-        )
+        axis.fill_between(steps, values - error, values + error, **band(color, line))
     others = frame[~in_training & is_finite(frame["value"])]
     for index, (_, other) in enumerate(others.iterrows()):
-        look = {"color": "0.35", "linestyle": _DASHES[index % len(_DASHES)], "linewidth": 1}
+        look: dict[str, Any] = {
+            "color": "0.35",
+            "linestyle": _DASHES[index % len(_DASHES)],
+            "linewidth": 1,
+        }
+        look["zorder"] = 2.6  # Their dashes show on a curve.
         axis.axhline(other["value"], label=names[str(other["model"])], **look)
         if other["stderr"] > 0:
             ends = other["value"] - other["stderr"], other["value"] + other["stderr"]

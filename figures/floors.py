@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from deltalens.catalog.metrics import HIGHER, known_metric
+from deltalens.catalog.metrics import HIGHER, axis_label, known_metric
 
-__all__ = ["FLOOR", "above_floor"]
+__all__ = ["FLOOR", "above_floor", "floor_note"]
 
 FLOOR = 0.05
 """Of a share: where the fine-tune has less, its lines lie on the floor and say nothing."""
@@ -33,3 +33,21 @@ def above_floor(metrics: Sequence[str], at_fine_tune: pd.DataFrame) -> list[str]
         return is_share and metric in values.index and bool(values[metric] < FLOOR)
 
     return [metric for metric in metrics if not low(metric)] or [*metrics]
+
+
+def floor_note(missing: Iterable[tuple[str, str]]) -> str:
+    """Say in a caption which metrics have no panel.
+
+    Args:
+        missing: data set, which may be empty, and metric of each that `above_floor` left out.
+
+    Returns:
+        A sentence; empty if all are shown.
+    """
+    named = {
+        " of ".join(filter(None, (axis_label(metric).partition(" (")[0], data)))
+        for data, metric in missing
+    }
+    if not named:
+        return ""
+    return f"Under {100 * FLOOR:g} % at the fine-tune, and not drawn: {', '.join(sorted(named))}."

@@ -2,49 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from deltalens.catalog.looks import looks_of
 from deltalens.catalog.methods import Look, has_ratio
 from deltalens.catalog.metrics import axis_label, leading, scale_of
 from deltalens.errors import Lines
+from deltalens.figures.coinciding import coinciding_note
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
-from deltalens.figures.mft_panels import spread
+from deltalens.figures.floors import above_floor, floor_note
+from deltalens.figures.mft_panels import BANDS, curve, level
 from deltalens.figures.mft_studies import check_same_data
 from deltalens.figures.paper_points import draw_points, gmt_ratios, points_note
 from deltalens.figures.style import add_caption, add_legend, columns_for, new_figure, styled
 from deltalens.figures.sweep_tables import Sweep, load_sweep
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 __all__ = ["draw"]
 
-_BANDS = (
-    "Lines: means over seeds. Bands: from the lowest seed to the highest; of one seed, a standard "
-    "error to either side."
-)
 _PAPER = "GMT's Tables 1, 2 and 4"
-_RIGHT = (0, (1, 1))
 
 
 class _Panel(NamedTuple):
-    """What one panel shows: a data set, or two."""
+    """A metric on a data set of a sweep."""
 
     sweep: Sweep
-    title: str
-    shown: Sequence[tuple[str, str]]
-    """Data set and metric of the left axis, and of the right one if there is one."""
+    data: str
+    metric: str
 
 
 def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
-    """Draw mask-ratio sweeps: a line for each method with a band over seeds (of a single one: a
-    standard error to either side), and the level of plain
-    fine-tuning. A study on two data sets is a panel with an axis for each, as in the paper; else
-    each data set is a panel, whose second metric has the right axis.
+    """Draw mask-ratio sweeps: a panel for each data set and metric, in it a line for each method
+    with a band over seeds (of a single one: a standard error to either side), and the level of
+    plain fine-tuning.
+
+    Several studies are columns, as the paper's three domains are, with a panel for each data set's
+    leading metric; the paper draws the two benchmarks of a domain over each other instead, on two
+    axes. A share of which plain fine-tuning has less than 5 % has no panel.
 
     Args:
         folders: of the studies, such as one for each domain.
@@ -58,51 +55,63 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     """
     sweeps = [load_sweep(folder) for folder in folders]
     check_same_data([sweep.record for sweep in sweeps])
-    several = len(sweeps) > 1
-    panels = [panel for sweep in sweeps for panel in _panels(sweep, several)]
-    columns = columns_for(len(panels)) if several else 1
-    rows = -(-len(panels) // columns)
+    grid = _grid([_panels(sweep, leading_only=len(sweeps) > 1) for sweep in sweeps])
     with styled():
-        height = 2.7 if columns > 1 else 3.0
-        figure = new_figure(height * rows + 0.7, layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
+        figure = new_figure(2.6 * len(grid) + 0.7, layout="constrained")
+        axes = figure.subplots(len(grid), max(map(len, grid)), squeeze=False)
         looks = _looks(sweeps)
-        of_paper = [
-            _draw_panel(axis, panel, looks) for axis, panel in zip(axes.flat, panels, strict=False)
-        ]
-        for spare in axes.flat[len(panels) :]:
-            spare.set_visible(False)
-        layout: Any = figure.get_layout_engine()
-        layout.set(w_pad=0.03, wspace=0.0)
-        if columns > 1:
-            for axis in axes.flat[: len(panels)]:
-                axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
-        _legend(figure, any(len(panel.shown) > 1 for panel in panels))
-        add_caption(figure, [_BANDS, _left_out(panels), points_note(any(of_paper), _PAPER)])
+        of_paper = []
+        for line, row in zip(axes, grid, strict=True):
+            for axis, panel in zip_longest(line, row):
+                axis.set_visible(panel is not None)
+                if panel is not None:
+                    of_paper.append(_draw_panel(axis, panel, looks, titled=len(sweeps) > 1))
+        legend: dict[str, Any] = {}
+        for axis in axes.flat:
+            legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        add_legend(figure, legend)
+        low = [missing for sweep in sweeps for missing in _under_floor(sweep)]
+        notes = [floor_note(low), coinciding_note(axes.flat), points_note(any(of_paper), _PAPER)]
+        add_caption(figure, [BANDS, *notes])
         return [Drawing(entry.file_name, figure)]
 
 
-def _panels(sweep: Sweep, alone: bool) -> Iterator[_Panel]:
-    """The panels of a study; a single one, `alone`, if it shares the figure with others."""
-    sets = sweep.sets
-    if len(sets) == 2 or (alone and len(sets) > 1):
-        leads = [(data, leading(metrics) or metrics[0]) for data, metrics in sets.items()]
-        yield _Panel(sweep, sweep.trained_on, leads[:2])
-        return
-    for data, metrics in sets.items():
-        yield _Panel(sweep, data, [(data, metric) for metric in metrics[:2]])
+def _panels(sweep: Sweep, *, leading_only: bool) -> list[_Panel]:
+    """The panels of a study; beside others, one for each data set if it has several."""
+    low = {metric for _, metric in _under_floor(sweep)}
+    panels = []
+    for data, every in sweep.sets.items():
+        metrics = [metric for metric in every if metric not in low]
+        if leading_only and len(sweep.sets) > 1:
+            metrics = [leading(metrics, sweep.stated) or metrics[0]]
+        panels += [_Panel(sweep, data, metric) for metric in metrics]
+    return panels
 
 
-def _left_out(panels: Sequence[_Panel]) -> str:
-    """Which data sets no panel has room for."""
-    shown = {(panel.sweep.record.path, data) for panel in panels for data, _ in panel.shown}
-    missing = [
-        data
-        for panel in panels
-        for data in panel.sweep.sets
-        if (panel.sweep.record.path, data) not in shown
+def _under_floor(sweep: Sweep) -> list[tuple[str, str]]:
+    """Data set and metric of the shares that plain fine-tuning has hardly any of. A data set keeps
+    one metric at least."""
+    cells = sweep.frame
+    trained = cells[(cells["mask_ratio"] == 0) & (cells["method"] != "ft")]
+    plain = trained[trained["method"] == "sft"]
+    at = trained if plain.empty else plain
+    return [
+        (data, metric)
+        for data, metrics in sweep.sets.items()
+        for metric in metrics
+        if metric not in above_floor(metrics, at)
     ]
-    return f"Without room in a panel: {', '.join(dict.fromkeys(missing))}." if missing else ""
+
+
+def _grid(studies: Sequence[Sequence[_Panel]]) -> list[list[_Panel]]:
+    """Rows of panels: a column for each study, if all have as many panels and a page is wide
+    enough; else one panel after the other."""
+    across = columns_for(len(studies))
+    if 1 < len(studies) <= across and len({len(panels) for panels in studies}) == 1:
+        return [[*row] for row in zip(*studies, strict=True)]
+    every = [panel for panels in studies for panel in panels]
+    across = columns_for(len(every))
+    return [every[start : start + across] for start in range(0, len(every), across)]
 
 
 def _looks(sweeps: Sequence[Sweep]) -> Mapping[str, Look]:
@@ -120,71 +129,21 @@ def _looks(sweeps: Sequence[Sweep]) -> Mapping[str, Look]:
     )
 
 
-def _draw_panel(axis: Any, panel: _Panel, looks: Mapping[str, Look]) -> bool:
+def _draw_panel(axis: Any, panel: _Panel, looks: Mapping[str, Look], *, titled: bool) -> bool:
     """One panel; whether it has points of the paper."""
-    axis.set(xlabel=Lines("mask ratio", "(fraction masked out)"), xlim=(-0.02, 1.02))
-    axis.set_title(panel.title, fontsize=9)
-    frame = panel.sweep.frame
-    two_sets = len({data for data, _ in panel.shown}) > 1
-    of_paper = False
-    for place, (data, metric) in enumerate(panel.shown):
-        own = axis if not place else axis.twinx()
-        if place:
-            own.spines["right"].set_visible(True)
-            own.grid(visible=False)
-        label = axis_label(metric)
-        own.set_ylabel(Lines(data, label) if two_sets else label, labelpad=2)
-        part, scale = frame[frame["metric"] == metric], scale_of(metric)
-        for method in panel.sweep.methods:
-            cells = part[part["method"] == method]
-            if not cells.empty:
-                _line(own, cells, method, looks[method], scale, right=bool(place))
-        points = gmt_ratios(data, panel.sweep.sets)
-        of_paper |= draw_points(own, metric, points, looks)
-    return of_paper
-
-
-def _line(
-    axis: Any, frame: pd.DataFrame, method: str, look: Look, scale: float, *, right: bool
-) -> None:
-    """One method; lines of the right axis are dotted, and have no place in the legend."""
-    label = None if right else look.label
-    points = spread(frame, ["mask_ratio"], scale)
-    mean = points["mean"]
-    if not has_ratio(method):
-        line = _RIGHT if right else look.line
-        axis.axhline(
-            float(mean.iloc[0]), color=look.color, linestyle=line, linewidth=1, label=label
-        )
-        return
-    axis.plot(
-        mean.index,
-        mean,
-        color=look.color,
-        marker=look.marker,
-        markersize=4,
-        linewidth=1.4,
-        linestyle=":" if right else "-",
-        markerfacecolor="white" if right else look.color,
-        label=label,
-    )
-    axis.fill_between(
-        mean.index,
-        points["low"],
-        points["high"],
-        color=look.color,
-        alpha=0.15,
-        linewidth=0,
-    )
-
-
-def _legend(figure: Any, two_axes: bool) -> None:
-    from matplotlib.lines import Line2D
-
-    handles: dict[str, Any] = {}
-    for axis in figure.axes:
-        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    if two_axes:
-        look: dict[str, Any] = {"color": "0.4", "linestyle": ":", "marker": "o", "markersize": 4}
-        handles["open, dotted: right axis"] = Line2D([], [], markerfacecolor="white", **look)
-    add_legend(figure, handles)
+    axis.set(xlim=(-0.02, 1.02), xlabel=Lines("mask ratio", "(fraction masked out)"))
+    sweep, data, metric = panel
+    trained = sweep.trained_on
+    axis.set_title(Lines(trained, f"→ {data}") if titled and trained != data else data, fontsize=9)
+    name, _, unit = axis_label(metric).partition(" (")
+    axis.set_ylabel(Lines(name, f"({unit}") if len(unit) > 8 else axis_label(metric), labelpad=2)
+    frame, scale = sweep.frame[sweep.frame["metric"] == metric], scale_of(metric)
+    for method in sweep.methods:
+        cells = frame[frame["method"] == method]
+        if cells.empty:
+            continue
+        if has_ratio(method):
+            curve(axis, cells, "mask_ratio", looks[method], scale)
+        else:
+            level(axis, cells, looks[method], scale)
+    return draw_points(axis, metric, gmt_ratios(data, sweep.sets), looks)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from deltalens.catalog.methods import Look
 from deltalens.catalog.metrics import axis_label, better_of, is_lower_better, scale_of
 from deltalens.errors import RecordError
+from deltalens.figures.coinciding import coinciding_note, layered
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
-from deltalens.figures.floors import above_floor
+from deltalens.figures.floors import above_floor, floor_note
 from deltalens.figures.loading import load_finite
+from deltalens.figures.mft_panels import band
 from deltalens.figures.paper_points import draw_points, gmt_drops, points_note
 from deltalens.figures.style import (
     STRATEGY,
@@ -62,9 +64,15 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     for record in records:
         if record.kind != "drop-study" or record.cells.empty:
             raise RecordError(f"{record.path}: no drop study with finished cells")
-    panels = [(record, metric) for record in records for metric in _shown(record)]
-    columns = columns_for(len(panels)) if len(panels) != 3 else 3
-    columns = min(columns, 2) if len(panels) > 3 else columns
+    shown = {record.path: _shown(record) for record in records}
+    panels = [(record, metric) for record in records for metric in shown[record.path]]
+    low = [
+        (metric.rpartition("/")[0], metric)
+        for record in records
+        for metric in dict.fromkeys(map(str, record.cells["metric"]))
+        if metric not in shown[record.path]
+    ]
+    columns = min(columns_for(len(panels)), 2 if len(panels) > 3 else 3)
     lines = -(-len(panels) // columns)
     with styled():
         figure = new_figure(2.7 * lines + 0.5, layout="constrained")
@@ -82,7 +90,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         add_legend(figure, dict(zip(labels, handles, strict=True)))
         paper = points_note(of_paper, "GMT's Table 1, MISTRAL-7B on maths")
-        add_caption(figure, [_BANDS, paper])
+        add_caption(figure, [_BANDS, floor_note(low), coinciding_note(axes.flat), paper])
         return [Drawing(entry.file_name, figure)]
 
 
@@ -101,11 +109,12 @@ def _panel(axis: Any, record: StudyRecord, metric: str) -> bool:
     for strategy in dict.fromkeys(frame[~base_itself]["strategy"]):
         _line(axis, frame[frame["strategy"] == strategy], str(strategy), scale)
     at_base = base_itself if record.facts.get("unpaired") else frame["rate"] == 1.0
-    for at, label, style in ((frame["rate"] == 0.0, "fine-tuned", ":"), (at_base, "base", "--")):
+    for at, label, dashes in ((frame["rate"] == 0.0, "fine-tuned", ":"), (at_base, "base", "--")):
         ends = frame[at]["value"]
         if not ends.empty and isfinite(ends.iloc[0]):
             level = scale * float(ends.iloc[0])
-            axis.axhline(level, color="0.35", linestyle=style, linewidth=1, label=label)
+            style = {"linestyle": dashes, "linewidth": 1, "zorder": 2.6}
+            axis.axhline(level, color="0.35", label=label, **style)
     unchanged = record.facts["unchanged"] / record.facts["entries"]
     if unchanged >= 0.005 and not record.spec["changed_only"]:
         shade = {"facecolor": "0.92", "edgecolor": "none", "zorder": 0}
@@ -143,18 +152,14 @@ def _line(axis: Any, frame: pd.DataFrame, strategy: str, scale: float) -> None:
     if strategy == "random":
         label = f"random ({'1 order' if orders == 1 else f'mean of {orders} orders'})"
     style = {"color": color, "marker": marker, "linestyle": line, "label": label}
-    axis.plot(rates, mean, markersize=4, linewidth=1.4, **style)
+    axis.plot(rates, mean, **style, **layered(axis, line))
+    look = band(color, line)
     if orders > 1:
-        axis.fill_between(
-            rates,
-            *(scale * over_seeds(seeds, edge) for edge in ("min", "max")),
-            color=color,
-            alpha=0.2,
-            linewidth=0,
-        )
+        ends = (scale * over_seeds(seeds, edge) for edge in ("min", "max"))
+        axis.fill_between(rates, *ends, **look)
     elif strategy != "random":  # A single random order does not tell how far orders lie apart.
         spread = scale * frame.set_index("rate")["stderr"].reindex(rates).fillna(0.0)
-        axis.fill_between(rates, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
+        axis.fill_between(rates, mean - spread, mean + spread, **look)
 
 
 def _spans_decades(frame: pd.DataFrame) -> bool:

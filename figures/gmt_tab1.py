@@ -75,10 +75,12 @@ def draw(folders: Sequence[Path], entry: FigureEntry, ratio: float | None = None
             for note in sweep.notes(" or ".join(dict.fromkeys(deciding)), ratio)
         ),
         beside_note(beside),
+    )
+    paper_notes = (
         f"The paper: {paper.source}; bold: the best of each model's fine-tuned rows.",
         *paper.notes,
     )
-    return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes))]
+    return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes, paper_notes))]
 
 
 def _parts(sweep: Sweep, where: str) -> Iterator[tuple[str, Sweep, list[Measure]]]:

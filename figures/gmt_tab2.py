@@ -73,8 +73,10 @@ def draw(folders: Sequence[Path], entry: FigureEntry, ratio: float | None = None
         ),
         "Averages are taken over the data sets, seed by seed, with equal weights.",
         beside_note(beside),
+    )
+    paper_notes = (
         f"The paper: {paper.source}; bold: the best of each model's fine-tuned rows.",
         *paper.notes,
     )
     blocks = (*own, *beside, paper_block)
-    return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes))]
+    return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes, paper_notes))]

@@ -59,9 +59,11 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         " by torch for one micro-batch with an optimizer step, and are the same for every method.",
         "Beside the paper: samples per second are of other machines and models, so only speeds "
         "relative to SFT are compared.",
+    ]
+    paper_notes = (
         f"The paper: {paper.source}. Relative to SFT is computed from the printed speeds.",
         *paper.notes,
-    ]
+    )
     own, of_paper = [*map(_study, records)], _paper(paper)
     beside = [
         both
@@ -70,7 +72,9 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         if (both := _beside(record, block, of_paper, model)) is not None
     ]
     blocks = (*own, *beside, of_paper)
-    return [draw_table(TableFigure(entry.file_name, entry.title, blocks, tuple(notes)))]
+    return [
+        draw_table(TableFigure(entry.file_name, entry.title, blocks, tuple(notes), paper_notes))
+    ]
 
 
 def _study(record: StudyRecord) -> Block:

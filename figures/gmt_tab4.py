@@ -79,10 +79,9 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         "its domain in the paper; the difference is in points."
         if beside
         else NO_BENCHMARK,
-        f"The paper: {paper.source}.",
-        *paper.notes,
     )
-    return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes))]
+    paper_notes = (f"The paper: {paper.source}.", *paper.notes)
+    return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes, paper_notes))]
 
 
 def _beside(named: Sequence[tuple[Sweep, str]], paper: PaperTable) -> list[Block]:

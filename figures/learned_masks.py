@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deltalens.errors import Lines
-from deltalens.figures.style import BLUE, GREEN, VERMILION, new_figure
+from deltalens.figures.coinciding import coinciding_note
+from deltalens.figures.style import BLUE, GREEN, VERMILION, add_caption, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +38,7 @@ def draw_learned_masks(learned: pd.DataFrame) -> Figure:
     figure = new_figure(4.6 + 1.8 * varies, layout="constrained")
     axes = figure.subplots(2 + varies, 1, sharex=True)
     above, below = axes[:2]
-    for against, color in (("previous", BLUE), ("first", VERMILION)):
+    for against, color, line in (("previous", BLUE, "-"), ("first", VERMILION, "--")):
         name = f"with the {against} logged step"
         removed = learned.assign(
             flipped=100 * learned[f"flipped_{against}"] / learned["entries"],
@@ -47,7 +48,8 @@ def draw_learned_masks(learned: pd.DataFrame) -> Figure:
             for _, layer in removed.groupby("layer"):
                 axis.plot(layer["step"], layer[column], color="0.85", linewidth=0.6, zorder=1)
             mean = _mean(removed, column)
-            axis.plot(mean.index, mean, color=color, linewidth=1.6, label=name, zorder=2)
+            style = {"color": color, "linestyle": line, "linewidth": 1.8 if line == "-" else 1.4}
+            axis.plot(mean.index, mean, label=name, zorder=2, **style)
     chance = _mean(learned.dropna(subset=["chance_first"]), "chance_first")
     above.plot(chance.index, chance, color="0.4", linestyle=":", label="chance")
     above.set_ylabel(Lines("Jaccard index", "of the masks"))
@@ -62,6 +64,7 @@ def draw_learned_masks(learned: pd.DataFrame) -> Figure:
         axes[2].plot(mean.index, mean, color=GREEN, linewidth=1.6, zorder=2)
         axes[2].set_ylabel("weights in the mask (%)" if few else "removed weights (%)")
     above.legend(loc="best")
+    add_caption(figure, ["Gray: single layers.", coinciding_note(axes)])
     return figure
 
 

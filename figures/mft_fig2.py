@@ -121,6 +121,8 @@ def _notes(studies: Sequence[MftStudy], rising: Mapping[Path, TrainingRecord]) -
 
 def _draw_panel(axis: Any, panel: Panel, training: TrainingRecord | None) -> bool:
     """One panel; whether it has points of the paper."""
+    from matplotlib.ticker import MaxNLocator
+
     scale = scale_of(panel.name)
     end = panel.study.of(panel.data, panel.name)
     for method in _LEVELS:
@@ -138,6 +140,7 @@ def _draw_panel(axis: Any, panel: Panel, training: TrainingRecord | None) -> boo
         style = {"markersize": 11, "markerfacecolor": "#F0E442", "markeredgecolor": "black"}
         axis.plot(begun, scale * tuned.mean(), marker="*", clip_on=False, zorder=5, **style)
     axis.set_xlim(left=0)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return draw_points(
         axis, panel.name, mft_points(panel.data, ends, panel.study.record.model), LOOKS
     )

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from deltalens.catalog.methods import REFERENCES
+from deltalens.catalog.methods import REFERENCES, Look
 from deltalens.catalog.metrics import scale_of
 from deltalens.errors import RecordError
+from deltalens.figures.coinciding import layered
 from deltalens.figures.drawing import Drawing
-from deltalens.figures.mft_panels import Panel, draw_panels, level, spread
+from deltalens.figures.mft_panels import Panel, band, draw_panels, level, spread
 from deltalens.figures.mft_studies import LOOKS, MftStudy, load_all
 
 if TYPE_CHECKING:
@@ -21,12 +22,26 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_layers", "group_sizes"]
 
-# The paper's colors for groups of 4 and 8, for color-blind readers.
+# The paper's colors for groups of 4 and 8, for color-blind readers; of each size, as markers are.
 _COLORS = ("#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#8C510A")
-_MARKERS = "^soDv"
-"""Of groups of each size, as colors are."""
-_SWEPT = {"mft": "-", "drop": "-", "keep": (0, (3, 1))}
-_VERBS = {"mft": "MFT,", "drop": "dropped:", "keep": "kept:"}
+_KEPT = ("#0072B2", "#D55E00", "#332288", "#117733", "#882255")
+
+
+class _Swept(NamedTuple):
+    """How what is done to a group of blocks is called and drawn."""
+
+    verb: str
+    colors: tuple[str, ...]
+    markers: str
+    line: Any = "-"
+    hollow: bool = False
+
+
+_SWEPT: Mapping[str, _Swept] = {
+    "mft": _Swept("MFT,", _COLORS, "^soDv"),
+    "drop": _Swept("dropped:", _COLORS, "^soDv"),
+    "keep": _Swept("kept:", _KEPT, "vPXdp", (0, (3, 1)), hollow=True),
+}
 _PAPER = "The paper's own points, on a tenth of its data, stand in its picture alone."
 _NOTES = {
     "mft": "Each step of a line spans the blocks that were masked together.",
@@ -78,10 +93,6 @@ def draw_layers(folders: Sequence[Path], sizes: Sequence[int], name: str) -> lis
         raise RecordError(
             f"{studies[0].path}: no groups {wanted}; sizes that were measured: {present}"
         )
-    looks = {
-        size: (_COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)])
-        for index, size in enumerate(measured)
-    }
     rows = [
         [Panel(study, data, metric) for metric in metrics]
         for study in studies
@@ -92,17 +103,17 @@ def draw_layers(folders: Sequence[Path], sizes: Sequence[int], name: str) -> lis
         frame, scale = panel.study.of(panel.data, panel.name), scale_of(panel.name)
         for method in REFERENCES:
             level(axis, frame[frame["method"] == method], LOOKS[method], scale)
-        for size in [size for size in measured if size in sizes]:
-            for method in _SWEPT:
+        for place, size in enumerate(measured):
+            for method, swept in _SWEPT.items():
                 cells = frame[(frame["method"] == method) & (frame["size"] == size)]
-                if not cells.empty:
-                    _steps(axis, cells, method, size, looks[size], scale)
+                if size in sizes and not cells.empty:
+                    _steps(axis, cells, _look(swept, size, place), scale, hollow=swept.hollow)
         blocks = _blocks(panel.study)
         axis.set_xlim(-0.5, blocks - 0.5)
         axis.set_xticks(range(0, blocks, -(-blocks // 12)))
 
-    swept = {str(method) for study in studies for method in study.frame["method"]}
-    note = " ".join([*(text for method, text in _NOTES.items() if method in swept), _PAPER])
+    done = {str(method) for study in studies for method in study.frame["method"]}
+    note = " ".join([*(text for method, text in _NOTES.items() if method in done), _PAPER])
     return [draw_panels(rows, draw, name, xlabel="block", note=note)]
 
 
@@ -126,30 +137,34 @@ def _span(group: str) -> tuple[int, int]:
     return int(first), int(last or first)
 
 
-def _steps(
-    axis: Any, frame: pd.DataFrame, method: str, size: int, look: tuple[str, str], scale: float
-) -> None:
-    line, (color, marker) = _SWEPT[method], look
+def _look(swept: _Swept, size: int, place: int) -> Look:
+    """Groups of one size: dropped and kept differ in color, marker and line."""
+    color, marker = (each[place % len(each)] for each in (swept.colors, swept.markers))
+    return Look(f"{swept.verb} {size} block{'s' * (size > 1)}", color, marker, swept.line)
+
+
+def _steps(axis: Any, frame: pd.DataFrame, look: Look, scale: float, *, hollow: bool) -> None:
+    """A step over each group's blocks, with a mark in its middle."""
     points_of = spread(frame, ["group"], scale)
     spans = sorted((*_span(str(group)), str(group)) for group in points_of.index)
-    edges: list[float] = []
+    xs: list[float] = []
     points: list[list[float]] = []
     for first, last, group in spans:
-        if edges and edges[-1] != first - 0.5:
-            edges.append(np.nan)
-            points.append([np.nan] * 3)
-        edges += [first - 0.5, last + 0.5]
-        points += 2 * [[float(points_of[part][group]) for part in ("mean", "low", "high")]]
+        if xs and xs[-1] != first - 0.5:
+            xs += 3 * [np.nan]
+            points += 3 * [[np.nan] * 3]
+        xs += [first - 0.5, (first + last) / 2, last + 0.5]
+        points += 3 * [[float(points_of[part][group]) for part in ("mean", "low", "high")]]
     mean, low, high = np.transpose(points)
-    style = {"color": color, "linestyle": line, "linewidth": 1.4}
-    axis.plot(edges, mean, **style)
-    axis.fill_between(edges, low, high, color=color, alpha=0.2, linewidth=0)
-    middles = [(first + last) / 2 for first, last, _ in spans]
-    centers = [float(points_of["mean"][group]) for *_, group in spans]
-    axis.plot(middles, centers, color=color, marker=marker, markersize=4.5, linestyle="")
-    axis.plot([], [], marker=marker, markersize=4.5, label=_named(method, size), **style)
-
-
-def _named(method: str, size: int) -> str:
-    count = f"{size} blocks" if size > 1 else "1 block"
-    return f"{_VERBS[method]} {count}"
+    axis.plot(
+        xs,
+        mean,
+        color=look.color,
+        linestyle=look.line,
+        marker=look.marker,
+        markevery=(1, 3),
+        markerfacecolor="white" if hollow else look.color,
+        label=look.label,
+        **layered(axis, look.line),
+    )
+    axis.fill_between(xs, low, high, **band(look.color, look.line))

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltalens.catalog.methods import Look
 from deltalens.catalog.metrics import axis_label
+from deltalens.figures.coinciding import coinciding_note, layered
 from deltalens.figures.drawing import Drawing
+from deltalens.figures.floors import above_floor, floor_note
 from deltalens.figures.mft_studies import LOOKS, MftStudy
-from deltalens.figures.style import add_caption, add_legend, new_figure, styled
+from deltalens.figures.style import add_caption, add_legend, columns_for, new_figure, styled
 from deltalens.io.tables import over_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BANDS", "Panel", "curve", "draw_panels", "level", "spread"]
+__all__ = ["BANDS", "Panel", "band", "curve", "draw_panels", "level", "spread"]
 
 BANDS = (
     "Lines: means over seeds. Bands: from the lowest seed to the highest, or with a single seed "
@@ -55,6 +57,27 @@ def spread(frame: pd.DataFrame, by: Sequence[str], scale: float) -> pd.DataFrame
     return scale * pd.DataFrame({"mean": mean, "low": low, "high": high})
 
 
+def band(color: Any, line: Any = "-") -> dict[str, Any]:
+    """How a band is filled and edged; the edges, dashed as its line is, tell bands apart where they
+    overlap, also in grey.
+
+    Args:
+        color: of its line.
+        line: the line's style.
+
+    Returns:
+        Arguments of matplotlib's `fill_between`.
+    """
+    from matplotlib.colors import to_rgba
+
+    return {
+        "facecolor": to_rgba(color, 0.13),
+        "edgecolor": to_rgba(color, 0.6),
+        "linewidth": 0.6,
+        "linestyle": line,
+    }
+
+
 def curve(axis: Any, frame: pd.DataFrame, x: str, look: Look, scale: float) -> None:
     """Draw a method as a line with a band.
 
@@ -66,11 +89,9 @@ def curve(axis: Any, frame: pd.DataFrame, x: str, look: Look, scale: float) -> N
         scale: factor from the records to the axis.
     """
     points = spread(frame, [x], scale)
-    style = {"color": look.color, "linestyle": look.line, "linewidth": 1.4, "label": look.label}
-    axis.plot(points.index, points["mean"], marker=look.marker, markersize=4, **style)
-    axis.fill_between(
-        points.index, points["low"], points["high"], color=look.color, alpha=0.15, linewidth=0
-    )
+    style = {"color": look.color, "marker": look.marker, "linestyle": look.line}
+    axis.plot(points.index, points["mean"], label=look.label, **style, **layered(axis, look.line))
+    axis.fill_between(points.index, points["low"], points["high"], **band(look.color, look.line))
 
 
 def level(axis: Any, frame: pd.DataFrame, look: Look, scale: float) -> None:
@@ -90,7 +111,7 @@ def level(axis: Any, frame: pd.DataFrame, look: Look, scale: float) -> None:
     mean = float(values.mean(skipna=False))
     if not math.isfinite(mean):
         return
-    axis.axhline(mean, linewidth=1.2, **style)
+    axis.axhline(mean, linewidth=1.2, zorder=2.6, **style)  # Its dashes show on a curve.
     if len(values) > 1:
         axis.axhspan(values.min(), values.max(), color=look.color, alpha=0.1, linewidth=0)
 
@@ -103,7 +124,8 @@ def draw_panels(
     xlabel: str,
     note: str | Callable[[], str] = "",
 ) -> Drawing:
-    """Draw a row of panels for each data set, at most two side by side.
+    """Draw a row of panels for each data set, at most two side by side. A share of which the
+    fine-tune has less than 5 % has no panel.
 
     Args:
         rows: the panels. If every row has a single one, they are set two to a row.
@@ -117,11 +139,13 @@ def draw_panels(
         The figure.
     """
     shown = {panel.study.path: panel.study for row in rows for panel in row}
+    rows, low = zip(*map(_above_floor, rows), strict=True)
     titled = _title_of([*shown.values()])
     if all(len(row) == 1 for row in rows):
         alone = [panel for row in rows for panel in row]
         rows = [alone]
-    rows = [row[start : start + 2] for row in rows for start in range(0, len(row), 2)]
+    across = columns_for(2)
+    rows = [row[start : start + across] for row in rows for start in range(0, len(row), across)]
     columns = max(map(len, rows))
     with styled():
         figure = new_figure(2.5 * len(rows) + 0.9, layout="constrained")
@@ -137,8 +161,22 @@ def draw_panels(
                 axis.set(xlabel=xlabel, ylabel=axis_label(panel.name))
                 axis.set_title(titled(panel), fontsize=9)
         _legend(figure)
-        add_caption(figure, [BANDS, note if isinstance(note, str) else note()])
+        said = note if isinstance(note, str) else note()
+        floor = floor_note(missing for row in low for missing in row)
+        add_caption(figure, [BANDS, said, floor, coinciding_note(axes.flat)])
         return Drawing(name, figure)
+
+
+def _above_floor(row: Sequence[Panel]) -> tuple[list[Panel], list[tuple[str, str]]]:
+    """The panels of a data set that say something, and data and metric of the others."""
+    study, data, _ = row[0]
+    tuned = study.frame[(study.frame["method"] == "ft") & (study.frame["data"] == data)]
+    end = tuned[tuned["step"].isna()]
+    names = above_floor([panel.name for panel in row], end.assign(metric=end["name"]))
+    return (
+        [panel for panel in row if panel.name in names],
+        [(panel.data, panel.name) for panel in row if panel.name not in names],
+    )
 
 
 def _title_of(studies: Sequence[MftStudy]) -> Callable[[Panel], str]:

@@ -75,10 +75,11 @@ def draw(folders: Sequence[Path], entry: FigureEntry, mixed: Sequence[Path] = ()
             for note in study_notes(half)
         ),
         beside_note(beside),
-        f"The paper: {paper.source}; bold: the best of each setting.",
-        *paper.notes,
     )
-    return [draw_table(TableFigure(entry.file_name, entry.title, tuple(blocks), notes))]
+    paper_notes = (f"The paper: {paper.source}; bold: the best of each setting.", *paper.notes)
+    return [
+        draw_table(TableFigure(entry.file_name, entry.title, tuple(blocks), notes, paper_notes))
+    ]
 
 
 def _block(title: str, studies: list[MftStudy]) -> Block:

@@ -81,10 +81,9 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         else "No comparison with a local ratio was given to compare with.",
         *study_notes(studies),
         beside_note(beside),
-        f"The paper: {paper.source}; bold: the best of each model.",
-        *paper.notes,
     )
-    return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes))]
+    paper_notes = (f"The paper: {paper.source}; bold: the best of each model.", *paper.notes)
+    return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes, paper_notes))]
 
 
 def _kinds(studies: Sequence[MftStudy]) -> dict[str, list[MftStudy]]:

@@ -55,10 +55,11 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         "Beside the paper: rows of the benchmarks that both have, by the names of the data."
         if both is not None
         else NO_BENCHMARK,
-        f"The paper: {paper.source}.",
-        *paper.notes,
     )
-    return [draw_table(TableFigure(entry.file_name, entry.title, tuple(blocks), notes))]
+    paper_notes = (f"The paper: {paper.source}.", *paper.notes)
+    return [
+        draw_table(TableFigure(entry.file_name, entry.title, tuple(blocks), notes, paper_notes))
+    ]
 
 
 def _beside(own: Sequence[Sequence[str]], printed: Sequence[Sequence[str]]) -> Block | None:

@@ -71,10 +71,11 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         "method; the best of each group is bold.",
         *study_notes(studies),
         beside_note(beside),
-        f"The paper: {paper.source}; bold: the best of each column.",
-        *paper.notes,
     )
-    return [draw_table(TableFigure(entry.file_name, entry.title, tuple(blocks), notes))]
+    paper_notes = (f"The paper: {paper.source}; bold: the best of each column.", *paper.notes)
+    return [
+        draw_table(TableFigure(entry.file_name, entry.title, tuple(blocks), notes, paper_notes))
+    ]
 
 
 def _lines(studies: list[MftStudy]) -> list[Line]:

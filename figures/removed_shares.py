@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.errors import RecordError
+from deltalens.figures.coinciding import coinciding_note, layered
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
-from deltalens.figures.style import new_figure, styled
+from deltalens.figures.style import add_caption, new_figure, styled
 from deltalens.io.records import load_training
 from deltalens.names import split_block
 
@@ -17,6 +18,7 @@ __all__ = ["draw"]
 
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C510A", "0.35")
 _MARKERS = "os^vDPX*"
+_DASHES = ("-", (0, (4, 1.5)), "-.")
 
 
 def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
@@ -46,15 +48,16 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
                 *zip(*sorted(points), strict=True),
                 color=_COLORS[index % len(_COLORS)],
                 marker=_MARKERS[index % len(_MARKERS)],
-                linewidth=1.2,
-                markersize=4,
+                linestyle=_DASHES[index % len(_DASHES)],
                 label=name,
+                **layered(axis, _DASHES[index % len(_DASHES)]),
             )
         total = facts.get("removed_of_all")
         if isinstance(total, int | float):
             label = f"all masked layers: {100 * total:.2f} %"
-            axis.axhline(100 * total, color="0.4", linestyle=":", label=label)
+            axis.axhline(100 * total, color="0.4", linestyle=":", label=label, zorder=2.6)
         _set_axes(axis)
+        add_caption(figure, [coinciding_note([axis])])
         return [Drawing(entry.file_name, figure)]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deltalens.errors import RecordError
+from deltalens.figures.coinciding import coinciding_note, layered
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.salience_cells import (
@@ -15,12 +16,13 @@ from deltalens.figures.salience_cells import (
     metrics_of,
     numbers,
 )
-from deltalens.figures.style import new_figure, styled
+from deltalens.figures.style import add_caption, add_legend, new_figure, styled
 
 __all__ = ["draw"]
 
 _HALVES = "halves"
 _MARKERS = "osD^vPX*"
+_DASHES = ("-", (0, (4, 1.5)), "-.")
 
 
 def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
@@ -47,6 +49,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         figure = new_figure(3.0, layout="constrained")
         parts, halves = figure.subplots(1, 2, sharey=True, width_ratios=(1.6, 1))
         for index, metric in enumerate(metrics):
+            line = _DASHES[index % len(_DASHES)]
             look = {"color": color_of(metric), "marker": _MARKERS[index % len(_MARKERS)]}
             points = sorted(
                 (examples[key], found[key])
@@ -55,7 +58,8 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
             )
             if points:
                 xs, ys = zip(*points, strict=True)
-                parts.plot(xs, ys, label=labels_of([metric])[0], markersize=4, **look)
+                style = {"linestyle": line, **layered(parts, line)}
+                parts.plot(xs, ys, label=labels_of([metric])[0], **look, **style)
             if (metric, _HALVES) in found:
                 halves.bar(index, found[metric, _HALVES], color=look["color"])
         for axes in (parts, halves):
@@ -74,5 +78,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         every = record.facts.get("examples", 0)
         parts.set_title(f"some examples, with all {every:,}", fontsize=9)
         halves.set_title("two halves, with each other", fontsize=9)
-        figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+        handles, labels = parts.get_legend_handles_labels()
+        add_legend(figure, dict(zip(labels, handles, strict=True)), fontsize=8)
+        add_caption(figure, ["Dotted: chance.", coinciding_note([parts])])
         return [Drawing(entry.file_name, figure)]

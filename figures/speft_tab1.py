@@ -60,10 +60,9 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         *dict.fromkeys(note for scores in parts.values() for note in scores.notes),
         *compared_notes(compared, paper),
         *unfinished(studies),
-        f"The paper: {paper.source}; bold: the best of each model.",
-        *paper.notes,
     )
-    return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes))]
+    paper_notes = (f"The paper: {paper.source}; bold: the best of each model.", *paper.notes)
+    return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes, paper_notes))]
 
 
 def _rows(studies: Sequence[SpeftStudy]) -> list[Row]:

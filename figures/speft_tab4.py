@@ -53,10 +53,9 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         "the scope layer, a block at one density, is not the paper's.",
         *compared_notes(compared, paper),
         *unfinished(studies),
-        f"The paper: {paper.source}; bold: the best of each model.",
-        *paper.notes,
     )
-    return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes))]
+    paper_notes = (f"The paper: {paper.source}; bold: the best of each model.", *paper.notes)
+    return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes, paper_notes))]
 
 
 def _rows(studies: Sequence[SpeftStudy]) -> list[Row]:

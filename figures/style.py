@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from deltalens.errors import DeltaLensError, Lines
@@ -16,25 +18,37 @@ if TYPE_CHECKING:
 __all__ = [
     "BLUE",
     "GREEN",
+    "LEGEND_ABOVE",
     "MEDIA",
     "ORANGE",
     "PALETTE",
     "SETTINGS",
     "STRATEGY",
+    "TITLES",
     "VERMILION",
     "WIDTH",
+    "Manner",
     "Medium",
+    "Size",
+    "Titles",
     "add_caption",
     "add_legend",
     "columns_for",
     "drawn_for",
+    "drawn_now",
     "new_figure",
+    "read_size",
     "styled",
 ]
 
 Medium = Literal["paper", "slides"]
 """What a figure is drawn for."""
 MEDIA: tuple[Medium, ...] = get_args(Medium)
+Titles = Literal["auto", "on", "off"]
+"""Whether a figure has a title; `auto`: on a slide, and beside a study's records."""
+TITLES: tuple[Titles, ...] = get_args(Titles)
+LEGEND_ABOVE = "legend above the panels"
+"""The `gid` of matplotlib's legend that `add_legend` draws."""
 WIDTH = 6.8
 """Width of a figure in inches: the text width of a page."""
 
@@ -77,7 +91,37 @@ class _Canvas(NamedTuple):
 
 
 _CANVASES: Mapping[Medium, _Canvas] = {"paper": _Canvas(1.0, 150), "slides": _Canvas(0.76, 300)}
-_MEDIUM: ContextVar[Medium] = ContextVar("medium", default="paper")
+
+
+class Size(NamedTuple):
+    """Of a picture, in inches."""
+
+    width: float
+    height: float | None = None
+    """None: as the figure needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """For whom figures are drawn, and how."""
+
+    medium: Medium = "paper"
+    titles: bool = False
+    """Whether a figure says on top whose numbers it shows; a paper's caption says it instead."""
+    paper_rows: bool = True
+    """Whether tables have the paper's own rows below a study's."""
+    dpi: int | None = None
+    """Dots per inch of a PNG; None: as the medium has it."""
+    size: Size | None = None
+
+    @property
+    def width(self) -> float:
+        """Width of a figure over a whole page or slide, in inches."""
+        return self.size.width if self.size else WIDTH * _CANVASES[self.medium].width
+
+
+_MANNER: ContextVar[Manner] = ContextVar("manner")
+_USUAL = Manner()
 _CAPTION, _LEGEND = 19.4, 16.2
 """Characters of a caption, and of a legend, in an inch."""
 
@@ -95,45 +139,94 @@ def styled() -> Iterator[None]:
         yield
 
 
+def drawn_now() -> Manner:
+    """How figures are drawn at the moment.
+
+    Returns:
+        What the innermost `drawn_for` says.
+    """
+    return _MANNER.get(_USUAL)
+
+
 @contextmanager
-def drawn_for(medium: Medium) -> Iterator[None]:
-    """Draw for another medium for the duration of a `with` block.
+def drawn_for(**changes: Any) -> Iterator[None]:
+    """Draw for somebody else for the duration of a `with` block.
 
     Args:
-        medium: `paper`, or `slides`, whose type is a third larger in relation to the picture.
+        changes: fields of `Manner`. On `slides` type is a third larger in relation to the picture.
 
     Yields:
         For as long as it applies.
 
     Raises:
-        DeltaLensError: there is no such medium.
+        DeltaLensError: there is no such medium, or the dots per inch are out of bounds.
     """
-    if medium not in MEDIA:
-        raise DeltaLensError(f"medium {medium!r}: choose from {', '.join(MEDIA)}")
-    token = _MEDIUM.set(medium)
+    manner = replace(drawn_now(), **changes)
+    if manner.medium not in MEDIA:
+        raise DeltaLensError(f"medium {manner.medium!r}: choose from {', '.join(MEDIA)}")
+    if manner.dpi is not None and not 20 <= manner.dpi <= 2400:
+        raise DeltaLensError(f"dpi {manner.dpi}: from 20 to 2400")
+    token = _MANNER.set(manner)
     try:
         yield
     finally:
-        _MEDIUM.reset(token)
+        _MANNER.reset(token)
 
 
-def new_figure(height: float, *, width: float = WIDTH, **settings: Any) -> Figure:
+def read_size(text: str) -> Size:
+    """Read a picture's size as it is typed.
+
+    Args:
+        text: `3.3` or `3.3x2.5`: width, or width and height, in inches.
+
+    Returns:
+        The size.
+
+    Raises:
+        DeltaLensError: it is none, or out of bounds.
+
+    Example:
+        >>> read_size("3.3x2.5")
+        Size(width=3.3, height=2.5)
+    """
+    found = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)(?:x(\d{1,3}(?:\.\d{1,6})?))?", text.strip())
+    parts = [float(part) for part in found.groups() if part] if found else []
+    if not parts or not all(1 <= part <= 40 for part in parts):
+        raise DeltaLensError(
+            f"size {text!r}: WIDTH or WIDTHxHEIGHT in inches, from 1 to 40, such as 3.3x2.5"
+        )
+    return Size(*parts)
+
+
+def new_figure(
+    height: float, *, width: float = WIDTH, fixed: bool = False, **settings: Any
+) -> Figure:
     """Make an empty figure without pyplot, so that the caller's backend and open figures stay as
     they are.
 
     Args:
         height: in inches.
         width: in inches on paper; a slide takes less.
+        fixed: it is just as large as its words need, whatever it is drawn for.
         settings: further arguments of `matplotlib.figure.Figure`, such as `layout`.
 
     Returns:
         The figure; it is rendered off screen.
+
+    Raises:
+        DeltaLensError: a size is given, and it is fixed.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    canvas = _CANVASES[_MEDIUM.get()]
-    figure = Figure(figsize=(width * canvas.width, height), dpi=canvas.dots, **settings)
+    manner = drawn_now()
+    if fixed and manner.size:
+        raise DeltaLensError("size: a table or diagram is as large as its words need; leave it out")
+    size = width if fixed else width / WIDTH * manner.width, height
+    if manner.size and manner.size.height is not None:
+        size = size[0], manner.size.height
+    dots = manner.dpi or _CANVASES[manner.medium].dots
+    figure = Figure(figsize=size, dpi=dots, **settings)
     FigureCanvasAgg(figure)
     return figure
 
@@ -145,9 +238,12 @@ def columns_for(panels: int) -> int:
         panels: how many there are.
 
     Returns:
-        At most three on paper, and two on a slide.
+        At most three on paper, two on a slide, and one in a column of a page.
     """
-    return 2 if _MEDIUM.get() == "slides" or panels in (2, 4) else min(3, panels)
+    width = drawn_now().width
+    if width < 0.6 * WIDTH:
+        return 1
+    return min(panels, 2) if width < 0.85 * WIDTH or panels in (2, 4) else min(3, panels)
 
 
 def add_caption(figure: Figure, sentences: Sequence[str]) -> None:
@@ -174,9 +270,10 @@ def add_legend(figure: Figure, handles: Mapping[str, Any], **style: Any) -> None
         return
     across = max(1, int(_LEGEND * figure.get_figwidth()) // (max(map(len, handles)) + 8))
     lines = -(-len(handles) // across)
-    figure.legend(
+    legend = figure.legend(
         handles.values(),
         handles.keys(),
         ncols=-(-len(handles) // lines),
         **{"loc": "outside upper center", "handlelength": 2.4, **style},
     )
+    legend.set_gid(LEGEND_ABOVE)

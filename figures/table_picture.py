@@ -47,7 +47,7 @@ def draw_blocks(table: TableFigure) -> Figure:
         for note in table.notes:
             pen.down += 2.5
             pen.paragraph(note, _SMALL, _SMALL_LINE, color="0.3")
-        figure = new_figure(pen.down / 72, width=width / 72)
+        figure = new_figure(pen.down / 72, width=width / 72, fixed=True)
         axis = figure.add_axes((0, 0, 1, 1))
         axis.set(xlim=(0, width), ylim=(pen.down, 0))
         axis.axis("off")

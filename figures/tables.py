@@ -20,6 +20,7 @@ from deltalens.catalog.metrics import HIGHER, Better, is_lower_better
 from deltalens.errors import Lines
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.latex import as_latex
+from deltalens.figures.style import drawn_now
 from deltalens.figures.table_picture import draw_blocks
 from deltalens.io.escaping import plain_cell, plain_markdown
 from deltalens.io.papers import PaperTable, as_deviation, as_number
@@ -45,6 +46,7 @@ __all__ = [
 
 NOTHING = "–"
 """Stands where a table has no number."""
+_FOLDED = "The paper's own rows are folded away: `deltalens plot --paper` shows them."
 SPREAD = "Mean ± standard deviation over seeds; bold: the best mean, whether significant or not."
 
 
@@ -102,6 +104,8 @@ class TableFigure:
     title: str
     blocks: tuple[Block, ...]
     notes: tuple[str, ...]
+    paper_notes: tuple[str, ...] = ()
+    """On the paper's own block."""
 
 
 def over_seeds(values: Iterable[float], measure: Measure) -> Entry:
@@ -282,7 +286,8 @@ def _airy(cell: str) -> str:
 
 
 def draw_table(table: TableFigure) -> Drawing:
-    """Draw a table as a picture, and write it as CSV, Markdown and LaTeX.
+    """Draw a table as a picture, and write it as CSV, Markdown and LaTeX. The paper's own rows are
+    folded away where they are not asked for.
 
     Args:
         table: with all its blocks.
@@ -290,12 +295,25 @@ def draw_table(table: TableFigure) -> Drawing:
     Returns:
         The picture; its `texts` are `csv`, `md` and `tex`.
     """
+    table = _unfolded(table) if drawn_now().paper_rows else _folded(table)
     texts = {"csv": _as_csv(table), "md": _as_markdown(table), "tex": as_latex(table)}
     shown = [
         Table(block.title, block.heads, tuple(tuple(e.text for e in row) for row in block.rows))
         for block in table.blocks
     ]
     return Drawing(table.name, draw_blocks(table), texts, shown)
+
+
+def _unfolded(table: TableFigure) -> TableFigure:
+    return replace(table, notes=(*table.notes, *table.paper_notes), paper_notes=())
+
+
+def _folded(table: TableFigure) -> TableFigure:
+    """Without the paper's own block; all of them, if the study has none."""
+    own = tuple(block for block in table.blocks if block.source != "paper")
+    if len(own) in (0, len(table.blocks)):
+        return _unfolded(table)
+    return replace(table, blocks=own, notes=(*table.notes, _FOLDED), paper_notes=())
 
 
 _CSV = ("column", "value", "deviation", "seeds", "best", "text")

@@ -102,22 +102,28 @@ def monitor(
 
     run = load_run(find_run(folder))
     if pictures:
-        load_code("deltalens.figures:draw_figure")("gradients", run.path)
+        load_code("deltalens.figures:draw_figure")("gradients", run.path, titles="on")
     return run
 
 
 @described
 def plot(
-    folder: Annotated[
-        str | Path, Arg("FOLDER", "A study's folder, or that of a training that removed weights.")
-    ],
+    folder: Annotated[str | Path, Arg("FOLDER", "A study's or a training's folder.")],
+    *,
+    pdf: Annotated[bool, Opt("Write PDF, too.", common=True)] = False,
+    paper: Annotated[
+        bool, Opt("The paper's own rows below a study's tables.", common=True)
+    ] = False,
 ) -> list[Path]:
     """Redraw the pictures of a study or a training from its records, computing nothing.
 
-    They are those that its kind calls for; `deltalens figure` draws one of a paper's by name.
+    They are those that its kind calls for, each under a title with the names of models and data;
+    `deltalens figure` draws one of a paper's by name.
 
     Args:
         folder: of the study or training.
+        pdf: write PDFs beside PNG and SVG.
+        paper: show the paper's own rows in tables, which are folded away otherwise.
 
     Returns:
         The files that were drawn.
@@ -129,7 +135,7 @@ def plot(
         >>> [path.name for path in deltalens.plot("study")]
         ['gmt_fig3.png', 'gmt_fig3.svg']
     """
-    drawn: list[Path] = load_code("deltalens.figures:draw")(folder)
+    drawn: list[Path] = load_code("deltalens.figures:draw")(folder, pdf=pdf, paper=paper)
     return drawn
 
 
@@ -148,6 +154,17 @@ def draw_figure(
         str,
         Opt("paper, or slides with larger type", flags=("--for",), metavar="WHAT", common=True),
     ] = "paper",
+    titles: Annotated[
+        str,
+        Opt("auto: on slides, not on paper; on or off", metavar="WHEN", common=True),
+    ] = "auto",
+    size: Annotated[
+        str | None, Opt("In inches: 3.3 or 3.3x2.5.", metavar="WIDTH[xHEIGHT]", common=True)
+    ] = None,
+    dpi: Annotated[
+        int | None, Opt("Dots per inch of a PNG (150; slides: 300).", common=True)
+    ] = None,
+    pdf: Annotated[bool, Opt("Write PDF, too, where -o is a folder or missing.")] = False,
     ratio: Annotated[
         float | None, Opt("gmt-tab1, gmt-tab2: all methods at this mask ratio.", common=True)
     ] = None,
@@ -167,6 +184,12 @@ def draw_figure(
             none where the figure shows a method.
         out: a file, or an existing folder.
         medium: `paper` or `slides`.
+        titles: whether the names of models and data stand on top: `on`, `off`, or `auto`: on slides
+            but not on paper, where the caption has them.
+        size: of the picture, in inches: its width, or width and height. By default as wide as a
+            page and as high as the figure needs. Tables and diagrams are as large as their words.
+        dpi: dots per inch of a PNG.
+        pdf: write a PDF beside PNG and SVG.
         ratio: the mask ratio at which every method is shown; None: each at its best.
         mixed: comparisons that start from a fine-tune on a mixture of domains.
 
@@ -184,9 +207,16 @@ def draw_figure(
     from deltalens.api.drawn import Drawn
 
     drawings = load_code("deltalens.figures:draw_for")(
-        name, studies, ratio=ratio, mixed=mixed, medium=medium
+        name,
+        studies,
+        ratio=ratio,
+        mixed=mixed,
+        medium=medium,
+        titles=titles,
+        size=size,
+        dpi=dpi,
     )
-    files = load_code("deltalens.figures:save_drawings")(drawings, studies, out)
+    files = load_code("deltalens.figures:save_drawings")(drawings, studies, out, pdf=pdf)
     return Drawn(name, files, drawings)
 
 

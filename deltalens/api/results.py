@@ -254,7 +254,9 @@ class Run(Shown, RunRecord):
         return summarize_run(self)
 
     def _drawings(self) -> Sequence[Any]:
-        drawings: Sequence[Any] = load_code("deltalens.figures:draw_named")("gradients", self.path)
+        drawings: Sequence[Any] = load_code("deltalens.figures:draw_for")(
+            "gradients", self.path, titles="on"
+        )
         return drawings
 
 

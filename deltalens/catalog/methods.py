@@ -208,7 +208,7 @@ METHODS: Mapping[str, MethodFacts] = {
     # Put back the smallest deltas of a plain training.
     "one-off-drop": MethodFacts(
         about="Plain fine-tuning, then put the smallest deltas back to the base.",
-        on_base=Look("one-off drop", "#CC79A7", "^"),
+        on_base=Look("one-off drop", "#CC79A7", "^", "-."),
         printed="One-off Drop",
         paper="GMT",
         ratio=True,
@@ -217,7 +217,7 @@ METHODS: Mapping[str, MethodFacts] = {
     ),
     "hft": MethodFacts(
         about="Half Fine-Tuning: half of the layers stay frozen.",
-        on_base=Look("HFT", "#009E73", "D", "-."),
+        on_base=Look("HFT", "#009E73", "D", (0, (1, 1.2))),
         printed="HFT",
         paper="GMT",
         masks="gradients",
@@ -225,7 +225,7 @@ METHODS: Mapping[str, MethodFacts] = {
     ),
     "random-mask": MethodFacts(
         about="Mask a random share of every gradient, drawn anew in each step.",
-        on_base=Look("random mask", "#E69F00", "s"),
+        on_base=Look("random mask", "#E69F00", "s", (0, (4, 1.5))),
         printed="Random Mask",
         paper="GMT",
         masks="gradients",

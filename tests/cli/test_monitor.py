@@ -232,7 +232,7 @@ def test_followed_run_ends_well_at_ctrl_c(run, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(monitor.time, "sleep", interrupted)
-    monkeypatch.setattr("deltalens.figures.draw_figure", lambda name, run: [run / "a.png"])
+    monkeypatch.setattr("deltalens.figures.draw_figure", lambda name, run, **_: [run / "a.png"])
     text = typed(run, "--follow")
     assert "12 steps logged" in text
     assert f"picture: {run / 'a.png'}" in text

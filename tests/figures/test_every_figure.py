@@ -56,7 +56,7 @@ SPEFT = _speft("comparison", speft_studies.METHODS)
 
 FIGURES_DRAWN: dict[str, tuple[Maker, list[int]]] = {
     # Name -> its study, and the number of labeled lines on each axis.
-    "gmt-fig2": (_sweep, [4, 0]),
+    "gmt-fig2": (_sweep, [4, 4, 4, 4]),
     "gmt-fig3": (_drops, [5, 5]),
     "mft-fig2": (COMPARED, [7, 7]),
     "mft-fig3": (SMALL, [4, 4]),
@@ -84,8 +84,9 @@ OTHERS: dict[str, Maker] = {
     "landscape": lambda path: make_study(path, "landscape"),
     **dict.fromkeys(("mft-fig6", "mft-fig10"), _plane),
 }
-ELSEWHERE = {"evaluation", "gradients", "removed-shares"}
-"""Drawn from a probe's run, and from a training: tests/cli/test_monitor.py, tests/training."""
+ELSEWHERE = {"evaluation", "gradients", "removed-shares", "training"}
+"""Drawn from a probe's run, and from a training: tests/cli/test_monitor.py, tests/training,
+test_training_picture.py."""
 
 
 def words(figure: Figure) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
-from deltalens.figures.floors import above_floor
+from deltalens.figures import draw_named
+from deltalens.figures.floors import above_floor, floor_note
+from tests.support.gmt_studies import EXACT, write_sweep
 
 
 @pytest.mark.parametrize(
@@ -31,3 +35,22 @@ def test_a_metric_under_five_per_cent_is_left_out(
 def test_a_metric_that_the_fine_tune_was_not_measured_by_stays() -> None:
     cells = pd.DataFrame({"metric": ["loss"], "value": [1.0]})
     assert above_floor(["exact_match", "loss"], cells) == ["exact_match", "loss"]
+
+
+def test_the_caption_names_what_is_left_out() -> None:
+    assert floor_note([]) == ""
+    assert floor_note([("maths", "maths/exact_match"), ("", "exact_match")] * 2) == (
+        "Under 5 % at the fine-tune, and not drawn: exact match, exact match of maths."
+    )
+
+
+def test_a_share_under_the_floor_has_no_panel_in_a_mask_ratio_sweep(tmp_path: Path) -> None:
+    low = {point: 0.01 for point in EXACT} | {("ft", 0.0, 0): 0.9}
+    for name, values, labels in (
+        ("low", low, ["loss\n(nats per target token)"]),
+        ("high", EXACT, ["exact match (%)", "loss\n(nats per target token)"]),
+    ):
+        (drawing,) = draw_named("gmt-fig2", write_sweep(tmp_path / name, values))
+        assert [axis.get_ylabel() for axis in drawing.figure.axes] == labels
+        caption = " ".join(drawing.figure.get_supxlabel().split())
+        assert ("not drawn: exact match of maths." in caption) == (name == "low")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from deltalens.errors import RecordError
 from deltalens.figures import draw, draw_figure, draw_named, mft_layers
@@ -109,11 +110,14 @@ def test_a_group_is_a_step_over_its_blocks(tmp_path: Path) -> None:
     small, large = (lines(figure.axes[0]) for figure in figures)
     assert {name for name in small if name.startswith("MFT")} == {"MFT, 1 block", "MFT, 2 blocks"}
     assert {name for name in large if name.startswith("MFT")} == {"MFT, 4 blocks"}
-    steps = [line for line in figures[1].axes[0].get_lines() if len(line.get_xdata()) == 4]
-    (path,) = [line for line in steps if line.get_linestyle() == "-"]
-    assert list(path.get_xdata()) == [-0.5, 3.5, 3.5, 7.5]
+    # A step, and its middle: the only point with a mark.
     # 0.76 - 0.08 + 0.01 for blocks 0-3, and 0.06 less from block 4 on.
-    assert list(path.get_ydata()) == pytest.approx([69, 69, 63, 63])
+    assert large["MFT, 4 blocks"] == (
+        [-0.5, 1.5, 3.5, 3.5, 5.5, 7.5],
+        pytest.approx([69, 69, 69, 63, 63, 63]),
+    )
+    (path,) = [line for line in figures[1].axes[0].get_lines() if "MFT" in line.get_label()]
+    assert path.get_markevery() == (1, 3)
     assert large["FFT"][1] == pytest.approx([70, 70])
     assert large["continued FFT"][1] == pytest.approx([69, 69])
 
@@ -125,14 +129,24 @@ def test_a_group_that_is_not_finished_leaves_a_gap(tmp_path: Path) -> None:
     (path,) = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) > 4]
     assert [x for x in path.get_xdata() if np.isnan(x)] != []
     assert 2.0 not in path.get_xdata()
-    assert list(path.get_xdata()[-4:]) == [3.5, 5.5, 5.5, 7.5]
+    assert list(path.get_xdata()[-6:]) == [3.5, 4.5, 5.5, 5.5, 6.5, 7.5]
+    assert list(path.get_xdata()[1::3])[-1] == 6.5  # Marks stay in the middle.
 
 
-def test_deltas_that_were_dropped_or_kept_are_drawn_alike(tmp_path: Path) -> None:
+def test_deltas_that_were_dropped_or_kept_differ_in_color_marker_and_line(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "s", "layer-sweep", dropped())
-    names = lines(drawn("mft-fig3", folder).axes[0])
+    axis = drawn("mft-fig3", folder).axes[0]
+    names = lines(axis)
     assert {"base", "FFT", "dropped: 1 block", "kept: 2 blocks"} <= {*names}
     assert names["base"][1] == pytest.approx([10, 10])
+    swept = [line for line in axis.get_lines() if ": " in line.get_label()]
+    assert len(swept) == 4
+    for look in (Line2D.get_color, Line2D.get_marker):
+        assert len({look(line) for line in swept}) == 4
+    for line in swept:
+        kept = line.get_label().startswith("kept")
+        assert (line.get_linestyle() == "--") == kept
+        assert (line.get_markerfacecolor() == "white") == kept
 
 
 def test_several_domains_share_a_figure_and_each_panel_says_which(tmp_path: Path) -> None:

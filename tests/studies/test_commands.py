@@ -95,7 +95,8 @@ def test_plot_of_an_inspection(pair: Pair, tmp_path: Path) -> None:
     assert "anatomy.svg" in said
     svg = (tmp_path / "a" / "anatomy.svg").read_text()
     assert "log₂ |δ|" in svg
-    assert "model.layers.1" in svg
+    assert "layers.1" in svg
+    assert "q_proj" in svg
 
 
 def test_picture_names_metrics_strategies_and_both_models(study: Path) -> None:

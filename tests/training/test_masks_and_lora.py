@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from deltalens import apply_masks, load_run
 from deltalens.cli.main import app
 from deltalens.errors import DeltaLensError, RecordError
-from deltalens.figures import draw
+from deltalens.figures import draw, draw_figure
 from deltalens.training.run import TrainingWatch, train
 from deltalens.training.spec import TrainingSpec
 from tests.support.specs import training_spec
@@ -90,7 +90,7 @@ def test_the_learned_share_is_drawn(ft: Path, rows: Path, tmp_path: Path) -> Non
     )
     assert made.exit_code == 0, made.output
     picture = out / "removed_shares.png"
-    assert json.loads(made.stdout)["pictures"] == [str(picture)]
+    assert json.loads(made.stdout)["pictures"] == [str(out / "training.png"), str(picture)]
     drawn = picture.read_bytes()
     picture.unlink()
     again = CliRunner().invoke(app, ["plot", str(out)])
@@ -105,12 +105,21 @@ def test_the_learned_share_is_drawn(ft: Path, rows: Path, tmp_path: Path) -> Non
     assert "removed weights (%)" in (out / "run" / "learned_masks.svg").read_text()
 
 
+def test_a_method_without_steps_has_no_curves(ft: Path, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["train", "l1-mask", str(ft), "--train-data", str(rows), "-o", str(out), "--json"]
+    made = CliRunner().invoke(app, words)
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["pictures"] == []
+
+
 def test_a_training_that_removes_nothing_has_no_such_picture(
     ft: Path, rows: Path, tmp_path: Path
 ) -> None:
     train(ft, rows, tmp_path / "out", spec("sft"))
+    assert {path.stem for path in draw(tmp_path / "out")} == {"training"}
     with pytest.raises(RecordError, match="removes no weights"):
-        draw(tmp_path / "out")
+        draw_figure("removed-shares", tmp_path / "out")
 
 
 def test_lora_is_merged(ft: Path, rows: Path, tmp_path: Path) -> None:

@@ -50,8 +50,11 @@ class TrainingRecord:
         state = "finished" if (self.path / CONFIG).exists() else "not finished"
         return f"<TrainingRecord {short_path(self.path)}: {method}, {state}>"
 
-    def evaluations(self) -> list[tuple[int, str, Measurement]]:
+    def evaluations(self, of: str = "evaluated") -> list[tuple[int, str, Measurement]]:
         """Read what was measured on the way and at the end.
+
+        Args:
+            of: `evaluated`, or `choosing`: on the rows by which a checkpoint is chosen.
 
         Returns:
             Optimizer step, metric and measurement, in the order in which they were measured.
@@ -62,12 +65,33 @@ class TrainingRecord:
         file = self.path / METRICS
         found = []
         for line in Metrics(self.path).lines():
-            measured = line.get("evaluated", {})
+            measured = line.get(of, {})
             try:
                 found += [(line["step"], name, Measurement(*one)) for name, one in measured.items()]
             except (TypeError, AttributeError) as error:
                 raise RecordError(f"{file}: damaged: an evaluation is {measured!r:.80}") from error
         return found
+
+    def logged(self) -> dict[str, dict[int, float]]:
+        """Read what was logged of the optimizer steps: `loss`, `learning_rate`, `grad_norm`, ...
+
+        Returns:
+            Name -> step -> value, in the order of the steps.
+
+        Raises:
+            RecordError: the file of metrics is damaged.
+        """
+        found: dict[str, dict[int, float]] = {}
+        for line in Metrics(self.path).lines():
+            for name, value in line.items() if "loss" in line else ():
+                if name == "step":
+                    continue
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    raise RecordError(
+                        f"{self.path / METRICS}: damaged: {name!r:.40} is {value!r:.80}"
+                    )
+                found.setdefault(name, {})[line["step"]] = float(value)
+        return {name: dict(sorted(steps.items())) for name, steps in found.items()}
 
 
 def is_training(folder: str | Path) -> bool:

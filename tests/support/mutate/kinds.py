@@ -196,7 +196,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "removed shares",
         ("removed/train.json",),
-        (Operation(do.drawn, 1, True, ("removed/removed_shares.*",)),),
+        (Operation(do.drawn, 1, True, ("removed/removed_shares.*", "removed/training.*")),),
         1,
         own=True,
     ),
