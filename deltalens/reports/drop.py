@@ -225,11 +225,12 @@ def _number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 1e4 else f"{value:.4f}"
 
 
-def summarize_drop_study(record: StudyRecord) -> DropSummary:
+def summarize_drop_study(record: StudyRecord, metric: str | None = None) -> DropSummary:
     """Summarize a drop study, finished or not.
 
     Args:
         record: of the study.
+        metric: that the summary speaks of; by default the leading one.
 
     Returns:
         Its summary.
@@ -241,7 +242,7 @@ def summarize_drop_study(record: StudyRecord) -> DropSummary:
     if record.kind != "drop-study":
         raise RecordError(f"{record.path}: holds a study of kind {record.kind!r}, not a drop study")
     own = record.facts.get("better")
-    metric = leading(dict.fromkeys(record.cells["metric"]), own)
+    metric = metric or leading(dict.fromkeys(record.cells["metric"]), own)
     frame = record.cells[record.cells["metric"] == metric]
     own_base = frame[frame["strategy"] == "base"]["value"]
     frame = frame[frame["strategy"] != "base"]

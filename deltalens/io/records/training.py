@@ -76,8 +76,29 @@ class TrainingRecord:
 
     def __repr__(self) -> str:
         method = str(self.spec.get("method", "unknown method"))[:40]
-        state = "finished" if (self.path / _CONFIG).exists() else "not finished"
+        state = "finished" if self.finished else "not finished"
         return f"<TrainingRecord {short_path(self.path)}: {method}, {state}>"
+
+    @property
+    def finished(self) -> bool:
+        """Whether its folder holds the result."""
+        return (self.path / _CONFIG).exists()
+
+    def losses(self) -> list[tuple[int, float]]:
+        """Read the training loss of each logged step.
+
+        Returns:
+            Optimizer step and loss, in the order in which they were logged.
+
+        Raises:
+            RecordError: the file of metrics is damaged.
+        """
+        found = []
+        for line in Metrics(self.path).lines():
+            loss = line.get("loss")
+            if isinstance(loss, int | float):
+                found.append((int(line["step"]), float(loss)))
+        return found
 
     def evaluations(self) -> list[tuple[int, str, Measurement]]:
         """Read what was measured on the way and at the end.
