@@ -80,9 +80,9 @@ def _steadiness(run: RunRecord, summary: RunSummary) -> Answer | None:
     spread = _spread(run.masks, mask.mask_ratio, summary.averaged)
     times = f", {mask.overlap / mask.chance:.2g} times chance" if mask.chance else ""
     said = (
-        f"The {percent(1 - mask.mask_ratio)} of entries with the largest gradients shared a Jaccard "
-        f"index of {mask.overlap:.3f} with those of the logged step before ({mask.chance:.3f} by "
-        f"chance{times})"
+        f"The {percent(1 - mask.mask_ratio)} of entries with the largest gradients shared a "
+        f"Jaccard index of {mask.overlap:.3f} with those of the logged step before "
+        f"({mask.chance:.3f} by chance{times})"
     )
     if math.isfinite(mask.coverage):
         said += f"; {percent(mask.coverage)} of all entries were among them at least once"
@@ -92,15 +92,10 @@ def _steadiness(run: RunRecord, summary: RunSummary) -> Answer | None:
 def _spread(masks: pd.DataFrame, ratio: float, last: int) -> float:
     """The standard deviation over the last logged steps of the masks' mean overlap."""
     rows = masks[(masks["mask_ratio"] == ratio) & masks["jaccard_previous"].notna()]
-    means = [
-        float(
-            np.average(
-                part["jaccard_previous"].astype(float), weights=part["entries"].astype(float)
-            )
-        )
-        for _, part in rows.groupby("step")
-        if part["entries"].sum()
-    ][-last:]
+    overlap, weights = rows["jaccard_previous"].astype(float), rows["entries"].astype(float)
+    by_step = rows["step"]
+    sums = (overlap * weights).groupby(by_step).sum() / weights.groupby(by_step).sum()
+    means = [float(mean) for mean in sums.sort_index() if math.isfinite(mean)][-last:]
     return float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
 
 

@@ -1,5 +1,5 @@
-"""What studies of trainings answer: whether a sparse method did better than training everything, and
-which blocks such a method does best with."""
+"""What studies of trainings answer: whether a sparse method did better than training everything,
+and which blocks such a method does best with."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def _points(summary: SweepSummary, metric: str) -> Iterator[_Point]:
     for key, rows in frame.groupby(columns, sort=False):
         method, *setting = key
         at = setting[0] if setting and setting[0] not in (0, "") else None
-        name = "blocks" if axis == "group" else axis.replace("_", " ")
+        name = axis.replace("_", " ")
+        if axis == "group":
+            name = "blocks" if "-" in str(at) else "block"
         words = f" at {name} {at:g}" if isinstance(at, float) else f" at {name} {at}"
         yield _Point(
             str(method),
@@ -111,7 +113,7 @@ def _is_sparse(point: _Point) -> bool:
         return True
     if facts is None or not facts.masks:
         return False
-    own = point.rows["mask_ratio"] if "mask_ratio" in point.rows else None
+    own = point.rows.get("mask_ratio")
     return own is None or bool((own > 0).all())
 
 
@@ -156,11 +158,13 @@ def _compared(
 ) -> Answer:
     difference, error, basis = _difference(best, reference, better)
     if difference == 0:
-        verdict = "no difference"
+        verdict = short = "no difference"
     elif math.isfinite(error) and abs(difference) <= _CLEAR * error:
-        verdict = f"no clear difference ({difference:+.4f} ± {number(error)})"
+        short = "no clear difference"
+        verdict = f"{short} ({difference:+.4f} ± {number(error)})"
     else:
         word = "better" if difference > 0 else "worse"
+        short = f"{word} by {number(abs(difference))}"
         verdict = f"{word} by {plus_minus(abs(difference), error)}"
     said = (
         f"On {metric} ({better} is better), the best sparse method, {best.name}, has {best.shown} "
@@ -168,8 +172,7 @@ def _compared(
     )
     if count > 1 and not summary.record.spec.get("choose_on"):
         basis += f"; chosen as the best of {count} on the rows shown, which flatters it"
-    shown = f"{difference:+.4f}" if difference else "0"
-    return Answer(_question(summary), shown, said, basis)
+    return Answer(_question(summary), short, said, basis)
 
 
 def _difference(one: _Point, other: _Point, better: Better) -> tuple[float, float, str]:

@@ -1,4 +1,5 @@
-"""What an evaluation and an efficiency study answer: which model is best, and what a method costs."""
+"""What an evaluation and an efficiency study answer: which model is best, and what a method
+costs."""
 
 from __future__ import annotations
 
