@@ -235,6 +235,8 @@ class RunRecord:
     """Gradient masks: a row per step, tensor and mask ratio."""
     learned: pd.DataFrame
     """Weight masks that the training learns: a row per step and layer; empty if it learns none."""
+    closed: bool = True
+    """Whether the probe closed it; if not, its training goes on, or was killed."""
 
     def __repr__(self) -> str:
         steps = self.tensors["step"].nunique()
@@ -270,7 +272,8 @@ def load_run(folder: str | Path) -> RunRecord:
     sealed = has_checksums(manifest["format"])
     closed = manifest.get("parts", {})
     tables = {name: _read_table(path, name, sealed, closed.get(name)) for name in TABLES}
-    return RunRecord(path, manifest["asked"], manifest["facts"], **tables)
+    facts = manifest["facts"]
+    return RunRecord(path, manifest["asked"], facts, **tables, closed="parts" in manifest)
 
 
 def _read_table(path: Path, name: str, sealed: bool, closed: int | None) -> pd.DataFrame:
