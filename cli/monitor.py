@@ -24,7 +24,13 @@ _SECONDS = 2.0
 
 
 def monitor(
-    path: str | Path, *, follow: bool, no_pictures: bool, as_json: bool, quiet: bool
+    path: str | Path,
+    *,
+    follow: bool,
+    no_pictures: bool,
+    as_json: bool,
+    quiet: bool,
+    html: bool = False,
 ) -> None:
     """Show what a probe logged, once or until Ctrl-C.
 
@@ -34,6 +40,7 @@ def monitor(
         no_pictures: draw nothing into the run's folder.
         as_json: print one JSON object instead.
         quiet: print nothing.
+        html: write the run's page beside its records; while it is followed, again and again.
 
     Raises:
         DeltaLensError: no run there, a damaged one, or options that exclude each other.
@@ -44,7 +51,7 @@ def monitor(
     if follow and (as_json or quiet):
         raise DeltaLensError("--follow shows a summary: leave out --json and --quiet")
     folder = find_run(path)
-    summary = _followed(folder) if follow else summarize_run(load_run(folder))
+    summary = _followed(folder, html) if follow else summarize_run(load_run(folder))
     if not (follow or as_json or quiet):
         console.console().print(_shown(folder, summary))
     pictures: list[Path] = []
@@ -52,11 +59,22 @@ def monitor(
         from deltalens.figures import draw_figure
 
         pictures = draw_figure("gradients", folder)
+    pages = [_page(folder)] if html else []
     if as_json:
-        console.print_json({**summary.as_json(), "pictures": [str(p) for p in pictures]})
+        files = {"pictures": [str(p) for p in pictures], "pages": [str(p) for p in pages]}
+        console.print_json({**summary.as_json(), **files})
     elif not quiet:
         for picture in pictures:
             console.say(f"picture: {picture}")
+        for page in pages:
+            console.say(f"page:    {page}")
+
+
+def _page(folder: Path) -> Path:
+    from deltalens.api.reporting import report_run
+    from deltalens.io.records import load_run
+
+    return report_run(load_run(folder)).path
 
 
 def _shown(folder: Path, summary: RunSummary) -> Group:
@@ -71,8 +89,8 @@ def _shown(folder: Path, summary: RunSummary) -> Group:
     )
 
 
-def _followed(folder: Path) -> RunSummary:
-    """Show a run until Ctrl-C; the last summary."""
+def _followed(folder: Path, html: bool) -> RunSummary:
+    """Show a run until Ctrl-C; the last summary. Its page, if one is wanted, follows as well."""
     from rich.live import Live
 
     from deltalens.io.records import load_run
@@ -80,6 +98,8 @@ def _followed(folder: Path) -> RunSummary:
 
     state = _state(folder)
     summary = summarize_run(load_run(folder))
+    if html:
+        _page(folder)
     with Live(_shown(folder, summary), console=console.console(), auto_refresh=False) as live:
         failed = False
         try:
@@ -98,6 +118,8 @@ def _followed(folder: Path) -> RunSummary:
                     continue
                 failed, state = False, now
                 live.update(_shown(folder, summary), refresh=True)
+                if html:
+                    _page(folder)
         except KeyboardInterrupt:
             return summary
 
