@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Curve", "curves_of", "as_table", "places_in"]
+__all__ = ["Curve", "as_table", "curves_of", "places_in"]
 
 _MOST_POINTS = 4_000
 """Of a figure: more would make the page heavy, and no reader hovers over them."""
