@@ -12,16 +12,14 @@ from deltalens.io.records import (
     RunRecord,
     StudyRecord,
     TrainingRecord,
+    find_run,
+    is_run,
     is_study,
     is_training,
     load_run,
     load_study,
     load_training,
 )
-from deltalens.io.records import (
-    find_run as run_of,
-)
-from deltalens.io.records.run import RUN
 
 __all__ = ["DEPTH", "Found", "find_records"]
 
@@ -90,12 +88,12 @@ def _records_in(folder: Path) -> Iterator[Path]:
 
 
 def _is_record(path: Path) -> bool:
-    return is_study(path) or is_training(path) or (path / RUN.name).is_file()
+    return is_study(path) or is_training(path) or is_run(path)
 
 
 def _run_in(training: Path) -> Path | None:
     try:
-        return run_of(training)
+        return find_run(training)
     except RecordError:
         return None  # It was not watched.
 
@@ -115,7 +113,7 @@ def _name(path: Path, folder: Path) -> str:
         return below.as_posix()
     whole = path.resolve()
     # `run` alone says nothing: every training calls its run so.
-    return f"{whole.parent.name}/{whole.name}" if (path / RUN.name).is_file() else whole.name
+    return f"{whole.parent.name}/{whole.name}" if is_run(path) else whole.name
 
 
 def _unique(names: dict[Path, str]) -> dict[Path, str]:

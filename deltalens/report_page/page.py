@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ LARGEST = 5_000_000
 _FRAME = 0.75
 """Share of it that pictures and cells may take, beside all else."""
 _ENDINGS = (".html", ".htm")
+_PER_CENT = re.compile(r"(\d) %")
 _FILES = Path(__file__).with_name("files")
 
 
@@ -185,6 +187,7 @@ def _render(sections: Sequence[Section], title: str) -> str:
         csv_link=as_link,
         csv_of=lambda *tables: as_link(as_csv(tables)),
         file_name=_file_name,
+        glued=_glued,
         flat=lambda text: " ".join(str(text).split()),
     )
 
@@ -210,8 +213,12 @@ def _file_name(*parts: str) -> str:
 
 
 def _title(sections: Sequence[Section]) -> str:
-    names = [section.name for section in sections]
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    return sections[0].name if len(sections) == 1 else f"What {_counts(sections)} found"
+
+
+def _glued(text: str) -> str:
+    """Text in which no line ends between a number and its `%`."""
+    return _PER_CENT.sub("\\1\u00a0%", text)
 
 
 def _questions(
@@ -220,7 +227,8 @@ def _questions(
     for key, question in QUESTIONS.items():
         given = [
             (section, answer)
-            for section in sections
+            for group in grouped(sections)
+            for section in group.sections
             for answer in section.answers
             if answer.question == key
         ]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["PART_SECONDS", "RunRecord", "RunWriter", "load_run"]
+__all__ = ["PART_SECONDS", "RunRecord", "RunWriter", "is_run", "load_run"]
 
 _FACTS = Fields(known={"tensors": Named(COUNT, Text()), "passed_over": Named(Text(), Text())})
 _CLOSED = {"parts": Fields(known=dict.fromkeys(TABLES, COUNT))}
@@ -245,6 +245,18 @@ class RunRecord:
             f"{self.tensors['tensor'].nunique():,} tensors; "
             f"{', '.join(f'{len(getattr(self, name)):,} rows in {name}' for name in TABLES)}>"
         )
+
+
+def is_run(folder: str | Path) -> bool:
+    """Tell whether a folder is a probe's run.
+
+    Args:
+        folder: any path.
+
+    Returns:
+        Whether it has a run's manifest.
+    """
+    return Path(folder, RUN.name).is_file()
 
 
 def load_run(folder: str | Path) -> RunRecord:

@@ -38,6 +38,7 @@ from deltalens.io.records.plain_models import (
     sync_all,
 )
 from deltalens.io.records.run import RUN as RUN_MANIFEST
+from deltalens.io.records.run import is_run
 from deltalens.io.records.schema import Fields, Named, Real, Text
 
 __all__ = [
@@ -160,7 +161,7 @@ def find_run(folder: str | Path) -> Path:
         RecordError: the folder holds neither, or the training was not watched by a probe.
     """
     path = Path(folder)
-    if (path / RUN_MANIFEST.name).is_file():
+    if is_run(path):
         return path
     if not is_training(path):
         raise RecordError(
@@ -169,11 +170,7 @@ def find_run(folder: str | Path) -> Path:
         )
     starts = {path / RUN: "0"}
     starts |= {run: run.name.removeprefix(f"{RUN}-from-") for run in path.glob(f"{RUN}-from-*")}
-    runs = {
-        run: int(step)
-        for run, step in starts.items()
-        if step.isdecimal() and (run / RUN_MANIFEST.name).is_file()
-    }
+    runs = {run: int(step) for run, step in starts.items() if step.isdecimal() and is_run(run)}
     if not runs:
         raise RecordError(f"{path}: a training without a run: train with probe to log one")
     return max(runs, key=runs.__getitem__)

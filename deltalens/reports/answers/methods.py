@@ -24,8 +24,6 @@ __all__ = ["method_answers"]
 
 _CLEAR = 2.0
 """Standard errors that a difference has to exceed to be called one."""
-_DENSE = ("ft", "lora", "pissa", "base")
-"""What a sparse method is compared with where plain fine-tuning is missing, in this order."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def method_answers(record: StudyRecord) -> Iterator[Answer]:
         if not sparse:
             continue
         best = max(sparse, key=lambda point: gain(point.mean, 0.0, better))
-        reference = _reference(summary, points, best)
+        reference = _reference(summary, points, best, better)
         if reference is None:
             yield _alone(summary, metric, best, len(sparse))
         else:
@@ -117,17 +115,32 @@ def _is_sparse(point: _Point) -> bool:
     return own is None or bool((own > 0).all())
 
 
-def _reference(summary: SweepSummary, points: list[_Point], best: _Point) -> _Point | None:
-    """What the best sparse method is compared with: at its own setting, where there is one."""
-    own: Any = best.rows[summary.axis].iloc[0] if summary.axis else None
-    for name in (summary.record.plain, *_DENSE):
-        named = [point for point in points if point.method == name]
-        same = [
-            point for point in named if summary.axis and point.rows[summary.axis].iloc[0] == own
-        ]
-        if same or named:
-            return (same or named)[0]
+def _reference(
+    summary: SweepSummary, points: list[_Point], best: _Point, better: Better
+) -> _Point | None:
+    """What the best sparse method is compared with: plain fine-tuning; where that is missing the
+    best dense training, or else a model as it is. At its own setting, if they have one there."""
+    plain = [point for point in points if point.method == summary.record.plain]
+    dense = [point for point in points if not _may_be_sparse(point)]
+    trained = [point for point in dense if not _is_as_it_is(point)]
+    for named in (plain, trained, dense):
+        if named:
+            own: Any = best.rows[summary.axis].iloc[0] if summary.axis else None
+            same = [
+                point for point in named if summary.axis and point.rows[summary.axis].iloc[0] == own
+            ]
+            return max(same or named, key=lambda point: gain(point.mean, 0.0, better))
     return None
+
+
+def _may_be_sparse(point: _Point) -> bool:
+    facts = facts_of(method_name(point.method))
+    return is_sparse(point.method) or facts is None or bool(facts.masks) or facts.ratio
+
+
+def _is_as_it_is(point: _Point) -> bool:
+    facts = facts_of(method_name(point.method))
+    return facts is not None and facts.as_it_is
 
 
 def _question(summary: SweepSummary) -> str:
