@@ -16,9 +16,9 @@ from deltalens.io.escaping import plain
 from deltalens.io.tables import Table
 from deltalens.report_page.curves import Curve, as_table, curves_of, places_in
 
-__all__ = ["Picture", "pictures_of"]
+__all__ = ["LARGEST_SVG", "Picture", "pictures_of"]
 
-_LARGEST_SVG = 400_000
+LARGEST_SVG = 400_000
 """Bytes; a heavier picture stands in the page as pixels."""
 _DROPPED = {"metadata", "style", "title"}
 _LONG = re.compile(r"-?\d+\.\d{3,}")
@@ -87,7 +87,7 @@ def _picture(drawing: Any, caption: str, folder: Path, mark: str) -> Picture:
     with mpl.rc_context({"path.simplify": False}):
         source = drawing.write(folder / f"{drawing.name}.svg").read_bytes()
     tables = [as_table(curves, caption)] if curves else []
-    if len(source) > _LARGEST_SVG:
+    if len(source) > LARGEST_SVG:
         content = drawing.write(folder / f"{drawing.name}.png").read_bytes()
         address = f"data:image/png;base64,{base64.b64encode(content).decode()}"
         return Picture(drawing.name, caption, png=address, tables=tables)

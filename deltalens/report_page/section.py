@@ -44,6 +44,8 @@ _MOST_ROWS = 300
 """Rows of cells that a page shows; its CSV has all, up to ..."""
 _MOST_CELLS = 5_000
 """... this many rows."""
+_MOST_TENSORS = 1_000
+"""The same of a run, whose rows are wider."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Section:
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
     cells: Table | None = None
-    """Every cell, or the first 5,000 rows."""
+    """Every cell, or what a run logged; the first rows of large ones."""
     more_cells: int = 0
     """Rows that are left out of them."""
     origins: Sequence[Origin] = ()
@@ -185,15 +187,21 @@ def _drawings(record: Record) -> Iterable[Any]:
 
 
 def _cells(record: Record) -> tuple[Table | None, int]:
-    """A study's cells as text, and how many rows are left out."""
-    if not isinstance(record, StudyRecord) or record.cells.empty:
+    """A study's cells, or what a run logged of each tensor, as text; and how many rows are left
+    out."""
+    if isinstance(record, TrainingRecord):
         return None, 0
-    shown = record.cells.head(_MOST_CELLS)
+    is_run = isinstance(record, RunRecord)
+    frame = record.tensors if isinstance(record, RunRecord) else record.cells
+    if frame.empty:
+        return None, 0
+    shown = frame.head(_MOST_TENSORS if is_run else _MOST_CELLS)
     rows = tuple(
         tuple(_text(value) for value in row) for row in shown.itertuples(index=False, name=None)
     )
     columns = tuple(str(name) for name in shown.columns)
-    return Table("All cells", columns, rows), len(record.cells) - len(shown)
+    title = "Gradients, tensor by tensor" if is_run else "All cells"
+    return Table(title, columns, rows), len(frame) - len(shown)
 
 
 def _text(value: Any) -> str:

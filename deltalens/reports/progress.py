@@ -101,6 +101,7 @@ def _expected(kind: str, record: StudyRecord) -> Iterator[Point]:
         yield from ((name, group) for name in methods if has_ratio(name) for group in groups)
     elif kind == "layer-sweep-drop":
         groups = [*_groups(range(len(facts.get("blocks", ()))), spec.get("groups", ()))]
+        yield from ((name, "") for name in ("ft", "base"))
         yield from ((name, group) for name in ("drop", "keep") for group in groups)
     elif kind == "mask-sweep":
         scopes, refreshes = spec.get("scopes", ()), spec.get("refreshes", ())
