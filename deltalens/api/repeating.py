@@ -161,7 +161,7 @@ def _add_data(line: _Line, spec: Mapping[str, Any], known: Mapping[str, Any]) ->
     named = []
     for key in _DATA:
         value = spec.get(key)
-        files = [value] if _is_file(value) else value or ()
+        files: Sequence[Any] = [value] if value and _is_file(value) else value or ()
         for name, rows, digest in files:
             option = "train_data" if key == "data" and "train_data" in known else key
             if option in known:

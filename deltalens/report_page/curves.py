@@ -49,7 +49,7 @@ def curves_of(figure: Figure) -> list[Curve]:
         points.
     """
     named = _names(figure)
-    curves = []
+    curves: list[Curve] = []
     for axes in figure.axes:
         if axes.name != "rectilinear":
             continue

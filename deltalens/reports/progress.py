@@ -109,8 +109,8 @@ def _expected(kind: str, record: StudyRecord) -> Iterator[Point]:
     elif kind == "efficiency":
         yield from ((name, at) for name in methods for at in range(spec.get("repeats", 1)))
     else:
-        names = {"comparison": methods, "evaluate": spec.get("models", ())}
-        yield from ((name,) for name in names.get(kind, spec.get("salience", ())))
+        named: Iterable[str] = spec.get("models", ()) if kind == "evaluate" else methods
+        yield from ((name,) for name in spec.get("salience", named))
 
 
 def _trained(methods: Iterable[str]) -> list[str]:

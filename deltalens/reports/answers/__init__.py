@@ -55,6 +55,7 @@ def answers_of(record: StudyRecord | RunRecord | TrainingRecord) -> list[Answer]
     elif isinstance(record, TrainingRecord):
         found = training_answers(record)
     else:
-        found = _BY_KIND.get(study_name(record.spec), lambda _: ())(record)
+        answered = _BY_KIND.get(study_name(record.spec))
+        found = answered(record) if answered is not None else ()
     order = [*QUESTIONS]
     return sorted(found, key=lambda answer: order.index(answer.question))
