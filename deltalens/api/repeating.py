@@ -13,7 +13,7 @@ from deltalens.api.described import Arg, parameters_of
 from deltalens.catalog.methods import method_name
 from deltalens.catalog.studies import study_name
 from deltalens.catalog.variants import variant_of
-from deltalens.errors import DeltaLensError
+from deltalens.errors import DeltaLensError, Lines
 from deltalens.io.records import RunRecord, StudyRecord, TrainingRecord
 from deltalens.report_page import Repeat
 from deltalens.training.methods import method_class
@@ -260,8 +260,9 @@ def _probe(record: RunRecord) -> Repeat:
     }
     arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
     folder = str(Path(record.path))
+    probe = f"with deltalens.GradientProbe(model, {folder!r}, {arguments}):"
     return Repeat(
-        f"with deltalens.GradientProbe(model, {folder!r}, {arguments}):\n    trainer.train()",
+        Lines(probe, "    trainer.train()"),
         ("A probe's run is made in your training script; its folder must be new.",),
     )
 

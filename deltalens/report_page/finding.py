@@ -108,12 +108,11 @@ def _below(path: Path) -> list[Path]:
 
 
 def _name(path: Path, folder: Path) -> str:
-    below = path.relative_to(folder)
-    if below.parts:
-        return below.as_posix()
-    whole = path.resolve()
-    # `run` alone says nothing: every training calls its run so.
-    return f"{whole.parent.name}/{whole.name}" if is_run(path) else whole.name
+    below, whole = path.relative_to(folder), path.resolve()
+    if len(below.parts) < 2 and is_run(path):
+        # `run` alone says nothing: every training calls its run so.
+        return f"{whole.parent.name}/{whole.name}"
+    return below.as_posix() if below.parts else whole.name
 
 
 def _unique(names: dict[Path, str]) -> dict[Path, str]:

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 from deltalens.io.escaping import plain
 from deltalens.io.tables import Table
 from deltalens.report_page.curves import Curve, as_table, curves_of, places_in
+from deltalens.report_page.grids import grid_table
 
 __all__ = ["LARGEST_SVG", "Picture", "pictures_of"]
 
@@ -39,7 +40,7 @@ class Picture:
     curves: str = ""
     """JSON: name, axes and points of each curve, with their places in the SVG."""
     tables: Sequence[Table] = ()
-    """Its numbers: of a table all, of a picture the points of its curves."""
+    """Its numbers: of a table all, of a picture the points of its curves, cells and bars."""
     csv: str = ""
     """The file of a table; empty of a picture."""
     is_table: bool = False
@@ -86,7 +87,9 @@ def _picture(drawing: Any, caption: str, folder: Path, mark: str) -> Picture:
     # Every point stays a vertex of its path.
     with mpl.rc_context({"path.simplify": False}):
         source = drawing.write(folder / f"{drawing.name}.svg").read_bytes()
+    grid = grid_table(drawing.figure, f"{caption}: cells" if curves else caption)
     tables = [as_table(curves, caption)] if curves else []
+    tables += [grid] if grid is not None else []
     if len(source) > LARGEST_SVG:
         content = drawing.write(folder / f"{drawing.name}.png").read_bytes()
         address = f"data:image/png;base64,{base64.b64encode(content).decode()}"

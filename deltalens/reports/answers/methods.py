@@ -174,7 +174,8 @@ def _compared(
         verdict = short = "no difference"
     elif math.isfinite(error) and abs(difference) <= _CLEAR * error:
         short = "no clear difference"
-        verdict = f"{short} ({difference:+.4f} ± {number(error)})"
+        sign = "+" if difference > 0 else ""
+        verdict = f"{short} ({sign}{plus_minus(difference, error)})"
     else:
         word = "better" if difference > 0 else "worse"
         short = f"{word} by {number(abs(difference))}"
