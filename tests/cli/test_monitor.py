@@ -17,7 +17,7 @@ from deltalens.cli import monitor
 from deltalens.cli.main import app
 from deltalens.io.records import find_run
 from deltalens.io.records.run import RUN
-from deltalens.io.records.training import TRAINING
+from deltalens.io.records.training_record import TRAINING
 
 STEPS = 12
 PICTURES = ("gradient_histograms", "mask_overlap", "overlap_by_layer", "coverage", "updates")

@@ -8,7 +8,7 @@ import pytest
 
 import deltalens
 from deltalens.io.records import RunWriter, load_training
-from deltalens.io.records.training import TRAINING
+from deltalens.io.records.training_record import TRAINING
 from tests.support.checkpoint_files import save, tuned, weights
 from tests.support.finished_studies import KINDS, make_study
 

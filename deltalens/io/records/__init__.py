@@ -17,10 +17,8 @@ from deltalens.io.records.study import StudyFolder, check_study_folder
 from deltalens.io.records.study_manifest import recorded_settings, specification_of
 from deltalens.io.records.study_record import StudyRecord, is_study, load_study
 from deltalens.io.records.texts import has_texts, read_texts, write_texts
-from deltalens.io.records.training import (
-    ADAPTER,
-    MASKS,
-    TrainingFolder,
+from deltalens.io.records.training import ADAPTER, MASKS, TrainingFolder
+from deltalens.io.records.training_record import (
     TrainingRecord,
     find_run,
     is_training,
