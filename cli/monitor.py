@@ -15,6 +15,7 @@ from deltalens.io.escaping import plain
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from deltalens.io.records import RunRecord
     from deltalens.reports.run import RunSummary
 
 __all__ = ["monitor"]
@@ -51,9 +52,10 @@ def monitor(
     if follow and (as_json or quiet):
         raise DeltaLensError("--follow shows a summary: leave out --json and --quiet")
     folder = find_run(path)
-    summary = _followed(folder, html) if follow else summarize_run(load_run(folder))
+    run = load_run(folder)
+    summary = _followed(folder, html) if follow else summarize_run(run)
     if not (follow or as_json or quiet):
-        console.console().print(_shown(folder, summary))
+        console.console().print(_shown(folder, summary, run))
     pictures: list[Path] = []
     if summary.steps and not no_pictures:
         from deltalens.figures import draw_figure
@@ -77,15 +79,20 @@ def _page(folder: Path) -> Path:
     return report_run(load_run(folder)).path
 
 
-def _shown(folder: Path, summary: RunSummary) -> Group:
+def _shown(folder: Path, summary: RunSummary, run: RunRecord) -> Group:
+    """The run in tables, and what a reader should conclude."""
     from rich.console import Group
     from rich.text import Text
 
-    lines = (Text(plain(line), overflow="fold") for line in summary.sentences())
+    from deltalens.reports.answers import answers_of
+
+    said = [plain(line) for line in summary.sentences()]
+    concluded = [plain(answer) for answer in answers_of(run)] if summary.steps else []
     return Group(
         Text(plain(folder), style="bold", overflow="fold"),
-        *lines,
+        *(Text(line, overflow="fold") for line in said),
         *(FittingTable(table) for table in summary.tables()),
+        *(Text(line, overflow="fold") for line in concluded),
     )
 
 
@@ -97,10 +104,11 @@ def _followed(folder: Path, html: bool) -> RunSummary:
     from deltalens.reports.run import summarize_run
 
     state = _state(folder)
-    summary = summarize_run(load_run(folder))
+    run = load_run(folder)
+    summary = summarize_run(run)
     if html:
         _page(folder)
-    with Live(_shown(folder, summary), console=console.console(), auto_refresh=False) as live:
+    with Live(_shown(folder, summary, run), console=console.console(), auto_refresh=False) as live:
         failed = False
         try:
             while True:
@@ -109,7 +117,8 @@ def _followed(folder: Path, html: bool) -> RunSummary:
                 if now == state and not failed:
                     continue
                 try:
-                    summary = summarize_run(load_run(folder))
+                    run = load_run(folder)
+                    summary = summarize_run(run)
                 except RecordError:
                     # Once it may be that a table's parts are just being joined.
                     if failed:
@@ -117,7 +126,7 @@ def _followed(folder: Path, html: bool) -> RunSummary:
                     failed = True
                     continue
                 failed, state = False, now
-                live.update(_shown(folder, summary), refresh=True)
+                live.update(_shown(folder, summary, run), refresh=True)
                 if html:
                     _page(folder)
         except KeyboardInterrupt:

@@ -129,7 +129,7 @@ def run_report(command: Command, terminal: Terminal, typed: dict[str, Any]) -> N
         if terminal.quiet:
             return
         for answer in page.answers[:_ANSWERS]:
-            console.say(f"{answer.sentence} ({answer.uncertainty})")
+            console.say(str(answer))
         if len(page.answers) > _ANSWERS:
             console.say(f"... and {len(page.answers) - _ANSWERS:,} more answers")
         for warning in page.warnings[:_ANSWERS]:

@@ -55,7 +55,7 @@ def _cells(axes: Axes) -> Iterator[Row]:
         if isinstance(mesh, QuadMesh):
             corners = np.asarray(mesh.get_coordinates(), dtype=float)
             centers = (corners[:-1, :-1] + corners[1:, 1:]) / 2
-            values = np.ma.filled(np.ma.asarray(mesh.get_array(), dtype=float), np.nan)
+            values: Any = np.ma.filled(np.ma.asarray(mesh.get_array(), dtype=float), np.nan)
             yield from _grid(axes, panel, centers, values.reshape(centers.shape[:2]))
     for image in axes.images:
         values = np.ma.filled(np.ma.asarray(image.get_array(), dtype=float), np.nan)

@@ -148,5 +148,7 @@ def _flat(value: Mapping[str, Any], before: str) -> Iterator[tuple[str, str]]:
             yield from _flat(part, f"{key}.")
         elif isinstance(part, list):
             yield key, ", ".join(map(str, part)) or "none"
+        elif isinstance(part, float):
+            yield key, f"{part:g}"
         elif part not in (None, {}):
             yield key, str(part).lower() if isinstance(part, bool) else str(part)

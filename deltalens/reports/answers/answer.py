@@ -40,6 +40,9 @@ class Answer:
     uncertainty: str
     """How far to trust the number: an error, a spread, or why neither is known."""
 
+    def __str__(self) -> str:
+        return f"{self.sentence.removesuffix('.')} ({self.uncertainty})"
+
 
 def first_that_tells(
     first: str,
