@@ -63,7 +63,7 @@ def _cells(axes: Axes) -> Iterator[Row]:
             left, right, bottom, top = image.get_extent()
             down, across = values.shape
             xs = left + (right - left) * (np.arange(across) + 0.5) / across
-            first, last = (bottom, top) if image.origin == "lower" else (top, bottom)
+            first, last = (top, bottom) if image.origin == "upper" else (bottom, top)
             ys = first + (last - first) * (np.arange(down) + 0.5) / down
             yield from _grid(axes, panel, np.stack(np.meshgrid(xs, ys), axis=-1), values)
     for bars in axes.containers:
