@@ -129,11 +129,14 @@ def _points(line: Any) -> tuple[tuple[float, float], ...]:
 
 
 def _label(axes: Axes, which: str) -> str:
-    """The label of an axis; of panels that share it, that of the last one."""
-    own = axes.get_xlabel() if which == "x" else axes.get_ylabel()
+    """The label of an axis; of panels that share it, that of the last one along x, and the figure's
+    own along y. (Below a figure stands a caption.)"""
     figure: Any = axes.figure
-    others = (each.get_xlabel() if which == "x" else "" for each in reversed(figure.axes))
-    return " ".join((own or next(filter(None, others), "")).split())
+    if which == "x":
+        labels = [axes.get_xlabel(), *(each.get_xlabel() for each in reversed(figure.axes))]
+    else:
+        labels = [axes.get_ylabel(), figure.get_supylabel()]
+    return " ".join(next(filter(None, labels), "").split())
 
 
 def _names(figure: Figure) -> dict[Any, str]:
