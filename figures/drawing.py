@@ -89,21 +89,30 @@ class Drawing:
         if ending not in self.endings:
             what = f"{ending or 'a file without an ending'}: {self.name} is written as"
             raise DeltaLensError(f"{file}: {what} {', '.join(self.endings)}")
-        if ending in self.texts:
-            content = self.texts[ending].encode()
-        else:
-            image = io.BytesIO()
-            with styled():
-                self.figure.savefig(
-                    image,
-                    format=ending,
-                    metadata=_METADATA[ending],
-                    dpi="figure",
-                    bbox_inches="tight",
-                )
-            content = image.getvalue()
-        write_whole(file, content)
+        write_whole(file, self.content(ending))
         return file
+
+    def content(self, ending: str) -> bytes:
+        """Make the content of a file; the same figure gives the same bytes.
+
+        Args:
+            ending: one of `endings`.
+
+        Returns:
+            The bytes of such a file.
+        """
+        if ending in self.texts:
+            return self.texts[ending].encode()
+        image = io.BytesIO()
+        with styled():
+            self.figure.savefig(
+                image,
+                format=ending,
+                metadata=_METADATA[ending],
+                dpi="figure",
+                bbox_inches="tight",
+            )
+        return image.getvalue()
 
 
 def save_all(drawings: Iterable[Drawing], folder: Path) -> list[Path]:

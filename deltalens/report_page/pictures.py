@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -66,33 +64,31 @@ def pictures_of(drawings: Iterable[Any], captions: Mapping[str, Any], mark: str)
         A picture for each; of a drawn table its rows, not its picture.
     """
     found = []
-    with tempfile.TemporaryDirectory(prefix="deltalens-report-") as folder:
-        for drawing in drawings:
-            entry = captions.get(drawing.name.replace("_", "-"))
-            caption = entry.title if entry else drawing.name.replace("_", " ").capitalize()
-            if drawing.tables:
-                text = drawing.texts.get("csv", "")
-                found.append(
-                    Picture(drawing.name, caption, tables=drawing.tables, csv=text, is_table=True)
-                )
-            else:
-                found.append(_picture(drawing, caption, Path(folder), f"{mark}-{len(found)}-"))
+    for drawing in drawings:
+        entry = captions.get(drawing.name.replace("_", "-"))
+        caption = entry.title if entry else drawing.name.replace("_", " ").capitalize()
+        if drawing.tables:
+            text = drawing.texts.get("csv", "")
+            found.append(
+                Picture(drawing.name, caption, tables=drawing.tables, csv=text, is_table=True)
+            )
+        else:
+            found.append(_picture(drawing, caption, f"{mark}-{len(found)}-"))
     return found
 
 
-def _picture(drawing: Any, caption: str, folder: Path, mark: str) -> Picture:
+def _picture(drawing: Any, caption: str, mark: str) -> Picture:
     import matplotlib as mpl
 
     curves = curves_of(drawing.figure)
     # Every point stays a vertex of its path.
     with mpl.rc_context({"path.simplify": False}):
-        source = drawing.write(folder / f"{drawing.name}.svg").read_bytes()
+        source = drawing.content("svg")
     grid = grid_table(drawing.figure, f"{caption}: cells" if curves else caption)
     tables = [as_table(curves, caption)] if curves else []
     tables += [grid] if grid is not None else []
     if len(source) > LARGEST_SVG:
-        content = drawing.write(folder / f"{drawing.name}.png").read_bytes()
-        address = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        address = f"data:image/png;base64,{base64.b64encode(drawing.content('png')).decode()}"
         return Picture(drawing.name, caption, png=address, tables=tables)
     # What matplotlib has just written itself.
     root = ElementTree.fromstring(source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +179,8 @@ def test_a_training_brings_its_run(tmp_path: Path) -> None:
     assert [found.name for found in find_records([tmp_path / "all"])] == ["sft", "sft/run"]
 
 
-def test_a_page_names_no_path_but_those_of_its_records(records: Path, tmp_path: Path) -> None:
-    text = report(records, tmp_path)
-    assert re.findall(r"deltalens-report-\w+", text) == []
+def test_nothing_but_the_page_is_written(records: Path, tmp_path: Path) -> None:
+    before = {file: file.read_bytes() for file in records.rglob("*") if file.is_file()}
+    report(records, tmp_path)
+    assert {file: file.read_bytes() for file in records.rglob("*") if file.is_file()} == before
+    assert {file.name for file in tmp_path.iterdir()} == {"records", "page.html"}
