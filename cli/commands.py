@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deltalens.api import deltas, records, salience, studies, sweeps, training
+from deltalens.api import deltas, records, reporting, salience, studies, sweeps, training
 from deltalens.cli import running, showing
 from deltalens.cli.generate import Command, setting_parameters
 from deltalens.training.methods import method_class, trainable
@@ -94,6 +94,15 @@ COMMANDS = (
         examples=("deltalens monitor runs/sft/ --follow",),
         interrupted="stopped",
         extra=(flag("follow", "Look again every 2 seconds, until Ctrl-C."),),
+    ),
+    Command(
+        name="report",
+        function=reporting.report,
+        run=showing.run_report,
+        examples=(
+            "deltalens report study/ runs/sft/ -o report.html",
+            "deltalens report results/ --title 'Which weights carry it?' -o report.html",
+        ),
     ),
     Command(
         name="compare",

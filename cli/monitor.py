@@ -15,6 +15,7 @@ from deltalens.io.escaping import plain
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from deltalens.io.records import RunRecord
     from deltalens.reports.run import RunSummary
 
 __all__ = ["monitor"]
@@ -24,7 +25,13 @@ _SECONDS = 2.0
 
 
 def monitor(
-    path: str | Path, *, follow: bool, no_pictures: bool, as_json: bool, quiet: bool
+    path: str | Path,
+    *,
+    follow: bool,
+    no_pictures: bool,
+    as_json: bool,
+    quiet: bool,
+    html: bool = False,
 ) -> None:
     """Show what a probe logged, once or until Ctrl-C.
 
@@ -34,6 +41,7 @@ def monitor(
         no_pictures: draw nothing into the run's folder.
         as_json: print one JSON object instead.
         quiet: print nothing.
+        html: write the run's page beside its records; while it is followed, again and again.
 
     Raises:
         DeltaLensError: no run there, a damaged one, or options that exclude each other.
@@ -44,43 +52,63 @@ def monitor(
     if follow and (as_json or quiet):
         raise DeltaLensError("--follow shows a summary: leave out --json and --quiet")
     folder = find_run(path)
-    summary = _followed(folder) if follow else summarize_run(load_run(folder))
+    run = load_run(folder)
+    summary = _followed(folder, html) if follow else summarize_run(run)
     if not (follow or as_json or quiet):
-        console.console().print(_shown(folder, summary))
+        console.console().print(_shown(folder, summary, run))
     pictures: list[Path] = []
     if summary.steps and not no_pictures:
         from deltalens.figures import draw_figure
 
         pictures = draw_figure("gradients", folder, titles="on")
+    pages = [_page(folder)] if html else []
     if as_json:
-        console.print_json({**summary.as_json(), "pictures": [str(p) for p in pictures]})
+        files = {"pictures": [str(p) for p in pictures], "pages": [str(p) for p in pages]}
+        console.print_json({**summary.as_json(), **files})
     elif not quiet:
         for picture in pictures:
             console.say(f"picture: {picture}")
+        for page in pages:
+            console.say(f"page:    {page}")
 
 
-def _shown(folder: Path, summary: RunSummary) -> Group:
+def _page(folder: Path) -> Path:
+    from deltalens.api.reporting import report_run
+    from deltalens.io.records import load_run
+
+    return report_run(load_run(folder)).path
+
+
+def _shown(folder: Path, summary: RunSummary, run: RunRecord) -> Group:
+    """The run in tables, and what a reader should conclude."""
     from rich.console import Group
     from rich.text import Text
 
-    lines = (Text(plain(line), overflow="fold") for line in summary.sentences())
+    from deltalens.reports.answers import answers_of
+
+    said = [plain(line) for line in summary.sentences()]
+    concluded = [plain(answer) for answer in answers_of(run)] if summary.steps else []
     return Group(
         Text(plain(folder), style="bold", overflow="fold"),
-        *lines,
+        *(Text(line, overflow="fold") for line in said),
         *(FittingTable(table) for table in summary.tables()),
+        *(Text(line, overflow="fold") for line in concluded),
     )
 
 
-def _followed(folder: Path) -> RunSummary:
-    """Show a run until Ctrl-C; the last summary."""
+def _followed(folder: Path, html: bool) -> RunSummary:
+    """Show a run until Ctrl-C; the last summary. Its page, if one is wanted, follows as well."""
     from rich.live import Live
 
     from deltalens.io.records import load_run
     from deltalens.reports.run import summarize_run
 
     state = _state(folder)
-    summary = summarize_run(load_run(folder))
-    with Live(_shown(folder, summary), console=console.console(), auto_refresh=False) as live:
+    run = load_run(folder)
+    summary = summarize_run(run)
+    if html:
+        _page(folder)
+    with Live(_shown(folder, summary, run), console=console.console(), auto_refresh=False) as live:
         failed = False
         try:
             while True:
@@ -89,7 +117,8 @@ def _followed(folder: Path) -> RunSummary:
                 if now == state and not failed:
                     continue
                 try:
-                    summary = summarize_run(load_run(folder))
+                    run = load_run(folder)
+                    summary = summarize_run(run)
                 except RecordError:
                     # Once it may be that a table's parts are just being joined.
                     if failed:
@@ -97,7 +126,9 @@ def _followed(folder: Path) -> RunSummary:
                     failed = True
                     continue
                 failed, state = False, now
-                live.update(_shown(folder, summary), refresh=True)
+                live.update(_shown(folder, summary, run), refresh=True)
+                if html:
+                    _page(folder)
         except KeyboardInterrupt:
             return summary
 

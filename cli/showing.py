@@ -11,6 +11,7 @@ from deltalens.cli.running import framed
 if TYPE_CHECKING:
     from deltalens.api.drawn import Drawn
     from deltalens.cli.generate import Command, Terminal
+    from deltalens.report_page import Page
 
 __all__ = [
     "run_environment",
@@ -19,7 +20,11 @@ __all__ = [
     "run_methods",
     "run_monitor",
     "run_plot",
+    "run_report",
 ]
+
+_ANSWERS = 8
+"""Answers and warnings that a terminal shows; the page has all."""
 
 
 def run_plot(command: Command, terminal: Terminal, typed: dict[str, Any]) -> None:
@@ -102,9 +107,36 @@ def run_monitor(command: Command, terminal: Terminal, typed: dict[str, Any]) -> 
             typed["folder"],
             follow=terminal.extra["follow"],
             no_pictures=typed.get("pictures") is False,
+            html=bool(typed.get("html")),
             as_json=terminal.as_json,
             quiet=terminal.quiet,
         )
+
+
+def run_report(command: Command, terminal: Terminal, typed: dict[str, Any]) -> None:
+    """Write a page, and say what its top says.
+
+    Args:
+        command, terminal, typed: as `run_study` takes them.
+    """
+    with framed(command, terminal, typed):
+        with console.meter(terminal.quiet or terminal.as_json) as meter:
+            meter.stage("drawing", None)
+            page: Page = command.call(typed)
+        if terminal.as_json:
+            console.print_json(page.as_json())
+            return
+        if terminal.quiet:
+            return
+        for answer in page.answers[:_ANSWERS]:
+            console.say(str(answer))
+        if len(page.answers) > _ANSWERS:
+            console.say(f"... and {len(page.answers) - _ANSWERS:,} more answers")
+        for warning in page.warnings[:_ANSWERS]:
+            console.say(f"warning: {warning}")
+        if len(page.warnings) > _ANSWERS:
+            console.say(f"... and {len(page.warnings) - _ANSWERS:,} more warnings")
+        console.say(f"page:    {page.path}")
 
 
 def run_methods(command: Command, terminal: Terminal, typed: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deltalens.api.records import monitor as monitor
     from deltalens.api.records import plot as plot
     from deltalens.api.records import show_environment as show_environment
+    from deltalens.api.reporting import report as report
     from deltalens.api.reproducing import reproduce as reproduce
     from deltalens.api.results import Inspection as Inspection
     from deltalens.api.results import Run as Run
@@ -65,6 +66,7 @@ _NAMES = {
         *("draw_figure", "list_figures", "list_methods", "load_run", "load_study", "monitor"),
         *("plot", "show_environment"),
     ),
+    "deltalens.api.reporting": ("report",),
     "deltalens.api.reproducing": ("reproduce",),
     "deltalens.api.results": ("Inspection", "Run", "Study", "Training"),
     "deltalens.api.salience": ("salience_study",),

@@ -114,12 +114,22 @@ class Drawing:
         if ending not in self.endings:
             what = f"{ending or 'a file without an ending'}: {self.name} is written as"
             raise DeltaLensError(f"{file}: {what} {', '.join(self.endings)}")
-        if ending in self.texts:
-            content = self.texts[ending].encode()
-        else:
-            content = self._rendered(ending)
-        write_whole(file, content)
+        write_whole(file, self.content(ending))
         return file
+
+    def content(self, ending: str) -> bytes:
+        """Make the content of a file; the same figure gives the same bytes.
+
+        Args:
+            ending: one of `endings`.
+
+        Returns:
+            The bytes of such a file.
+
+        Raises:
+            DeltaLensError: panels have no room in a size that was asked for.
+        """
+        return self.texts[ending].encode() if ending in self.texts else self._rendered(ending)
 
     def _rendered(self, ending: str) -> bytes:
         image = io.BytesIO()

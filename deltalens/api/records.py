@@ -78,6 +78,9 @@ def monitor(
     ],
     *,
     pictures: Annotated[bool, Opt("Draw PNG and SVG beside the records.", common=True)] = True,
+    html: Annotated[
+        bool, Opt("Write a page, report.html, beside the records.", common=True)
+    ] = False,
 ) -> Run:
     """Show what a probe logged: gradients by layer group, overlap of their masks, updates.
 
@@ -86,6 +89,7 @@ def monitor(
     Args:
         folder: a probe's `log_dir`, or the folder of a training with `probe`.
         pictures: draw them into the run's folder.
+        html: write the run's page there, as `report` writes it.
 
     Returns:
         The run.
@@ -103,6 +107,10 @@ def monitor(
     run = load_run(find_run(folder))
     if pictures:
         load_code("deltalens.figures:draw_figure")("gradients", run.path, titles="on")
+    if html:
+        from deltalens.api.reporting import report_run
+
+        report_run(run)
     return run
 
 

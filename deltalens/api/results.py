@@ -243,7 +243,11 @@ class Run(Shown, RunRecord):
         return cls(**{each.name: getattr(record, each.name) for each in fields(RunRecord)})
 
     def _sentences(self) -> Sequence[str]:
-        return [*self._summary().sentences()]
+        from deltalens.reports.answers import answers_of
+
+        summary = self._summary()
+        concluded = map(str, answers_of(self)) if summary.steps else ()
+        return [*summary.sentences(), *concluded]
 
     def _tables(self) -> Sequence[Table]:
         return [*self._summary().tables()]

@@ -19,6 +19,7 @@ from deltalens.catalog.metrics import (
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import Table, over_seeds
+from deltalens.reports.wording import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,8 +90,8 @@ class DropSummary:
         """
         name = self.metric
         unpaired = self.record.facts.get("unpaired")
-        between = f"at rate 1 {_number(self.all_back)}, " if unpaired else ""
-        yield f"{name}: fine-tune {_number(self.ft)}, {between}base {_number(self.base)}"
+        between = f"at rate 1 {number(self.all_back)}, " if unpaired else ""
+        yield f"{name}: fine-tune {number(self.ft)}, {between}base {number(self.base)}"
         if unpaired:
             yield f"rate 1 is not the base: {unpaired}"
         if self.better is None:
@@ -218,18 +219,15 @@ def _cell(
     if key not in means:
         return "-"
     several = spread.get(key, math.nan)
-    return _number(means[key]) + (f" ± {_number(several)}" if several > 0 else "")
+    return number(means[key]) + (f" ± {number(several)}" if several > 0 else "")
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 1e4 else f"{value:.4f}"
-
-
-def summarize_drop_study(record: StudyRecord) -> DropSummary:
+def summarize_drop_study(record: StudyRecord, metric: str | None = None) -> DropSummary:
     """Summarize a drop study, finished or not.
 
     Args:
         record: of the study.
+        metric: that the summary speaks of; by default the leading one.
 
     Returns:
         Its summary.
@@ -241,7 +239,7 @@ def summarize_drop_study(record: StudyRecord) -> DropSummary:
     if record.kind != "drop-study":
         raise RecordError(f"{record.path}: holds a study of kind {record.kind!r}, not a drop study")
     own = record.facts.get("better")
-    metric = leading(dict.fromkeys(record.cells["metric"]), own)
+    metric = metric or leading(dict.fromkeys(record.cells["metric"]), own)
     frame = record.cells[record.cells["metric"] == metric]
     own_base = frame[frame["strategy"] == "base"]["value"]
     frame = frame[frame["strategy"] != "base"]

@@ -11,6 +11,7 @@ from deltalens.catalog.metrics import Better, better_of, gain, is_shown, leading
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import Table
+from deltalens.reports.wording import and_others
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,8 +20,6 @@ __all__ = ["Course", "EvaluationSummary", "MetricScores", "Score", "summarize_ev
 
 _CLEAR = 2.0
 """Standard errors that a difference has to exceed to be called one."""
-_NAMED = 3
-"""Models named in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,8 @@ class EvaluationSummary:
                 yield self._course(metric, course)
             gaps = [score.model for score in metric.scores if not math.isfinite(score.value)]
             if gaps and metric.finite:
-                yield f"values of {metric.metric} that are not finite are left out: {_list(gaps)}"
+                left_out = and_others(gaps)
+                yield f"values of {metric.metric} that are not finite are left out: {left_out}"
             uncertain |= any(math.isfinite(score.stderr) for score in metric.scores)
         if uncertain:
             yield (
@@ -176,7 +176,7 @@ class EvaluationSummary:
         ]
         if not near:
             return f"{text}, clearly ahead of all others"
-        return f"{text}; no clear difference to {_list(near)}"
+        return f"{text}; no clear difference to {and_others(near)}"
 
     def _course(self, metric: MetricScores, course: Course) -> str:
         first, last, best = course.first, course.last, course.best
@@ -291,11 +291,6 @@ def _scores(frame: pd.DataFrame) -> Iterator[Score]:
             float(stderr),
             int(n),
         )
-
-
-def _list(models: Sequence[str]) -> str:
-    named = ", ".join(models[:_NAMED])
-    return named if len(models) <= _NAMED else f"{named} and {len(models) - _NAMED} others"
 
 
 def _number(value: float, error: float, *, sign: bool = False) -> str:

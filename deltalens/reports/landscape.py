@@ -11,6 +11,7 @@ from deltalens.catalog.metrics import Better, better_of, is_lower_better, is_wor
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import Table, is_finite
+from deltalens.reports.wording import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,12 +93,12 @@ class LandscapeSummary:
         for mark in plane["marks"]:
             if mark["distance"] > 1e-6:
                 yield (
-                    f"{mark['name']} lies {_number(mark['distance'])} off the plane and is shown "
+                    f"{mark['name']} lies {number(mark['distance'])} off the plane and is shown "
                     "projected onto it"
                 )
         facts = plane["found"]
         if "eigenvalues" in facts:
-            yield f"largest eigenvalues: {', '.join(_number(v) for v in facts['eigenvalues'])}"
+            yield f"largest eigenvalues: {', '.join(number(v) for v in facts['eigenvalues'])}"
         if "explained" in facts:
             share = 100 * sum(facts["explained"])
             yield f"the axes explain {share:.1f} % of the variance along the trajectory"
@@ -108,7 +109,7 @@ class LandscapeSummary:
 
     def _sentences_of(self, data: DataSummary) -> Iterator[str]:
         name = data.name
-        values = ", ".join(f"{mark} {_number(value)}" for mark, value in data.marks.items())
+        values = ", ".join(f"{mark} {number(value)}" for mark, value in data.marks.items())
         best = f"; best: {data.best_mark}" if len(data.marks) > 1 and data.best_mark else ""
         yield f"{name}: {values}{best}"
         if data.better is None:
@@ -118,11 +119,11 @@ class LandscapeSummary:
         if gaps:
             yield f"values of {name} that are not finite are left out: {', '.join(gaps)}"
         if not math.isnan(data.best):
-            a, b = (_number(x) for x in data.best_at)
+            a, b = (number(x) for x in data.best_at)
             where = f"({a}, {b})" if len(self._plane["labels"]) > 1 else a
             yield (
-                f"{name}: {_number(data.best)} at the best grid point {where}, "
-                f"{_number(data.nearest_distance)} from {data.nearest}"
+                f"{name}: {number(data.best)} at the best grid point {where}, "
+                f"{number(data.nearest_distance)} from {data.nearest}"
                 + (f"; {data.best_mark} itself is better" if data.best_mark_wins else "")
             )
         if data.barrier is not None:
@@ -161,9 +162,9 @@ class LandscapeSummary:
             rows = tuple(
                 (
                     mark["name"],
-                    _number(mark["a"]),
-                    _number(mark["b"]),
-                    *(_number(values.get((mark["name"], m), math.nan)) for m in metrics),
+                    number(mark["a"]),
+                    number(mark["b"]),
+                    *(number(values.get((mark["name"], m), math.nan)) for m in metrics),
                 )
                 for mark in self._plane["marks"]
             )
@@ -294,13 +295,7 @@ def _barrier(frame: pd.DataFrame, marks: list[dict[str, Any]]) -> Barrier | None
 def _barrier_in_words(barrier: Barrier) -> str:
     said = "no barrier between the two models"
     if barrier.height > 0:
-        said = f"a barrier of {_number(barrier.height)} at {100 * barrier.at:.0f} % of the way"
+        said = f"a barrier of {number(barrier.height)} at {100 * barrier.at:.0f} % of the way"
     if barrier.gaps:
         said += f"; {barrier.gaps} points between them are left out, as they are not finite"
     return said
-
-
-def _number(value: float) -> str:
-    if value == 0 or math.isnan(value):
-        return f"{value:g}"
-    return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 1e4 else f"{value:.4f}"

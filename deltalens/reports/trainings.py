@@ -54,8 +54,8 @@ class SweepSummary:
         Returns:
             Sentences, as a person reads them.
         """
-        for metric in self._leading():
-            frame, better = self._of(metric), better_of(metric, self.record.facts.get("better"))
+        for metric in self.leading():
+            frame, better = self.of(metric), better_of(metric, self.record.facts.get("better"))
             if better is None:
                 yield f"{metric}: unknown whether higher or lower is better"
                 continue
@@ -137,7 +137,7 @@ class SweepSummary:
             for metric in dict.fromkeys(self.record.cells["metric"])
             if "@" not in metric and is_shown(metric)
         ]
-        rates = [self.grid.table(metric) for metric in self._leading() if self.grid is not None]
+        rates = [self.grid.table(metric) for metric in self.leading() if self.grid is not None]
         if self.axis:
             return [*(self._table(metric) for metric in metrics), *rates]
         sets: dict[str, list[str]] = {}
@@ -146,7 +146,7 @@ class SweepSummary:
         return [*(self._comparison(name, held) for name, held in sets.items()), *rates]
 
     def _comparison(self, name: str, metrics: list[str]) -> Table:
-        frames = [self._of(metric) for metric in metrics]
+        frames = [self.of(metric) for metric in metrics]
         methods = dict.fromkeys(str(one) for frame in frames for one in frame["method"])
         rows = tuple(
             (
@@ -177,7 +177,7 @@ class SweepSummary:
         return "-" if as_it_is else self.record.setting("from", name) or "ft"
 
     def _table(self, metric: str) -> Table:
-        frame = self._of(metric)
+        frame = self.of(metric)
         methods = list(dict.fromkeys(frame["method"]))
         numbered, budgets = self.axis != "group", self.axis == "rank"
         if not numbered:
@@ -212,15 +212,28 @@ class SweepSummary:
                 of_metric[str(method)] = mean
         found = {"study": str(self.record.path), "metrics": metrics}
         if self.grid is not None:
-            found["learning_rates"] = {name: self.grid.as_json(name) for name in self._leading()}
+            found["learning_rates"] = {name: self.grid.as_json(name) for name in self.leading()}
         return found
 
-    def _of(self, metric: str) -> pd.DataFrame:
+    def of(self, metric: str) -> pd.DataFrame:
+        """Take the cells of a metric.
+
+        Args:
+            metric: as the records name it.
+
+        Returns:
+            Them, with plain training under its objective's name.
+        """
         frame = self.record.cells
         own = frame[frame["metric"] == metric]
         return own.assign(method=own["method"].replace("sft", self.record.plain))
 
-    def _leading(self) -> list[str]:
+    def leading(self) -> list[str]:
+        """Choose the metrics that the sentences speak of.
+
+        Returns:
+            The first one of each data set.
+        """
         first: dict[str, str] = {}
         for metric in dict.fromkeys(self.record.cells["metric"]):
             if metric != "training_loss" and "@" not in metric:

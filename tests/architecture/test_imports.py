@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "numerics": {"errors"},
     "io": {"errors", "catalog", "names"},
     "reports": {"errors", "catalog", "names"},
+    "report_page": {"errors", "catalog", "names", "io", "reports"},
     "recipes": {"errors", "catalog", "names", "numerics", "io"},
     "scoring": {"errors", "catalog", "numerics", "io"},
     "gradients": {"errors", "names", "numerics"},
@@ -108,7 +109,7 @@ def front_runs(modules: dict[str, Module]) -> list[str]:
 
 def torch_users(modules: dict[str, Module]) -> list[str]:
     """The imports of torch that loading records, a report or a figure would run, now or later."""
-    light = ("catalog", "figures", "recipes", "reports")
+    light = ("catalog", "figures", "recipes", "report_page", "reports")
     readers = [name for name in modules if unit_of(name) in light]
     return [
         f"{name}:{item.line} imports {item.target}"

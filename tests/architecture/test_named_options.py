@@ -26,12 +26,17 @@ NEVER_SAID: dict[tuple[str, str], tuple[str, ...]] = {
     # Help texts of `train mft`, not messages.
     ("deltalens.training.methods.weights", "--lr"): ("efficiency",),
     ("deltalens.training.methods.weights", "--score-lr"): STUDIED,
+    # Help texts of trainings' options: a report types the commands that made what it shows.
+    ("deltalens.api.options", "--lr"): ("monitor", "report"),
+    ("deltalens.api.options", "--choose-on"): ("monitor", "report"),
     # Said of a plan, which only --dry-run makes.
     ("deltalens.cli.planning", "--dry-run"): (
-        *("drop", "env", "figure", "figures", "inspect", "methods", "monitor", "plot"),
+        *("drop", "env", "figure", "figures", "inspect", "methods", "monitor", "plot", "report"),
     ),
 }
 """What the graph takes for possible of which commands, and why it is not."""
+TYPING_OTHERS = ("deltalens.figures.catalog", "deltalens.api.repeating")
+"""Modules whose texts are lines of other commands; tests/figures and tests/api type those."""
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +71,7 @@ def options_of(command: Command) -> set[str]:
 
 def faults(graph: Graph) -> set[tuple[str, int, str, str]]:
     """Module, line, option and command of every message that a command may say in vain. The demos
-    and recipes run other commands, and the catalog of figures shows their lines; tests/figures
-    types those."""
+    and recipes run other commands, and some modules type their lines (`TYPING_OTHERS`)."""
     found = set()
     for path, command in generated_commands().items():
         if path in (("demo",), ("reproduce",)):
@@ -75,7 +79,7 @@ def faults(graph: Graph) -> set[tuple[str, int, str, str]]:
         has = options_of(command)
         nodes = {node for start in starts_of(command) for node in graph.reached(start)}
         for node in nodes:
-            if node[0] == "deltalens.figures.catalog":
+            if node[0] in TYPING_OTHERS:
                 continue
             for line, text in graph.nodes[node].messages:
                 for option in options_named(text):

@@ -10,7 +10,7 @@ import pytest
 
 from tests.architecture.import_graph import INSTALLED_AS, ROOT
 
-SHIPPED = {".py", ".typed", ".csv", ".json", ".yaml"}
+SHIPPED = {".py", ".typed", ".csv", ".json", ".yaml", ".html", ".css", ".js"}
 BUILD_FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 

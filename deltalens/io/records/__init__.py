@@ -12,7 +12,7 @@ from deltalens.io.records.failures import Failure
 from deltalens.io.records.identity import Union
 from deltalens.io.records.journal import Cell, Measurement, Setting
 from deltalens.io.records.kinds import TASK_COSTS
-from deltalens.io.records.run import RunRecord, RunWriter, load_run
+from deltalens.io.records.run import RunRecord, RunWriter, is_run, load_run
 from deltalens.io.records.study import StudyFolder, check_study_folder
 from deltalens.io.records.study_manifest import recorded_settings, specification_of
 from deltalens.io.records.study_record import StudyRecord, is_study, load_study
@@ -48,6 +48,7 @@ __all__ = [
     "find_run",
     "has_grid",
     "has_texts",
+    "is_run",
     "is_study",
     "is_training",
     "load_run",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["PART_SECONDS", "RunRecord", "RunWriter", "load_run"]
+__all__ = ["PART_SECONDS", "RunRecord", "RunWriter", "is_run", "load_run"]
 
 _FACTS = Fields(known={"tensors": Named(COUNT, Text()), "passed_over": Named(Text(), Text())})
 _CLOSED = {"parts": Fields(known=dict.fromkeys(TABLES, COUNT))}
@@ -235,6 +235,8 @@ class RunRecord:
     """Gradient masks: a row per step, tensor and mask ratio."""
     learned: pd.DataFrame
     """Weight masks that the training learns: a row per step and layer; empty if it learns none."""
+    closed: bool = True
+    """Whether the probe closed it; if not, its training goes on, or was killed."""
 
     def __repr__(self) -> str:
         steps = self.tensors["step"].nunique()
@@ -243,6 +245,18 @@ class RunRecord:
             f"{self.tensors['tensor'].nunique():,} tensors; "
             f"{', '.join(f'{len(getattr(self, name)):,} rows in {name}' for name in TABLES)}>"
         )
+
+
+def is_run(folder: str | Path) -> bool:
+    """Tell whether a folder is a probe's run.
+
+    Args:
+        folder: any path.
+
+    Returns:
+        Whether it has a run's manifest.
+    """
+    return Path(folder, RUN.name).is_file()
 
 
 def load_run(folder: str | Path) -> RunRecord:
@@ -270,7 +284,8 @@ def load_run(folder: str | Path) -> RunRecord:
     sealed = has_checksums(manifest["format"])
     closed = manifest.get("parts", {})
     tables = {name: _read_table(path, name, sealed, closed.get(name)) for name in TABLES}
-    return RunRecord(path, manifest["asked"], manifest["facts"], **tables)
+    facts = manifest["facts"]
+    return RunRecord(path, manifest["asked"], facts, **tables, closed="parts" in manifest)
 
 
 def _read_table(path: Path, name: str, sealed: bool, closed: int | None) -> pd.DataFrame:

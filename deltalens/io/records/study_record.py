@@ -57,6 +57,11 @@ class StudyRecord:
         return "dpo" if self.spec.get("objective") == "dpo" else "sft"
 
     @property
+    def is_outdated(self) -> bool:
+        """Whether it was written by a version that decides numbers by other rules than this one."""
+        return self.identity != IDENTITY
+
+    @property
     def model(self) -> str:
         """The name of the model's folder or repository; empty if the study does not say."""
         return Path(str(self.facts.get("model", ""))).name

@@ -44,7 +44,7 @@ MASKS = "masks.safetensors"
 ADAPTER = "adapter"
 """The folder of a LoRA adapter, before it was merged; peft reads it."""
 _MODEL = ".model"
-"""The folder in which the result is written before its files are moved."""
+"""The folder in which the result is written before its files are moved, `config.json` last."""
 
 
 class TrainingFolder(RecordFolder):

@@ -12,6 +12,7 @@ from deltalens.io.records.folder import Manifest
 from deltalens.io.records.journal import Measurement
 from deltalens.io.records.metrics import METRICS, Metrics
 from deltalens.io.records.run import RUN as RUN_MANIFEST
+from deltalens.io.records.run import is_run
 from deltalens.io.records.schema import Fields, Named, Real, Text
 
 __all__ = [
@@ -30,9 +31,9 @@ TRAINING = Manifest(
     Fields({"asked": Fields(), "facts": Fields(known={"removed": Named(Real(0, 1), Text())})}),
 )
 RUN = "run"
-"""The folder of a probe's run."""
+"""The folder of a probe's run in that of a training."""
 CONFIG = "config.json"
-"""The file of the result that is moved last: a training that has it is finished."""
+"""The file that a training writes last: with it, the folder holds the result."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,8 +48,13 @@ class TrainingRecord:
 
     def __repr__(self) -> str:
         method = str(self.spec.get("method", "unknown method"))[:40]
-        state = "finished" if (self.path / CONFIG).exists() else "not finished"
+        state = "finished" if self.finished else "not finished"
         return f"<TrainingRecord {short_path(self.path)}: {method}, {state}>"
+
+    @property
+    def finished(self) -> bool:
+        """Whether its folder holds the result."""
+        return (self.path / CONFIG).exists()
 
     def evaluations(self, of: str = "evaluated") -> list[tuple[int, str, Measurement]]:
         """Read what was measured on the way and at the end.
@@ -134,7 +140,7 @@ def find_run(folder: str | Path) -> Path:
         RecordError: the folder holds neither, or the training was not watched by a probe.
     """
     path = Path(folder)
-    if (path / RUN_MANIFEST.name).is_file():
+    if is_run(path):
         return path
     if not is_training(path):
         raise RecordError(
@@ -143,11 +149,7 @@ def find_run(folder: str | Path) -> Path:
         )
     starts = {path / RUN: "0"}
     starts |= {run: run.name.removeprefix(f"{RUN}-from-") for run in path.glob(f"{RUN}-from-*")}
-    runs = {
-        run: int(step)
-        for run, step in starts.items()
-        if step.isdecimal() and (run / RUN_MANIFEST.name).is_file()
-    }
+    runs = {run: int(step) for run, step in starts.items() if step.isdecimal() and is_run(run)}
     if not runs:
         raise RecordError(f"{path}: a training without a run: train with probe to log one")
     return max(runs, key=runs.__getitem__)
