@@ -29,13 +29,17 @@ def title_of(folders: Sequence[Path]) -> str:
 
     Returns:
         `ft against base, maths_test`; the folder's name where the records have no names; empty
-        without a folder.
+        without a folder. Of several folders the models alone, or else the data: each panel says
+        what it is of.
     """
-    told = [_title_of(folder) for folder in folders]
-    return _some(dict.fromkeys(told), "; ")
+    told = [_told(folder) for folder in folders]
+    if len(told) > 1:
+        return _some((models or data for models, data in told), "; ")
+    return ", ".join(filter(None, told[0])) if told else ""
 
 
-def _title_of(folder: Path) -> str:
+def _told(folder: Path) -> tuple[str, str]:
+    """Models and method, and data."""
     spec: Mapping[str, Any] = {}
     method = ""
     if is_study(folder):
@@ -48,10 +52,10 @@ def _title_of(folder: Path) -> str:
     else:
         run = load_run(find_run(folder))
         if is_training(run.path.parent):
-            return _title_of(run.path.parent)
+            return _told(run.path.parent)
         models = _models(run.facts, "")
-    named = ", ".join(filter(None, (models, method, _data(spec))))
-    return named or folder.resolve().name
+    named, data = ", ".join(filter(None, (models, method))), _data(spec)
+    return (named, data) if named or data else (folder.resolve().name, "")
 
 
 def _models(facts: Mapping[str, Any], model: str) -> str:

@@ -53,6 +53,22 @@ def test_pictures_beside_a_study_name_its_models_and_data(tmp_path: Path) -> Non
     assert title(drawings(sweep)[0].figure) == "small-1B, maths_train → maths"
 
 
+def test_several_studies_are_named_by_their_models_or_else_their_data(tmp_path: Path) -> None:
+    for model, name in (("small-1B", "small-1B"), ("", "maths_train → maths; code_train → code")):
+        folders = [
+            write_sweep(
+                tmp_path / f"{data}{model}",
+                EXACT,
+                sets=(data,),
+                model=model,
+                data=[f"{data}_train", 9, "d"],
+            )
+            for data in ("maths", "code")
+        ]
+        (drawing,) = draw_for("gmt-fig2", folders, titles="on")
+        assert title(drawing.figure) == name
+
+
 def test_titles_are_on_slides_and_off_paper_unless_asked_for(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "t", EXACT, model="small-1B")
     shown = {
