@@ -127,7 +127,7 @@ class Drawing:
             The bytes of such a file.
 
         Raises:
-            DeltaLensError: panels have no room in a size that was asked for.
+            DeltaLensError: panels have no room in the size that is given.
         """
         return self.texts[ending].encode() if ending in self.texts else self._rendered(ending)
 

@@ -20,7 +20,7 @@ __all__ = ["LARGEST_SVG", "Picture", "pictures_of"]
 LARGEST_SVG = 400_000
 """Bytes; a heavier picture stands in the page as pixels."""
 _DROPPED = {"metadata", "style", "title"}
-_LONG = re.compile(r"-?\d+\.\d{3,}")
+_LONG = re.compile(r"-?(?<!\d)\d+\.\d{3,}")
 _REFERENCE = re.compile(r"(?:url\(#([^)]+)\))|(?:^#(.+)$)")
 
 
