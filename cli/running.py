@@ -12,6 +12,7 @@ import typer
 from deltalens.cli import console
 from deltalens.cli.fitting import FittingTable
 from deltalens.cli.planning import PlanOnly, show_plan, stop_at_plan
+from deltalens.errors import RecordError
 
 if TYPE_CHECKING:
     from deltalens.api.results import Study, Training
@@ -110,14 +111,29 @@ def run_train(command: Command, terminal: Terminal, typed: dict[str, Any]) -> No
                 say=meter.say,
                 on_plan=stop_at_plan if terminal.dry_run else None,
             )
-            training: Training = command.call(typed, watch=watch)
-        from deltalens.figures import draw
-        from deltalens.io.records import load_training
+            try:
+                training: Training = command.call(typed, watch=watch)
+            except RecordError:
+                # It may have been stopped after its end and before its curves were drawn.
+                if typed.get("resume") and _is_finished(typed["out"]):
+                    _curves(Path(typed["out"]))
+                raise
+        _show_training(training, _curves(training.path), terminal)
 
-        # A method that takes no step, such as a mask by size, has no curves.
-        drawn = draw(training.path) if load_training(training.path).logged() else []
-        pictures = [path for path in drawn if path.suffix == ".png"]
-        _show_training(training, pictures, terminal)
+
+def _is_finished(folder: str | Path) -> bool:
+    from deltalens.io.records import is_training, load_training
+
+    return is_training(folder) and load_training(folder).finished
+
+
+def _curves(folder: Path) -> list[Path]:
+    """Draw a training; a method that takes no step, such as a mask by size, has no curves."""
+    from deltalens.figures import draw
+    from deltalens.io.records import load_training
+
+    drawn = draw(folder) if load_training(folder).logged() else []
+    return [path for path in drawn if path.suffix == ".png"]
 
 
 def _show_training(training: Training, pictures: list[Path], terminal: Terminal) -> None:
