@@ -14,7 +14,15 @@ from deltalens.figures.tables import NOTHING, Block, Entry, printed_entry
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["NO_BENCHMARK", "Pair", "beside_block", "beside_note", "beside_rows", "models_beside"]
+__all__ = [
+    "NO_BENCHMARK",
+    "Pair",
+    "beside_block",
+    "beside_note",
+    "beside_rows",
+    "is_called",
+    "models_beside",
+]
 
 NO_BENCHMARK = (
     "No data of this study has the name of one of the paper's benchmarks, so no difference is "
@@ -108,11 +116,20 @@ def models_beside(own: str, cells: pd.DataFrame) -> list[str]:
         The study's own model if the rows have it, else all of theirs.
     """
     models = [str(model) for model in dict.fromkeys(cells["model"])]
-    return [model for model in models if _is_called(own, model)] or models
+    return [model for model in models if is_called(own, model)] or models
 
 
-def _is_called(own: str, printed: str) -> bool:
-    """`Meta-Llama-3-8B` is LLAMA3-8B, `deepseek-coder-6.7b-base` DEEPSEEK-CODER-BASE-6.7B."""
+def is_called(own: str, printed: str) -> bool:
+    """Tell whether a model is one of a paper's: `Meta-Llama-3-8B` is LLAMA3-8B, and
+    `deepseek-coder-6.7b-base` is DEEPSEEK-CODER-BASE-6.7B.
+
+    Args:
+        own: the model's name; may be empty.
+        printed: the paper's.
+
+    Returns:
+        Whether it has the letters of the paper's name, or all its words.
+    """
     words = [{plain_words(word) for word in re.split("[-_ ]", name)} for name in (printed, own)]
     return bool(own) and (plain_words(printed) in plain_words(own) or words[0] <= words[1])
 

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 
 from deltalens.catalog.metrics import Better, is_lower_better
-from deltalens.figures.beside import Pair, beside_block
-from deltalens.figures.paper_points import plain_words
+from deltalens.figures.beside import Pair, beside_block, is_called
 from deltalens.figures.speft_tables import AVERAGE, BEST, Scores
 from deltalens.figures.tables import NOTHING, Block, Entry, printed_entry
 from deltalens.io.papers import LOST, PaperTable
@@ -127,8 +126,8 @@ def beside_models(
         A block for each model of which a number can be compared.
     """
     models = [*dict.fromkeys(paper.cells["model"])] if "model" in paper.cells else [""]
-    trained = {plain_words(task.study.record.model) for task in scores.tasks}
-    own = [m for m in models if m and any(plain_words(m) in one for one in trained)]
+    trained = {task.study.record.model for task in scores.tasks}
+    own = [m for m in models if m and any(is_called(one, m) for one in trained)]
     blocks = [
         beside(
             f"Beside the paper: {model}" if model else "Beside the paper",

@@ -84,12 +84,7 @@ def _of_run(run: RunRecord) -> Iterator[str]:
     if not summary.steps:
         yield "no step is logged yet"
         return
-    for fault in summary.faults[:_FAULTS_SHOWN]:
-        steps = f"{fault.steps:,} logged steps" if fault.steps > 1 else "1 logged step"
-        yield (
-            f"{fault.what} in the gradient of {fault.tensor!r}: first at step "
-            f"{fault.first_step:,}, in {steps}"
-        )
+    yield from (fault.sentence for fault in summary.faults[:_FAULTS_SHOWN])
     if len(summary.faults) > _FAULTS_SHOWN:
         yield f"NaN or infinity in {len(summary.faults) - _FAULTS_SHOWN:,} more gradients"
     yield from _stalled(run.tensors)

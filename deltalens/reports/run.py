@@ -72,6 +72,15 @@ class Fault:
     steps: int
     """Number of logged steps with any."""
 
+    @property
+    def sentence(self) -> str:
+        """What is wrong, where and since when."""
+        steps = f"{self.steps:,} logged steps" if self.steps > 1 else "1 logged step"
+        return (
+            f"{self.what} in the gradient of {self.tensor!r}: first at step "
+            f"{self.first_step:,}, in {steps}"
+        )
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -112,12 +121,7 @@ class RunSummary:
         )
         last = f"the last {self.averaged:,} logged steps" if self.averaged > 1 else "the last step"
         yield f"the tables show {last}"
-        for fault in self.faults[:_FAULTS_SHOWN]:
-            count = f"{fault.steps:,} logged steps" if fault.steps > 1 else "1 logged step"
-            yield (
-                f"{fault.what} in the gradient of {fault.tensor!r}: first at step "
-                f"{fault.first_step:,}, in {count}"
-            )
+        yield from (fault.sentence for fault in self.faults[:_FAULTS_SHOWN])
         if len(self.faults) > _FAULTS_SHOWN:
             yield f"... and in {len(self.faults) - _FAULTS_SHOWN:,} more tensors"
 
