@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalens.catalog.methods import Look
-from deltalens.catalog.metrics import axis_label, better_of, is_lower_better, scale_of
+from deltalens.catalog.metrics import axis_label, scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.coinciding import coinciding_note, layered
+from deltalens.figures.decades import scale_decades
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.floors import above_floor, floor_note
@@ -26,7 +27,7 @@ from deltalens.figures.style import (
     styled,
 )
 from deltalens.io.records import StudyRecord
-from deltalens.io.tables import is_finite, over_seeds
+from deltalens.io.tables import over_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,12 +120,7 @@ def _panel(axis: Any, record: StudyRecord, metric: str) -> bool:
     if unchanged >= 0.005 and not record.spec["changed_only"]:
         shade = {"facecolor": "0.92", "edgecolor": "none", "zorder": 0}
         axis.axvspan(0, unchanged, label="entries exactly unchanged", **shade)
-    if is_lower_better(better_of(metric)) and _spans_decades(frame):
-        if float(frame["value"].min()) > 0:
-            axis.set_yscale("log")
-        else:
-            axis.set_yscale("symlog", linthresh=_smallest(frame))
-            axis.set_ylim(bottom=0)
+    scale_decades(axis, metric, frame["value"])
     axis.set(xlabel=_rate_label(record), ylabel=axis_label(metric), xlim=(-0.02, 1.02))
     if "/" in metric:
         axis.set_title(metric.rsplit("/", 1)[0], fontsize=9)
@@ -160,13 +156,3 @@ def _line(axis: Any, frame: pd.DataFrame, strategy: str, scale: float) -> None:
     elif strategy != "random":  # A single random order does not tell how far orders lie apart.
         spread = scale * frame.set_index("rate")["stderr"].reindex(rates).fillna(0.0)
         axis.fill_between(rates, mean - spread, mean + spread, **look)
-
-
-def _spans_decades(frame: pd.DataFrame) -> bool:
-    values = frame["value"]
-    positive = values[(values > 0) & is_finite(values)]
-    return len(positive) > 1 and float(positive.max() / positive.min()) > 100
-
-
-def _smallest(frame: pd.DataFrame) -> float:
-    return float(frame["value"][frame["value"] > 0].min())

@@ -124,8 +124,8 @@ def draw_panels(
     xlabel: str,
     note: str | Callable[[], str] = "",
 ) -> Drawing:
-    """Draw a row of panels for each data set, at most two side by side. A share of which the
-    fine-tune has less than 5 % has no panel.
+    """Draw a row of panels for each data set, at most two side by side. A share of which no method
+    has 5 % has no panel.
 
     Args:
         rows: the panels. If every row has a single one, they are set two to a row.
@@ -162,7 +162,7 @@ def draw_panels(
                 axis.set_title(titled(panel), fontsize=9)
         _legend(figure)
         said = note if isinstance(note, str) else note()
-        floor = floor_note(missing for row in low for missing in row)
+        floor = floor_note((missing for row in low for missing in row), "by every method")
         add_caption(figure, [BANDS, said, floor, coinciding_note(axes.flat)])
         return Drawing(name, figure)
 
@@ -170,9 +170,10 @@ def draw_panels(
 def _above_floor(row: Sequence[Panel]) -> tuple[list[Panel], list[tuple[str, str]]]:
     """The panels of a data set that say something, and data and metric of the others."""
     study, data, _ = row[0]
-    tuned = study.frame[(study.frame["method"] == "ft") & (study.frame["data"] == data)]
-    end = tuned[tuned["step"].isna()]
-    names = above_floor([panel.name for panel in row], end.assign(metric=end["name"]))
+    here = study.frame[(study.frame["data"] == data) & study.frame["step"].isna()]
+    means = here.groupby(["method", "name"])["value"].mean()
+    best = means.groupby("name").max().rename_axis("metric").reset_index()
+    names = above_floor([panel.name for panel in row], best)
     return (
         [panel for panel in row if panel.name in names],
         [(panel.data, panel.name) for panel in row if panel.name not in names],
