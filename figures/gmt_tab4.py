@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deltalens.catalog.methods import has_ratio
@@ -53,10 +54,10 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         RecordError: a folder has no mask-ratio sweep, or no cell of it is finished.
     """
     sweeps, paper = [load_sweep(folder) for folder in folders], paper_table(entry.file_name)
-    named = [*zip(sweeps, told_apart(sweeps), strict=True)]
+    named = [*zip(sweeps, _labels(sweeps), strict=True)]
     rows = tuple(
-        _row(sweep, f"{name}{where}", metric, method)
-        for sweep, where in named
+        _row(sweep, labels[name], metric, method)
+        for sweep, labels in named
         for name, metrics in sweep.sets.items()
         for metric in metrics
         for method in reversed(sweep.methods)
@@ -84,17 +85,30 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes, paper_notes))]
 
 
-def _beside(named: Sequence[tuple[Sweep, str]], paper: PaperTable) -> list[Block]:
+def _labels(sweeps: Sequence[Sweep]) -> list[dict[str, str]]:
+    """For each sweep what its data are called: also what it was trained on, where two sweeps are
+    measured on the same."""
+    often = Counter(name for sweep in sweeps for name in sweep.sets)
+    return [
+        {
+            name: f"{name}{where}" if where or often[name] == 1 else f"{sweep.trained_on} → {name}"
+            for name in sweep.sets
+        }
+        for sweep, where in zip(sweeps, told_apart(sweeps), strict=True)
+    ]
+
+
+def _beside(named: Sequence[tuple[Sweep, Mapping[str, str]]], paper: PaperTable) -> list[Block]:
     """GMT's best ratio on each of the paper's benchmarks beside its domain's ratio in the paper."""
     (ratio,), labels, ours, theirs = paper.measures, [], [], []
-    for sweep, where in named:
+    for sweep, called in named:
         for name, metrics in sweep.sets.items():
             scores = [metric for metric in metrics if scale_of(metric) == 100]
             candidates = sweep.candidates("gmt", scores[0], plain=True) if scores else {}
             cells = paper.cells[paper.cells["domain"] == gmt_domain(name, sweep.sets)]
             for model in models_beside(sweep.record.model, cells) if candidates else ():
                 best = 100 * best_ratio(candidates, scores[0], sweep.stated)
-                labels.append((f"{name}{where}", model))
+                labels.append((called[name], model))
                 ours.append(Entry(f"{best:g}", best))
                 theirs.append(printed_entry(str(cells[cells["model"] == model][ratio].iloc[0])))
     heads = ("data", "the paper's model")

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from deltalens.cli.main import app
 from deltalens.errors import DeltaLensError
-from deltalens.figures import draw, draw_figure, table_picture
+from deltalens.figures import draw, draw_figure, draw_named, table_picture
 from deltalens.figures.tables import Block, Entry, TableFigure
 from deltalens.io.records import load_study
 from deltalens.reports.trainings import summarize_sweep
@@ -197,6 +197,14 @@ def test_the_best_ratio_stands_beside_that_of_the_domain(tmp_path: Path) -> None
     other = write_sweep(tmp_path / "o", EXACT, sets=("maths_test",))
     draw_figure("gmt-tab4", other)
     assert rows_of(other, "gmt_tab4", "beside") == []
+
+
+def test_data_of_two_trainings_are_told_apart_in_table_4(tmp_path: Path) -> None:
+    maths = write_sweep(tmp_path / "a", EXACT, sets=("maths_test",), data=["maths_train", 9, ""])
+    mixed = write_sweep(tmp_path / "b", EXACT, sets=("maths_test",), data=["mixture", 9, ""])
+    (drawing,) = draw_named("gmt-tab4", [maths, mixed])
+    for name in ("maths_train → maths_test", "mixture → maths_test"):
+        assert name in drawing.texts["md"]
 
 
 def test_efficiency_is_told_in_medians_of_pairs(tmp_path: Path) -> None:

@@ -68,6 +68,21 @@ def test_curve_over_a_line_passes_through_every_marked_model(tmp_path: Path) -> 
     assert [*points] == sorted(points)
 
 
+def test_models_off_two_planes_share_an_entry_of_the_legend(tmp_path: Path) -> None:
+    grid = {(float(a), float(b), "grid"): 1.0 + a for a in range(4) for b in range(4)}
+    folders = []
+    for far in (1.5, 2.5):
+        marks = [mark("fine-tuned-on-instructions", "origin", 0.0), mark("more", "b", 2.0)]
+        marks += [mark("masked", "c", 0.0, 2.0), mark("base", "base", 1.0, 1.0)]
+        marks[-1]["distance"] = far
+        folders.append(write_landscape(tmp_path / f"{far}", "checkpoints", marks, grid))
+    (drawing,) = draw_named("mft-fig6", folders)
+    (legend,) = drawing.figure.legends
+    said = [text.get_text() for text in legend.get_texts()]
+    assert said.count("base (projected, 1.5 and 2.5 off the planes)") == 1
+    assert len(said) == 4
+
+
 def test_model_without_a_finite_value_is_a_gap_in_the_curve(tmp_path: Path) -> None:
     marks = [mark("ft", "origin", 0.3), mark("other", "b", 1.5)]
     grid = {(a, 0.0, "grid"): 2.0 for a in (-1.0, 0.0, 1.0, 2.0, 3.0)}
