@@ -302,7 +302,8 @@ class Inspection(Shown):
         Returns:
             A `deltalens.reports.inspect.InspectionSummary`.
         """
-        from deltalens.reports.inspect import Anatomy, InspectionSummary
+        from deltalens.reports.anatomy import Anatomy
+        from deltalens.reports.inspect import InspectionSummary
 
         groups = (
             Anatomy(each.level, each.name, each.entries, each.metrics()) for each in self.groups

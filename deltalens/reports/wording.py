@@ -48,9 +48,13 @@ def percent(share: float) -> str:
         share: 1 is all.
 
     Returns:
-        Its text: `70 %`, `0.5 %`, `under 0.01 %`.
+        Its text: `70 %`, `0.5 %`, `under 0.01 %`; what is not all is never `100 %`.
     """
-    return "under 0.01 %" if 0 < share < 1e-4 else f"{100 * share:.3g} %"
+    if 0 < share < 1e-4:
+        return "under 0.01 %"
+    if 1 - 1e-4 < share < 1:
+        return "over 99.99 %"
+    return f"{100 * share:.{4 if 0.999 < share < 1 else 3}g} %"
 
 
 def and_others(names: Sequence[str]) -> str:
