@@ -6,9 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
-from deltalens.reports.wording import and_others, percent
+from deltalens.reports.wording import and_others, concentrated, percent
 
 __all__ = ["NEXT", "Anatomy", "cast", "changed", "concentration", "extremes", "most", "size"]
 
@@ -17,8 +16,6 @@ NEXT = (
     "measures how much of it the model can lose."
 )
 """What to do about it."""
-_ALIKE = 0.1
-"""Relative difference from a normal distribution that is called none."""
 
 
 @dataclass(frozen=True)
@@ -98,29 +95,7 @@ def concentration(whole: Anatomy) -> str:
     Returns:
         A sentence; empty if that was not measured, or if nothing changed.
     """
-    first, tenth = whole.get("energy_top_0.01"), whole.get("energy_top_0.1")
-    if not (math.isfinite(first) and math.isfinite(tenth)):
-        return ""
-    usual = _energy_of_normal(0.1)
-    if abs(tenth - usual) <= _ALIKE * usual:
-        beside = "about as in a normal distribution, so no few entries carry it"
-    elif tenth > usual:
-        beside = "more than in a normal distribution, so comparatively few entries carry it"
-    else:
-        beside = "less than in a normal distribution, so it is spread over many entries"
-    return (
-        f"Of the delta's squared norm, the largest 1 % of entries hold {percent(first)}, the "
-        f"largest 10 % {percent(tenth)}: {beside} ({percent(_energy_of_normal(0.01))} and "
-        f"{percent(usual)})."
-    )
-
-
-def _energy_of_normal(top: float) -> float:
-    """The share of the squared norm in the largest entries of a normal distribution: the integral
-    of x^2 over both tails."""
-    normal = NormalDist()
-    edge = normal.inv_cdf(1 - top / 2)
-    return 2 * edge * normal.pdf(edge) + top
+    return concentrated("delta", whole.get("energy_top_0.01"), whole.get("energy_top_0.1"))
 
 
 def cast(whole: Anatomy) -> str:

@@ -11,10 +11,10 @@ from typing import Any
 from deltalens.catalog.layers import tensor_rank
 from deltalens.errors import Lines, RecordError
 from deltalens.io.records import StudyRecord
-from deltalens.io.tables import Table
+from deltalens.io.tables import Heading, Table
 from deltalens.reports.anatomy import NEXT, Anatomy, cast, changed, concentration, most, size
 
-__all__ = ["LEVELS", "PARTS", "InspectionSummary", "summarize_inspection"]
+__all__ = ["HEADINGS", "LEVELS", "PARTS", "InspectionSummary", "summarize_inspection"]
 
 PARTS = {"layer": "layer", "kind": "kind of projection"}
 """Level -> what one of its groups is."""
@@ -22,16 +22,74 @@ LEVELS = ("overall", "kind", "layer")
 """The levels that are shown unless others are named; `tensor` is the fourth."""
 _ALL_LEVELS = (*LEVELS, "tensor")
 _TITLES = {"overall": "", "kind": "by kind of projection"}
-_COLUMNS: Mapping[str, tuple[str, str]] = {
-    "unchanged": ("unchanged", "share"),
-    "relative_norm": (Lines("‖δ‖ /", "‖base‖"), "number"),
-    "quantile_0.99": (Lines("99 % of", "|δ| below"), "number"),
-    "kurtosis": ("kurtosis", "plain"),
-    "energy_top_0.01": (Lines("energy in", "top 1 %"), "share"),
-    "energy_top_0.1": (Lines("energy in", "top 10 %"), "share"),
-    "vanishing_in_bf16": (Lines("lost by a", "bf16 cast"), "share"),
+_ENTRIES = Heading("entries", "weights that a row describes", "count", "n")
+_COLUMNS: Mapping[str, tuple[Heading, str]] = {
+    heading.column: (heading, how)
+    for heading, how in (
+        (Heading("unchanged", "exactly as in the base", "% of entries", "unchanged"), "share"),
+        (
+            Heading(
+                Lines("‖δ‖ /", "‖base‖"),
+                "norm of the delta over that of the base's weights",
+                "ratio",
+                "relative_norm",
+            ),
+            "number",
+        ),
+        (
+            Heading(
+                Lines("99 % of", "|δ| below"),
+                "99 % of the entries changed by less",
+                "as weights",
+                "quantile_0.99",
+            ),
+            "number",
+        ),
+        (
+            Heading(
+                "kurtosis",
+                "3 if the delta is normal, more where a few entries are far larger than most",
+                "no unit",
+                "kurtosis",
+            ),
+            "plain",
+        ),
+        (
+            Heading(
+                Lines("energy in", "top 1 %"),
+                "what the largest 1 % of entries hold",
+                "% of ‖δ‖²",
+                "energy_top_0.01",
+            ),
+            "share",
+        ),
+        (
+            Heading(
+                Lines("energy in", "top 10 %"),
+                "what the largest 10 % of entries hold",
+                "% of ‖δ‖²",
+                "energy_top_0.1",
+            ),
+            "share",
+        ),
+        (
+            Heading(
+                Lines("lost by a", "bf16 cast"),
+                "equal to the base's once both are cast to bf16; - where both are bf16",
+                "% of changed entries",
+                "vanishing_in_bf16",
+            ),
+            "share",
+        ),
+    )
 }
 """Metric -> the head of its column, and how it is written."""
+HEADINGS = (
+    Heading("overall, kind, layer, tensor", "what a row describes", "name", "name"),
+    _ENTRIES,
+    *(heading for heading, _ in _COLUMNS.values()),
+)
+"""Of all tables."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +112,15 @@ class InspectionSummary:
             levels: `overall`, `kind`, `layer` or `tensor`.
 
         Returns:
-            A table for each level.
+            A table for each level; the last has a legend.
         """
-        for level in levels:
+        shown = [*levels]
+        for number, level in enumerate(shown, 1):
             yield Table(
                 _TITLES.get(level, f"by {level}"),
-                (level, "entries", *(head for head, _ in _COLUMNS.values())),
+                (level, _ENTRIES.head, *(heading.head for heading, _ in _COLUMNS.values())),
                 tuple(map(_row, self.of_level(level))),
+                tuple(heading.legend for heading in HEADINGS) if number == len(shown) else (),
             )
 
     def sentences(self) -> Iterator[str]:
