@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
-__all__ = ["and_others", "concentrated", "number", "percent", "plus_minus"]
+__all__ = ["and_others", "concentrated", "name_of_blocks", "number", "percent", "plus_minus"]
 
 _NAMED = 3
 _ALIKE = 0.1
@@ -106,3 +106,15 @@ def _energy_of_normal(top: float) -> float:
     normal = NormalDist()
     edge = normal.inv_cdf(1 - top / 2)
     return 2 * edge * normal.pdf(edge) + top
+
+
+def name_of_blocks(group: str) -> str:
+    """Name a group of blocks as a person would.
+
+    Args:
+        group: as the records name it.
+
+    Returns:
+        `block 7`, or `blocks 4-7`.
+    """
+    return f"blocks {group}" if "-" in group else f"block {group}"
