@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deltalens.catalog.layers import block_rank
 from deltalens.errors import Lines
 from deltalens.figures.coinciding import coinciding_note
-from deltalens.figures.layer_names import block_rank, ticks_for
+from deltalens.figures.layer_names import ticks_for
 from deltalens.figures.mft_panels import band
 from deltalens.figures.run_time import RunTime, mean_per, panel_grid
 from deltalens.figures.style import BLUE, ORANGE, PALETTE, add_caption, add_legend
