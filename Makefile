@@ -1,4 +1,4 @@
-# One environment, .venv, grows as targets ask for it: the core, [dev], [bench].
+# One environment, .venv, grows as targets ask for it: the core, [dev], [bench], [docs].
 # A stamp file in it says how far; it is brought up to date when the pins or pyproject.toml change.
 
 PYTHON ?= python3
@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
+DOCS := $(VENV)/.docs
 PINS := pyproject.toml setup.py constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
@@ -17,7 +18,7 @@ USED := import matplotlib.pyplot, pandas, pyarrow.parquet, scipy.stats, seaborn,
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-kill test-mutate lint bench types clean
+.PHONY: help setup demo test test-all test-kill test-mutate lint bench types docs clean
 
 help:
 	@echo 'make setup     the environment of the library, in $(VENV)'
@@ -29,6 +30,7 @@ help:
 	@echo 'make lint      ruff, its formatter and the types'
 	@echo 'make types     mypy on a freshly installed tree'
 	@echo 'make bench     timings beside our peers, one JSON line each'
+	@echo 'make docs      the documentation, in build/site; open build/site/index.html'
 	@echo 'make clean     remove all that make has made, $(VENV) too'
 	@echo 'PYTHON=...     the Python (3.11 or newer) that makes the environment; now $(PYTHON)'
 
@@ -69,6 +71,10 @@ types: $(DEV)
 bench: $(BENCH)
 	$(BIN)/python -m benchmarks
 
+# Strict: a link that leads nowhere, or a page in no menu, ends it.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 clean:
 	rm -rf $(VENV) build dist deltalens.egg-info deltalens-demo
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -95,4 +101,8 @@ $(DEV): $(CORE)
 
 $(BENCH): $(CORE)
 	$(INSTALL) --no-build-isolation --editable '.[bench]'
+	@touch $@
+
+$(DOCS): $(CORE)
+	$(INSTALL) --no-build-isolation --editable '.[docs]'
 	@touch $@

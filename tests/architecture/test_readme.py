@@ -13,7 +13,7 @@ FENCE = re.compile(r"^ *```(?:sh|bash|console)\b[^\n]*\n(.*?)^ *```", re.MULTILI
 CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
 TEXTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
-TEXTS += sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))
+TEXTS += sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))
 OF_OTHERS = {"--only", "--nproc-per-node"}
 """Of commands that are not deltalens."""
 SEPARATORS = {"&&", "||", "|", ";", "&", ">", ">>", "<"}

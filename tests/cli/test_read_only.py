@@ -18,16 +18,11 @@ import pytest
 from deltalens.demo import build_demo
 from tests.architecture.import_graph import ROOT
 from tests.architecture.test_readme import typed_commands
-from tests.cli.test_readme_on_the_demo import QUICK
 from tests.support.demo import TINY
+from tests.support.shown_commands import QUICK
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-FEW = {
-    **QUICK,
-    "drop-study": ["--rates", "0.5", "--seeds", "1"],
-    "landscape": ["--grid", "3x3"],
-}
 BEFORE = """
 deltalens train sft base/ --train-data train.jsonl --steps 2 --probe -o probed/ -q
 mkdir runs
@@ -65,7 +60,7 @@ def script() -> str:
         if words[0] != "deltalens":
             continue
         name = " ".join(words[1:3]) if words[1] == "sweep" else words[1]
-        typed = shlex.join([*words, *FEW.get(name, [])])
+        typed = shlex.join([*words, *QUICK.get(name, [])])
         if "-o" in words:
             lines.append(f"rm -rf {words[words.index('-o') + 1]}")
         lines += [f"{typed} > out 2> err; echo $? {shlex.quote(typed)}; cat err"]

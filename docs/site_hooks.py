@@ -1,0 +1,126 @@
+"""What the site has beside the pages of docs/: help texts, notebooks, and pages of the root.
+
+Links are written for a code host, where they lead from file to file; here they are turned to the
+pages that the files become.
+"""
+
+from __future__ import annotations
+
+import json
+import os.path
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+__all__ = ["commands", "notebook_page", "on_files", "on_page_markdown", "site_path"]
+
+ROOT = Path(__file__).parents[1]
+OF_THE_ROOT = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+NOT_SEARCHED = ("CHANGELOG.md",)
+"""They mention everything."""
+COMMANDS_GO_HERE = "<!-- every command -->"
+LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)#\s]+)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made of files which are no pages."""
+    for name in OF_THE_ROOT:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        if name in NOT_SEARCHED:
+            text = f"---\nsearch:\n  exclude: true\n---\n{text}"
+        files.append(File.generated(config, name, content=text))
+    for file in [each for each in files if each.src_uri.endswith(".ipynb")]:
+        page = notebook_page(file.content_string, Path(file.src_uri).name)
+        files.append(File.generated(config, site_path(f"docs/{file.src_uri}"), content=page))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Write the help texts, and turn links from files to pages."""
+    if COMMANDS_GO_HERE in markdown:
+        markdown = markdown.replace(COMMANDS_GO_HERE, "\n\n".join(commands()))
+    here = page.file.src_uri
+    source = here if here in OF_THE_ROOT else f"docs/{here}"
+
+    def turned(link: re.Match[str]) -> str:
+        file = posixpath.normpath(posixpath.join(posixpath.dirname(source), link[1]))
+        target = site_path(file)
+        if target is None:
+            return link[1]
+        return os.path.relpath(target, posixpath.dirname(here) or ".").replace(os.sep, "/")
+
+    return LINK.sub(turned, markdown)
+
+
+def site_path(file: str) -> str | None:
+    """Where a file of the repository is on the site.
+
+    Args:
+        file: its path from the root.
+
+    Returns:
+        The page's or file's path from the site's root, with its source's suffix; None of a file
+        that is not on the site.
+    """
+    if file == "README.md":
+        return "index.md"
+    if file in OF_THE_ROOT:
+        return file
+    if file.startswith("docs/"):
+        return re.sub(r"\.ipynb$", ".md", file.removeprefix("docs/"))
+    return None
+
+
+def commands() -> Iterator[str]:
+    """Everything that can be typed, as the program itself says it.
+
+    Yields:
+        A section for each command.
+    """
+    import typer.main
+    from typer.testing import CliRunner
+
+    from deltalens.cli.main import app
+
+    def below(command: Any, words: tuple[str, ...]) -> Iterator[str]:
+        names = command.list_commands(None) if hasattr(command, "list_commands") else ()
+        flag = "--help" if names else "--help-all"
+        done = CliRunner().invoke(app, [*words, flag], prog_name="deltalens")
+        if done.exit_code:
+            raise RuntimeError(f"{' '.join(words)} {flag}: {done.output}")
+        level = "#" * (len(words) + 1) if words else "##"
+        yield f"{level} `{' '.join(('deltalens', *words))}`\n\n```text\n{done.output.strip()}\n```"
+        for name in names:
+            yield from below(command.get_command(None, name), (*words, name))
+
+    yield from below(typer.main.get_command(app), ())
+
+
+def notebook_page(source: str, name: str) -> str:
+    """A notebook as a page: its texts, its code, and what was printed.
+
+    Args:
+        source: the notebook's file, as text.
+        name: of the file, for those who want it.
+
+    Returns:
+        The page.
+    """
+    parts = []
+    for cell in json.loads(source)["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] != "code":
+            parts.append(text)
+            continue
+        parts.append(f"```python\n{text}\n```")
+        for output in cell["outputs"]:
+            shown = output.get("text") or output.get("data", {}).get("text/plain", [])
+            parts.append(f"```text\n{''.join(shown).rstrip()}\n```")
+    parts.append(f'<a href="{name}" download>This notebook as a file</a>')
+    return "\n\n".join(parts)
