@@ -170,8 +170,8 @@ def draw_panels(
 def _above_floor(row: Sequence[Panel]) -> tuple[list[Panel], list[tuple[str, str]]]:
     """The panels of a data set that say something, and data and metric of the others."""
     study, data, _ = row[0]
-    here = study.frame[(study.frame["data"] == data) & study.frame["step"].isna()]
-    means = here.groupby(["method", "name"])["value"].mean()
+    ended = study.frame[(study.frame["data"] == data) & study.frame["step"].isna()]
+    means = ended.groupby(["method", "name"])["value"].mean()
     best = means.groupby("name").max().rename_axis("metric").reset_index()
     names = above_floor([panel.name for panel in row], best)
     return (
