@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from deltalens.figures import FIGURES, Drawing
 from deltalens.io.records import load_study
+from tests.support.shown_commands import docs_module
 
 ROOT = Path(__file__).parents[2]
 PICTURE, ALL = 400_000, 6_000_000
 """Bytes that a picture may have, and all files of the gallery."""
 
 
-def _builder() -> Any:
-    """docs/build_gallery.py, which is no package's."""
-    found = importlib.util.spec_from_file_location("build_gallery", ROOT / "docs/build_gallery.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module
-    found.loader.exec_module(module)
-    return module
-
-
-GALLERY = _builder()
+GALLERY = docs_module("build_gallery")
 ENTRIES = [entry for _, held in GALLERY.entries() for entry in held]
 DRAWN = [entry for entry in ENTRIES if entry.name != "gradients"]
 """A probe's run is no text; tests/cli/test_monitor.py draws one."""
