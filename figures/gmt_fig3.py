@@ -24,6 +24,7 @@ from deltalens.figures.style import (
     add_legend,
     columns_for,
     new_figure,
+    stacked,
     styled,
 )
 from deltalens.io.records import StudyRecord
@@ -37,6 +38,8 @@ __all__ = ["draw"]
 _LOOKS = {name: Look(name, *look) for name, look in STRATEGY.items()}
 
 
+_LONG = 0.6
+"""The part of a panel's height that its axis has at least."""
 _BANDS = (
     "Bands: of random the lowest and the highest order, of the others the measurement's standard "
     "error."
@@ -79,8 +82,10 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         figure = new_figure(2.7 * lines + 0.5, layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False)
         of_paper = False
+        long = _LONG * figure.get_figheight() / lines
         for axis, (record, metric) in zip(axes.flat, panels, strict=False):
             of_paper |= _panel(axis, record, metric)
+            axis.set_ylabel(stacked(axis_label(metric), long))
             if len(records) > 1:
                 title = axis.get_title()
                 axis.set_title(
@@ -121,7 +126,7 @@ def _panel(axis: Any, record: StudyRecord, metric: str) -> bool:
         shade = {"facecolor": "0.92", "edgecolor": "none", "zorder": 0}
         axis.axvspan(0, unchanged, label="entries exactly unchanged", **shade)
     scale_decades(axis, metric, frame["value"])
-    axis.set(xlabel=_rate_label(record), ylabel=axis_label(metric), xlim=(-0.02, 1.02))
+    axis.set(xlabel=_rate_label(record), xlim=(-0.02, 1.02))
     if "/" in metric:
         axis.set_title(metric.rsplit("/", 1)[0], fontsize=9)
     return draw_points(axis, metric, gmt_drops(_data_of(record, metric)), _LOOKS)

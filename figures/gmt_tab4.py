@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from deltalens.catalog.methods import has_ratio
 from deltalens.catalog.metrics import scale_of
-from deltalens.figures.beside import NO_BENCHMARK, Pair, beside_block, models_beside
+from deltalens.figures.beside import NO_BENCHMARK, Pair, beside_block, is_foreign, models_beside
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.paper_points import gmt_domain
@@ -113,7 +114,11 @@ def _beside(named: Sequence[tuple[Sweep, Mapping[str, str]]], paper: PaperTable)
                 theirs.append(printed_entry(str(cells[cells["model"] == model][ratio].iloc[0])))
     heads = ("data", "the paper's model")
     block = beside_block("Beside the paper", heads, labels, [Pair(ratio, ours, theirs, form="+g")])
-    return [block] if block is not None else []
+    if block is None:
+        return []
+    records = [sweep.record for sweep, _ in named]
+    foreign = all(is_foreign(records, model) for _, model in labels)
+    return [replace(block, foreign=foreign)]
 
 
 def _row(sweep: Sweep, where: str, metric: str, method: str) -> tuple[Entry, ...]:

@@ -12,13 +12,23 @@ from deltalens.figures.coinciding import coinciding_note, layered
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.floors import above_floor, floor_note
 from deltalens.figures.mft_studies import LOOKS, MftStudy
-from deltalens.figures.style import add_caption, add_legend, columns_for, new_figure, styled
+from deltalens.figures.style import (
+    add_caption,
+    add_legend,
+    columns_for,
+    new_figure,
+    stacked,
+    styled,
+)
 from deltalens.io.tables import over_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["BANDS", "Panel", "band", "curve", "draw_panels", "level", "spread"]
+
+_LONG = 0.6
+"""The part of a row's height that an axis has at least."""
 
 BANDS = (
     "Lines: means over seeds. Bands: from the lowest seed to the highest, or with a single seed "
@@ -150,6 +160,7 @@ def draw_panels(
     with styled():
         figure = new_figure(2.5 * len(rows) + 0.9, layout="constrained")
         axes = figure.subplots(len(rows), columns, squeeze=False)
+        long = _LONG * figure.get_figheight() / len(rows)
         layout: Any = figure.get_layout_engine()
         layout.set(w_pad=0.08, h_pad=0.06)
         for axis in axes.flat:
@@ -158,7 +169,7 @@ def draw_panels(
             for axis, panel in zip(line, row, strict=False):
                 axis.set_visible(True)
                 draw(axis, panel)
-                axis.set(xlabel=xlabel, ylabel=axis_label(panel.name))
+                axis.set(xlabel=xlabel, ylabel=stacked(axis_label(panel.name), long))
                 axis.set_title(titled(panel), fontsize=9)
         _legend(figure)
         said = note if isinstance(note, str) else note()

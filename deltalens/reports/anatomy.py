@@ -12,8 +12,8 @@ from deltalens.reports.wording import and_others, concentrated, percent
 __all__ = ["NEXT", "Anatomy", "cast", "changed", "concentration", "extremes", "most", "size"]
 
 NEXT = (
-    "How large a change is does not say how much it matters: deltalens drop-study FT BASE -o STUDY "
-    "measures how much of it the model can lose."
+    "How large a change is does not say how much it matters: `deltalens drop-study FT BASE -o "
+    "STUDY` measures how much of it the model can lose."
 )
 """What to do about it."""
 

@@ -14,8 +14,8 @@ _FAULTY = (
     "that step): means over such a step are not numbers."
 )
 _COMPARE = (
-    "Whether it pays to train the largest gradients alone: deltalens sweep mask-ratio "
-    "gmt,random-mask MODEL --train-data F --eval-data F -o STUDY measures it."
+    "Whether it pays to train the largest gradients alone: `deltalens sweep mask-ratio "
+    "--train-data F --eval-data F -o STUDY gmt,random-mask MODEL` measures it."
 )
 
 

@@ -154,7 +154,7 @@ def test_unchanged_entries_are_a_shade_and_no_line_that_could_be_an_axis(tmp_pat
 def test_second_numbers_of_the_paper_are_called_distances_and_are_no_deviations(
     tmp_path: Path, name: str, more: dict[str, Any]
 ) -> None:
-    draw_figure(name, write_study(tmp_path, "comparison", COMPARED, **more))
+    draw_figure(name, write_study(tmp_path, "comparison", COMPARED, **more), paper=True)
     file = name.replace("-", "_")
     text = (tmp_path / f"{file}.md").read_text()
     ours, paper = text.split("**The paper", 1)
