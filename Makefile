@@ -71,9 +71,9 @@ types: $(DEV)
 bench: $(BENCH)
 	$(BIN)/python -m benchmarks
 
-# Strict: a link that leads nowhere, or a page in no menu, ends it.
+# Strict: a link that leads nowhere, or a page in no menu, ends it. With --quiet nothing would.
 docs: $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist deltalens.egg-info deltalens-demo

@@ -147,6 +147,8 @@ def notebook_written(path: Path, folder: Path) -> str:
                 text = neutral(output.data["text/plain"], folder)
                 kept.append(nbformat.v4.new_output(output.output_type, {"text/plain": text}))
         cell.outputs, cell.execution_count, cell.metadata = kept, None, {}
+    # Which Python it was says nothing.
+    notebook.metadata.language_info = {"name": "python"}
     return nbformat.writes(notebook) + "\n"
 
 
