@@ -63,7 +63,8 @@ def lines(made: Path) -> dict[str, list[object]]:
         name: [*name.split(), *line, "-o", made / "out" / name.replace(" ", "-")]
         for name, line in given.items()
     }
-    return {**found, "monitor": ["monitor", made / "run"]}
+    table = ["mft-tab1", made / "out" / "compare", "-o", made / "table.md"]
+    return {**found, "monitor": ["monitor", made / "run"], "figure": ["figure", *table]}
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +100,8 @@ def test_a_pipe_has_120_columns(finished: dict[str, list[object]]) -> None:
 
 
 def test_every_command_that_prints_a_table_is_tried(finished: dict[str, list[object]]) -> None:
-    """Of those left out: `drop`, `train`, `methods` and `env` print lines, `plot` names of files,
-    and the demos what the other commands print."""
+    """Of those left out: `drop`, `train`, `methods`, `figures`, `env` and `report` print lines,
+    `plot` names of files, and the demos and `reproduce` what the other commands print."""
     named = {" ".join(words) for words in generated_commands() if words[0] != "train"}
-    silent = {"drop", "plot", "methods", "env", "demo"}
+    silent = {"drop", "plot", "methods", "figures", "env", "report", "demo", "reproduce"}
     assert {*finished} == named - silent
