@@ -13,6 +13,7 @@ from deltalens.io.tables import Table
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.table import Table as RichTable
+    from rich.text import Text
 
 __all__ = ["FittingTable"]
 
@@ -24,15 +25,20 @@ class FittingTable:
     """A table for the terminal: names to the left, numbers to the right.
 
     Where it is too wide, first the heads are set in several lines, then the rows' names, and then
-    the columns are spread over several tables, each with the rows' names.
+    the columns are spread over several tables, each with the rows' names. Its legend stands below.
     """
 
     def __init__(self, table: Table) -> None:
         heads = tuple(plain_lines(head) for head in table.columns)
         rows = tuple(tuple(map(plain, row)) for row in table.rows)
         self.table = Table(plain(table.title), heads, rows)
+        self.legend = tuple(map(plain, table.legend))
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RichTable | Text]:
+        from rich.text import Text
+
         def fits(table: Table) -> bool:
             return _width(table, console, options) <= options.max_width
 
@@ -43,6 +49,8 @@ class FittingTable:
             table = _narrow_names(table, max(_NAME, options.max_width // 3))
         for part in _parts(table, fits):
             yield _made(part, wraps=not fits(part))
+        if self.legend:
+            yield from (Text(line, overflow="fold") for line in (*self.legend, ""))
 
 
 def _made(table: Table, wraps: bool = False) -> RichTable:

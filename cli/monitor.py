@@ -84,10 +84,10 @@ def _shown(folder: Path, summary: RunSummary, run: RunRecord) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    from deltalens.reports.answers import answers_of
+    from deltalens.reports.run_said import conclusions_of
 
     said = [plain(line) for line in summary.sentences()]
-    concluded = [plain(answer) for answer in answers_of(run)] if summary.steps else []
+    concluded = [plain(line) for line in conclusions_of(run, summary)]
     return Group(
         Text(plain(folder), style="bold", overflow="fold"),
         *(Text(line, overflow="fold") for line in said),

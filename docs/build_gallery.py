@@ -62,13 +62,6 @@ class Entry:
     source: Source
 
     @property
-    def is_there(self) -> bool:
-        """Whether its studies are; pictures of runs are kept instead."""
-        if self.name in _RUNS:
-            return (GALLERY / self.models / self.name).is_dir()
-        return all(path.is_dir() for path in (*self.source.studies, *self.source.mixed))
-
-    @property
     def title(self) -> str:
         """Above it."""
         title = str(self.said.get("title") or figure_entry(self.name).title)
@@ -132,7 +125,7 @@ def entries(
         out: `toy` and `real` -> the folder of the studies; by default the gallery's records.
 
     Yields:
-        A section's heading and text, and those of its figures whose studies are there.
+        A section's heading and text, and its figures.
     """
     sections = yaml.safe_load((GALLERY / "sentences.yaml").read_text(encoding="utf-8"))
     found = {
@@ -145,9 +138,7 @@ def entries(
             Entry(name, models, said, found[models][said.get("step", name)])
             for name, said in section["figures"].items()
         ]
-        held = [each for each in named if each.is_there]
-        if any(each.source.studies for each in held):
-            yield section, held
+        yield section, named
 
 
 def page() -> str:
@@ -190,8 +181,6 @@ def _own_blocks(table: str) -> str:
 def _copy(models: str, out: Path) -> None:
     """Copy what figures are drawn from, without the paths of the machine that made it."""
     shutil.rmtree(RECORDS / models, ignore_errors=True)
-    for name in _RUNS:
-        (GALLERY / models / name).mkdir(parents=True, exist_ok=True)
     for folder in _folders(models, out):
         copy = RECORDS / models / folder.relative_to(out)
         copy.mkdir(parents=True)

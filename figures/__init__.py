@@ -54,7 +54,8 @@ def draw(folder: str | Path, *, pdf: bool = False, paper: bool = False) -> list[
     Args:
         folder: of a study of any kind, or of a training.
         pdf: write PDFs as well.
-        paper: show the paper's own rows below a study's tables.
+        paper: show the paper's own rows below a study's tables, and those of other models than the
+            study's beside it.
 
     Returns:
         The files: PNG and SVG; of a table CSV and Markdown as well.
@@ -96,6 +97,7 @@ def draw_figure(
     size: str | None = None,
     dpi: int | None = None,
     pdf: bool = False,
+    paper: bool = False,
 ) -> list[Path]:
     """Draw a figure or table by its name, and save it.
 
@@ -117,6 +119,8 @@ def draw_figure(
             high as the figure needs.
         dpi: dots per inch of a PNG.
         pdf: write a PDF as well, where `out` is a folder.
+        paper: show the paper's own rows below a study's, and beside it those of models that are not
+            the study's.
 
     Returns:
         The files; in a folder PNG and SVG, of a table CSV and Markdown as well.
@@ -136,6 +140,7 @@ def draw_figure(
         titles=titles,
         size=size,
         dpi=dpi,
+        paper=paper,
     )
     return save_drawings(drawn, studies, out, pdf=pdf)
 
@@ -150,11 +155,12 @@ def draw_for(
     titles: Titles = "auto",
     size: str | None = None,
     dpi: int | None = None,
+    paper: bool = False,
 ) -> list[Drawing]:
     """Draw a figure or table as `draw_figure` does, without saving it.
 
     Args:
-        name, studies, ratio, mixed, medium, titles, size, dpi: as `draw_figure` takes them.
+        name, studies, ratio, mixed, medium, titles, size, dpi, paper: as `draw_figure` takes them.
 
     Returns:
         The figure; a landscape and a probe's run are drawn as several.
@@ -166,7 +172,7 @@ def draw_for(
         raise DeltaLensError(f"titles {titles!r}: choose from {', '.join(TITLES)}")
     titled = titles == "on" or (titles == "auto" and medium == "slides")
     shape = read_size(size) if size is not None else None
-    with drawn_for(medium=medium, titles=titled, size=shape, dpi=dpi):
+    with drawn_for(medium=medium, titles=titled, size=shape, dpi=dpi, paper_rows=paper):
         return draw_named(name, studies, ratio=ratio, mixed=as_paths(mixed) or None)
 
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deltalens.catalog.layers import block_rank
 from deltalens.errors import Lines, RecordError
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
-from deltalens.figures.layer_names import block_rank, ticks_for
+from deltalens.figures.layer_names import ticks_for
 from deltalens.figures.loading import load_finite
 from deltalens.figures.style import add_caption, new_figure, styled
 from deltalens.names import block_of, is_block, kind_of, split_block

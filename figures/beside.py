@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from deltalens.figures.paper_points import plain_words
-from deltalens.figures.tables import NOTHING, Block, Entry, printed_entry
+from deltalens.figures.tables import BESIDE, NOTHING, Block, Entry, printed_entry
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from deltalens.io.records import StudyRecord
 
 __all__ = [
     "NO_BENCHMARK",
@@ -21,6 +24,7 @@ __all__ = [
     "beside_note",
     "beside_rows",
     "is_called",
+    "is_foreign",
     "models_beside",
 ]
 
@@ -105,6 +109,21 @@ def beside_rows(
     return beside_block(title, own.heads[:width], [keys[place] for place in common], pairs)
 
 
+def is_foreign(records: Iterable[StudyRecord], model: str) -> bool:
+    """Tell whether a model of a paper's is none of the studies'.
+
+    Args:
+        records: of the studies.
+        model: the paper's; empty where its table does not say.
+
+    Returns:
+        Whether no model, base or fine-tune of theirs is called so.
+    """
+    keys = ("model", "base", "ft")
+    names = {Path(str(record.facts.get(key) or "")).name for record in records for key in keys}
+    return bool(model) and not any(is_called(name, model) for name in names)
+
+
 def models_beside(own: str, cells: pd.DataFrame) -> list[str]:
     """Choose the paper's models to stand beside a study.
 
@@ -145,7 +164,7 @@ def beside_note(blocks: Sequence[Block]) -> str:
     """
     if blocks:
         return (
-            "Beside the paper: rows and benchmarks that both have, by the names of the data; the "
+            f"{BESIDE}: rows and benchmarks that both have, by the names of the data; the "
             "difference is this study's number less the paper's. In brackets: what the paper prints"
             " as the distance to plain fine-tuning."
         )

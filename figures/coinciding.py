@@ -18,6 +18,8 @@ _APART = 0.008
 as a line."""
 _MOST = 4
 """Groups that a caption has room for."""
+_NAMED = 2
+"""Panels of a group that are named."""
 
 
 def layered(axis: Axes, line: Any = "-") -> dict[str, Any]:
@@ -59,12 +61,18 @@ def coinciding_note(axes: Iterable[Axes]) -> str:
     if not found:
         return ""
     told = [
-        _in_words(names) + (f" ({'; '.join(where)})" if len(panels) > 1 else "")
-        for names, where in [*found.items()][:_MOST]
+        _in_words(names) + (f" ({_where(named, len(panels))})" if len(panels) > 1 else "")
+        for names, named in [*found.items()][:_MOST]
     ]
     more = len(found) - len(told)
     rest = f"; and {more} more" if more > 0 else ""
     return f"On the same line: {'; '.join(told)}{rest}."
+
+
+def _where(named: Sequence[str], panels: int) -> str:
+    """The panels, by their names if they are few."""
+    few = len(named) <= _NAMED
+    return "; ".join(named) if few else f"in {len(named)} of {panels} panels"
 
 
 def _in_words(names: Sequence[str]) -> str:

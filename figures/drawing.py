@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltalens.errors import DeltaLensError
-from deltalens.figures.style import LEGEND_ABOVE, drawn_now, styled
+from deltalens.figures.style import LEGEND_ABOVE, drawn_now, fitted, styled
 from deltalens.io.escaping import plain_label
 from deltalens.io.files import write_whole
 from deltalens.io.tables import Table
@@ -19,7 +19,7 @@ from deltalens.io.tables import Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Drawing", "save_all"]
+__all__ = ["Drawing", "save_all", "shown_title"]
 
 _METADATA: Mapping[str, dict[str, None]] = {
     "png": {"Software": None},
@@ -30,8 +30,10 @@ _METADATA: Mapping[str, dict[str, None]] = {
 _BESIDE = ("csv", "md", "png", "svg")
 """What is saved beside a study's records."""
 _NO_ROOM = "constrained_layout not applied"
-_LETTERS = 12.0
-"""Characters of a title in an inch."""
+_TITLE_ROOM = 0.78
+"""The part of a panel's place that its title may take: it stands over the axis alone."""
+_WIDE, _SIZE = 0.94, 10.0
+"""The part of a figure's width that its title may take, and its size in points."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Drawing:
 
     def __post_init__(self) -> None:
         _escape_labels(self.figure)
+        _shorten_titles(self.figure)
 
     def __repr__(self) -> str:
         return f"Drawing({self.name!r}, {', '.join(self.endings)})"
@@ -69,10 +72,8 @@ class Drawing:
         Args:
             title: in the words of the records; it is escaped. Of a long one the middle is left out.
         """
-        across = int(_LETTERS * self.figure.get_figwidth())
-        # Not parsed as a formula, its dollar signs need no escaping.
-        shown = plain_label(_shortened(title, across)).replace(r"\$", "$")
-        style = {"fontsize": 10, "fontweight": "bold", "parse_math": False}
+        shown = shown_title(title, self.figure.get_figwidth())
+        style = {"fontsize": _SIZE, "fontweight": "bold", "parse_math": False}
         above = [legend for legend in self.figure.legends if legend.get_gid() == LEGEND_ABOVE]
         if above:  # Matplotlib would lay a title of the figure over it.
             above[0].set_title(shown)
@@ -170,6 +171,20 @@ def save_all(drawings: Iterable[Drawing], folder: Path, *, pdf: bool = False) ->
     return [path for drawing in drawings for path in drawing.save(folder, pdf=pdf)]
 
 
+def _shorten_titles(figure: Figure) -> None:
+    """Leave out the middle of a panel's title that would run into the next panel's."""
+    for axes in figure.axes:
+        spec, title = axes.get_subplotspec(), axes.title
+        if spec is None or not title.get_text():
+            continue
+        room = figure.get_figwidth() * len(spec.colspan) / spec.get_gridspec().ncols
+        # Not parsed as a formula, a dollar sign needs no escaping, and can be cut off.
+        title.set_parse_math(False)
+        lines = title.get_text().replace(r"\$", "$").split("\n")
+        size = float(title.get_fontsize())
+        title.set_text("\n".join(fitted(line, _TITLE_ROOM * room, size) for line in lines))
+
+
 def _escape_labels(figure: Figure) -> None:
     """Escape every text except the numbers along the axes, which matplotlib writes itself."""
     from matplotlib.text import Text
@@ -197,6 +212,16 @@ def _escaped_tick(
     return plain_label(label(value, index))
 
 
-def _shortened(text: str, longest: int) -> str:
-    half = (longest - 1) // 2
-    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
+def shown_title(title: str, inches: float, size: float = _SIZE) -> str:
+    """Write a title as a figure has room for it.
+
+    Args:
+        title: in the words of the records.
+        inches: the figure's width.
+        size: of the type, in points.
+
+    Returns:
+        The title, escaped; of a long one the middle is left out. Matplotlib must not parse it as a
+        formula: its dollar signs are not escaped.
+    """
+    return fitted(plain_label(title).replace(r"\$", "$"), _WIDE * inches, size, "bold")

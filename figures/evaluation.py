@@ -18,9 +18,11 @@ from deltalens.figures.style import (
     add_caption,
     add_legend,
     columns_for,
+    fitted,
     new_figure,
     styled,
 )
+from deltalens.io.escaping import plain
 from deltalens.io.tables import is_finite
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ _MARKERS = "osD^vPX*"
 _NOTE = "Bands and bars: one standard error to either side."
 _LINES = ("-", (0, (4, 1.5)), "-.", (0, (1, 1.2)))
 _DASHES = ("--", ":", "-.")
+_NAMES = 0.3
+"""The part of the picture's width that models' names may take."""
 
 
 def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
@@ -114,7 +118,9 @@ def _by_name(axis: Any, frame: pd.DataFrame, metric: str) -> None:
     places = range(len(frame))
     look = {"color": PALETTE[0], "marker": "o", "markersize": 5, "linestyle": "none"}
     axis.errorbar(frame["value"], places, xerr=frame["stderr"].fillna(0.0), capsize=2.5, **look)
-    axis.set_yticks([*places], [names[str(model)] for model in frame["model"]])
+    room = _NAMES * axis.figure.get_figwidth()
+    shown = [fitted(plain(names[str(model)]), room, 9) for model in frame["model"]]
+    axis.set_yticks([*places], shown)
     axis.set_ylim(len(frame) - 0.5, -0.5)  # The first row of the table at the top.
     axis.set_xlabel(axis_label(metric))
 

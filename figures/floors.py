@@ -1,4 +1,4 @@
-"""Metrics on which a fine-tune does so badly that nothing could be seen to fall."""
+"""Metrics on which models do so badly that nothing could be seen to fall."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ def above_floor(metrics: Sequence[str], at_fine_tune: pd.DataFrame) -> list[str]
     return [metric for metric in metrics if not low(metric)] or [*metrics]
 
 
-def floor_note(missing: Iterable[tuple[str, str]]) -> str:
+def floor_note(missing: Iterable[tuple[str, str]], where: str = "at the fine-tune") -> str:
     """Say in a caption which metrics have no panel.
 
     Args:
         missing: data set, which may be empty, and metric of each that `above_floor` left out.
+        where: what they are under the floor at.
 
     Returns:
         A sentence; empty if all are shown.
@@ -50,4 +51,4 @@ def floor_note(missing: Iterable[tuple[str, str]]) -> str:
     }
     if not named:
         return ""
-    return f"Under {100 * FLOOR:g} % at the fine-tune, and not drawn: {', '.join(sorted(named))}."
+    return f"Under {100 * FLOOR:g} % {where}, and not drawn: {', '.join(sorted(named))}."

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalens.catalog.methods import Look
-from deltalens.catalog.metrics import axis_label, better_of, is_lower_better, scale_of
+from deltalens.catalog.metrics import axis_label, scale_of
 from deltalens.errors import RecordError
 from deltalens.figures.coinciding import coinciding_note, layered
+from deltalens.figures.decades import scale_decades
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.floors import above_floor, floor_note
@@ -23,10 +24,11 @@ from deltalens.figures.style import (
     add_legend,
     columns_for,
     new_figure,
+    stacked,
     styled,
 )
 from deltalens.io.records import StudyRecord
-from deltalens.io.tables import is_finite, over_seeds
+from deltalens.io.tables import over_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +38,8 @@ __all__ = ["draw"]
 _LOOKS = {name: Look(name, *look) for name, look in STRATEGY.items()}
 
 
+_LONG = 0.6
+"""The part of a panel's height that its axis has at least."""
 _BANDS = (
     "Bands: of random the lowest and the highest order, of the others the measurement's standard "
     "error."
@@ -78,8 +82,10 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         figure = new_figure(2.7 * lines + 0.5, layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False)
         of_paper = False
+        long = _LONG * figure.get_figheight() / lines
         for axis, (record, metric) in zip(axes.flat, panels, strict=False):
             of_paper |= _panel(axis, record, metric)
+            axis.set_ylabel(stacked(axis_label(metric), long))
             if len(records) > 1:
                 title = axis.get_title()
                 axis.set_title(
@@ -119,13 +125,8 @@ def _panel(axis: Any, record: StudyRecord, metric: str) -> bool:
     if unchanged >= 0.005 and not record.spec["changed_only"]:
         shade = {"facecolor": "0.92", "edgecolor": "none", "zorder": 0}
         axis.axvspan(0, unchanged, label="entries exactly unchanged", **shade)
-    if is_lower_better(better_of(metric)) and _spans_decades(frame):
-        if float(frame["value"].min()) > 0:
-            axis.set_yscale("log")
-        else:
-            axis.set_yscale("symlog", linthresh=_smallest(frame))
-            axis.set_ylim(bottom=0)
-    axis.set(xlabel=_rate_label(record), ylabel=axis_label(metric), xlim=(-0.02, 1.02))
+    scale_decades(axis, metric, frame["value"])
+    axis.set(xlabel=_rate_label(record), xlim=(-0.02, 1.02))
     if "/" in metric:
         axis.set_title(metric.rsplit("/", 1)[0], fontsize=9)
     return draw_points(axis, metric, gmt_drops(_data_of(record, metric)), _LOOKS)
@@ -160,13 +161,3 @@ def _line(axis: Any, frame: pd.DataFrame, strategy: str, scale: float) -> None:
     elif strategy != "random":  # A single random order does not tell how far orders lie apart.
         spread = scale * frame.set_index("rate")["stderr"].reindex(rates).fillna(0.0)
         axis.fill_between(rates, mean - spread, mean + spread, **look)
-
-
-def _spans_decades(frame: pd.DataFrame) -> bool:
-    values = frame["value"]
-    positive = values[(values > 0) & is_finite(values)]
-    return len(positive) > 1 and float(positive.max() / positive.min()) > 100
-
-
-def _smallest(frame: pd.DataFrame) -> float:
-    return float(frame["value"][frame["value"] > 0].min())

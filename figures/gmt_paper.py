@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deltalens.figures.paper_points import benchmark_of
+from deltalens.figures.paper_points import benchmark_of, by_benchmark
 from deltalens.figures.sweep_tables import AVERAGE, Sweep
 from deltalens.figures.tables import Measure
 from deltalens.io.papers import PaperTable
@@ -27,7 +27,7 @@ def columns_beside(sweep: Sweep, measures: Sequence[Measure], paper: PaperTable)
         Index of a column of the study's block -> the paper's column. The average is only compared
         if the study has all of the table's benchmarks.
     """
-    of_benchmark = {benchmark_of(name.partition(" (")[0]): name for name in paper.measures}
+    of_benchmark = by_benchmark(paper.measures)
     found: dict[int, str] = {}
     for index, one in enumerate(measures):
         if one.scale != 100:

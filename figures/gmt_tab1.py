@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from deltalens.catalog.metrics import scale_of
 from deltalens.errors import Lines
-from deltalens.figures.beside import beside_note, beside_rows, models_beside
+from deltalens.figures.beside import beside_note, beside_rows, is_foreign, models_beside
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.gmt_paper import columns_beside
@@ -116,4 +117,4 @@ def _beside(
             rows = cells[cells["model"] == model]
             block = beside_rows(title, own, sweep.printed_names, held, rows)
             if block is not None:
-                yield block
+                yield replace(block, foreign=is_foreign([sweep.record], model))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from deltalens.errors import RecordError
-from deltalens.figures.beside import beside_note, beside_rows, models_beside
+from deltalens.figures.beside import beside_note, beside_rows, is_foreign, models_beside
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.gmt_paper import columns_beside
@@ -61,7 +62,8 @@ def draw(folders: Sequence[Path], entry: FigureEntry, ratio: float | None = None
                 rows = paper.cells[paper.cells["model"] == model]
                 title = f"Beside the paper{where}: {model}"
                 both = beside_rows(title, block, sweep.printed_names, columns, rows)
-                beside += [both] if both is not None else []
+                if both is not None:
+                    beside.append(replace(both, foreign=is_foreign([sweep.record], model)))
     paper_block = printed(
         "The paper: general domain (%)", paper, ["model", "method"], paper.measures, grouped=1
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltalens.catalog.methods import row_in_table3
 from deltalens.catalog.metrics import HIGHER
 from deltalens.errors import RecordError
-from deltalens.figures.beside import Pair, beside_block, models_beside
+from deltalens.figures.beside import Pair, beside_block, is_foreign, models_beside
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.loading import load_finite
@@ -66,7 +67,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     )
     own, of_paper = [*map(_study, records)], _paper(paper)
     beside = [
-        both
+        replace(both, foreign=is_foreign([record], model))
         for record, block in zip(records, own, strict=True)
         for model in models_beside(record.model, paper.cells)
         if (both := _beside(record, block, of_paper, model)) is not None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from deltalens.catalog.methods import has_ratio
 from deltalens.catalog.metrics import scale_of
-from deltalens.figures.beside import NO_BENCHMARK, Pair, beside_block, models_beside
+from deltalens.figures.beside import NO_BENCHMARK, Pair, beside_block, is_foreign, models_beside
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.paper_points import gmt_domain
@@ -53,10 +55,10 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         RecordError: a folder has no mask-ratio sweep, or no cell of it is finished.
     """
     sweeps, paper = [load_sweep(folder) for folder in folders], paper_table(entry.file_name)
-    named = [*zip(sweeps, told_apart(sweeps), strict=True)]
+    named = [*zip(sweeps, _labels(sweeps), strict=True)]
     rows = tuple(
-        _row(sweep, f"{name}{where}", metric, method)
-        for sweep, where in named
+        _row(sweep, labels[name], metric, method)
+        for sweep, labels in named
         for name, metrics in sweep.sets.items()
         for metric in metrics
         for method in reversed(sweep.methods)
@@ -84,22 +86,39 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     return [draw_table(TableFigure(entry.file_name, entry.title, blocks, notes, paper_notes))]
 
 
-def _beside(named: Sequence[tuple[Sweep, str]], paper: PaperTable) -> list[Block]:
+def _labels(sweeps: Sequence[Sweep]) -> list[dict[str, str]]:
+    """For each sweep what its data are called: also what it was trained on, where two sweeps are
+    measured on the same."""
+    often = Counter(name for sweep in sweeps for name in sweep.sets)
+    return [
+        {
+            name: f"{name}{where}" if where or often[name] == 1 else f"{sweep.trained_on} → {name}"
+            for name in sweep.sets
+        }
+        for sweep, where in zip(sweeps, told_apart(sweeps), strict=True)
+    ]
+
+
+def _beside(named: Sequence[tuple[Sweep, Mapping[str, str]]], paper: PaperTable) -> list[Block]:
     """GMT's best ratio on each of the paper's benchmarks beside its domain's ratio in the paper."""
     (ratio,), labels, ours, theirs = paper.measures, [], [], []
-    for sweep, where in named:
+    for sweep, called in named:
         for name, metrics in sweep.sets.items():
             scores = [metric for metric in metrics if scale_of(metric) == 100]
             candidates = sweep.candidates("gmt", scores[0], plain=True) if scores else {}
             cells = paper.cells[paper.cells["domain"] == gmt_domain(name, sweep.sets)]
             for model in models_beside(sweep.record.model, cells) if candidates else ():
                 best = 100 * best_ratio(candidates, scores[0], sweep.stated)
-                labels.append((f"{name}{where}", model))
+                labels.append((called[name], model))
                 ours.append(Entry(f"{best:g}", best))
                 theirs.append(printed_entry(str(cells[cells["model"] == model][ratio].iloc[0])))
     heads = ("data", "the paper's model")
     block = beside_block("Beside the paper", heads, labels, [Pair(ratio, ours, theirs, form="+g")])
-    return [block] if block is not None else []
+    if block is None:
+        return []
+    records = [sweep.record for sweep, _ in named]
+    foreign = all(is_foreign(records, model) for _, model in labels)
+    return [replace(block, foreign=foreign)]
 
 
 def _row(sweep: Sweep, where: str, metric: str, method: str) -> tuple[Entry, ...]:

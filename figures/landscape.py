@@ -31,6 +31,8 @@ __all__ = ["draw", "draw_contours"]
 
 _WIDE = 1.7
 """Panels with a larger ratio of width to height are stacked rather than set side by side."""
+_LABEL_WIDTH = 34
+"""Characters of a line under a panel that has a neighbor."""
 
 
 def draw(folders: Sequence[Path], entry: FigureEntry, *, first_only: bool = False) -> list[Drawing]:
@@ -186,4 +188,4 @@ def _shape(panel: Panel) -> float:
 
 
 def _wrapped(label: str) -> str:
-    return Lines(*wrap(label, 42, break_long_words=False, break_on_hyphens=False))
+    return Lines(*wrap(label, _LABEL_WIDTH, break_long_words=False, break_on_hyphens=False))

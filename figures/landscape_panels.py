@@ -200,14 +200,17 @@ def draw_legend(
     from matplotlib.patches import Patch
 
     entries: dict[str, Any] = {}
-    for row in rows:
-        for mark in row[0].marks:
-            label = _name(mark, names)
-            marker, color, size = MARKERS[mark["role"]]
-            entries.setdefault(
-                label,
-                Line2D([], [], marker=marker, color=color, linestyle="", markersize=0.8 * size),
-            )
+    marks = [mark for row in rows for mark in row[0].marks]
+    for mark in marks:
+        marker, color, size = MARKERS[mark["role"]]
+        name = _name(mark, names)
+        far = [
+            one["distance"] for one in marks if one["role"] != "step" and _name(one, names) == name
+        ]
+        entries.setdefault(
+            name + _projected(far),
+            Line2D([], [], marker=marker, color=color, linestyle="", markersize=0.8 * size),
+        )
     if any(len(panel.finite) < len(panel.frame) for row in rows for panel in row):
         entries["no finite value"] = Patch(facecolor="0.93", edgecolor="0.7", hatch="////")
     figure.legend(
@@ -218,9 +221,16 @@ def draw_legend(
 def _name(mark: Mapping[str, Any], names: Mapping[str, str] | None) -> str:
     if mark["role"] == "step":
         return "earlier checkpoints"
-    name = (names or {}).get(mark["role"], mark["name"])
-    far = mark["distance"] > 1e-6
-    return f"{name} (projected, {mark['distance']:.3g} off the plane)" if far else name
+    return str((names or {}).get(mark["role"], mark["name"]))
+
+
+def _projected(distances: Sequence[float]) -> str:
+    """How far a model of this name lies off the plane of each landscape."""
+    far = [f"{distance:.3g}" for distance in distances if distance > 1e-6]
+    if not far:
+        return ""
+    planes = "plane" if len(far) == 1 else "planes"
+    return f" (projected, {' and '.join(dict.fromkeys(far))} off the {planes})"
 
 
 def heights_of(frame: pd.DataFrame) -> tuple[Any, Any, Any]:

@@ -28,6 +28,8 @@ def as_latex(table: TableFigure) -> str:
     label = table.name.replace("_", "-")
     for number, block in enumerate(table.blocks, start=1):
         caption = f"{table.title}. {block.title}"
+        if table.subject and block.source != "paper":
+            caption += f" ({table.subject})"
         lines += [
             r"\begin{table*}",
             r"\centering",

@@ -4,28 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deltalens.catalog.layers import layer_group
-from deltalens.names import is_block
-
-__all__ = ["block_rank", "short_names", "ticks_for"]
-
-
-def block_rank(block: str) -> tuple[int, list[tuple[int, str]]]:
-    """Sort key of the rows of a picture: embeddings, blocks by number, the rest, the output head.
-
-    Args:
-        block: a result of `block_of`.
-
-    Returns:
-        The key.
-    """
-    ranks = {"embeddings": 0, "output head": 3}
-    rank = 1 if is_block(block) else ranks.get(layer_group(block), 2)
-    return rank, [
-        # int takes neither superscripts nor thousands of digits.
-        (int(part), "") if part.isdecimal() and len(part) < 10 else (-1, part)
-        for part in block.split(".")
-    ]
+__all__ = ["short_names", "ticks_for"]
 
 
 def short_names(names: Sequence[str]) -> list[str]:

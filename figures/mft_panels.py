@@ -12,13 +12,23 @@ from deltalens.figures.coinciding import coinciding_note, layered
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.floors import above_floor, floor_note
 from deltalens.figures.mft_studies import LOOKS, MftStudy
-from deltalens.figures.style import add_caption, add_legend, columns_for, new_figure, styled
+from deltalens.figures.style import (
+    add_caption,
+    add_legend,
+    columns_for,
+    new_figure,
+    stacked,
+    styled,
+)
 from deltalens.io.tables import over_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["BANDS", "Panel", "band", "curve", "draw_panels", "level", "spread"]
+
+_LONG = 0.6
+"""The part of a row's height that an axis has at least."""
 
 BANDS = (
     "Lines: means over seeds. Bands: from the lowest seed to the highest, or with a single seed "
@@ -124,8 +134,8 @@ def draw_panels(
     xlabel: str,
     note: str | Callable[[], str] = "",
 ) -> Drawing:
-    """Draw a row of panels for each data set, at most two side by side. A share of which the
-    fine-tune has less than 5 % has no panel.
+    """Draw a row of panels for each data set, at most two side by side. A share of which no method
+    has 5 % has no panel.
 
     Args:
         rows: the panels. If every row has a single one, they are set two to a row.
@@ -150,6 +160,7 @@ def draw_panels(
     with styled():
         figure = new_figure(2.5 * len(rows) + 0.9, layout="constrained")
         axes = figure.subplots(len(rows), columns, squeeze=False)
+        long = _LONG * figure.get_figheight() / len(rows)
         layout: Any = figure.get_layout_engine()
         layout.set(w_pad=0.08, h_pad=0.06)
         for axis in axes.flat:
@@ -158,11 +169,11 @@ def draw_panels(
             for axis, panel in zip(line, row, strict=False):
                 axis.set_visible(True)
                 draw(axis, panel)
-                axis.set(xlabel=xlabel, ylabel=axis_label(panel.name))
+                axis.set(xlabel=xlabel, ylabel=stacked(axis_label(panel.name), long))
                 axis.set_title(titled(panel), fontsize=9)
         _legend(figure)
         said = note if isinstance(note, str) else note()
-        floor = floor_note(missing for row in low for missing in row)
+        floor = floor_note((missing for row in low for missing in row), "by every method")
         add_caption(figure, [BANDS, said, floor, coinciding_note(axes.flat)])
         return Drawing(name, figure)
 
@@ -170,9 +181,10 @@ def draw_panels(
 def _above_floor(row: Sequence[Panel]) -> tuple[list[Panel], list[tuple[str, str]]]:
     """The panels of a data set that say something, and data and metric of the others."""
     study, data, _ = row[0]
-    tuned = study.frame[(study.frame["method"] == "ft") & (study.frame["data"] == data)]
-    end = tuned[tuned["step"].isna()]
-    names = above_floor([panel.name for panel in row], end.assign(metric=end["name"]))
+    ended = study.frame[(study.frame["data"] == data) & study.frame["step"].isna()]
+    means = ended.groupby(["method", "name"])["value"].mean()
+    best = means.groupby("name").max().rename_axis("metric").reset_index()
+    names = above_floor([panel.name for panel in row], best)
     return (
         [panel for panel in row if panel.name in names],
         [(panel.data, panel.name) for panel in row if panel.name not in names],

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from deltalens.catalog.methods import METHODS
 from deltalens.figures.mft_studies import DOMAINS, MftStudy, label
 from deltalens.figures.mft_tables import Column
-from deltalens.figures.paper_points import benchmark_of
+from deltalens.figures.paper_points import benchmark_of, by_benchmark
 from deltalens.io.papers import PaperTable
 
 __all__ = ["across_names", "columns_beside", "global_names", "row_names"]
@@ -79,7 +79,7 @@ def columns_beside(columns: Sequence[Column], paper: PaperTable, labels: int = 1
     Returns:
         Index of a column of the block -> the paper's column.
     """
-    of_benchmark = {benchmark_of(name): name for name in paper.measures}
+    of_benchmark = by_benchmark(paper.measures)
     found: dict[int, str] = {}
     for index, column in enumerate(columns):
         name = of_benchmark.get(benchmark_of(column.data), "")

@@ -10,6 +10,7 @@ from typing import Any
 from deltalens.catalog.looks import looks_of
 from deltalens.catalog.methods import METHODS, REFERENCES, Look
 from deltalens.catalog.metrics import scale_of
+from deltalens.figures.decades import scale_decades
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.mft_panels import Panel, curve, draw_panels, level
 from deltalens.figures.mft_studies import LOOKS, in_order, load_all
@@ -66,6 +67,7 @@ def draw_ratios(
                 level(axis, cells, looks[method], scale)
             else:
                 curve(axis, cells, column, own_looks[method], scale)
+        scale_decades(axis, panel.name, frame["value"])
         axis.set_xlim(left=0)
         at = _printed_at(kind) if looks is LOOKS else {}
         points = mft_points(panel.data, at, panel.study.record.model)

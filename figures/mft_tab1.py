@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from deltalens.figures.beside import beside_note, beside_rows
+from deltalens.figures.beside import beside_note, beside_rows, is_foreign
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.mft_paper import columns_beside, row_names
@@ -98,4 +99,6 @@ def _beside(
     names = row_names(spec_methods(studies))
     columns = columns_beside(own_columns(studies), paper)
     title = f"Beside the paper: {kind} (in brackets: the distance to FFT)"
-    return beside_rows(title, own, names, columns, rows)
+    both = beside_rows(title, own, names, columns, rows)
+    foreign = is_foreign([study.record for study in studies], paper.model)
+    return both and replace(both, foreign=foreign)

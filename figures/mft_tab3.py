@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from deltalens.catalog.methods import REFERENCES
 from deltalens.errors import RecordError
-from deltalens.figures.beside import beside_note, beside_rows, models_beside
+from deltalens.figures.beside import beside_note, beside_rows, is_foreign, models_beside
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.mft_paper import columns_beside, global_names
@@ -60,7 +61,9 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
             title = f"Beside the paper{where}: {printed_model} (in brackets: the distance to FFT)"
             rows = paper.cells[paper.cells["model"] == printed_model]
             both = beside_rows(title, made, names, shared, rows)
-            beside += [both] if both is not None else []
+            if both is not None:
+                foreign = is_foreign([study.record for study in part], printed_model)
+                beside.append(replace(both, foreign=foreign))
     blocks = (
         *own,
         *beside,

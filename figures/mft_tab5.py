@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from deltalens.figures.beside import beside_note, beside_rows
+from deltalens.figures.beside import beside_note, beside_rows, is_foreign
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.mft_paper import across_names, columns_beside
@@ -61,7 +62,9 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         shared = columns_beside(shown, paper, len(_LABELS))
         names = across_names(studies, paper)
         both = beside_rows("Beside the paper", blocks[-1], names, shared, paper.cells)
-        beside += [both] if both is not None else []
+        if both is not None:
+            foreign = is_foreign([study.record for study in studies], paper.model)
+            beside.append(replace(both, foreign=foreign))
     blocks += beside
     unranked = ("[Lower Bound] Base Model",)
     blocks.append(printed("The paper (%)", paper, ["method"], paper.measures, unranked=unranked))

@@ -19,6 +19,7 @@ from deltalens.io.papers import as_number, paper_table
 __all__ = [
     "PaperPoint",
     "benchmark_of",
+    "by_benchmark",
     "draw_points",
     "gmt_domain",
     "gmt_drops",
@@ -85,6 +86,19 @@ def benchmark_of(data: str) -> str:
     return next(
         (name for name, held in _NAMES.items() if any(f" {one} " in words for one in held)), ""
     )
+
+
+def by_benchmark(columns: Iterable[str]) -> dict[str, str]:
+    """Sort a table's columns by benchmark.
+
+    Args:
+        columns: of a table of the papers.
+
+    Returns:
+        Benchmark -> column; without those that are of none, such as averages.
+    """
+    found = {benchmark_of(name.partition(" (")[0]): name for name in columns}
+    return {benchmark: name for benchmark, name in found.items() if benchmark}
 
 
 def gmt_domain(data: str, others: Iterable[str]) -> str:

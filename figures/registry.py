@@ -12,7 +12,7 @@ from deltalens.figures.catalog import FIGURES
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.fitness import check_fitness
-from deltalens.figures.style import drawn_now
+from deltalens.figures.style import drawn_for, drawn_now
 from deltalens.figures.titles import title_of
 
 __all__ = ["Folders", "as_paths", "draw_named", "figure_entry"]
@@ -78,9 +78,11 @@ def draw_named(name: str, folders: Folders = (), **options: Any) -> list[Drawing
         if key not in entry.options:
             raise DeltaLensError(f"{name} takes no {key}")
     check_fitness(entry, paths, chosen.get("mixed", ()))
-    drawings: list[Drawing] = load_code(entry.code)(paths, entry, **chosen)
-    title = title_of(paths) if drawn_now().titles else ""
+    title = title_of(paths)
+    with drawn_for(subject=title):
+        drawings: list[Drawing] = load_code(entry.code)(paths, entry, **chosen)
     for drawing in drawings:
-        if title and not drawing.tables:
+        # A table has it already.
+        if title and drawn_now().titles and not drawing.tables:
             drawing.add_title(title)
     return drawings

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deltalens.catalog.layers import block_rank
 from deltalens.errors import Lines
 from deltalens.figures.coinciding import coinciding_note
-from deltalens.figures.layer_names import block_rank, ticks_for
+from deltalens.figures.layer_names import ticks_for
 from deltalens.figures.mft_panels import band
 from deltalens.figures.run_time import RunTime, mean_per, panel_grid
 from deltalens.figures.style import BLUE, ORANGE, PALETTE, add_caption, add_legend
@@ -134,7 +135,7 @@ def draw_overlap_by_layer(masks: pd.DataFrame, time: RunTime) -> Figure:
     masks = masks.assign(block=blocks[names.codes.to_numpy()])
     order = sorted(set(blocks), key=block_rank)
     ratios = _compared(masks)
-    height = min(7.0 if len(ratios) <= 3 else 4.5, max(2.4, 0.16 * len(order) + 1.2))
+    height = min(7.0 if len(ratios) <= 3 else 4.5, max(2.8, 0.16 * len(order) + 1.2))
     figure, axes = panel_grid(len(ratios), 3, height, sharex=True, sharey=True)
     tables = {}
     for ratio in ratios:
@@ -165,7 +166,7 @@ def draw_overlap_by_layer(masks: pd.DataFrame, time: RunTime) -> Figure:
     axes[0].set_ylabel("layer")
     axes[0].invert_yaxis()
     bar = figure.colorbar(mesh, ax=axes, location="right", extend="both", aspect=30)
-    bar.set_label((_LABEL if known else _PLAIN).replace("\n", " "))
+    bar.set_label(_LABEL if known else _PLAIN, fontsize=8)
     gray = (
         "Gray: not compared at this step."
         if any(np.isnan(t).any() for t in tables.values())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from deltalens.catalog.metrics import Better, is_lower_better
-from deltalens.figures.beside import Pair, beside_block, is_called
+from deltalens.figures.beside import Pair, beside_block, is_called, is_foreign
 from deltalens.figures.speft_tables import AVERAGE, BEST, Scores
 from deltalens.figures.tables import NOTHING, Block, Entry, printed_entry
 from deltalens.io.papers import LOST, PaperTable
@@ -139,4 +140,9 @@ def beside_models(
         )
         for model in own or models
     ]
-    return [block for block in blocks if block is not None]
+    records = [task.study.record for task in scores.tasks]
+    return [
+        replace(block, foreign=is_foreign(records, model))
+        for model, block in zip(own or models, blocks, strict=True)
+        if block is not None
+    ]

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from deltalens.errors import DeltaLensError, Lines
+from deltalens.io.escaping import plain_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,9 +38,13 @@ __all__ = [
     "columns_for",
     "drawn_for",
     "drawn_now",
+    "elided",
+    "fitted",
     "new_figure",
     "read_size",
+    "stacked",
     "styled",
+    "text_width",
 ]
 
 Medium = Literal["paper", "slides"]
@@ -109,7 +115,10 @@ class Manner:
     titles: bool = False
     """Whether a figure says on top whose numbers it shows; a paper's caption says it instead."""
     paper_rows: bool = True
-    """Whether tables have the paper's own rows below a study's."""
+    """Whether tables have the paper's own rows below a study's, and those of other models than the
+    study's beside it."""
+    subject: str = ""
+    """Models and data whose numbers a figure shows, by their names."""
     dpi: int | None = None
     """Dots per inch of a PNG; None: as the medium has it."""
     size: Size | None = None
@@ -122,6 +131,12 @@ class Manner:
 
 _MANNER: ContextVar[Manner] = ContextVar("manner")
 _USUAL = Manner()
+_LETTERS = 130.0
+"""Characters in an inch of type of one point; of nine points it has 14."""
+_SHORT = 4
+"""Characters of a unit that needs no line of its own."""
+_WORD = 40
+"""Characters of a word in a caption, beyond which it is somebody's name, and is cut."""
 _CAPTION, _LEGEND = 19.4, 16.2
 """Characters of a caption, and of a legend, in an inch."""
 
@@ -246,6 +261,82 @@ def columns_for(panels: int) -> int:
     return min(panels, 2) if width < 0.85 * WIDTH or panels in (2, 4) else min(3, panels)
 
 
+def elided(text: str, longest: int) -> str:
+    """Leave out the middle of a text that is too long: names differ at their ends.
+
+    Args:
+        text: a name, or several.
+        longest: how many characters there is room for.
+
+    Returns:
+        At most so many characters, but at least three.
+
+    Example:
+        >>> elided("a-very-long-name-7B", 9)
+        'a-ve…e-7B'
+    """
+    half = max(1, (longest - 1) // 2)
+    return text if len(text) <= max(3, longest) else f"{text[:half]}…{text[-half:]}"
+
+
+@cache
+def text_width(text: str, size: float, weight: str = "normal") -> float:
+    """Measure a line of text.
+
+    Args:
+        text: the line.
+        size: of the type, in points.
+        weight: of the type.
+
+    Returns:
+        Its width in points.
+    """
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextToPath
+
+    font = FontProperties(size=size, weight=weight)
+    return float(TextToPath().get_text_width_height_descent(text, font, ismath=False)[0])
+
+
+def fitted(text: str, inches: float, size: float, weight: str = "normal") -> str:
+    """Leave out the middle of a line that has no room.
+
+    Args:
+        text: the line.
+        inches: the room.
+        size: of the type, in points.
+        weight: of the type.
+
+    Returns:
+        The line, or its beginning and its end.
+    """
+    longest = len(text) if len(text) < 1000 else 1000
+    shown = elided(text, longest)
+    while longest > 3 and (width := text_width(shown, size, weight)) > 72 * inches:
+        longest = min(longest - 1, int(longest * 72 * inches / width))
+        shown = elided(text, longest)
+    return shown
+
+
+def stacked(label: str, inches: float, size: float = 9.0) -> str:
+    """Break the label of an axis that is longer than the axis.
+
+    Args:
+        label: in words, with its unit in brackets at the end.
+        inches: the length of the axis.
+        size: of the type, in points.
+
+    Returns:
+        The label in as many lines as it needs; the unit begins one.
+    """
+    room = max(8, int(_LETTERS * inches / size))
+    if len(label) <= room:
+        return label
+    name, _, unit = label.partition(" (")
+    parts = [name, f"({unit}"] if len(unit) > _SHORT else [label]
+    return Lines(*(line for part in parts for line in textwrap.wrap(part, room)))
+
+
 def add_caption(figure: Figure, sentences: Sequence[str]) -> None:
     """Write under a figure what its lines, bands and marks are.
 
@@ -254,7 +345,13 @@ def add_caption(figure: Figure, sentences: Sequence[str]) -> None:
         sentences: empty ones are left out.
     """
     text = " ".join(sentence for sentence in sentences if sentence)
-    lines = textwrap.wrap(text, int(_CAPTION * figure.get_figwidth()))
+    text = " ".join(elided(word, _WORD) for word in plain_lines(text).split(" "))
+    # Small type is rendered wider than its outlines, which is what is measured.
+    across, wide = int(_CAPTION * figure.get_figwidth()), 0.93 * 72 * figure.get_figwidth()
+    lines = textwrap.wrap(text, across)
+    while across > _WORD and any(text_width(line, 7) > wide for line in lines):
+        across = int(0.9 * across)
+        lines = textwrap.wrap(text, across)
     figure.supxlabel(Lines(*lines), fontsize=7, color="0.35")
 
 
@@ -263,16 +360,19 @@ def add_legend(figure: Figure, handles: Mapping[str, Any], **style: Any) -> None
 
     Args:
         figure: laid out by matplotlib.
-        handles: label -> artist; without any, there is no legend.
+        handles: label -> artist; without any, there is no legend. Of a label that has no room the
+            middle is left out.
         style: further arguments of matplotlib's legend.
     """
     if not handles:
         return
-    across = max(1, int(_LEGEND * figure.get_figwidth()) // (max(map(len, handles)) + 8))
+    room = int(_LEGEND * figure.get_figwidth())
+    labels = [fitted(plain_lines(label), figure.get_figwidth() - 0.8, 9) for label in handles]
+    across = max(1, room // (max(map(len, labels)) + 8))
     lines = -(-len(handles) // across)
     legend = figure.legend(
         handles.values(),
-        handles.keys(),
+        labels,
         ncols=-(-len(handles) // lines),
         **{"loc": "outside upper center", "handlelength": 2.4, **style},
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from deltalens.errors import Lines
-from deltalens.figures.style import WIDTH, new_figure, styled
+from deltalens.figures.drawing import shown_title
+from deltalens.figures.style import WIDTH, new_figure, styled, text_width
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,6 +40,10 @@ def draw_blocks(table: TableFigure) -> Figure:
     width = max(72 * WIDTH, *needed)
     with styled():
         pen = _Pen(width)
+        if table.subject:
+            pen.paragraph(
+                shown_title(table.subject, width / 72, _TITLE), _TITLE, 15.0, weight="bold"
+            )
         pen.paragraph(table.title, _TITLE, 14.0, weight="bold")
         for block, widths in zip(table.blocks, natural, strict=True):
             pen.block(block, widths)
@@ -127,11 +131,11 @@ class _Pen:
 
 
 def _widths(block: Block) -> list[float]:
-    widths = [max(_width(line, _SIZE) for line in _head_lines(head)) for head in block.heads]
+    widths = [max(text_width(line, _SIZE) for line in _head_lines(head)) for head in block.heads]
     for row in block.rows:
         for column, entry in enumerate(row):
             weight = "bold" if entry.best else "normal"
-            widths[column] = max(widths[column], _width(entry.text, _SIZE, weight))
+            widths[column] = max(widths[column], text_width(entry.text, _SIZE, weight))
     return widths
 
 
@@ -153,18 +157,8 @@ def _wrapped(text: str, width: float, size: float, weight: str) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and _width(longer, size, weight) > width:
+        if lines[-1] and text_width(longer, size, weight) > width:
             lines.append(word)
         else:
             lines[-1] = longer
     return lines
-
-
-@cache
-def _width(text: str, size: float, weight: str = "normal") -> float:
-    """The width of a line of text in points."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextToPath
-
-    font = FontProperties(size=size, weight=weight)
-    return float(TextToPath().get_text_width_height_descent(text, font, ismath=False)[0])

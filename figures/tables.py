@@ -10,7 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "BESIDE",
     "NOTHING",
     "SPREAD",
     "Block",
@@ -46,7 +47,12 @@ __all__ = [
 
 NOTHING = "–"
 """Stands where a table has no number."""
-_FOLDED = "The paper's own rows are folded away: `deltalens plot --paper` shows them."
+BESIDE = "Beside the paper"
+"""Begins the title of a block that sets a study beside a paper, and the note on such blocks."""
+_FOLDED = (
+    "The paper's own rows are folded away: `deltalens plot --paper` shows them, and so does "
+    "`deltalens figure --paper`."
+)
 SPREAD = "Mean ± standard deviation over seeds; bold: the best mean, whether significant or not."
 
 
@@ -93,6 +99,8 @@ class Block:
     """Number of leading columns that name the row."""
     grouped: int = 0
     """Number of leading columns in which the rows of a group agree."""
+    foreign: bool = False
+    """Whether it sets a study beside another model of a paper's."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,8 @@ class TableFigure:
     notes: tuple[str, ...]
     paper_notes: tuple[str, ...] = ()
     """On the paper's own block."""
+    subject: str = field(default_factory=lambda: drawn_now().subject)
+    """Whose numbers it shows: models and data, by their names; empty if nobody said."""
 
 
 def over_seeds(values: Iterable[float], measure: Measure) -> Entry:
@@ -296,7 +306,10 @@ def draw_table(table: TableFigure) -> Drawing:
         The picture; its `texts` are `csv`, `md` and `tex`.
     """
     table = _unfolded(table) if drawn_now().paper_rows else _folded(table)
-    texts = {"csv": _as_csv(table), "md": _as_markdown(table), "tex": as_latex(table)}
+    latex = as_latex(table)
+    if not drawn_now().titles:
+        table = replace(table, subject="")
+    texts = {"csv": _as_csv(table), "md": _as_markdown(table), "tex": latex}
     shown = [
         Table(block.title, block.heads, tuple(tuple(e.text for e in row) for row in block.rows))
         for block in table.blocks
@@ -309,11 +322,15 @@ def _unfolded(table: TableFigure) -> TableFigure:
 
 
 def _folded(table: TableFigure) -> TableFigure:
-    """Without the paper's own block; all of them, if the study has none."""
-    own = tuple(block for block in table.blocks if block.source != "paper")
+    """Without the paper's own block, and those beside models that are not the study's; all of
+    them, if the study has none."""
+    own = tuple(block for block in table.blocks if block.source != "paper" and not block.foreign)
     if len(own) in (0, len(table.blocks)):
         return _unfolded(table)
-    return replace(table, blocks=own, notes=(*table.notes, _FOLDED), paper_notes=())
+    lost = any(block.foreign for block in table.blocks)
+    lost = lost and not any(block.title.startswith(BESIDE) for block in own)
+    notes = tuple(note for note in table.notes if not (lost and note.startswith(BESIDE)))
+    return replace(table, blocks=own, notes=(*notes, _FOLDED), paper_notes=())
 
 
 _CSV = ("column", "value", "deviation", "seeds", "best", "text")
@@ -349,6 +366,8 @@ def _number(value: float) -> str:
 
 def _as_markdown(table: TableFigure) -> str:
     lines = [f"# {plain_markdown(table.title)}", ""]
+    if table.subject:
+        lines += [plain_markdown(table.subject), ""]
     for block in table.blocks:
         lines += [
             f"**{plain_markdown(block.title)}**",

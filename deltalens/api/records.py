@@ -120,7 +120,7 @@ def plot(
     *,
     pdf: Annotated[bool, Opt("Write PDF, too.", common=True)] = False,
     paper: Annotated[
-        bool, Opt("The paper's own rows below a study's tables.", common=True)
+        bool, Opt("The paper's own rows in tables, of other models too.", common=True)
     ] = False,
 ) -> list[Path]:
     """Redraw the pictures of a study or a training from its records, computing nothing.
@@ -131,7 +131,8 @@ def plot(
     Args:
         folder: of the study or training.
         pdf: write PDFs beside PNG and SVG.
-        paper: show the paper's own rows in tables, which are folded away otherwise.
+        paper: show the paper's own rows in tables, and those of models that are not the study's,
+            which are folded away otherwise.
 
     Returns:
         The files that were drawn.
@@ -173,6 +174,9 @@ def draw_figure(
         int | None, Opt("Dots per inch of a PNG (150; slides: 300).", common=True)
     ] = None,
     pdf: Annotated[bool, Opt("Write PDF, too, where -o is a folder or missing.")] = False,
+    paper: Annotated[
+        bool, Opt("The paper's own rows in a table, of other models too.", common=True)
+    ] = False,
     ratio: Annotated[
         float | None, Opt("gmt-tab1, gmt-tab2: all methods at this mask ratio.", common=True)
     ] = None,
@@ -183,8 +187,8 @@ def draw_figure(
 ) -> Drawn:
     """Draw a figure or table of the papers from the records of your studies.
 
-    Computes nothing. A table has the paper's numbers, yours and their difference. Without -o, the
-    files are written beside the first study's records.
+    Computes nothing. A table has your numbers, and where the paper has your model its own and the
+    difference. Without -o, the files are written beside the first study's records.
 
     Args:
         name: of the figure: `gmt-fig3`, ...
@@ -198,6 +202,8 @@ def draw_figure(
             page and as high as the figure needs. Tables and diagrams are as large as their words.
         dpi: dots per inch of a PNG.
         pdf: write a PDF beside PNG and SVG.
+        paper: show the paper's own rows below a study's, and beside it those of models that are not
+            the study's; otherwise they are folded away. A table of no study has them always.
         ratio: the mask ratio at which every method is shown; None: each at its best.
         mixed: comparisons that start from a fine-tune on a mixture of domains.
 
@@ -223,6 +229,7 @@ def draw_figure(
         titles=titles,
         size=size,
         dpi=dpi,
+        paper=paper,
     )
     files = load_code("deltalens.figures:save_drawings")(drawings, studies, out, pdf=pdf)
     return Drawn(name, files, drawings)

@@ -345,5 +345,5 @@ def _draw(figure: PlannedFigure, folder: Path) -> list[Path]:
         out = folder if len(parts) == 1 else folder / part[0].name
         out.mkdir(parents=True, exist_ok=True)
         mixed = {"mixed": figure.mixed} if figure.mixed else {}
-        drawn += draw(figure.name, part, out, **mixed)
+        drawn += draw(figure.name, part, out, paper=True, **mixed)
     return drawn

@@ -46,7 +46,8 @@ class Shown:
 
     @property
     def tables(self) -> list[pd.DataFrame]:
-        """The summary's tables, as the command prints them; `attrs["title"]` says what each is."""
+        """The summary's tables, as the command prints them; `attrs["title"]` says what each is, and
+        `attrs["legend"]` what the columns mean."""
         return [_frame(table) for table in self._tables()]
 
     def figures(self) -> dict[str, Figure]:
@@ -243,11 +244,10 @@ class Run(Shown, RunRecord):
         return cls(**{each.name: getattr(record, each.name) for each in fields(RunRecord)})
 
     def _sentences(self) -> Sequence[str]:
-        from deltalens.reports.answers import answers_of
+        from deltalens.reports.run_said import conclusions_of
 
         summary = self._summary()
-        concluded = map(str, answers_of(self)) if summary.steps else ()
-        return [*summary.sentences(), *concluded]
+        return [*summary.sentences(), *conclusions_of(self, summary)]
 
     def _tables(self) -> Sequence[Table]:
         return [*self._summary().tables()]
@@ -302,7 +302,8 @@ class Inspection(Shown):
         Returns:
             A `deltalens.reports.inspect.InspectionSummary`.
         """
-        from deltalens.reports.inspect import Anatomy, InspectionSummary
+        from deltalens.reports.anatomy import Anatomy
+        from deltalens.reports.inspect import InspectionSummary
 
         groups = (
             Anatomy(each.level, each.name, each.entries, each.metrics()) for each in self.groups
@@ -333,11 +334,13 @@ def _frame(table: Table) -> pd.DataFrame:
 
     columns = [plain(head) for head in table.columns]
     frame = pd.DataFrame([[plain(cell) for cell in row] for row in table.rows], columns=columns)
-    frame.attrs["title"] = plain(table.title)
+    frame.attrs |= {"title": plain(table.title), "legend": [*map(plain, table.legend)]}
     return frame
 
 
 def _table_html(table: pd.DataFrame) -> str:
     title = table.attrs["title"]
     heading = f"<p><b>{html.escape(title)}</b></p>" if title else ""
-    return heading + table.to_html(index=False, border=0)
+    legend = "<br>".join(map(html.escape, table.attrs["legend"]))
+    below = f"<p><small>{legend}</small></p>" if legend else ""
+    return f"{heading}{table.to_html(index=False, border=0)}{below}"

@@ -10,7 +10,24 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Table", "is_finite", "over_seeds", "ranks"]
+__all__ = ["Heading", "Table", "is_finite", "over_seeds", "ranks"]
+
+
+@dataclass(frozen=True)
+class Heading:
+    """The head of a column, and what it means."""
+
+    head: str
+    meaning: str
+    unit: str
+    """Of its cells."""
+    column: str
+    """Where the records have the numbers."""
+
+    @property
+    def legend(self) -> str:
+        """A line below the table: `heading: meaning (unit; column)`."""
+        return f"{' '.join(self.head.split())}: {self.meaning} ({self.unit}; {self.column})"
 
 
 @dataclass(frozen=True)
@@ -20,6 +37,8 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    legend: tuple[str, ...] = ()
+    """Lines below it: what its columns mean, and those of the tables before it."""
 
 
 def is_finite(values: pd.Series[float]) -> pd.Series[bool]:

@@ -157,8 +157,8 @@ def _kind(record: Record) -> str:
 def _said(record: Record) -> tuple[list[str], list[Table]]:
     if isinstance(record, RunRecord):
         run = summarize_run(record)
-        # What is wrong with it stands among the caveats.
-        return [*run.sentences()][: 2 if run.steps else 0], [*run.tables()]
+        # What follows stands among the answers, and what is wrong among the caveats.
+        return [*run.sentences()] if run.steps else [], [*run.tables()]
     if isinstance(record, TrainingRecord):
         training = summarize_training(record)
         return [*training.sentences()], training.tables()

@@ -1,5 +1,5 @@
-"""What an inspection says of a delta: how large it is, how much of it is exactly zero, and how few
-entries hold most of it."""
+"""What an inspection says of a delta: how large it is, how much of it is exactly zero, how few
+entries hold most of it, and where it is largest."""
 
 from __future__ import annotations
 
@@ -8,48 +8,88 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deltalens.catalog.layers import tensor_rank
 from deltalens.errors import Lines, RecordError
 from deltalens.io.records import StudyRecord
-from deltalens.io.tables import Table
+from deltalens.io.tables import Heading, Table
+from deltalens.reports.anatomy import NEXT, Anatomy, cast, changed, concentration, most, size
 
-__all__ = ["LEVELS", "Anatomy", "InspectionSummary", "summarize_inspection"]
+__all__ = ["HEADINGS", "LEVELS", "PARTS", "InspectionSummary", "summarize_inspection"]
 
+PARTS = {"layer": "layer", "kind": "kind of projection"}
+"""Level -> what one of its groups is."""
 LEVELS = ("overall", "kind", "layer")
 """The levels that are shown unless others are named; `tensor` is the fourth."""
+_ALL_LEVELS = (*LEVELS, "tensor")
 _TITLES = {"overall": "", "kind": "by kind of projection"}
-_COLUMNS: Mapping[str, tuple[str, str]] = {
-    "unchanged": ("unchanged", "share"),
-    "relative_norm": (Lines("‖δ‖ /", "‖base‖"), "number"),
-    "quantile_0.99": (Lines("99 % of", "|δ| below"), "number"),
-    "kurtosis": ("kurtosis", "plain"),
-    "energy_top_0.01": (Lines("energy in", "top 1 %"), "share"),
-    "energy_top_0.1": (Lines("energy in", "top 10 %"), "share"),
-    "vanishing_in_bf16": (Lines("lost by a", "bf16 cast"), "share"),
+_ENTRIES = Heading("entries", "weights that a row describes", "count", "n")
+_COLUMNS: Mapping[str, tuple[Heading, str]] = {
+    heading.column: (heading, how)
+    for heading, how in (
+        (Heading("unchanged", "exactly as in the base", "% of entries", "unchanged"), "share"),
+        (
+            Heading(
+                Lines("‖δ‖ /", "‖base‖"),
+                "norm of the delta over that of the base's weights",
+                "ratio",
+                "relative_norm",
+            ),
+            "number",
+        ),
+        (
+            Heading(
+                Lines("99 % of", "|δ| below"),
+                "99 % of the entries changed by less",
+                "as weights",
+                "quantile_0.99",
+            ),
+            "number",
+        ),
+        (
+            Heading(
+                "kurtosis",
+                "3 if the delta is normal, more where a few entries are far larger than most",
+                "no unit",
+                "kurtosis",
+            ),
+            "plain",
+        ),
+        (
+            Heading(
+                Lines("energy in", "top 1 %"),
+                "what the largest 1 % of entries hold",
+                "% of ‖δ‖²",
+                "energy_top_0.01",
+            ),
+            "share",
+        ),
+        (
+            Heading(
+                Lines("energy in", "top 10 %"),
+                "what the largest 10 % of entries hold",
+                "% of ‖δ‖²",
+                "energy_top_0.1",
+            ),
+            "share",
+        ),
+        (
+            Heading(
+                Lines("lost by a", "bf16 cast"),
+                "equal to the base's once both are cast to bf16; - where both are bf16",
+                "% of changed entries",
+                "vanishing_in_bf16",
+            ),
+            "share",
+        ),
+    )
 }
 """Metric -> the head of its column, and how it is written."""
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """The anatomy of one tensor's delta, or of several together."""
-
-    level: str
-    """`overall`, `kind` (of projection), `layer` or `tensor`."""
-    name: str
-    entries: int
-    metrics: Mapping[str, float]
-    """As the records name them: `unchanged`, `relative_norm`, `quantile_0.99`, ..."""
-
-    def get(self, metric: str) -> float:
-        """Look up a metric.
-
-        Args:
-            metric: as the records name it.
-
-        Returns:
-            Its value; NaN if it was not measured.
-        """
-        return self.metrics.get(metric, math.nan)
+HEADINGS = (
+    Heading("overall, kind, layer, tensor", "what a row describes", "name", "name"),
+    _ENTRIES,
+    *(heading for heading, _ in _COLUMNS.values()),
+)
+"""Of all tables."""
 
 
 @dataclass(frozen=True)
@@ -72,25 +112,48 @@ class InspectionSummary:
             levels: `overall`, `kind`, `layer` or `tensor`.
 
         Returns:
-            A table for each level.
+            A table for each level; the last has a legend.
         """
-        for level in levels:
+        shown = [*levels]
+        for number, level in enumerate(shown, 1):
             yield Table(
                 _TITLES.get(level, f"by {level}"),
-                (level, "entries", *(head for head, _ in _COLUMNS.values())),
-                tuple(_row(group) for group in self.groups if group.level == level),
+                (level, _ENTRIES.head, *(heading.head for heading, _ in _COLUMNS.values())),
+                tuple(map(_row, self.of_level(level))),
+                tuple(heading.legend for heading in HEADINGS) if number == len(shown) else (),
             )
 
     def sentences(self) -> Iterator[str]:
-        """Say how large the delta is, and how it is distributed.
+        """Say how large the delta is, how it is distributed, and what follows.
 
         Returns:
             Sentences, as a person reads them.
         """
-        for group in self.groups:
-            if group.level == "overall":
-                yield from _overall(group)
-        yield from _by_layer([group for group in self.groups if group.level == "layer"])
+        (whole,) = self.of_level("overall")[:1] or [Anatomy("overall", "all", 0, {})]
+        said = [changed(whole)]
+        if whole.get("unchanged") != 1:
+            said += [size(whole), *self.where(), concentration(whole), cast(whole), NEXT]
+        yield from filter(None, said)
+
+    def where(self) -> list[str]:
+        """Say which layer, and which kind of projection, changed most.
+
+        Returns:
+            A sentence for each of the two that has something to compare.
+        """
+        said = (most(self.of_level(level), what) for level, what in PARTS.items())
+        return [*filter(None, said)]
+
+    def of_level(self, level: str) -> list[Anatomy]:
+        """Choose the groups of a level.
+
+        Args:
+            level: `overall`, `kind`, `layer` or `tensor`.
+
+        Returns:
+            The groups, in the order of the model.
+        """
+        return [group for group in self.groups if group.level == level]
 
     def as_json(self) -> dict[str, Any]:
         """Give all numbers to a script.
@@ -125,6 +188,8 @@ def summarize_inspection(record: StudyRecord) -> InspectionSummary:
     for (level, name), cells in record.cells.groupby(["level", "name"], sort=False):
         metrics = dict(zip(cells["metric"].astype(str), cells["value"].astype(float), strict=True))
         groups.append(Anatomy(str(level), str(name), int(cells["n"].max()), metrics))
+    # Early versions wrote layer 10 before layer 2.
+    groups.sort(key=_place)
     facts = record.facts
     return InspectionSummary(
         str(facts.get("ft", "")),
@@ -132,6 +197,12 @@ def summarize_inspection(record: StudyRecord) -> InspectionSummary:
         tuple(groups),
         [str(note) for note in facts.get("notes", [])],
     )
+
+
+def _place(group: Anatomy) -> tuple[int, Any]:
+    """Levels as the records have them; layers and tensors as the model has them."""
+    level = _ALL_LEVELS.index(group.level) if group.level in _ALL_LEVELS else -1
+    return level, tensor_rank(group.name) if group.level in ("layer", "tensor") else ()
 
 
 def _row(group: Anatomy) -> tuple[str, ...]:
@@ -144,31 +215,3 @@ def _written(value: float, how: str) -> str:
         return "-"
     forms = {"share": f"{100 * value:.1f} %", "number": f"{value:.3g}", "plain": f"{value:.1f}"}
     return forms[how]
-
-
-def _overall(group: Anatomy) -> Iterator[str]:
-    unchanged, norm = group.get("unchanged"), group.get("relative_norm")
-    if not math.isnan(unchanged):
-        yield f"{100 * unchanged:.2f} % of {group.entries:,} entries are exactly unchanged"
-    if not math.isnan(norm):
-        yield f"the delta's norm is {norm:.3g} times that of the base weights"
-    first, tenth = group.get("energy_top_0.01"), group.get("energy_top_0.1")
-    if not math.isnan(first) and not math.isnan(tenth):
-        yield (
-            f"the largest 1 % of entries hold {100 * first:.1f} % of the delta's squared norm, "
-            f"the largest 10 % hold {100 * tenth:.1f} %"
-        )
-    lost = group.get("vanishing_in_bf16")
-    if not math.isnan(lost):
-        yield f"casting both models to bf16 would lose {100 * lost:.1f} % of the changed entries"
-
-
-def _by_layer(groups: list[Anatomy]) -> Iterator[str]:
-    norms = {group.name: group.get("relative_norm") for group in groups}
-    norms = {name: norm for name, norm in norms.items() if not math.isnan(norm)}
-    if len(norms) > 1:
-        most, least = max(norms, key=norms.__getitem__), min(norms, key=norms.__getitem__)
-        yield (
-            f"relative to its weights, {most} changed most (‖δ‖ / ‖base‖ = {norms[most]:.3g}) and "
-            f"{least} least ({norms[least]:.3g})"
-        )

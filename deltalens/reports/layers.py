@@ -11,6 +11,7 @@ from deltalens.catalog.metrics import Better, better_of, gain, leading, no_direc
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import Table
+from deltalens.reports.wording import name_of_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,10 +96,10 @@ class MetricSummary:
 
     @property
     def gaps(self) -> list[str]:
-        """The cells whose value is not finite, such as `4-7 dropped`."""
+        """The cells whose value is not finite, such as `blocks 4-7 dropped`."""
         done = {"dropped": "dropped", "kept": "kept alone"}
         gaps = [
-            f"{group.group} {said}"
+            f"{name_of_blocks(group.group)} {said}"
             for group in self.groups
             for name, said in done.items()
             if not math.isfinite(getattr(group, name) or 0.0)
@@ -220,18 +221,30 @@ def _ranked(metric: MetricSummary, size: int) -> Iterator[str]:
             )
         elif lost or recovered:
             yield f"{blocks}: the numbers in brackets are differences of the metric"
-    if lost:
-        most = [f"{group.group} ({metric.share(group.lost)})" for group in lost[:_NAMED]]
-        most[0] = f"{most[0][:-1]}{unit})"
-        least = f"; least: {lost[-1].group} ({metric.share(lost[-1].lost)})"
-        yield (
-            f"{blocks}: dropping costs most in {', '.join(most)}"
-            f"{least if len(lost) > _NAMED else ''}"
-        )
-    if recovered:
-        most = [f"{group.group} ({metric.share(group.recovered)})" for group in recovered[:_NAMED]]
-        most[0] = f"{most[0][:-1]}{unit})"
-        yield f"{blocks}: kept alone, most is recovered by {', '.join(most)}"
+    if lost and (lost[0].lost or 0.0) <= 0:
+        yield f"{blocks}: dropping any of them makes {metric.metric} no worse"
+    elif lost and len(lost) > 1 and lost[0].lost == lost[-1].lost:
+        yield f"{blocks}: dropping any of them costs the same ({metric.share(lost[0].lost)}{unit})"
+    elif lost:
+        costs = [(group.group, metric.share(group.lost)) for group in lost]
+        least = ""
+        if len(costs) > _NAMED:
+            least = f"; least: {name_of_blocks(costs[-1][0])} ({costs[-1][1]})"
+        yield f"{blocks}: dropping {_ranking(costs, 'costs most', unit)}{least}"
+    if recovered and len(recovered) > 1 and recovered[0].recovered == recovered[-1].recovered:
+        share = metric.share(recovered[0].recovered)
+        yield f"{blocks}: kept alone, each recovers the same ({share}{unit})"
+    elif recovered:
+        gains = [(group.group, metric.share(group.recovered)) for group in recovered]
+        does = "recover most" if "-" in gains[0][0] else "recovers most"
+        yield f"{blocks}: kept alone, {_ranking(gains, does, unit)}"
+
+
+def _ranking(shares: Sequence[tuple[str, str]], does: str, unit: str) -> str:
+    """`blocks 0-4 costs most (50 % of the gain from tuning), then block 5 (25 %)`."""
+    (first, share), *others = shares[:_NAMED]
+    then = ", ".join(f"{name_of_blocks(group)} ({share})" for group, share in others)
+    return f"{name_of_blocks(first)} {does} ({share}{unit}){', then ' if then else ''}{then}"
 
 
 def summarize_layers(record: StudyRecord) -> LayerSummary:

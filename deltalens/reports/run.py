@@ -12,15 +12,68 @@ import numpy as np
 from deltalens.catalog.layers import LAYER_GROUPS, layer_group
 from deltalens.errors import Lines
 from deltalens.io.records import RunRecord
-from deltalens.io.tables import Table
+from deltalens.io.tables import Heading, Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Fault", "GroupSummary", "MaskSummary", "RunSummary", "summarize_run"]
+__all__ = ["HEADINGS", "Fault", "GroupSummary", "MaskSummary", "RunSummary", "summarize_run"]
 
 _RATIOS_PER_TABLE = 3
-_FAULTS_SHOWN = 8
+_OF_GROUPS = (
+    Heading("group", "layer group, by the tensors' names; all: together", "name", "tensors/tensor"),
+    Heading("tensors", "watched", "count", "tensors/tensor"),
+    Heading("entries", "of these tensors", "count", "tensors/entries"),
+    Heading("share", "of all entries", "%", "tensors/entries"),
+    Heading(
+        "median |g|",
+        "half of the entries' gradients are smaller; zeros, subnormals and what is not finite are "
+        "left out",
+        "|g|",
+        "histograms/count",
+    ),
+    Heading(
+        "norm", "of the group's gradient as one vector, mean over steps", "|g|", "tensors/norm"
+    ),
+    Heading("zeros", "gradient exactly 0", "% of entries", "tensors/zeros"),
+)
+_OF_UPDATES = (
+    Heading(
+        "bits changed",
+        "stored bits differ after the step",
+        "% of entries",
+        "tensors/bits_changed",
+    ),
+    Heading(
+        "bf16 changed",
+        "the same, had they been rounded to bf16 before and after",
+        "% of entries",
+        "tensors/bf16_changed",
+    ),
+    Heading(
+        "stalled",
+        "gradient not 0, and stored bits the same after the step",
+        "% of entries",
+        "tensors/stalled",
+    ),
+)
+_OF_MASKS = (
+    Heading(
+        "overlap",
+        "Jaccard index of the mask and that of the logged step before; at R: mask ratio R",
+        "fraction",
+        "masks/jaccard_previous",
+    ),
+    Heading(
+        "chance",
+        "the same for random masks of these sizes",
+        "fraction",
+        "masks/chance_previous",
+    ),
+    Heading("coverage", "in the mask at least once so far", "% of entries", "masks/coverage"),
+)
+HEADINGS = (*_OF_GROUPS, *_OF_UPDATES, *_OF_MASKS)
+"""Of all tables."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +112,10 @@ class GroupSummary:
     """Share of entries that have a gradient, and that a step leaves unchanged."""
     masks: list[MaskSummary]
     """One for each mask ratio."""
+    energy_top_1: float = math.nan
+    """Share of the squared norm in the largest 1 % of entries, by the histogram; mean over the
+    steps."""
+    energy_top_10: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -107,7 +164,7 @@ class RunSummary:
         return asdict(self)
 
     def sentences(self) -> Iterator[str]:
-        """Say what was logged, and which gradients hold NaNs or infinities.
+        """Say what was logged; `deltalens.reports.run_said` says what follows from it.
 
         Returns:
             Sentences, as a person reads them.
@@ -115,15 +172,12 @@ class RunSummary:
         if not self.steps:
             yield "no step logged yet"
             return
-        yield (
-            f"{self.steps:,} steps logged, {self.first_step:,} to {self.last_step:,}; "
-            f"{self.tensors:,} tensors, {self.entries:,} entries"
-        )
+        steps = f"{self.steps:,} steps logged, {self.first_step:,} to {self.last_step:,}"
+        if self.steps == 1:
+            steps = f"1 step logged, step {self.first_step:,}"
+        yield f"{steps}; {self.tensors:,} tensors, {self.entries:,} entries"
         last = f"the last {self.averaged:,} logged steps" if self.averaged > 1 else "the last step"
         yield f"the tables show {last}"
-        yield from (fault.sentence for fault in self.faults[:_FAULTS_SHOWN])
-        if len(self.faults) > _FAULTS_SHOWN:
-            yield f"... and in {len(self.faults) - _FAULTS_SHOWN:,} more tensors"
 
     def tables(self) -> Iterator[Table]:
         """Show the layer groups and their masks.
@@ -135,13 +189,12 @@ class RunSummary:
         if not self.groups:
             return
         with_updates = any(not math.isnan(group.bits_changed) for group in self.groups)
+        headings = (*_OF_GROUPS, *(_OF_UPDATES if with_updates else ()))
         yield Table(
             "gradients by layer group",
-            (
-                *("group", "tensors", "entries", "share", "median |g|", "norm", "zeros"),
-                *(("bits changed", "bf16 changed", "stalled") if with_updates else ()),
-            ),
+            tuple(heading.head for heading in headings),
             tuple(_group_row(group, with_updates) for group in self.groups),
+            tuple(heading.legend for heading in headings),
         )
         ratios = range(len(self.groups[0].masks))
         for start in ratios[::_RATIOS_PER_TABLE]:
@@ -150,9 +203,8 @@ class RunSummary:
     def _mask_table(self, ratios: range) -> Table:
         masks = self.groups[0].masks
         title = "overlap with the mask of the previous logged step, by mask ratio"
-        heads = [
-            (Lines("overlap", f"at {masks[i].mask_ratio:g}"), "chance", "coverage") for i in ratios
-        ]
+        overlap, *others = (heading.head for heading in _OF_MASKS)
+        heads = [(Lines(overlap, f"at {masks[i].mask_ratio:g}"), *others) for i in ratios]
         return Table(
             title if not ratios.start else "",
             ("group", *(head for three in heads for head in three)),
@@ -160,6 +212,7 @@ class RunSummary:
                 (group.group, *(cell for i in ratios for cell in _mask_cells(group.masks[i])))
                 for group in self.groups
             ),
+            tuple(heading.legend for heading in _OF_MASKS) if ratios.stop == len(masks) else (),
         )
 
 
@@ -254,7 +307,33 @@ def _group_summary(
         _mean_over_entries(last, "bf16_changed"),
         _mean_over_entries(last, "stalled"),
         _mask_summaries(run.masks, names, since),
+        *_energies(last, bins),
     )
+
+
+def _energies(last: pd.DataFrame, bins: pd.DataFrame) -> tuple[float, float]:
+    """The shares of the squared norm in the largest 1 % and 10 % of the entries, means over the
+    steps; NaN where a gradient is zero or not finite."""
+    found = []
+    entries = last.groupby("step")["entries"].sum()
+    norms = last.groupby("step")["norm"].sum(skipna=False)
+    for step, rows in bins.groupby("step"):
+        counts = rows.groupby(["low", "high"])["count"].sum().iloc[::-1]
+        low, high = (counts.index.get_level_values(at).to_numpy(float) for at in (0, 1))
+        # Relative to the largest, so that no square overflows.
+        middles = np.where(np.isfinite(high), (low / low[0] + high / low[0]) / 2, 1.0)
+        numbers = counts.to_numpy(float)
+        squares = numbers * middles**2
+        if not (squares.sum() > 0 and np.isfinite(norms.get(step, math.nan))):
+            return math.nan, math.nan
+        until, energy = (np.concatenate([[0.0], np.cumsum(part)]) for part in (numbers, squares))
+        found.append(
+            [np.interp(top * entries[step], until, energy) / energy[-1] for top in (0.01, 0.1)]
+        )
+    if not found:
+        return math.nan, math.nan
+    first, tenth = np.mean(found, axis=0)
+    return float(first), float(tenth)
 
 
 def _mask_summaries(masks: pd.DataFrame, names: set[str], since: int) -> list[MaskSummary]:
@@ -291,7 +370,7 @@ def _median(bins: pd.DataFrame) -> float:
     counts = bins.groupby(["low", "high"])["count"].sum()
     running = counts.to_numpy().cumsum()
     low, high = counts.index[int(np.searchsorted(running, running[-1] / 2))]
-    return math.sqrt(low * high)
+    return math.sqrt(low) * math.sqrt(high)
 
 
 def _faults(tensors: pd.DataFrame) -> list[Fault]:

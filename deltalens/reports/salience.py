@@ -39,6 +39,11 @@ class Pair:
         return 2 * self.jaccard / (1 + self.jaccard)
 
     @property
+    def labels(self) -> str:
+        """Both metrics, as a sentence names them."""
+        return f"{label_of(self.one)} and {label_of(self.other)}"
+
+    @property
     def times_chance(self) -> float:
         """The Jaccard index over that of random masks; NaN if that is 0."""
         return self.jaccard / self.chance if self.chance else math.nan
@@ -77,11 +82,13 @@ class SalienceSummary:
             part: `agreement` (of metrics), `sample`, or `fine-tune`.
 
         Returns:
-            The overlap of each metric's mask with the other mask that is named.
+            The overlap of each metric's mask with the other mask that is named; one that is no
+            number is left out.
         """
         wide = self._wide(part)
-        if wide.empty:
+        if "jaccard" not in wide:
             return []
+        wide = wide[wide["jaccard"].notna()]
         return [
             Pair(str(names[0]), str(names[1]), float(jaccard), float(chance))
             for names, jaccard, chance in zip(
@@ -210,20 +217,20 @@ class SalienceSummary:
         # With the expectation inside, Taylor-FO is SNIP squared.
         same = [pair for pair in pairs if pair.jaccard == 1]
         for pair in same:
-            yield f"{label_of(pair.one)} and {label_of(pair.other)} choose the same weights"
+            yield f"{pair.labels} choose the same weights"
         others = [pair for pair in pairs if pair.jaccard < 1]
         if len(others) == 1:
             (only,) = others
             yield (
-                f"{_and(only)} share {100 * only.shared:.0f} % of their weights "
+                f"{only.labels} share {100 * only.shared:.0f} % of their weights "
                 f"({_against_chance(only)})"
             )
         if len(others) > 1:
             most = max(others, key=lambda pair: pair.jaccard)
             least = min(others, key=lambda pair: pair.jaccard)
             yield (
-                f"{_and(most)} agree most: they share {100 * most.shared:.0f} % of their weights "
-                f"({_against_chance(most)}); {_and(least)} least: {100 * least.shared:.1f} % "
+                f"{most.labels} agree most: they share {100 * most.shared:.0f} % of their weights "
+                f"({_against_chance(most)}); {least.labels} least: {100 * least.shared:.1f} % "
                 f"({_against_chance(least)})"
             )
 
@@ -339,10 +346,6 @@ _PARTS = {"agreement": "agreement", "samples": "sample", "fine_tune": "fine-tune
 
 def _index(pair: Pair | None) -> str:
     return "-" if pair is None or math.isnan(pair.jaccard) else f"{pair.jaccard:.3f}"
-
-
-def _and(pair: Pair) -> str:
-    return f"{label_of(pair.one)} and {label_of(pair.other)}"
 
 
 def _against_chance(pair: Pair) -> str:

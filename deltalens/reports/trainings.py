@@ -24,6 +24,7 @@ from deltalens.io.tables import Table, is_finite, over_seeds
 from deltalens.reports.beside_paper import ranking_beside_paper
 from deltalens.reports.budgets import budget_of, leads, masks_apart, with_labels
 from deltalens.reports.learning_rates import RateGrid, rate_shown
+from deltalens.reports.wording import name_of_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,8 +102,9 @@ class SweepSummary:
 
     def _setting(self, value: Any) -> str:
         """A setting with the name of its axis: `mask ratio 0.1`, `blocks 4-7`."""
-        name = "blocks" if self.axis == "group" else self.axis.replace("_", " ")
-        return f"{name} {_shown(value)}"
+        if self.axis == "group":
+            return name_of_blocks(str(value))
+        return f"{self.axis.replace('_', ' ')} {_shown(value)}"
 
     def _ranked(self, metric: str, frame: pd.DataFrame, better: Better) -> str:
         means = over_seeds(frame.groupby("method", sort=False)["value"])

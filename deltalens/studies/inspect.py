@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deltalens.catalog.layers import tensor_rank
 from deltalens.catalog.studies import STUDIES
 from deltalens.io.matching import pair
 from deltalens.io.pairing import Pairing, TensorPair
@@ -187,7 +188,8 @@ class _Groups:
     sums contain a histogram, and every tensor outside the blocks is a layer of its own."""
 
     def __init__(self, pairing: Pairing) -> None:
-        keys = [key for tensor in pairing.pairs for key in _keys(tensor.name)]
+        names = sorted((tensor.name for tensor in pairing.pairs), key=tensor_rank)
+        keys = [key for name in names for key in _keys(name)]
         self._left = Counter(keys)
         self._sums: dict[tuple[str, str], _Tally] = {}
         # The keys fix the order of the result.

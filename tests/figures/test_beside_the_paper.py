@@ -82,6 +82,12 @@ def test_the_model_before_training_and_the_average_have_a_place(tmp_path: Path) 
     assert average["GMT"].startswith("65.0")
 
 
+def test_other_data_are_not_taken_for_the_papers_average(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", METHODS, sets=("maths_test", "code_test"))
+    (drawing,) = draw_named("gmt-tab2", folder)
+    assert "Beside the paper" not in drawing.texts["md"]
+
+
 def test_several_domains_share_a_figure_and_a_table(tmp_path: Path) -> None:
     maths = write_sweep(tmp_path / "maths", METHODS, sets=("gsm8k_test", "math_test"))
     code = write_sweep(tmp_path / "code", METHODS, sets=("humaneval", "mbpp"))

@@ -30,6 +30,14 @@ def test_lines_with_equal_numbers_are_named_with_their_panel() -> None:
     assert both == "On the same line: GMT and random mask (maths, exact match; code, loss)."
 
 
+def test_many_panels_are_counted_instead_of_named() -> None:
+    panels = [panel(name) for name in ("maths", "code", "general", "chat")]
+    for axis in panels[1:]:
+        axis.plot([0, 1], [10, 20], label="GMT")
+        axis.plot([0, 1], [10, 20], label="SFT")
+    assert coinciding_note(panels) == "On the same line: GMT and SFT (in 3 of 4 panels)."
+
+
 def test_a_level_coincides_with_a_line_that_is_level_and_with_no_other() -> None:
     axis = panel()
     axis.axhline(10, label="SFT")

@@ -70,14 +70,15 @@ def test_the_command_that_makes_a_study_can_be_typed(command: str) -> None:
 def test_the_ending_says_the_format(tmp_path: Path, ending: str, begins: bytes) -> None:
     sweep = write_sweep(tmp_path / "s", EXACT)
     out = tmp_path / f"table.{ending}"
-    said = typed("figure", "gmt-tab1", str(sweep), "-o", str(out))
+    assert "One-off Drop" not in typed("figure", "gmt-tab1", str(sweep), "-o", str(out)).output
+    said = typed("figure", "gmt-tab1", str(sweep), "-o", str(out), "--paper")
     assert said.exit_code == 0, said.output
     assert out.read_bytes().startswith(begins)
     assert f"drawn: {out}" in said.output
     assert "One-off Drop" in said.output  # of the paper's rows, on the terminal
     assert not [*sweep.glob("gmt_*")]
     first = out.read_bytes()
-    draw_figure("gmt-tab1", sweep, out)
+    draw_figure("gmt-tab1", sweep, out, paper=True)
     assert out.read_bytes() == first
 
 

@@ -10,6 +10,7 @@ import pytest
 from deltalens.figures import draw_named
 from deltalens.figures.floors import above_floor, floor_note
 from tests.support.gmt_studies import EXACT, write_sweep
+from tests.support.mft_studies import write_study
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,25 @@ def test_a_share_under_the_floor_has_no_panel_in_a_mask_ratio_sweep(tmp_path: Pa
         assert [axis.get_ylabel() for axis in drawing.figure.axes] == labels
         caption = " ".join(drawing.figure.get_supxlabel().split())
         assert ("not drawn: exact match of maths." in caption) == (name == "low")
+
+
+@pytest.mark.parametrize(("trained", "shown"), [(0.9, 2), (0.04, 1)])
+def test_a_share_that_only_the_untrained_model_lacks_has_its_panel(
+    trained: float, shown: int, tmp_path: Path
+) -> None:
+    values = {("ft", 0, 0): 0.0, ("gmt", 0.5, 0): trained, ("gmt", 1.0, 0): trained}
+    (drawing,) = draw_named("gmt-data", write_study(tmp_path / "s", "data-ratio-sweep", values))
+    visible = [axis for axis in drawing.figure.axes if axis.get_visible()]
+    assert len(visible) == shown
+    said = "Under 5 % by every method, and not drawn: exact match"
+    assert (said in " ".join(drawing.figure.get_supxlabel().split())) == (shown == 1)
+
+
+@pytest.mark.parametrize(("trained", "scale"), [(0.995, "log"), (0.9, "linear")])
+def test_losses_that_lie_decades_apart_have_a_logarithmic_axis(
+    trained: float, scale: str, tmp_path: Path
+) -> None:
+    values = {("ft", 0, 0): 0.0, ("gmt", 0.5, 0): trained, ("gmt", 1.0, 0): trained}
+    (drawing,) = draw_named("gmt-data", write_study(tmp_path / "s", "data-ratio-sweep", values))
+    exact, loss = (axis for axis in drawing.figure.axes if axis.get_visible())
+    assert (exact.get_yscale(), loss.get_yscale()) == ("linear", scale)

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from deltalens.cli.main import app
 from deltalens.errors import DeltaLensError
-from deltalens.figures import draw, draw_figure, table_picture
+from deltalens.figures import draw, draw_named, table_picture
 from deltalens.figures.tables import Block, Entry, TableFigure
 from deltalens.io.records import load_study
 from deltalens.reports.trainings import summarize_sweep
-from tests.support.drawn_tables import Row, entry
+from tests.support.drawn_tables import Row, draw_whole, entry
 from tests.support.gmt_studies import EXACT, Point, write_efficiency, write_sweep
 
 
@@ -39,7 +39,7 @@ def only(values: Mapping[Point, float], *seeds: int) -> dict[Point, float]:
 
 def test_a_cell_is_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", EXACT)
-    draw_figure("gmt-tab1", folder)
+    draw_whole("gmt-tab1", folder)
     rows = rows_of(folder, "gmt_tab1")
     sft = entry(rows, "exact match", method="SFT")
     assert float(sft["value"]) == pytest.approx(100 * statistics.mean([0.5, 0.7]))
@@ -56,7 +56,7 @@ def test_a_cell_is_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
 
 def test_plain_training_by_preferences_is_called_dpo(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", EXACT, objective="dpo")
-    draw_figure("gmt-tab1", folder)
+    draw_whole("gmt-tab1", folder)
     methods = {row["method"] for row in rows_of(folder, "gmt_tab1")}
     assert {"DPO", "GMT"} <= methods
     assert "SFT" not in methods
@@ -72,7 +72,7 @@ def test_plain_training_by_preferences_is_called_dpo(tmp_path: Path) -> None:
 
 def test_the_best_is_marked_whichever_way_is_good(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", EXACT)
-    draw_figure("gmt-tab1", folder)
+    draw_whole("gmt-tab1", folder)
     best = [
         (row["method"], row["column"][:4])
         for row in rows_of(folder, "gmt_tab1")
@@ -84,28 +84,28 @@ def test_the_best_is_marked_whichever_way_is_good(tmp_path: Path) -> None:
 
 def test_a_method_stands_at_its_best_ratio_or_at_the_one_named(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", EXACT)
-    draw_figure("gmt-tab1", folder)
+    draw_whole("gmt-tab1", folder)
     assert entry(rows_of(folder, "gmt_tab1"), "exact", method="GMT")["mask ratio"] == "0.2"
     assert "chosen on the very data" in (folder / "gmt_tab1.md").read_text()
-    draw_figure("gmt-tab1", folder, ratio=0.9)
+    draw_whole("gmt-tab1", folder, ratio=0.9)
     named = entry(rows_of(folder, "gmt_tab1"), "exact", method="GMT")
     assert (named["mask ratio"], named["text"]) == ("0.9", "57.0 ± 14.1")
     assert "chose nothing" in (folder / "gmt_tab1.md").read_text()
     with pytest.raises(DeltaLensError, match=r"no mask ratio 0\.3; it has 0, 0\.2, 0\.5, 0\.9"):
-        draw_figure("gmt-tab1", folder, ratio=0.3)
+        draw_whole("gmt-tab1", folder, ratio=0.3)
 
 
 def test_plain_fine_tuning_does_not_pass_for_a_method(tmp_path: Path) -> None:
     """Ratio 0 is SFT: it is best here, and GMT is shown at a ratio of its own all the same."""
     values = {point: 0.9 if point[1] == 0 else value for point, value in EXACT.items()}
     folder = write_sweep(tmp_path / "s", values)
-    draw_figure("gmt-tab1", folder)
+    draw_whole("gmt-tab1", folder)
     assert entry(rows_of(folder, "gmt_tab1"), "exact", method="GMT")["mask ratio"] == "0.2"
 
 
 def test_with_one_seed_there_is_no_deviation(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", only(EXACT, 0))
-    draw_figure("gmt-tab1", folder)
+    draw_whole("gmt-tab1", folder)
     sft = entry(rows_of(folder, "gmt_tab1"), "exact match", method="SFT")
     assert (sft["text"], sft["deviation"], sft["seeds"]) == ("50.0", "", "1")
 
@@ -113,7 +113,7 @@ def test_with_one_seed_there_is_no_deviation(tmp_path: Path) -> None:
 def test_a_study_that_is_not_finished_leaves_gaps_and_says_so(tmp_path: Path) -> None:
     done = {point: EXACT[point] for point in list(EXACT)[:4]}  # sft, and gmt at ratio 0
     folder = write_sweep(tmp_path / "s", done)
-    draw_figure("gmt-tab1", folder)
+    draw_whole("gmt-tab1", folder)
     rows = rows_of(folder, "gmt_tab1")
     for method in ("GMT", "HFT"):
         assert entry(rows, "exact match", method=method)["text"] == "–"
@@ -124,8 +124,8 @@ def test_a_study_that_is_not_finished_leaves_gaps_and_says_so(tmp_path: Path) ->
 def test_a_ratio_with_a_single_lucky_seed_does_not_compete(tmp_path: Path) -> None:
     values = {point: value for point, value in EXACT.items() if point[0] == "sft" or point[1] < 0.5}
     folder = write_sweep(tmp_path / "s", {**values, ("gmt", 0.5, 0): 0.99})
-    draw_figure("gmt-tab1", folder)
-    draw_figure("gmt-tab4", folder)
+    draw_whole("gmt-tab1", folder)
+    draw_whole("gmt-tab4", folder)
     assert entry(rows_of(folder, "gmt_tab1"), "exact", method="GMT")["mask ratio"] == "0.2"
     assert (
         entry(rows_of(folder, "gmt_tab4"), "best", method="GMT", metric="exact match (%)")["text"]
@@ -135,7 +135,7 @@ def test_a_ratio_with_a_single_lucky_seed_does_not_compete(tmp_path: Path) -> No
 
 def test_a_training_that_diverged_is_not_left_out_of_the_mean(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", {**EXACT, ("sft", 0.0, 1): float("nan")})
-    draw_figure("gmt-tab1", folder)
+    draw_whole("gmt-tab1", folder)
     sft = entry(rows_of(folder, "gmt_tab1"), "exact match", method="SFT")
     assert (sft["text"], sft["best"]) == ("nan", "0")
 
@@ -160,13 +160,13 @@ def test_one_data_set_has_no_second_table(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", EXACT)
     assert "gmt_tab2" not in {path.stem for path in draw(folder)}
     with pytest.raises(DeltaLensError, match="several data sets"):
-        draw_figure("gmt-tab2", folder)
+        draw_whole("gmt-tab2", folder)
 
 
 def test_best_ratios_and_those_within_one_standard_error(tmp_path: Path) -> None:
     """At 20 %: mean 70, deviation 15.6, standard error 11. 60 (0) and 65 (50 %) lie within."""
     folder = write_sweep(tmp_path / "s", EXACT)
-    draw_figure("gmt-tab4", folder)
+    draw_whole("gmt-tab4", folder)
     rows = [row for row in rows_of(folder, "gmt_tab4") if row["metric"] == "exact match (%)"]
     assert entry(rows, "best", method="GMT")["text"] == "20"
     assert entry(rows, "its value", method="GMT")["text"] == "70.0 ± 15.6"
@@ -181,7 +181,7 @@ def test_with_one_seed_the_standard_error_is_the_measurements(tmp_path: Path) ->
     for other, near in ((0.54, "20"), (0.57, "20, 50")):
         folder = tmp_path / near
         write_sweep(folder, {**only(EXACT, 0), ("gmt", 0.5, 0): other})
-        draw_figure("gmt-tab4", folder)
+        draw_whole("gmt-tab4", folder)
         assert (
             entry(rows_of(folder, "gmt_tab4"), "within", metric="exact match (%)")["text"] == near
         )
@@ -189,20 +189,28 @@ def test_with_one_seed_the_standard_error_is_the_measurements(tmp_path: Path) ->
 
 def test_the_best_ratio_stands_beside_that_of_the_domain(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", EXACT, sets=("gsm8k_test",), model="Mistral-7B-v0.1")
-    draw_figure("gmt-tab4", folder)
+    draw_whole("gmt-tab4", folder)
     beside = rows_of(folder, "gmt_tab4", "beside")
     assert {row["the paper's model"] for row in beside} == {"MISTRAL-7B"}
     texts = {row["whose"]: row["text"] for row in beside}
     assert texts == {"this study": "20", "the paper": "20", "difference": "0"}
     other = write_sweep(tmp_path / "o", EXACT, sets=("maths_test",))
-    draw_figure("gmt-tab4", other)
+    draw_whole("gmt-tab4", other)
     assert rows_of(other, "gmt_tab4", "beside") == []
+
+
+def test_data_of_two_trainings_are_told_apart_in_table_4(tmp_path: Path) -> None:
+    maths = write_sweep(tmp_path / "a", EXACT, sets=("maths_test",), data=["maths_train", 9, ""])
+    mixed = write_sweep(tmp_path / "b", EXACT, sets=("maths_test",), data=["mixture", 9, ""])
+    (drawing,) = draw_named("gmt-tab4", [maths, mixed])
+    for name in ("maths_train → maths_test", "mixture → maths_test"):
+        assert name in drawing.texts["md"]
 
 
 def test_efficiency_is_told_in_medians_of_pairs(tmp_path: Path) -> None:
     speeds = {"sft": [10.0, 20.0, 40.0], "gmt": [9.0, 16.0, 38.0]}
     folder = write_efficiency(tmp_path / "s", speeds)
-    draw_figure("gmt-tab3", folder)
+    draw_whole("gmt-tab3", folder)
     rows = rows_of(folder, "gmt_tab3")
     assert entry(rows, "samples/s", method="Vanilla SFT")["text"] == "20.00"
     assert entry(rows, "relative", method="GMT")["text"] == "0.900 [0.820–0.940]"
@@ -222,7 +230,7 @@ def test_efficiency_is_told_in_medians_of_pairs(tmp_path: Path) -> None:
 
 def test_the_papers_rows_stand_as_printed_with_their_best(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", EXACT)
-    draw_figure("gmt-tab1", folder)
+    draw_whole("gmt-tab1", folder)
     rows = rows_of(folder, "gmt_tab1", "paper")
     own = [row for row in rows if row["model"] == "LLAMA3-8B" and row["column"] == "GSM8k"]
     assert [(row["method"], row["text"], row["best"]) for row in own] == [
@@ -257,8 +265,8 @@ def test_the_order_in_which_cells_finished_does_not_show(tmp_path: Path) -> None
     forth = write_sweep(tmp_path / "a", EXACT)
     back = write_sweep(tmp_path / "b", dict(reversed(EXACT.items())))
     for folder in (forth, back):
-        draw_figure("gmt-tab1", folder)
-        draw_figure("gmt-tab4", folder)
+        draw_whole("gmt-tab1", folder)
+        draw_whole("gmt-tab4", folder)
     for name in ("gmt_tab1.csv", "gmt_tab4.csv"):
         assert (forth / name).read_bytes() == (back / name).read_bytes()
 
@@ -276,7 +284,7 @@ def test_an_empty_study_or_one_of_another_kind_is_refused(tmp_path: Path) -> Non
         ("gmt-tab4", other),
     ):
         with pytest.raises(DeltaLensError, match="finished cells"):
-            draw_figure(name, folder)
+            draw_whole(name, folder)
     assert not [*empty.glob("gmt_*"), *other.glob("gmt_*")]
 
 

@@ -21,7 +21,7 @@ from tests.figures.test_training_picture import step, write
 from tests.reports import test_drop_summary as drops
 from tests.support.edits import edit
 from tests.support.gmt_studies import EXACT, write_sweep
-from tests.support.mft_studies import RATIOS, write_study
+from tests.support.mft_studies import COMPARED, RATIOS, write_study
 
 
 def title(figure: Figure) -> str:
@@ -199,19 +199,21 @@ def test_tables_on_slides_are_drawn_as_on_paper_with_more_dots(tmp_path: Path) -
     """Their words stand where they fit; a narrower page would lay them over each other."""
     sweep = write_sweep(tmp_path / "t", EXACT)
     paper, slides = (
-        draw_for("gmt-tab1", sweep, medium=medium)[0].figure for medium in ("paper", "slides")
+        draw_for("gmt-tab1", sweep, medium=medium, titles="off")[0].figure
+        for medium in ("paper", "slides")
     )
     assert [*paper.get_size_inches()] == [*slides.get_size_inches()]
     assert slides.dpi > paper.dpi
 
 
-def test_the_papers_rows_are_folded_away_beside_a_study_and_shown_by_name(tmp_path: Path) -> None:
+def test_the_papers_rows_are_folded_away_unless_they_are_asked_for(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "t", EXACT)
     for words, shown in (
         (("plot", sweep), False),
         (("plot", sweep, "--paper"), True),
         (("plot", sweep), False),
-        (("figure", "gmt-tab1", sweep), True),
+        (("figure", "gmt-tab1", sweep), False),
+        (("figure", "gmt-tab1", sweep, "--paper"), True),
     ):
         typed(*words)
         text = (sweep / "gmt_tab1.md").read_text()
@@ -226,10 +228,81 @@ def test_the_papers_rows_are_folded_away_beside_a_study_and_shown_by_name(tmp_pa
 @pytest.mark.parametrize("name", [*TABLES_DRAWN])
 def test_a_folded_table_keeps_every_row_of_the_study(tmp_path: Path, name: str) -> None:
     folder = TABLES_DRAWN[name](tmp_path / "study")
-    (whole,) = draw_for(name, folder)
-    with drawn_for(paper_rows=False):
-        (folded,) = draw_for(name, folder)
-    own = [table for table in whole.tables if not table.title.startswith("The paper")]
-    assert [table.title for table in folded.tables] == [table.title for table in own]
-    assert [table.rows for table in folded.tables] == [table.rows for table in own]
-    assert folded.tables
+    (whole,) = draw_for(name, folder, paper=True)
+    (folded,) = draw_for(name, folder)
+    own, kept = (
+        [table for table in drawn.tables if not table.title.startswith(others)]
+        for drawn in (whole, folded)
+        for others in [("The paper", "Beside the paper")]
+    )
+    assert [table.title for table in kept] == [table.title for table in own]
+    assert [table.rows for table in kept] == [table.rows for table in own]
+    assert kept
+
+
+def test_a_table_names_its_models_where_pictures_have_titles(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "t", EXACT, model="small-1B", data=["maths_train", 9, "d"])
+    name = "small-1B, maths_train → maths"
+    for titles in ("on", "off", "auto"):
+        (drawing,) = draw_for("gmt-tab1", sweep, titles=titles)  # type: ignore[arg-type]
+        words = [text.get_text() for text in drawing.figure.axes[0].texts]
+        assert (name in words) == (titles == "on")
+        assert (f"\n\n{name}\n\n" in drawing.texts["md"].replace("\\", "")) == (titles == "on")
+        # A float of LaTeX has a caption, whatever stands in the picture.
+        assert "This study: maths (small-1B, " in drawing.texts["tex"]
+        if titles == "on":
+            assert words[0] == name
+
+
+def test_a_long_name_on_a_table_is_cut_in_the_middle_and_runs_over_nothing(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "t", EXACT, model="m" * 400 + "-7B", data=["rows", 9, "d"])
+    (drawing,) = draw_for("gmt-tab1", sweep, titles="on")
+    figure = drawing.figure
+    figure.canvas.draw()
+    texts = [text for text in figure.axes[0].texts if text.get_text()]
+    first = texts[0].get_text()
+    assert "…" in first
+    assert first.endswith("-7B, rows → maths")
+    box, *others = (text.get_window_extent() for text in texts)
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert not any(box.overlaps(other) for other in others)
+
+
+BENCHMARK = ("gsm8k_test", "math_test")
+
+
+@pytest.mark.parametrize(
+    ("model", "foreign"),
+    [("Meta-Llama-3-8B", False), ("small-1B", True), ("", True)],
+)
+def test_rows_beside_other_models_than_the_studys_are_folded_away(
+    tmp_path: Path, model: str, foreign: bool
+) -> None:
+    sweep = write_sweep(tmp_path / "t", EXACT, sets=BENCHMARK, model=model)
+    (shown,) = draw_for("gmt-tab1", sweep)
+    beside = [table.title for table in shown.tables if table.title.startswith("Beside")]
+    assert beside == ([] if foreign else ["Beside the paper: LLAMA3-8B, math reasoning"])
+    assert ("- Beside the paper" in shown.texts["md"]) != foreign
+    assert "No data of this study" not in shown.texts["md"]
+    assert "MISTRAL" not in "".join(shown.texts.values())
+    (whole,) = draw_for("gmt-tab1", sweep, paper=True)
+    assert "Beside the paper: LLAMA3-8B, math reasoning" in {one.title for one in whole.tables}
+    assert "- Beside the paper" in whole.texts["md"]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "shown"),
+    [
+        ("mft-tab1", "Llama-2-7b-hf", True),
+        ("mft-tab2", "Llama-2-7b-hf", False),
+        ("mft-tab2", "Llama-3.1-8B", True),
+        ("mft-tab5", "small-1B", False),
+    ],
+)
+def test_tables_of_one_model_stand_beside_studies_of_that_model(
+    tmp_path: Path, name: str, model: str, shown: bool
+) -> None:
+    facts = {"base": f"/models/{model}"}
+    folder = write_study(tmp_path / "s", "comparison", COMPARED, sets=("gsm8k_test",), facts=facts)
+    (drawing,) = draw_for(name, folder)
+    assert any(table.title.startswith("Beside") for table in drawing.tables) == shown

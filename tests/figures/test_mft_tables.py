@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from deltalens.errors import RecordError
-from deltalens.figures import draw, draw_figure
+from deltalens.figures import draw
 from deltalens.figures.mft_studies import load
+from tests.support.drawn_tables import draw_whole
 from tests.support.mft_studies import COMPARED, RATIOS, Values, write_study
 
 Row = dict[str, str]
@@ -40,7 +41,7 @@ def less(by: float) -> Values:
 
 def test_a_place_is_mean_and_deviation_over_seeds_of_the_cells(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "s", blocks="4-7", mask_ratio="0.1")
-    draw_figure("mft-tab1", folder)
+    draw_whole("mft-tab1", folder)
     rows = rows_of(folder, "mft_tab1")
     frame = load(folder, "comparison").record.cells
     own = frame[(frame["method"] == "mft") & (frame["metric"] == "exact_match")]["value"]
@@ -62,7 +63,7 @@ def test_lora_beside_the_papers_is_the_one_from_the_base(tmp_path: Path) -> None
     values = {**COMPARED, ("lora-continued", 0): 0.4, ("lora-on-ft", 0): 0.6}
     now, before = comparison(tmp_path / "now", values), comparison(tmp_path / "before", settings={})
     for folder in (now, before):
-        draw_figure("mft-tab1", folder)
+        draw_whole("mft-tab1", folder)
     rows = rows_of(now, "mft_tab1")
     order = list(dict.fromkeys(row["method"] for row in rows))
     assert order[:6] == ["base", "LoRA", "continued LoRA", "FFT", "continued FFT", "LoRA on FFT"]
@@ -74,7 +75,7 @@ def test_lora_beside_the_papers_is_the_one_from_the_base(tmp_path: Path) -> None
 
 def test_plain_training_by_preferences_is_dpo(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "s", objective="dpo")
-    draw_figure("mft-tab1", folder)
+    draw_whole("mft-tab1", folder)
     methods = {row["method"] for row in rows_of(folder, "mft_tab1")}
     assert "DPO" in methods
     assert "continued FFT" not in methods
@@ -82,7 +83,7 @@ def test_plain_training_by_preferences_is_dpo(tmp_path: Path) -> None:
 
 def test_numbers_on_the_way_are_not_those_at_the_end(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "s", measured_at=(50, 100))
-    draw_figure("mft-tab1", folder)
+    draw_whole("mft-tab1", folder)
     found = entry(rows_of(folder, "mft_tab1"), "maths_test, exact", method="MFT")
     assert (found["text"], found["seeds"]) == ("74.0 ± 4.2", "2")
 
@@ -90,7 +91,7 @@ def test_numbers_on_the_way_are_not_those_at_the_end(tmp_path: Path) -> None:
 def test_each_domain_stands_on_its_own_data(tmp_path: Path) -> None:
     maths = comparison(tmp_path / "maths", sets=THREE)
     code = comparison(tmp_path / "code", less(0.2), sets=THREE, trained_on="code_train")
-    draw_figure("mft-tab2", [maths, code])
+    draw_whole("mft-tab2", [maths, code])
     rows = rows_of(maths, "mft_tab2")
     assert entry(rows, "maths_test, exact", method="MFT")["text"] == "74.0 ± 4.2"
     # The second data set lies 10 points below the first, and this study 20 below the other.
@@ -101,7 +102,7 @@ def test_each_domain_stands_on_its_own_data(tmp_path: Path) -> None:
 
 def test_data_whose_names_tell_no_domain_are_all_shown(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "s", trained_on="train", sets=("gsm8k", "mbpp"))
-    draw_figure("mft-tab1", folder)
+    draw_whole("mft-tab1", folder)
     columns = {row["column"].partition(",")[0] for row in rows_of(folder, "mft_tab1")}
     beside_the_paper = {"GSM8K"}
     assert columns == {"train → gsm8k", "train → mbpp", "seeds"} | beside_the_paper
@@ -109,7 +110,7 @@ def test_data_whose_names_tell_no_domain_are_all_shown(tmp_path: Path) -> None:
 
 def test_fine_tunes_on_a_mixture_are_the_lower_half(tmp_path: Path) -> None:
     upper, lower = comparison(tmp_path / "a"), comparison(tmp_path / "b", less(0.1))
-    draw_figure("mft-tab1", upper, mixed=[lower])
+    draw_whole("mft-tab1", upper, mixed=[lower])
     rows = rows_of(upper, "mft_tab1")
     exact = {
         row["block"]: row["text"]
@@ -125,7 +126,7 @@ def test_fine_tunes_on_a_mixture_are_the_lower_half(tmp_path: Path) -> None:
 def test_every_model_stands_on_every_data_set(tmp_path: Path) -> None:
     maths = comparison(tmp_path / "maths", sets=THREE)
     code = comparison(tmp_path / "code", less(0.2), sets=THREE, trained_on="code_train")
-    draw_figure("mft-tab5", [maths, code])
+    draw_whole("mft-tab5", [maths, code])
     rows = [row for row in rows_of(maths, "mft_tab5") if "exact" in row["block"]]
     for domain, below in (("maths", 0), ("code", 20)):
         for place, name in enumerate(THREE):
@@ -144,7 +145,7 @@ def test_a_threshold_stands_beside_a_ratio(tmp_path: Path) -> None:
     local = comparison(tmp_path / "local", less(0.01), mask_ratio="0.1")
     globally = comparison(tmp_path / "global", threshold=-0.035, mask_ratio="0.1")
     for order in ((local, globally), (globally, local)):
-        draw_figure("mft-tab3", order)
+        draw_whole("mft-tab3", order)
         rows = rows_of(order[0], "mft_tab3")
         texts = {row["method"]: row["text"] for row in rows if "exact" in row["column"]}
         assert texts == {
@@ -155,13 +156,13 @@ def test_a_threshold_stands_beside_a_ratio(tmp_path: Path) -> None:
             "global MFT (threshold -0.035)": "74.0 ± 4.2",
         }
     with pytest.raises(RecordError, match="no comparison with a threshold"):
-        draw_figure("mft-tab3", local)
+        draw_whole("mft-tab3", local)
 
 
 def test_the_papers_rows_stand_as_printed(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "s", threshold=-0.035)
     for name in TABLES:
-        draw_figure(name, folder)
+        draw_whole(name, folder)
     first = rows_of(folder, "mft_tab1", "paper")
     mixed = {"setting": "Mixed Domain", "method": "Continued FFT"}
     assert entry(first, "HumanEval+", **mixed)["text"] == "18.3 (-8.6)"
@@ -179,7 +180,7 @@ def test_the_papers_rows_stand_as_printed(tmp_path: Path) -> None:
 def test_with_one_seed_there_is_no_deviation(tmp_path: Path) -> None:
     values = {setting: value for setting, value in COMPARED.items() if setting[-1] == 0}
     folder = comparison(tmp_path / "s", values, seeds=1)
-    draw_figure("mft-tab1", folder)
+    draw_whole("mft-tab1", folder)
     found = entry(rows_of(folder, "mft_tab1"), "maths_test, exact", method="MFT")
     assert (found["text"], found["deviation"], found["seeds"]) == ("71.0", "", "1")
     assert "not finished" not in (folder / "mft_tab1.md").read_text()
@@ -188,7 +189,7 @@ def test_with_one_seed_there_is_no_deviation(tmp_path: Path) -> None:
 def test_a_study_that_is_not_finished_leaves_gaps_and_says_so(tmp_path: Path) -> None:
     values = dict(list(COMPARED.items())[:3])
     folder = comparison(tmp_path / "s", values, methods=["base", "ft", "sft", "mft"])
-    draw_figure("mft-tab1", folder)
+    draw_whole("mft-tab1", folder)
     assert entry(rows_of(folder, "mft_tab1"), "maths_test, exact", method="MFT")["text"] == "–"
     said = "maths is not finished: 1 of 2 seeds of continued FFT, nothing of MFT yet."
     assert said in (folder / "mft_tab1.md").read_text()
@@ -198,11 +199,11 @@ def test_what_cannot_stand_together_is_refused(tmp_path: Path) -> None:
     one, same = comparison(tmp_path / "a"), comparison(tmp_path / "b")
     for name in ("mft-tab1", "mft-tab5"):
         with pytest.raises(RecordError, match="a second comparison of the domain 'maths'"):
-            draw_figure(name, [one, same])
+            draw_whole(name, [one, same])
     other = [["maths_test", 200, "other"]]
     code = comparison(tmp_path / "c", trained_on="code_train", eval_data=other)
     with pytest.raises(RecordError, match="'maths_test' has other rows than in"):
-        draw_figure("mft-tab6", [one, code])
+        draw_whole("mft-tab6", [one, code])
 
 
 def test_an_empty_study_or_one_of_another_kind_is_refused(tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_an_empty_study_or_one_of_another_kind_is_refused(tmp_path: Path) -> Non
     for name in TABLES:
         for folder in (empty, sweep):
             with pytest.raises(RecordError, match="no comparison with finished cells"):
-                draw_figure(name, folder)
+                draw_whole(name, folder)
     assert not [*empty.glob("mft_*"), *sweep.glob("mft_*")]
 
 

@@ -68,6 +68,21 @@ def test_curve_over_a_line_passes_through_every_marked_model(tmp_path: Path) -> 
     assert [*points] == sorted(points)
 
 
+def test_models_off_two_planes_share_an_entry_of_the_legend(tmp_path: Path) -> None:
+    grid = {(float(a), float(b), "grid"): 1.0 + a for a in range(4) for b in range(4)}
+    folders = []
+    for far in (1.5, 2.5):
+        marks = [mark("fine-tuned-on-instructions", "origin", 0.0), mark("more", "b", 2.0)]
+        marks += [mark("masked", "c", 0.0, 2.0), mark("base", "base", 1.0, 1.0)]
+        marks[-1]["distance"] = far
+        folders.append(write_landscape(tmp_path / f"{far}", "checkpoints", marks, grid))
+    (drawing,) = draw_named("mft-fig6", folders)
+    (legend,) = drawing.figure.legends
+    said = [text.get_text() for text in legend.get_texts()]
+    assert said.count("base (projected, 1.5 and 2.5 off the planes)") == 1
+    assert len(said) == 4
+
+
 def test_model_without_a_finite_value_is_a_gap_in_the_curve(tmp_path: Path) -> None:
     marks = [mark("ft", "origin", 0.3), mark("other", "b", 1.5)]
     grid = {(a, 0.0, "grid"): 2.0 for a in (-1.0, 0.0, 1.0, 2.0, 3.0)}
@@ -139,7 +154,7 @@ def test_unchanged_entries_are_a_shade_and_no_line_that_could_be_an_axis(tmp_pat
 def test_second_numbers_of_the_paper_are_called_distances_and_are_no_deviations(
     tmp_path: Path, name: str, more: dict[str, Any]
 ) -> None:
-    draw_figure(name, write_study(tmp_path, "comparison", COMPARED, **more))
+    draw_figure(name, write_study(tmp_path, "comparison", COMPARED, **more), paper=True)
     file = name.replace("-", "_")
     text = (tmp_path / f"{file}.md").read_text()
     ours, paper = text.split("**The paper", 1)

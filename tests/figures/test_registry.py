@@ -62,7 +62,7 @@ def test_a_twin_table_has_its_own_number_and_the_papers_own_rows(tmp_path: Path)
     folder = write_study(tmp_path / "s", "comparison", COMPARED)
     texts = []
     for number in (1, 2):
-        draw_figure(f"mft-tab{number}", folder)
+        draw_figure(f"mft-tab{number}", folder, paper=True)
         texts.append((folder / f"mft_tab{number}.md").read_text())
         assert texts[-1].startswith(f"# MFT, Table {number}: ")
     ours, papers = zip(*(text.split("**The paper", 1) for text in texts), strict=True)

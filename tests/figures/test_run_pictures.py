@@ -84,6 +84,13 @@ def test_layers_of_all_ratios_share_one_color_scale_from_chance_on() -> None:
     assert [label.get_text() for label in panels[0].get_yticklabels()] == ["layers.0", "layers.1"]
 
 
+def test_the_name_of_the_colors_is_no_longer_than_their_bar() -> None:
+    figure = draw_overlap_by_layer(overlaps(0.6), time())
+    figure.draw_without_rendering()
+    *_, bar = figure.axes
+    assert bar.yaxis.label.get_window_extent().height <= bar.get_window_extent().height * 1.1
+
+
 def test_without_chance_the_index_itself_is_drawn_and_the_axis_says_so() -> None:
     masks = overlaps(0.6, chance_previous=float("nan"))
     figure = draw_overlap(masks, time())
@@ -92,7 +99,7 @@ def test_without_chance_the_index_itself_is_drawn_and_the_axis_says_so() -> None
     assert figure.axes[0].get_ylabel() == "overlap:\nJaccard index J"
     assert "does not say what chance is" in " ".join(figure.get_supxlabel().split())
     *_, bar = draw_overlap_by_layer(masks, time()).axes
-    assert bar.get_ylabel() == "overlap: Jaccard index J"
+    assert bar.get_ylabel() == "overlap:\nJaccard index J"
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deltalens.figures import draw_figure
-from tests.support.drawn_tables import entry, rows_of
+from tests.support.drawn_tables import draw_whole, entry, rows_of
 from tests.support.speft_studies import comparison, less, two_tasks
 
 
 def test_ours_stands_beside_the_papers_with_the_difference(tmp_path: Path) -> None:
     folders = two_tasks(tmp_path, model="opt-350m")
-    draw_figure("speft-tab1", folders)
+    draw_whole("speft-tab1", folders)
     rows = rows_of(folders[0], "speft_tab1", "Beside the paper: OPT-350m")
     of = {
         whose: entry(rows, "MNLI", method="LoRA", whose=whose)
@@ -38,7 +37,7 @@ def test_averages_over_the_papers_own_tasks_are_compared(tmp_path: Path) -> None
         comparison(tmp_path / task, trained_on=f"{task}_train", sets=[f"{task}_dev"])
         for task in tasks
     ]
-    draw_figure("speft-tab11", folders)
+    draw_whole("speft-tab11", folders)
     rows = rows_of(folders[0], "speft_tab11", "Beside the paper: OPT-1.3b")
     found = {
         row["column"]: row["text"]
@@ -53,7 +52,7 @@ def test_averages_over_the_papers_own_tasks_are_compared(tmp_path: Path) -> None
 
 def test_ranks_can_be_compared_whatever_the_tasks(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "s", trained_on="maths", sets=["maths_test"])
-    draw_figure("speft-tab1", folder)
+    draw_whole("speft-tab1", folder)
     for model, theirs in (
         ("OPT-350m", {"Gradient": "1", "LoRA": "2", "PiSSA": "3", "SNIP": "4", "Magnitude": "5"}),
         (
@@ -80,13 +79,13 @@ def test_ranks_can_be_compared_whatever_the_tasks(tmp_path: Path) -> None:
 def test_a_lost_body_is_called_so(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "s")
     for name in ("speft-tab3", "speft-tab12"):
-        draw_figure(name, folder)
+        draw_whole(name, folder)
         said = (folder / f"{name.replace('-', '_')}.md").read_text()
         assert "| Gradient | body lost | body lost |" in said
         assert "The body of the paper's table is lost, so no difference" in said
         assert "Beside" not in said
     # A single number of Table 10 survives, which ranks nothing.
-    draw_figure("speft-tab10", folder)
+    draw_whole("speft-tab10", folder)
     rows = rows_of(folder, "speft_tab10", "Beside the paper: OPT-125m")
     assert {row["column"] for row in rows} == {"MNLI", "Avg."}
     assert entry(rows, "Avg.", method="Gradient", whose="the paper")["text"] == "86.92"
@@ -110,7 +109,7 @@ def test_larger_models_are_columns_by_model_and_data(tmp_path: Path) -> None:
             ("Qwen2-7B", "oasst2", 0.12),
         )
     ]
-    draw_figure("speft-tab2", folders)
+    draw_whole("speft-tab2", folders)
     rows = rows_of(folders[0], "speft_tab2")
     found = entry(rows, "Qwen2-7B, oasst2 → mmlu, exact match (%)", method="Gradient")
     assert found["text"] == "73.00 ± 1.00"
@@ -137,7 +136,7 @@ def test_settings_stand_beside_the_papers(tmp_path: Path) -> None:
         epochs=2.0,
         recipe={"lr_scheduler_type": "linear"},
     )
-    draw_figure("speft-tab7", folder)
+    draw_whole("speft-tab7", folder)
     rows = rows_of(folder, "speft_tab7", "Settings")
 
     def both(method: str, name: str) -> tuple[str, str]:
@@ -164,7 +163,7 @@ def test_settings_stand_beside_the_papers(tmp_path: Path) -> None:
 
 def test_settings_of_lost_tables_are_those_of_the_text(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "s", settings={"speft:metric=gradient": {"of_model": "0.35%"}})
-    draw_figure("speft-tab5", folder)
+    draw_whole("speft-tab5", folder)
     rows = rows_of(folder, "speft_tab5", "Settings")
     density = {"method": "Sparse", "hyperparameter": "ρ"}
     assert entry(rows, "this study", **density)["text"] == "0.35% of the model"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from deltalens.errors import RecordError
-from deltalens.figures import draw, draw_figure, draw_named
+from deltalens.figures import draw, draw_named
 from deltalens.figures.defaults import draw_density_sweep, draw_mask_sweep
-from tests.support.drawn_tables import entry, rows_of
+from tests.support.drawn_tables import draw_whole, entry, rows_of
 from tests.support.mft_studies import COMPARED
 from tests.support.mft_studies import write_study as write_mft_study
 from tests.support.speft_studies import (
@@ -30,7 +30,7 @@ SETTINGS = [f"speft-tab{number}" for number in (5, 6, 7, 8)]
 
 def test_a_place_is_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
     folders = two_tasks(tmp_path)
-    draw_figure("speft-tab1", folders)
+    draw_whole("speft-tab1", folders)
     rows = rows_of(folders[0], "speft_tab1")
     found = entry(rows, "mrpc_dev, exact match (%), n = 300", method="PiSSA")
     values = [90, 93, 96]
@@ -46,7 +46,7 @@ def test_a_place_is_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
 
 def test_averages_are_over_tasks_with_the_mean_of_their_deviations(tmp_path: Path) -> None:
     folders = two_tasks(tmp_path)
-    draw_figure("speft-tab1", folders)
+    draw_whole("speft-tab1", folders)
     rows = rows_of(folders[0], "speft_tab1")
     pissa = entry(rows, "Avg.", method="PiSSA")
     assert float(pissa["value"]) == pytest.approx((82 + 93) / 2)
@@ -58,7 +58,7 @@ def test_averages_are_over_tasks_with_the_mean_of_their_deviations(tmp_path: Pat
 
 def test_best_tasks_are_counted_among_what_competes(tmp_path: Path) -> None:
     folders = two_tasks(tmp_path)
-    draw_figure("speft-tab1", folders)
+    draw_whole("speft-tab1", folders)
     counts = {
         row["method"]: row["text"]
         for row in rows_of(folders[0], "speft_tab1")
@@ -79,7 +79,7 @@ def test_rows_that_look_equal_are_all_best(tmp_path: Path) -> None:
         for key, value in METHODS.items()
     }
     folder = comparison(tmp_path / "s", values, trained_on="train", sets=("a", "b"))
-    draw_figure("speft-tab1", folder)
+    draw_whole("speft-tab1", folder)
     rows = rows_of(folder, "speft_tab1")
     assert [entry(rows, "#", method=name)["text"] for name in ("LoRA", "Gradient")] == ["2", "2"]
 
@@ -94,7 +94,7 @@ def test_a_task_that_is_missing_leaves_no_average(tmp_path: Path) -> None:
         sets=["mrpc_dev"],
         methods=[*dict.fromkeys(key[0] for key in METHODS)],
     )
-    draw_figure("speft-tab1", [first, second])
+    draw_whole("speft-tab1", [first, second])
     rows = rows_of(first, "speft_tab1")
     assert entry(rows, "mnli_dev", method="LoRA")["text"] == "80.00 ± 1.00"
     assert entry(rows, "mrpc_dev", method="LoRA")["text"] == "–"
@@ -106,14 +106,14 @@ def test_a_task_that_is_missing_leaves_no_average(tmp_path: Path) -> None:
 def test_a_study_that_goes_on_says_which_seeds_it_has(tmp_path: Path) -> None:
     values = {key: value for key, value in METHODS.items() if key != ("pissa", 2)}
     folder = comparison(tmp_path / "s", values)
-    draw_figure("speft-tab1", folder)
+    draw_whole("speft-tab1", folder)
     said = (folder / "speft_tab1.md").read_text()
     assert "mnli is not finished: 2 of 3 seeds of PiSSA." in said
 
 
 def test_one_data_set_is_shown_with_all_its_metrics_and_no_average(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "s")
-    draw_figure("speft-tab3", folder)
+    draw_whole("speft-tab3", folder)
     rows = rows_of(folder, "speft_tab3")
     heads = list(dict.fromkeys(row["column"].rpartition(", n")[0] for row in rows))
     assert heads[:2] == [
@@ -135,7 +135,7 @@ def test_variants_are_rows_of_their_own_and_not_the_papers(tmp_path: Path) -> No
     }
     settings = {"speft": {"metric": "snip"}, "speft:scope=tensor": {"metric": "gradient"}}
     folder = comparison(tmp_path / "s", values, settings=settings)
-    draw_figure("speft-tab1", folder)
+    draw_whole("speft-tab1", folder)
     rows = rows_of(folder, "speft_tab1")
     assert list(dict.fromkeys(row["method"] for row in rows)) == [
         "LoRA (lora rank 4)",
@@ -155,7 +155,7 @@ def test_a_budget_that_all_have_is_left_out_and_the_paper_has_the_row_all_the_sa
     labels = ("metric=gradient:density=0.01", "metric=gradient:density=0.05", "metric=snip")
     values = {(f"speft:{label}:ties=keep", 0): 0.8 for label in labels}
     folder = comparison(tmp_path / "s", values)
-    draw_figure("speft-tab1", folder)
+    draw_whole("speft-tab1", folder)
     names = {"Gradient (density 0.01)", "Gradient (density 0.05)", "SNIP"}
     assert {row["method"] for row in rows_of(folder, "speft_tab1")} == names
     beside = rows_of(folder, "speft_tab1", "Beside the paper: OPT-350m")
@@ -164,7 +164,7 @@ def test_a_budget_that_all_have_is_left_out_and_the_paper_has_the_row_all_the_sa
 
 def test_masks_are_static_or_dynamic_and_global_or_local(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "s", "mask-sweep", MASKS, methods=["speft"])
-    draw_figure("speft-tab4", folder)
+    draw_whole("speft-tab4", folder)
     rows = rows_of(folder, "speft_tab4")
     found = [
         (row["S / D"], row["G / L"], row["refreshed every"], row["text"])
@@ -193,7 +193,7 @@ def test_masks_are_static_or_dynamic_and_global_or_local(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", [*SCORES, *SETTINGS])
 def test_a_twin_has_its_own_number_and_the_papers_own_rows(tmp_path: Path, name: str) -> None:
     folder = comparison(tmp_path / "s")
-    draw_figure(name, folder)
+    draw_whole(name, folder)
     text = (folder / f"{name.replace('-', '_')}.md").read_text()
     number = name.removeprefix("speft-tab")
     assert text.startswith(f"# SPEFT, Table {number}: ")
@@ -216,14 +216,14 @@ def test_the_order_in_which_cells_finished_does_not_show(tmp_path: Path) -> None
     forth = comparison(tmp_path / "a", methods=[])
     back = comparison(tmp_path / "b", dict(reversed(METHODS.items())), methods=[])
     for folder in (forth, back):
-        draw_figure("speft-tab1", folder)
+        draw_whole("speft-tab1", folder)
     one, other = (rows_of(folder, "speft_tab1") for folder in (forth, back))
     assert sorted(map(str, one)) == sorted(map(str, other))
 
 
 def test_a_training_that_diverged_is_not_left_out(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "s", {**METHODS, ("lora", 1): math.nan})
-    draw_figure("speft-tab1", folder)
+    draw_whole("speft-tab1", folder)
     found = entry(rows_of(folder, "speft_tab1"), "mnli_dev, exact", method="LoRA")
     assert (found["text"], found["best"]) == ("nan", "0")
     beside = rows_of(folder, "speft_tab1", "Beside the paper: OPT-350m")
@@ -234,10 +234,10 @@ def test_a_training_that_diverged_is_not_left_out(tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     one, same = comparison(tmp_path / "a"), comparison(tmp_path / "b")
     with pytest.raises(RecordError, match=r"a second study of mnli_dev beside .*; draw only one"):
-        draw_figure("speft-tab1", [one, same])
+        draw_whole("speft-tab1", [one, same])
     other = comparison(tmp_path / "c", trained_on="x", eval_data=[["mnli_dev", 7, "other"]])
     with pytest.raises(RecordError, match="'mnli_dev' has other rows than in"):
-        draw_figure("speft-tab1", [one, other])
+        draw_whole("speft-tab1", [one, other])
     empty = comparison(tmp_path / "empty", {})
     masks = write_study(tmp_path / "masks", "mask-sweep", MASKS)
     for name, folders in {

@@ -37,11 +37,12 @@ def write(
 
 def layers(folder: Path, values: Mapping[tuple[str, str], float], **more: Any) -> LayerSummary:
     blocks = {str(block): {"entries": 10, "squares": 1.0} for block in range(3)}
+    groups = more.pop("groups", [1])
     facts = {"blocks": blocks, "outside": {"entries": 0, "squares": 0.0}}
-    cells = {(m, 1 if group else 0, group, 0): v for (m, group), v in values.items()}
+    cells = {(m, groups[0] if group else 0, group, 0): v for (m, group), v in values.items()}
     columns = ("method", "size", "group", "seed")
     metric = more.pop("metric", "loss")
-    spec = {"method": "drop", "groups": [1]}
+    spec = {"method": "drop", "groups": groups}
     write(folder, "layer-sweep", cells, columns, metric, spec, {**facts, **more})
     return summarize_layers(load_study(folder))
 
@@ -64,9 +65,11 @@ def test_group_that_is_not_finite_is_named_and_not_ranked(tmp_path: Path) -> Non
     )
     said = list(found.sentences())
     whole = "of the gain from tuning"
-    assert f"single blocks: dropping costs most in 0 (50 % {whole}), 2 (25 %)" in said
-    assert f"single blocks: kept alone, most is recovered by 1 (50 % {whole}), 2 (25 %)" in said
-    assert "values of loss that are not finite are left out: 0 kept alone, 1 dropped" in said
+    assert f"single blocks: dropping block 0 costs most (50 % {whole}), then block 2 (25 %)" in said
+    alone = f"kept alone, block 1 recovers most (50 % {whole}), then block 2 (25 %)"
+    assert f"single blocks: {alone}" in said
+    gaps = "block 0 kept alone, block 1 dropped"
+    assert f"values of loss that are not finite are left out: {gaps}" in said
 
 
 def test_layers_without_a_finite_fine_tune_are_not_held_against_it(tmp_path: Path) -> None:
@@ -74,7 +77,44 @@ def test_layers_without_a_finite_fine_tune_are_not_held_against_it(tmp_path: Pat
     said = list(found.sentences())
     assert said[1] == "loss of the fine-tune is not finite, so nothing can be compared with it"
     assert not any("loses" in one or "what tuning gained" in one for one in said)
-    assert "single blocks: kept alone, most is recovered by 0 (1.0000)" in said
+    assert "single blocks: kept alone, block 0 recovers most (1.0000)" in said
+
+
+def test_groups_of_several_blocks_are_named_as_a_person_would(tmp_path: Path) -> None:
+    values = {**ENDS, ("drop", "0-4"): 2.0, ("drop", "5-9"): 1.5, ("drop", "10-11"): 1.25}
+    values[("drop", "12")] = 1.0
+    said = list(layers(tmp_path, values, groups=[5]).sentences())
+    assert (
+        "groups of 5: dropping blocks 0-4 costs most (50 % of the gain from tuning), then blocks "
+        "5-9 (25 %), blocks 10-11 (12 %); least: block 12 (0 %)"
+    ) in said
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ((0.0, 0.0), "single blocks: dropping any of them makes loss no worse"),
+        ((-0.5, -0.25), "single blocks: dropping any of them makes loss no worse"),
+        (
+            (0.5, 0.5),
+            "single blocks: dropping any of them costs the same (25 % of the gain from tuning)",
+        ),
+    ],
+)
+def test_blocks_of_which_none_costs_more_are_not_ranked(
+    tmp_path: Path, lost: tuple[float, float], said: str
+) -> None:
+    dropped = {("drop", str(block)): 1.0 + by for block, by in enumerate(lost)}
+    sentences = list(layers(tmp_path, {**ENDS, **dropped}).sentences())
+    assert said in sentences
+    assert not any("costs most" in sentence for sentence in sentences)
+
+
+def test_blocks_kept_alone_that_recover_alike_are_not_ranked(tmp_path: Path) -> None:
+    kept = {("keep", str(block)): 2.5 for block in range(2)}
+    said = list(layers(tmp_path, {**ENDS, **kept}).sentences())
+    alike = "single blocks: kept alone, each recovers the same (25 % of the gain from tuning)"
+    assert alike in said
 
 
 def test_layers_measured_by_one_s_own_metric_need_its_direction(tmp_path: Path) -> None:
@@ -112,6 +152,15 @@ def test_sweep_takes_no_best_from_what_is_not_finite(tmp_path: Path) -> None:
     assert said[2] == "values of loss that are not finite are left out: gmt at 0.5 (seed 1)"
     assert ("0.5", "-", "nan") in found.tables()[0].rows
     assert math.isnan(found.as_json()["metrics"]["loss"]["gmt"]["0.5"])
+
+
+@pytest.mark.parametrize(("group", "said"), [("4", "block 4"), ("4-7", "blocks 4-7")])
+def test_layer_sweep_names_its_best_blocks(tmp_path: Path, group: str, said: str) -> None:
+    values = {("ft", 0, "", 0): 1.0, ("mft", 1, group, 0): 0.5, ("mft", 1, "0", 0): 0.7}
+    columns = ("method", "size", "group", "seed")
+    write(tmp_path, "layer-sweep", values, columns, "loss", {"methods": ["mft"]}, {})
+    sentences = summarize_sweep(load_study(tmp_path)).sentences()
+    assert sum(f"mft: best 0.5000 at {said}" in sentence for sentence in sentences) == 1
 
 
 def test_comparison_ranks_what_is_finite(tmp_path: Path) -> None:

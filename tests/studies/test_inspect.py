@@ -217,3 +217,18 @@ def test_what_is_not_finite_is_reported_by_name(value: float) -> None:
     base[NAMES[2]][31] = value
     with pytest.raises(DeltaLensError, match=NAMES[2]):
         inspected(ft, base, chunk=8)
+
+
+def test_layers_stand_in_the_order_of_the_model(tmp_path: Path) -> None:
+    order = ["model.embed_tokens.weight", *(f"model.layers.{n}" for n in range(12))]
+    order += ["model.norm.weight", "lm_head.weight"]
+    names = [name if name.endswith("weight") else f"{name}.up.weight" for name in order]
+    base = {name: make("normal", 20, torch.float32, at) for at, name in enumerate(names)}
+    ft = {name: tensor * 1.5 for name, tensor in base.items()}
+    found = inspected(ft, base, tmp_path / "study")
+    assert [group.name for group in found.groups if group.level == "layer"] == order
+    assert [group.name for group in found.groups if group.level == "tensor"] == names
+    assert [*found.histograms] == order
+    written = load_study(tmp_path / "study").cells
+    assert [*dict.fromkeys(written[written["level"] == "layer"]["name"])] == order
+    assert [*dict.fromkeys(written[written["level"] == "tensor"]["name"])] == names

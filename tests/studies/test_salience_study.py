@@ -261,3 +261,44 @@ def test_another_study_in_the_folder(pair: Pair, rows: Path, whole: Path, tmp_pa
     said = command(*line(pair, rows, out, "--seed", 3))
     assert said.exit_code == 2
     assert "seed" in said.output
+
+
+@pytest.mark.parametrize(
+    ("metrics", "options", "passes"),
+    [
+        ("gradient,grasp", {}, [("gradients of the loss", 2), ("Hessian products", 2)]),
+        ("fisher,snip", {}, [("gradients of the loss", 2)]),
+        (
+            "grasp",
+            {"hessian": "difference"},
+            [("gradients of the loss", 2), ("Hessian products", 2)],
+        ),
+        (
+            "grasp",
+            {"hessian": "difference", "expectation": "outside"},
+            [("Hessian products", 4)],
+        ),
+        ("grasp", {"expectation": "outside"}, [("Hessian products", 2)]),
+        ("magnitude", {}, []),
+    ],
+)
+def test_each_pass_tells_of_every_batch_and_then_come_the_cells(
+    metrics: str,
+    options: dict[str, Any],
+    passes: list[tuple[str, int]],
+    pair: Pair,
+    rows: Path,
+    tmp_path: Path,
+) -> None:
+    told: list[tuple[str, int | None, list[int]]] = []
+    watch = StudyWatch(
+        stage=lambda name, total: told.append((name, total, [])),
+        advance=lambda steps: told[-1][2].append(steps),
+    )
+    given = {"metrics": metrics, "density": DENSITY, "batch_size": 4, "steps": 2, **options}
+    deltalens.salience_study(pair.base, rows, tmp_path / "s", dtype="float32", watch=watch, **given)
+    on_all = "salience on all examples: "
+    found = [(name, total, steps) for name, total, steps in told if name.startswith(on_all)]
+    assert found == [(on_all + name, total, [1] * total) for name, total in passes]
+    last, total, steps = told[-1]
+    assert (last, sum(steps)) == ("masks and comparisons", total)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 from pathlib import Path
 
+from deltalens.figures import draw_figure
+
 Row = dict[str, str]
+draw_whole = partial(draw_figure, paper=True)
+"""Draw a table with the rows that are folded away otherwise."""
 
 
 def rows_of(folder: Path, name: str, block: str = "This study") -> list[Row]:

@@ -17,6 +17,12 @@ DENSITIES: Mapping[str, tuple[float, ...]] = {
     "random": (0.01, 0.01, 0.01, 0.01),
 }
 """Of each metric, block by block and layer by layer."""
+AGREEMENT: Mapping[tuple[str, str], float] = {
+    ("gradient", "snip"): 0.25,
+    ("gradient", "random"): 0.0,
+    ("snip", "random"): 0.01,
+}
+"""The Jaccard index of two metrics' masks."""
 FACTS: Mapping[str, Any] = {
     "entries": 4000,
     "parameters": 20_000,
@@ -30,12 +36,15 @@ FACTS: Mapping[str, Any] = {
 }
 
 
-def make_salience_study(folder: Path, *parts: str) -> Path:
+def make_salience_study(
+    folder: Path, *parts: str, agreement: Mapping[tuple[str, str], float] = AGREEMENT
+) -> Path:
     """A study of three metrics.
 
     Args:
         folder: Where to.
         parts: What was measured beside the budgets: `sample`, `agreement`, `fine-tune`.
+        agreement: How far metrics agree, if that was measured.
     """
     spec = {
         "salience": [*DENSITIES],
@@ -54,11 +63,7 @@ def make_salience_study(folder: Path, *parts: str) -> Path:
             for (of, examples), value in zip((("1/2", 4), ("halves", 4)), values, strict=True)
         ]
     if "agreement" in parts:
-        cells += [
-            _overlap("gradient", "agreement", "snip", 0.25),
-            _overlap("gradient", "agreement", "random", 0.0),
-            _overlap("snip", "agreement", "random", 0.01),
-        ]
+        cells += [_overlap(one, "agreement", of, value) for (one, of), value in agreement.items()]
     if "fine-tune" in parts:
         cells += [
             _overlap(metric, "fine-tune", "largest changes", value)

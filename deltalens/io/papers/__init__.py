@@ -7,7 +7,8 @@ printed: `69.5(+1.2)` includes the difference that the paper states, `83.56±.07
 deviation, and `-` is a dash in the paper; `body lost` stands where the text that we have lacks the
 table's body, and an empty cell is not part of the paper's table. GMT and MFT print no standard
 deviations: the numbers in parentheses in MFT's tables are differences to FFT. A table with the line
-`# holds: settings` has words for cells, hyperparameters instead of measures.
+`# holds: settings` has words for cells, hyperparameters instead of measures; one with a line
+`# model: ...` is of a single model.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class PaperTable:
     """The table as printed: text in every column, empty where there is no cell."""
     holds: str = "numbers"
     """`numbers`; or `settings`, which are words."""
+    model: str = ""
+    """The model that all rows are of; empty where rows name theirs, or the paper does not."""
 
     @property
     def measures(self) -> list[str]:
@@ -102,7 +105,8 @@ def paper_table(name: str) -> PaperTable:
     (source,) = (text for kind, _, text in comments if kind == "source")
     notes = tuple(text for kind, _, text in comments if kind == "note")
     (holds,) = [text for kind, _, text in comments if kind == "holds"] or ["numbers"]
-    return PaperTable(name, source, notes, cells, holds)
+    (model,) = [text for kind, _, text in comments if kind == "model"] or [""]
+    return PaperTable(name, source, notes, cells, holds, model)
 
 
 def as_number(cell: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ __all__ = [
     "Batch",
     "Calibration",
     "Loss",
+    "PassWatch",
     "Take",
     "accumulator",
     "example_count",
@@ -30,6 +32,16 @@ Loss = Callable[[nn.Module, Any], Tensor]
 """Computes the loss of a model on a batch: a scalar."""
 Take = Callable[[str, Tensor], object]
 """Takes the gradient of one weight, whose memory may be reused afterwards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassWatch:
+    """Told of passes over the batches."""
+
+    begin: Callable[[str, int], None] = lambda what, batches: None
+    """Called when a pass begins, with what it computes and how many batches it goes over."""
+    advance: Callable[[int], None] = lambda batches: None
+    """Called with the number of further batches that are done."""
 
 
 def accumulator(weight: Tensor) -> Tensor:
@@ -53,11 +65,18 @@ class Calibration:
         layers: the layers whose weights are looked at.
         batches: the batches.
         loss: the loss; None: what the model returns as `loss`.
+        watch: told of every batch of a pass.
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch], loss: Loss | None
+        self,
+        model: nn.Module,
+        layers: Sequence[Layer],
+        batches: Sequence[Batch],
+        loss: Loss | None,
+        watch: PassWatch | None = None,
     ) -> None:
+        self.watch = watch or PassWatch()
         self.model, self.layers, self.batches = model, layers, batches
         self.weights: dict[str, nn.Parameter] = {
             layer.weight_name: layer.module.get_parameter("weight") for layer in layers
@@ -190,6 +209,7 @@ class Calibration:
         with self.gradients(take):
             for batch in self.batches if batches is None else batches:
                 self.loss_of(self.on_device(batch)).backward()
+                self.watch.advance(1)
 
     def check_reached(self) -> None:
         """Refuse weights that no loss depended on.

@@ -72,10 +72,11 @@ class ExampleGradients:
             count = example_count(batch)
             if count > 1 and together and self._together(batch, count, check=not checked):
                 checked = True
-                continue
-            together &= checked or count == 1
-            self._one_by_one(batch, count)
-            self.separately |= count > 1
+            else:
+                together &= checked or count == 1
+                self._one_by_one(batch, count)
+                self.separately |= count > 1
+            self._run.watch.advance(1)
 
     # --- one pass for all examples ----------------------------------------------------------------
 

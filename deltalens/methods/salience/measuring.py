@@ -22,6 +22,7 @@ from deltalens.methods.salience.calibration import (
     Batch,
     Calibration,
     Loss,
+    PassWatch,
     example_count,
     first_batches,
 )
@@ -176,6 +177,7 @@ def each_salience(
     hessian: HessianWay = "exact",
     loss: Loss | None = None,
     seed: int = 0,
+    watch: PassWatch | None = None,
 ) -> Iterator[Salience]:
     """Measure several metrics, and hold the scores of one at a time.
 
@@ -190,6 +192,7 @@ def each_salience(
         hessian: as in `salience`.
         loss: as in `salience`.
         seed: as in `salience`.
+        watch: told of every batch of each pass over them.
 
     Yields:
         The salience of each metric, in the order in which they are computed.
@@ -208,7 +211,7 @@ def each_salience(
     examples = sum(map(example_count, used))
     fewer = (f"only {len(used)} of {steps} calibration batches were given",)
     with preserved(model):
-        run = Calibration(model, layers, used, loss)
+        run = Calibration(model, layers, used, loss, watch)
         for name, scores, notes in scores_by_metric(run, names, options):
             _refuse_not_finite(name, scores)
             facts = SALIENCE_METRICS[name]

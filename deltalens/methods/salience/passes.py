@@ -66,6 +66,8 @@ def scores_by_metric(
         kinds.append("mean")
     terms = Terms(run.weights, [*dict.fromkeys(kinds)]) if kinds else None
     squares = None
+    if "fisher" in names or terms is not None:
+        run.watch.begin("gradients of the loss", len(run.batches))
     if "fisher" in names:
         squares = ExampleGradients(run, terms.take if terms else None)
         squares.accumulate()
@@ -86,7 +88,10 @@ def scores_by_metric(
             last = kinds[index] not in kinds[index + 1 :]
             yield name, terms.scores(name, expectation, last), ()
     if "grasp" in names:
-        way = exact_products if options.hessian == "exact" else difference_products
+        exact = options.hessian == "exact"
+        way = exact_products if exact else difference_products
+        # Without a mean to move along, a batch has a pass at each of two points.
+        run.watch.begin("Hessian products", len(run.batches) * (1 if exact or mean_later else 2))
         products = way(run, means)
         run.check_reached()
         for name, product in products.items():

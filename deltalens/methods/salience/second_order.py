@@ -70,6 +70,7 @@ def exact_products(run: Calibration, direction: Tensors | None) -> dict[str, Ten
                     hint="take hessian='difference'",
                 ):
                     total.backward()
+            run.watch.advance(1)
     return {name: product.div_(len(run.batches)) for name, product in products.items()}
 
 

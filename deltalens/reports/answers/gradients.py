@@ -1,5 +1,5 @@
-"""What a probe's run answers: how large the gradients were, and whether the same entries had the
-largest."""
+"""What a probe's run answers: how large the gradients were, how few entries held most of them,
+whether these stayed the same, and what a step changed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ import numpy as np
 from deltalens.io.records import RunRecord
 from deltalens.reports.answers.answer import UNKNOWN, Answer
 from deltalens.reports.run import RunSummary, summarize_run
-from deltalens.reports.wording import percent
+from deltalens.reports.wording import concentrated, percent
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["gradient_answers"]
 
+_MOSTLY, _HARDLY = 0.5, 0.05
+"""(J - chance) / (1 - chance) from which masks are mostly, and below which hardly, the same."""
+
 
 def gradient_answers(run: RunRecord) -> Iterator[Answer]:
-    """Answer how the gradients were distributed, and how steady their largest entries were.
+    """Answer how the gradients were distributed, how steady their largest entries were, and how
+    much of the parameters a step changed.
 
     Args:
         run: finished or not.
@@ -35,8 +39,14 @@ def gradient_answers(run: RunRecord) -> Iterator[Answer]:
         yield Answer("gradients", UNKNOWN, said, "nothing to measure")
         return
     yield _size(run, summary)
+    whole = summary.groups[0]
+    if said := concentrated("gradient", whole.energy_top_1, whole.energy_top_10):
+        doubt = f"{_over(summary, math.nan)}, from histograms with four bins an octave"
+        yield Answer("gradients", percent(whole.energy_top_10), said, doubt)
     if steady := _steadiness(run, summary):
         yield steady
+    if math.isfinite(whole.bits_changed):
+        yield _updates(summary)
 
 
 def _size(run: RunRecord, summary: RunSummary) -> Answer:
@@ -84,9 +94,35 @@ def _steadiness(run: RunRecord, summary: RunSummary) -> Answer | None:
         f"Jaccard index of {mask.overlap:.3f} with those of the logged step before "
         f"({mask.chance:.3f} by chance{times})"
     )
+    if mask.chance < 1:
+        said += f": {_beyond((mask.overlap - mask.chance) / (1 - mask.chance))}"
     if math.isfinite(mask.coverage):
         said += f"; {percent(mask.coverage)} of all entries were among them at least once"
     return Answer("gradients", f"{mask.overlap:.3f}", f"{said}.", _over(summary, spread))
+
+
+def _beyond(above: float) -> str:
+    """What an overlap says, from how far it lies between chance (0) and equal masks (1)."""
+    if above >= _MOSTLY:
+        return "mostly the same entries from step to step"
+    if above >= _HARDLY:
+        return "partly the same entries from step to step"
+    return "hardly more of the same entries than at random"
+
+
+def _updates(summary: RunSummary) -> Answer:
+    whole = summary.groups[0]
+    said = f"A step changed the stored bits of {percent(whole.bits_changed)} of the entries"
+    if math.isfinite(whole.bf16_changed):
+        said += f", and would change {percent(whole.bf16_changed)} if they were stored in bf16"
+    if math.isfinite(whole.stalled):
+        said += (
+            f"; {percent(whole.stalled)} stalled: they had a gradient, and the update was lost in "
+            "rounding"
+            if whole.stalled
+            else "; none that had a gradient stalled"
+        )
+    return Answer("gradients", percent(whole.bits_changed), f"{said}.", _over(summary, math.nan))
 
 
 def _spread(masks: pd.DataFrame, ratio: float, last: int) -> float:

@@ -13,7 +13,7 @@ from deltalens.reports.answers.answer import (
     over_examples,
 )
 from deltalens.reports.layers import GroupEffect, MetricSummary, summarize_layers
-from deltalens.reports.wording import and_others, number, percent
+from deltalens.reports.wording import and_others, name_of_blocks, number, percent
 
 __all__ = ["layer_answers"]
 
@@ -66,18 +66,19 @@ def _costliest(record: StudyRecord, metric: MetricSummary, ranked: list[GroupEff
         )
         return Answer("where", metric.share(most.lost), said, _error(record, metric, most)[1])
     error, noise = _error(record, metric, most)
+    dropped = number(most.dropped if most.dropped is not None else math.nan)
     said = (
-        f"{_blocks(most.group)}: without {_its(most.group)} change, {metric.metric} is "
-        f"{number(most.dropped if most.dropped is not None else math.nan)} against "
-        f"{number(metric.ft)}, a loss of {metric.share(amount)}{unit}"
+        f"{name_of_blocks(most.group).capitalize()}: without {_its(most.group)} change, "
+        f"{metric.metric} is {dropped} against {number(metric.ft)}, a loss of "
+        f"{metric.share(amount)}{unit}"
     )
     if len(ranked) > 1:
-        said += f"; {_blocks(least.group).lower()} costs least ({metric.share(least.lost)})"
+        said += f"; {name_of_blocks(least.group)} costs least ({metric.share(least.lost)})"
     recovered = metric.by_recovery(most.size)
     if recovered:
         best = recovered[0]
         said += (
-            f". Kept alone, {_blocks(best.group).lower()} brings back most "
+            f". Kept alone, {name_of_blocks(best.group)} brings back most "
             f"({metric.share(best.recovered)}{unit})"
         )
     if gained <= 0:
@@ -88,7 +89,7 @@ def _costliest(record: StudyRecord, metric: MetricSummary, ranked: list[GroupEff
         if math.isfinite(error) and amount - (group.lost or 0.0) <= _CLEAR * error
     ]
     if near:
-        noise += f"; not clearly more than {and_others([_blocks(name).lower() for name in near])}"
+        noise += f"; not clearly more than {and_others([name_of_blocks(name) for name in near])}"
     return Answer("where", metric.share(most.lost), f"{said}.", noise)
 
 
@@ -107,10 +108,6 @@ def _error(record: StudyRecord, metric: MetricSummary, group: GroupEffect) -> tu
         f"± {percent(error / gained)} of the gain, from the standard errors of both models as if "
         f"independent ({n:,} examples)"
     )
-
-
-def _blocks(group: str) -> str:
-    return f"Blocks {group}" if "-" in group else f"Block {group}"
 
 
 def _its(group: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from deltalens.io.records import StudyRecord
 from deltalens.reports.answers.answer import Answer
-from deltalens.reports.salience import Pair, SalienceSummary, label_of, summarize_salience
+from deltalens.reports.salience import SalienceSummary, label_of, summarize_salience
 from deltalens.reports.wording import percent
 
 __all__ = ["salience_answers"]
@@ -36,17 +36,13 @@ def salience_answers(record: StudyRecord) -> Iterator[Answer]:
         return
     most = max(own, key=lambda pair: pair.jaccard)
     least = min(own, key=lambda pair: pair.jaccard)
-    said += f". {_named(most)} share most of theirs, {percent(most.shared)}"
+    said += f". {most.labels} share most of theirs, {percent(most.shared)}"
     if least is not most and least.jaccard < most.jaccard:
         said += (
-            f"; {_named(least)} least, {percent(least.shared)} (by chance a Jaccard index of "
+            f"; {least.labels} least, {percent(least.shared)} (by chance a Jaccard index of "
             f"{least.chance:.2g})"
         )
     yield Answer("salience", share, f"{said}.", _halves(summary))
-
-
-def _named(pair: Pair) -> str:
-    return f"{label_of(pair.one)} and {label_of(pair.other)}"
 
 
 def _halves(summary: SalienceSummary) -> str:

@@ -84,9 +84,12 @@ def processes(
     )
     try:
         yield _ProcessPool(pool, inbox, within)
+    except BaseException:
+        our_end.close()  # Nobody waits for the cells that are being measured.
+        raise
     finally:
-        our_end.close()
         pool.shutdown(wait=True, cancel_futures=True)
+        our_end.close()
         worker_end.close()
 
 

@@ -34,7 +34,7 @@ from deltalens.scoring.tokens import encode_rows, padding_of
 from deltalens.studies.engine import StudyWatch, read_weights, run_cells
 from deltalens.studies.salience.rows import calibration_batches
 from deltalens.studies.salience.spec import ALL, GROWS, SalienceSpec, in_catalog_order
-from deltalens.studies.salience.worker import SalienceWorker
+from deltalens.studies.salience.worker import UNIT, SalienceWorker
 from deltalens.training.objectives import Objective
 from deltalens.training.spec import TrainingSpec
 
@@ -238,7 +238,7 @@ def _measure(
                 watch,
                 cells_of=lambda setting, measured: measured,
                 write_table=lambda: folder.write_table(_in_order(folder, points)),
-                unit="masks and comparisons",
+                unit=UNIT,
             )
         finally:
             folder.facts["seconds"] |= worker.seconds

@@ -15,7 +15,13 @@ from deltalens.catalog.salience import SALIENCE_METRICS
 from deltalens.io.pairing import Pairing
 from deltalens.io.records import Measurement, Setting
 from deltalens.methods.mask_layers import Layer
-from deltalens.methods.salience import Salience, choose_targets, each_salience, seconds_of_pass
+from deltalens.methods.salience import (
+    PassWatch,
+    Salience,
+    choose_targets,
+    each_salience,
+    seconds_of_pass,
+)
 from deltalens.numerics.masks import PackedMask
 from deltalens.scoring.loading import LoadedModel
 from deltalens.scoring.suite import Metrics
@@ -25,7 +31,10 @@ from deltalens.studies.salience import masks as stored
 from deltalens.studies.salience.changes import changes_of
 from deltalens.studies.salience.spec import ALL, CHANGES, HALVES, SAMPLES, SalienceSpec
 
-__all__ = ["SalienceWorker"]
+__all__ = ["UNIT", "SalienceWorker"]
+
+UNIT = "masks and comparisons"
+"""What the points are called in progress reports."""
 
 Cells = Sequence[tuple[Setting, Metrics]]
 Batches = list[dict[str, Tensor]]
@@ -58,6 +67,7 @@ class SalienceWorker:
         self._spec, self._model, self._batches = spec, loaded.model, batches
         self._folder, self._pairing, self._watch = folder, pairing, watch
         self._todo = list(todo)
+        self._finished = 0
         self._layers: list[Layer] = choose_targets(loaded.model, spec.targets)
         self._held: dict[tuple[str, str], dict[str, PackedMask]] = {}
         """(sample, metric) -> masks that a point is yet to use."""
@@ -93,6 +103,11 @@ class SalienceWorker:
 
     def measure(self, setting: Setting, report: Report) -> Cells:
         """See `Worker`."""
+        cells = self._measured(setting)
+        self._finished += 1
+        return cells
+
+    def _measured(self, setting: Setting) -> Cells:
         name, part, of = setting["salience"], setting["part"], setting["of"]
         if part == "budget":
             return self._budget(name)
@@ -170,7 +185,12 @@ class SalienceWorker:
             or (each in left and (sample == ALL or not SALIENCE_METRICS[each].data_free))
         ]
         begun, spec = time.perf_counter(), self._spec
-        self._watch.stage(f"salience on {_SAID.get(sample, f'{sample} of the examples')}", None)
+        where = f"salience on {_SAID.get(sample, f'{sample} of the examples')}"
+        self._watch.stage(where, None)
+        passes = PassWatch(
+            begin=lambda what, batches: self._watch.stage(f"{where}: {what}", batches),
+            advance=self._watch.advance,
+        )
         for data_free in (True, False):
             group = [each for each in names if SALIENCE_METRICS[each].data_free is data_free]
             for found in each_salience(
@@ -184,11 +204,14 @@ class SalienceWorker:
                 sign=1 if spec.sign > 0 else -1,
                 hessian=spec.hessian,
                 seed=spec.seed,
+                watch=passes,
             ):
                 self._held[sample, found.metric] = self._top(found)
                 self.notes += [f"{found.metric}: {note}" for note in found.notes]
                 del found
         self.seconds[sample] = self.seconds.get(sample, 0.0) + time.perf_counter() - begun
+        self._watch.stage(UNIT, len(self._todo))
+        self._watch.advance(self._finished)
 
     def _top(self, found: Salience) -> dict[str, PackedMask]:
         masks = found.masks(self._spec.density, scope=self._spec.scope, seed=self._spec.seed)

@@ -6,7 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +89,14 @@ class Command:
     """The command whose finished folder it works on."""
     phases: tuple[str, ...] = ()
     """Of a training; each is hit."""
-    extra: tuple[str, ...] = field(default=("-q",))
+    extra: tuple[str, ...] = ("-q",)
+    """Further options; `OUT` stands for that folder."""
 
     def call(self, inputs: Inputs, work: Path) -> list[str]:
         """Its arguments in a place of work."""
         where = [self.option] if self.option else []
-        return [*self.arguments(inputs), *where, str(work / OUT), *self.extra]
+        extra = (option.replace("OUT", str(work / OUT)) for option in self.extra)
+        return [*self.arguments(inputs), *where, str(work / OUT), *extra]
 
 
 def left_in(work: Path) -> list[str]:
@@ -151,6 +153,11 @@ def _pictures(out: Path) -> Any:
     return {
         file.name: file.read_bytes() for kind in ("png", "svg") for file in out.glob(f"*.{kind}")
     }
+
+
+def _page(out: Path) -> bytes:
+    """It names the folder that it is made from."""
+    return (out / "report.html").read_bytes().replace(str(out).encode(), b"")
 
 
 SMALL = ["--steps", "2", "--batch-size", "4", "--lr", "1e-2"]
@@ -331,6 +338,15 @@ COMMANDS = [
     ),
     Command(
         "plot", 6, lambda inputs: ["plot"], _pictures, option="", prepare="drop-study", extra=()
+    ),
+    Command(
+        "report",
+        6,
+        lambda inputs: ["report"],
+        _page,
+        option="",
+        prepare="drop-study",
+        extra=("-o", "OUT/report.html"),
     ),
     Command(
         "monitor", 6, lambda inputs: ["monitor"], _pictures, option="", prepare="train gmt --probe"
