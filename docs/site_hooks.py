@@ -10,6 +10,7 @@ import json
 import os.path
 import posixpath
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,17 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-__all__ = ["commands", "notebook_page", "on_files", "on_page_markdown", "site_path"]
+__all__ = ["commands", "folded", "notebook_page", "on_files", "on_page_markdown", "site_path"]
 
 ROOT = Path(__file__).parents[1]
 OF_THE_ROOT = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 NOT_SEARCHED = ("CHANGELOG.md",)
 """They mention everything."""
 COMMANDS_GO_HERE = "<!-- every command -->"
+OUTPUT = re.compile(r"(^```text\n)(.*?)(^```$)", re.MULTILINE | re.DOTALL)
+COLUMNS, A_SENTENCE = 80, 120
+"""What a page has room for, and what only sentences are longer than."""
+BETWEEN_COLUMNS = "  "
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)#\s]+)")
 
 
@@ -45,6 +50,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Write the help texts, and turn links from files to pages."""
     if COMMANDS_GO_HERE in markdown:
         markdown = markdown.replace(COMMANDS_GO_HERE, "\n\n".join(commands()))
+    markdown = OUTPUT.sub(lambda found: f"{found[1]}{folded(found[2])}{found[3]}", markdown)
     here = page.file.src_uri
     source = here if here in OF_THE_ROOT else f"docs/{here}"
 
@@ -56,6 +62,26 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return os.path.relpath(target, posixpath.dirname(here) or ".").replace(os.sep, "/")
 
     return LINK.sub(turned, markdown)
+
+
+def folded(output: str) -> str:
+    """An output whose sentences fit the page; rows of tables stay as they are.
+
+    Args:
+        output: its lines.
+
+    Returns:
+        The same, in more lines.
+    """
+    lines = []
+    for line in output.splitlines():
+        text = line.strip()
+        indent = line[: len(line) - len(line.lstrip())]
+        if len(line) <= A_SENTENCE or BETWEEN_COLUMNS in text or " " not in text:
+            lines.append(line)
+        else:
+            lines += textwrap.wrap(text, COLUMNS, initial_indent=indent, subsequent_indent=indent)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def site_path(file: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,9 @@ from typing import cast
 import pytest
 import yaml
 
+from deltalens.demo import landscape
 from tests.architecture.import_graph import ROOT
-from tests.support.demo import shortened, tiny_models
+from tests.support.demo import TINY, shortened, tiny_models
 from tests.support.shown_commands import (
     PAGES,
     Shown,
@@ -93,6 +95,8 @@ def test_the_commands_of_a_page_work(
     page: Path, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_models(monkeypatch)
+    small = functools.partial(landscape.build_landscape, recipe=TINY)
+    monkeypatch.setattr(landscape, "build_landscape", small)
     shortened(monkeypatch, "landscape", {"grid": "3x3"})
     folder = shutil.copytree(demo, tmp_path / "demo")
     assert [*failures_of(page, [*NOT_HERE], folder)] == []

@@ -15,6 +15,7 @@ import pytest
 import deltalens
 from tests.architecture.commands import root_command, working_commands
 from tests.architecture.import_graph import ROOT
+from tests.support.shown_commands import docs_module
 
 pytestmark = pytest.mark.slow
 
@@ -127,6 +128,18 @@ def test_every_command_has_its_help(site: Path) -> None:
 def test_every_public_name_is_described(site: Path) -> None:
     text = "".join(page for name, page in pages(site) if name.startswith("api/"))
     assert [name for name in deltalens.__all__ if f'id="deltalens.{name}"' not in text] == []
+
+
+def test_sentences_of_an_output_are_folded_and_tables_are_not() -> None:
+    pytest.importorskip("mkdocs")
+    folded = docs_module("site_hooks").folded
+    table = f" a{'  b' * 60}\n {'─' * 130}\n\n short\n"
+    assert folded(table) == table
+    sentence = f"  {'word ' * 40}end\n"
+    assert folded(sentence).split() == sentence.split()
+    assert all(
+        len(line) <= 80 and line.startswith("  w") for line in folded(sentence).splitlines()[:-1]
+    )
 
 
 def test_options_of_a_function_are_on_its_page(site: Path) -> None:
