@@ -98,6 +98,9 @@ def test_the_commands_of_a_page_work(
     small = functools.partial(landscape.build_landscape, recipe=TINY)
     monkeypatch.setattr(landscape, "build_landscape", small)
     shortened(monkeypatch, "landscape", {"grid": "3x3"})
+    few = {"steps": 2, "eval_every": 1, "seeds": 1, "jobs": 1, "learning_rate": 1e-2}
+    few |= {"setting": {"like_lora": 2, "targets": "attention", "examples": 8}, "refresh_every": 2}
+    shortened(monkeypatch, "speft", few)
     folder = shutil.copytree(demo, tmp_path / "demo")
     assert [*failures_of(page, [*NOT_HERE], folder)] == []
 
