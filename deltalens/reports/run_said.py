@@ -15,7 +15,7 @@ _FAULTY = (
 )
 _COMPARE = (
     "Whether it pays to train the largest gradients alone: `deltalens sweep mask-ratio "
-    "--train-data F --eval-data F -o STUDY gmt,random-mask MODEL` measures it."
+    "gmt,random-mask MODEL --train-data F --eval-data F -o STUDY` measures it."
 )
 
 
