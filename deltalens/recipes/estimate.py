@@ -37,13 +37,15 @@ class Speed:
     name: str
     training: float
     measuring: float
+    writing: float
+    """Of texts, a token at a time."""
 
 
-GPU = Speed(name="H100", training=0.4 * 989e12, measuring=0.1 * 989e12)
+GPU = Speed(name="H100", training=0.4 * 989e12, measuring=0.1 * 989e12, writing=0.1 * 989e12)
 """Of the bf16 peak (989 TFLOP/s): 40 % in training, 10 % in measuring, which mostly generates."""
-CORES = Speed(name="two CPU cores", training=75e9, measuring=90e9)
+CORES = Speed(name="two CPU cores", training=75e9, measuring=90e9, writing=11e9)
 """Measured with a model of 135 M parameters in fp32: 15 s for a step of 8 rows of 170 tokens, 30 s
-for the loss on 60."""
+for the loss on 60, two minutes for the answers to 30."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ class Cost:
     """Models that are measured."""
     training_flops: float = 0
     measuring_flops: float = 0
+    writing_flops: float = 0
     memory: float = 0
     """Bytes at the peak, without activations."""
     disk: float = 0
@@ -72,7 +75,7 @@ class Cost:
             Hours.
         """
         seconds = self.training_flops / speed.training + self.measuring_flops / speed.measuring
-        return seconds / 3600
+        return (seconds + self.writing_flops / speed.writing) / 3600
 
 
 def total_of(costs: Iterable[Cost]) -> Cost:
@@ -91,6 +94,7 @@ def total_of(costs: Iterable[Cost]) -> Cost:
         cells=sum(each.cells for each in costs),
         training_flops=sum(each.training_flops for each in costs),
         measuring_flops=sum(each.measuring_flops for each in costs),
+        writing_flops=sum(each.writing_flops for each in costs),
         memory=max((each.memory for each in costs), default=0),
         disk=sum(each.disk for each in costs),
     )
@@ -133,6 +137,10 @@ def cost_of(step: PlannedStep, plan: Plan) -> Cost:
         cells=cells,
         training_flops=_STEP * parameters * tokens * parts,
         measuring_flops=float(_FORWARD * parameters * measured * cells),
+        # An answer is written where one is looked for; rows are about as long as their answers.
+        writing_flops=float(_FORWARD * parameters * measured * cells)
+        if "answer-pattern" in options
+        else 0.0,
         memory=parameters * each * (_WEIGHTS_AND_ADAM if trainings else 1),
         disk=kept * parameters * each + going_on,
     )

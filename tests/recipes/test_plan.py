@@ -132,6 +132,8 @@ def test_trainings_of_a_study_are_counted(recipe: str, step: str, trainings: int
 def test_the_real_one_is_planned_for_two_cores_in_hours() -> None:
     made = planned("real-small")
     assert 1 < total_of(cost_of(step, made) for step in made.steps).hours(CORES) < 8
+    writing = {step.name for step in made.steps if cost_of(step, made).writing_flops}
+    assert writing == {"real-small/numbers"}
 
 
 def test_what_is_left_follows_from_what_is_done() -> None:
