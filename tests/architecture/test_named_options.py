@@ -14,7 +14,7 @@ from tests.architecture.commands import generated_commands
 from tests.architecture.option_graph import Definition, Graph, Node
 
 OPTION = re.compile(r"(?<![\w`-])--[a-z][a-z0-9-]*[a-z0-9]")
-ELSEWHERE = re.compile(r"`[a-z][a-z -]* --[^`]*`")
+ELSEWHERE = re.compile(r"`[a-z][^`]* --[^`]*`")
 """An option with its command in front, in backticks: `drop-study --include RE`."""
 
 OF_TRAININGS = (

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+NAMED = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+"""The shell is the one that is named, whatever this process was started from."""
+
 
 def completed(line: str) -> list[str]:
     """What the Tab key offers bash at the end of a line."""
@@ -41,7 +44,7 @@ def test_it_installs_where_the_shell_looks(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("deltalens")
     subprocess.run(
         [program, "--install-completion", "bash"],
-        env={**os.environ, "HOME": str(tmp_path)},
+        env={**os.environ, "HOME": str(tmp_path), **NAMED},
         capture_output=True,
         check=True,
     )
