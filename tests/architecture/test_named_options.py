@@ -108,7 +108,9 @@ def test_an_option_named_with_its_command_is_one_of_that_command(graph: Graph) -
     for made in graph.nodes.values():
         for _, text in made.messages:
             for quoted in ELSEWHERE.findall(text):
-                name, _, rest = quoted.strip("`").removeprefix("deltalens ").partition(" --")
+                typed, _, rest = quoted.strip("`").removeprefix("deltalens ").partition(" --")
+                # The longest name that it begins with; arguments may follow.
+                name = max((one for one in commands if f"{typed} ".startswith(f"{one} ")), key=len)
                 assert f"--{re.split(r'[ =]', rest)[0]}" in commands[name], quoted
 
 
