@@ -45,7 +45,7 @@ GPU = Speed(name="H100", training=0.4 * 989e12, measuring=0.1 * 989e12, writing=
 """Of the bf16 peak (989 TFLOP/s): 40 % in training, 10 % in measuring, which mostly generates."""
 CORES = Speed(name="two CPU cores", training=75e9, measuring=90e9, writing=11e9)
 """Measured with a model of 135 M parameters in fp32: 15 s for a step of 8 rows of 170 tokens, 30 s
-for the loss on 60, two minutes for the answers to 30."""
+for the loss on 60. Answers to 30 took 205 s on cores that were shared: some two minutes alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

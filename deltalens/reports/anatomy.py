@@ -57,8 +57,9 @@ def changed(whole: Anatomy) -> str:
         return f"None of {entries} changed: the fine-tune is the base."
     if unchanged == 0:
         return f"Every one of {entries} changed."
+    few = percent(unchanged)  # It may begin with a word.
     return (
-        f"{percent(unchanged)} of {entries} are exactly as in the base; the other "
+        f"{few[0].upper()}{few[1:]} of {entries} are exactly as in the base; the other "
         f"{percent(1 - unchanged)} changed."
     )
 

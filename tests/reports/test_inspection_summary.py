@@ -103,6 +103,7 @@ def test_how_much_changed_is_said_first(unchanged: float, said: str) -> None:
 
 def test_what_is_not_all_is_not_said_to_be_all() -> None:
     first, *_ = whole(unchanged=1e-6).sentences()
+    assert first.startswith("Under 0.01 % of ")
     assert first.endswith("exactly as in the base; the other over 99.99 % changed.")
 
 
