@@ -71,8 +71,8 @@ def lines(made: Path) -> dict[str, list[object]]:
 def finished(folder: Path) -> dict[str, list[object]]:
     """The same, made once: afterwards a command only prints."""
     found = lines(folder)
-    for line in found.values():
-        succeeds(*line, "-q")
+    for name, line in found.items():
+        succeeds(*line, *(["-q"] if name != "figure" else []))
     return found
 
 
