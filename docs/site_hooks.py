@@ -13,15 +13,24 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-__all__ = ["commands", "folded", "notebook_page", "on_files", "on_page_markdown", "site_path"]
+__all__ = [
+    "commands",
+    "folded",
+    "notebook_page",
+    "on_files",
+    "on_page_markdown",
+    "on_startup",
+    "site_path",
+]
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "build/package/deltalens"
 OF_THE_ROOT = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 NOT_SEARCHED = ("CHANGELOG.md",)
 """They mention everything."""
@@ -31,6 +40,15 @@ COLUMNS, A_SENTENCE = 80, 120
 """What a page has room for, and what only sentences are longer than."""
 BETWEEN_COLUMNS = "  "
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)#\s]+)")
+
+
+def on_startup(command: Literal["build", "gh-deploy", "serve"], dirty: bool) -> None:
+    """Lay the package out as setup.py installs it, for the pages of functions and classes."""
+    PACKAGE.mkdir(parents=True, exist_ok=True)
+    for part in [*(ROOT / "deltalens").iterdir(), ROOT / "cli", ROOT / "figures"]:
+        link = PACKAGE / part.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(part)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -11,6 +11,7 @@ from deltalens.errors import RecordError
 from deltalens.figures.coinciding import coinciding_note, layered
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
+from deltalens.figures.floors import ever_above_floor, floor_note
 from deltalens.figures.loading import load_finite
 from deltalens.figures.mft_panels import band
 from deltalens.figures.style import (
@@ -59,7 +60,9 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
     if record.kind != "evaluate" or cells.empty:
         raise RecordError(f"{record.path}: no evaluation with measured models")
     every = [str(name) for name in dict.fromkeys(cells["metric"])]
-    metrics = [name for name in every if is_shown(name)] or every
+    wanted = [name for name in every if is_shown(name)] or every
+    metrics = ever_above_floor(wanted, cells)
+    low = floor_note([("", name) for name in wanted if name not in metrics], "by every model")
     of_training = cells[cells["training"] != ""].groupby("training")["step"]
     by_step = bool((of_training.nunique() > 1).any())
     models = cells["model"].nunique()
@@ -81,7 +84,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry) -> list[Drawing]:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         add_legend(figure, dict(zip(labels, handles, strict=True)))
         bars = _NOTE if is_finite(cells["stderr"]).any() else ""
-        add_caption(figure, [bars, coinciding_note(axes.flat)])
+        add_caption(figure, [bars, coinciding_note(axes.flat), low])
         return [Drawing(entry.file_name, figure)]
 
 

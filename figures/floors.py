@@ -8,7 +8,7 @@ import pandas as pd
 
 from deltalens.catalog.metrics import HIGHER, axis_label, known_metric
 
-__all__ = ["FLOOR", "above_floor", "floor_note"]
+__all__ = ["FLOOR", "above_floor", "ever_above_floor", "floor_note"]
 
 FLOOR = 0.05
 """Of a share: where the fine-tune has less, its lines lie on the floor and say nothing."""
@@ -33,6 +33,20 @@ def above_floor(metrics: Sequence[str], at_fine_tune: pd.DataFrame) -> list[str]
         return is_share and metric in values.index and bool(values[metric] < FLOOR)
 
     return [metric for metric in metrics if not low(metric)] or [*metrics]
+
+
+def ever_above_floor(metrics: Sequence[str], cells: pd.DataFrame) -> list[str]:
+    """Choose the metrics that are worth a panel where no model is the reference.
+
+    Args:
+        metrics: as the records name them.
+        cells: of all that is compared, with the columns metric and value.
+
+    Returns:
+        Those that are no share, or of which some cell has at least `FLOOR`; all of them, if none
+        would be left.
+    """
+    return above_floor(metrics, cells.groupby("metric")["value"].max().reset_index())
 
 
 def floor_note(missing: Iterable[tuple[str, str]], where: str = "at the fine-tune") -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from deltalens.errors import Lines
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
+from deltalens.figures.floors import ever_above_floor
 from deltalens.figures.landscape_panels import (
     MARKERS,
     Panel,
@@ -46,7 +47,7 @@ def draw(folders: Sequence[Path], entry: FigureEntry, *, first_only: bool = Fals
     Returns:
         `landscape`, the loss (or what else was measured first); on a plane `landscape_3d`, the same
         as a surface; and `landscape_<metric>` for every other metric except perplexity, which is
-        the loss again.
+        the loss again, and shares that are near 0 everywhere.
 
     Raises:
         RecordError: no landscape is there, or none of its points is finished.
@@ -55,7 +56,11 @@ def draw(folders: Sequence[Path], entry: FigureEntry, *, first_only: bool = Fals
     record = load_landscape(folder)
     metrics = list(dict.fromkeys(record.cells["metric"]))
     leading = "loss" if "loss" in metrics else metrics[0]
-    rest = [m for m in metrics if m != leading and not (m == "perplexity" and "loss" in metrics)]
+    rest = [
+        metric
+        for metric in ever_above_floor(metrics, record.cells)
+        if metric != leading and not (metric == "perplexity" and "loss" in metrics)
+    ]
     drawings: list[Drawing] = []
     for metric in (leading, *(() if first_only else rest)):
         name = entry.file_name if metric == leading else f"{entry.file_name}_{metric}"

@@ -90,7 +90,8 @@ def draw_overlap(masks: pd.DataFrame, time: RunTime) -> Figure:
             axis.axhline(0, linestyle=":", color="0.2", linewidth=1, label="chance")
         chance = mean_per(rows.assign(all=0), ["all"], "chance_previous")
         axis.set_title(_titled(ratio, chance), fontsize=9)
-        axis.set_ylabel(_LABEL if known else _PLAIN, fontsize=8)
+        if not known or axis.get_subplotspec().is_first_col():
+            axis.set_ylabel(_LABEL if known else _PLAIN, fontsize=8)
     _widen(axes, 0.1)
     handles, labels = axes[0].get_legend_handles_labels()
     add_legend(figure, dict(zip(labels, handles, strict=True)))

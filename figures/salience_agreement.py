@@ -72,5 +72,5 @@ def _matrix(axes: Any, values: list[list[float]]) -> None:
         for column, value in enumerate(line):
             if row != column and math.isfinite(value):
                 color = "white" if value > 0.6 else "black"
-                text = f"{value:.2f}" if value >= 0.005 else "0"
+                text = f"{value:.2f}" if value >= 0.01 else f"{value:.1g}"
                 axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -22,12 +22,14 @@ __all__ = [
     "better_of",
     "check_better",
     "compares_as_ratio",
+    "first_that_tells",
     "gain",
     "is_lower_better",
     "is_shown",
     "is_worse",
     "known_metric",
     "leading",
+    "leading_that_tell",
     "no_direction",
     "scale_of",
     "short_name",
@@ -220,6 +222,56 @@ def leading(metrics: Iterable[str], own: Mapping[str, Better] | None = None) -> 
         return len(order) + (better_of(metric, own) is None)
 
     return min(metrics, key=rank, default=None)
+
+
+def first_that_tells(
+    first: str,
+    names: Iterable[str],
+    tells: Callable[[str], bool],
+    own: Mapping[str, Better] | None = None,
+) -> str:
+    """Choose the metric that conclusions rest on: where the leading one has the same value for all
+    that is compared, as exact match has if every answer is wrong, another one of the same data.
+
+    Args:
+        first: the leading metric.
+        names: all metrics, as the records name them.
+        tells: whether a metric has different values.
+        own: directions of the caller's own metrics.
+
+    Returns:
+        The leading metric if it tells anything, or if none does; else the first that does.
+    """
+    data = first.rpartition("/")[0]
+    others = [
+        name
+        for name in names
+        if name.rpartition("/")[0] == data and "@" not in name and better_of(name, own) is not None
+    ]
+    return next((name for name in (first, *others) if tells(name)), first)
+
+
+def leading_that_tell(
+    metrics: Iterable[str],
+    tells: Callable[[str], bool],
+    own: Mapping[str, Better] | None = None,
+) -> dict[str, str]:
+    """Choose the metric of each data set that conclusions rest on.
+
+    Args:
+        metrics: as the records name them.
+        tells: whether a metric has different values.
+        own: directions of the caller's own metrics.
+
+    Returns:
+        The chosen ones, each -> the leading metric of its data set, which may be itself.
+    """
+    by_data: dict[str, list[str]] = {}
+    for metric in metrics:
+        by_data.setdefault(metric.rpartition("/")[0], []).append(metric)
+    firsts = [first for names in by_data.values() if (first := leading(names, own)) is not None]
+    every = [name for names in by_data.values() for name in names]
+    return {first_that_tells(first, every, tells, own): first for first in firsts}
 
 
 def is_shown(metric: str) -> bool:

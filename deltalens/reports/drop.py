@@ -11,6 +11,7 @@ from deltalens.catalog.metrics import (
     Better,
     better_of,
     compares_as_ratio,
+    first_that_tells,
     gain,
     is_worse,
     leading,
@@ -19,12 +20,12 @@ from deltalens.catalog.metrics import (
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import Table, over_seeds
-from deltalens.reports.wording import number
+from deltalens.reports.wording import instead, number
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DropSummary", "StrategySummary", "summarize_drop_study"]
+__all__ = ["DropSummary", "StrategySummary", "ends", "summarize_drop_study"]
 
 _NEAR = (0.01, 0.05)
 
@@ -63,7 +64,10 @@ class DropSummary:
 
     record: StudyRecord
     metric: str
-    """The leading metric: exact match, else agreement, else loss, else the first one."""
+    """The leading metric: exact match, else agreement, else loss, else the first one; but one that
+    differs between fine-tune and base, if any does."""
+    instead_of: str
+    """The leading metric, if it is passed over because it does not differ; empty if not."""
     better: Better | None
     """Whether higher or lower values are better; None if unknown."""
     ft: float
@@ -89,6 +93,9 @@ class DropSummary:
             Sentences, as a person reads them.
         """
         name = self.metric
+        if self.instead_of:
+            value = ends(self.record, self.instead_of)[0]
+            yield instead(name, self.instead_of, value, "for fine-tune and base alike")
         unpaired = self.record.facts.get("unpaired")
         between = f"at rate 1 {number(self.all_back)}, " if unpaired else ""
         yield f"{name}: fine-tune {number(self.ft)}, {between}base {number(self.base)}"
@@ -222,12 +229,11 @@ def _cell(
     return number(means[key]) + (f" ± {number(several)}" if several > 0 else "")
 
 
-def summarize_drop_study(record: StudyRecord, metric: str | None = None) -> DropSummary:
-    """Summarize a drop study, finished or not.
+def summarize_drop_study(record: StudyRecord) -> DropSummary:
+    """Summarize a drop study, finished or not, by its leading metric.
 
     Args:
         record: of the study.
-        metric: that the summary speaks of; by default the leading one.
 
     Returns:
         Its summary.
@@ -239,15 +245,14 @@ def summarize_drop_study(record: StudyRecord, metric: str | None = None) -> Drop
     if record.kind != "drop-study":
         raise RecordError(f"{record.path}: holds a study of kind {record.kind!r}, not a drop study")
     own = record.facts.get("better")
-    metric = metric or leading(dict.fromkeys(record.cells["metric"]), own)
+    names = [str(name) for name in dict.fromkeys(record.cells["metric"])]
+    first = leading(names, own)
+    if first is None:
+        raise _unmeasured(record)
+    metric = first_that_tells(first, names, lambda name: _ends_differ(record, name), own)
     frame = record.cells[record.cells["metric"] == metric]
-    own_base = frame[frame["strategy"] == "base"]["value"]
     frame = frame[frame["strategy"] != "base"]
-    ends = {rate: frame[frame["rate"] == rate]["value"] for rate in (0.0, 1.0)}
-    if metric is None or any(end.empty for end in ends.values()):
-        raise RecordError(f"{record.path}: the fine-tune and the base are not measured yet")
-    ft, all_back = (float(ends[rate].iloc[0]) for rate in (0.0, 1.0))
-    base = all_back if own_base.empty else float(own_base.iloc[0])
+    ft, base, all_back = ends(record, metric)
     better = better_of(metric, own)
     strategies = tuple(
         _strategy_summary(str(name), part, ft, base, better, compares_as_ratio(metric))
@@ -255,7 +260,42 @@ def summarize_drop_study(record: StudyRecord, metric: str | None = None) -> Drop
     )
     facts = record.facts
     unchanged = facts["unchanged"] / facts["entries"]
-    return DropSummary(record, metric, better, ft, base, all_back, strategies, unchanged)
+    passed_over = first if metric != first else ""
+    return DropSummary(
+        record, metric, passed_over, better, ft, base, all_back, strategies, unchanged
+    )
+
+
+def _unmeasured(record: StudyRecord) -> RecordError:
+    return RecordError(f"{record.path}: the fine-tune and the base are not measured yet")
+
+
+def ends(record: StudyRecord, metric: str) -> tuple[float, float, float]:
+    """Look up a metric of the fine-tune, of the base, and at rate 1.
+
+    Args:
+        record: of a drop study.
+        metric: as the records name it.
+
+    Returns:
+        Three values; at rate 1 it is the base's, unless only one of the two has some tensor.
+
+    Raises:
+        RecordError: it has not measured the fine-tune and the base yet.
+    """
+    frame = record.cells[record.cells["metric"] == metric]
+    is_base = frame["strategy"] == "base"
+    found = [frame[~is_base & (frame["rate"] == rate)]["value"] for rate in (0.0, 1.0)]
+    if any(end.empty for end in found):
+        raise _unmeasured(record)
+    ft, all_back = (float(end.iloc[0]) for end in found)
+    own_base = frame[is_base]["value"]
+    return ft, all_back if own_base.empty else float(own_base.iloc[0]), all_back
+
+
+def _ends_differ(record: StudyRecord, metric: str) -> bool:
+    ft, base, _ = ends(record, metric)
+    return ft != base  # NaN differs from everything: the summary says that it is not finite.
 
 
 def _strategy_summary(

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog.metrics import Better, better_of, gain, is_shown, leading, no_direction
+from deltalens.catalog.metrics import (
+    Better,
+    better_of,
+    gain,
+    is_shown,
+    leading_that_tell,
+    no_direction,
+)
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import Table
-from deltalens.reports.wording import and_others
+from deltalens.reports.wording import and_others, instead
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,6 +101,11 @@ class MetricScores:
             math.hypot(score.stderr, other.stderr),
         )
 
+    @property
+    def tells(self) -> bool:
+        """Whether the models have different values."""
+        return len({score.value for score in self.scores}) > 1
+
     def is_clear(self, score: Score, other: Score) -> bool:
         """Tell whether two models differ by more than two standard errors of the difference.
 
@@ -137,7 +149,9 @@ class EvaluationSummary:
     record: StudyRecord
     metrics: tuple[MetricScores, ...]
     leading: tuple[MetricScores, ...]
-    """The leading metric of each data set."""
+    """The leading metric of each data set; but one that differs between models, if any does."""
+    instead_of: Mapping[str, str]
+    """Each of them -> the leading metric of its data set, nearly always itself."""
 
     def sentences(self) -> Iterator[str]:
         """Say which model is best, and how each training moved, on the leading metrics.
@@ -147,6 +161,9 @@ class EvaluationSummary:
         """
         uncertain = False
         for metric in self.leading:
+            if (over := self.instead_of[metric.metric]) != metric.metric:
+                value = next(one for one in self.metrics if one.metric == over).scores[0].value
+                yield instead(metric.metric, over, value, "for every model")
             if metric.better is None:
                 yield no_direction(metric.metric)
             elif metric.best is None:
@@ -271,13 +288,9 @@ def summarize_evaluation(record: StudyRecord) -> EvaluationSummary:
         MetricScores(str(name), better_of(str(name), own), tuple(_scores(frame)))
         for name, frame in record.cells.groupby("metric", sort=False)
     )
-    by_data: dict[str, list[str]] = {}
-    for metric in metrics:
-        by_data.setdefault(metric.metric.rpartition("/")[0], []).append(metric.metric)
-    chosen = {leading(names, own) for names in by_data.values()}
-    return EvaluationSummary(
-        record, metrics, tuple(metric for metric in metrics if metric.metric in chosen)
-    )
+    by_name = {metric.metric: metric for metric in metrics}
+    chosen = leading_that_tell(by_name, lambda name: by_name[name].tells, own)
+    return EvaluationSummary(record, metrics, tuple(by_name[name] for name in chosen), chosen)
 
 
 def _scores(frame: pd.DataFrame) -> Iterator[Score]:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltalens.catalog.metrics import Better, better_of, gain, leading, no_direction
+from deltalens.catalog.metrics import Better, better_of, gain, leading_that_tell, no_direction
 from deltalens.errors import RecordError
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import Table
-from deltalens.reports.wording import name_of_blocks
+from deltalens.reports.wording import instead, name_of_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,7 +113,10 @@ class LayerSummary:
 
     record: StudyRecord
     leading: tuple[MetricSummary, ...]
-    """The leading metric of each data set: exact match, else agreement, else loss."""
+    """The leading metric of each data set: exact match, else agreement, else loss; but one that
+    differs between fine-tune and base, if any does."""
+    instead_of: Mapping[str, str]
+    """Each of them -> the leading metric of its data set, nearly always itself."""
     metrics: tuple[MetricSummary, ...]
 
     @property
@@ -129,6 +132,9 @@ class LayerSummary:
         """
         for metric in self.leading:
             name = metric.metric
+            if (over := self.instead_of[name]) != name:
+                value = next(other.ft for other in self.metrics if other.metric == over)
+                yield instead(name, over, value, "for fine-tune and base alike")
             yield f"{name}: fine-tune {_number(metric.ft)}, base {_number(metric.base)}"
             if metric.better is None:
                 yield no_direction(name)
@@ -270,16 +276,11 @@ def summarize_layers(record: StudyRecord) -> LayerSummary:
     metrics = tuple(summary for summary in summaries if summary is not None)
     if not metrics:
         raise RecordError(f"{record.path}: the fine-tune and the base are not measured yet")
-    return LayerSummary(record, _leading(metrics, record.facts.get("better")), metrics)
-
-
-def _leading(
-    metrics: Sequence[MetricSummary], own: Mapping[str, Better] | None
-) -> tuple[MetricSummary, ...]:
-    sets: dict[str, dict[str, MetricSummary]] = {}
-    for metric in metrics:
-        sets.setdefault(metric.metric.rpartition("/")[0], {})[metric.metric] = metric
-    return tuple(held[name] for held in sets.values() if (name := leading(held, own)) is not None)
+    by_name = {metric.metric: metric for metric in metrics}
+    chosen = leading_that_tell(
+        by_name, lambda name: by_name[name].gained != 0, record.facts.get("better")
+    )
+    return LayerSummary(record, tuple(by_name[name] for name in chosen), chosen, metrics)
 
 
 def _metric_summary(record: StudyRecord, name: str) -> MetricSummary | None:

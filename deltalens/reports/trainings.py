@@ -13,6 +13,7 @@ from deltalens.catalog.metrics import (
     Better,
     better_of,
     compares_as_ratio,
+    first_that_tells,
     is_lower_better,
     is_shown,
     is_worse,
@@ -24,7 +25,7 @@ from deltalens.io.tables import Table, is_finite, over_seeds
 from deltalens.reports.beside_paper import ranking_beside_paper
 from deltalens.reports.budgets import budget_of, leads, masks_apart, with_labels
 from deltalens.reports.learning_rates import RateGrid, rate_shown
-from deltalens.reports.wording import name_of_blocks
+from deltalens.reports.wording import instead, name_of_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +56,9 @@ class SweepSummary:
         Returns:
             Sentences, as a person reads them.
         """
-        for metric in self.leading():
+        for metric, first in self.leading().items():
+            if metric != first:
+                yield instead(metric, first, _mean(self.of(first)), "after every training")
             frame, better = self.of(metric), better_of(metric, self.record.facts.get("better"))
             if better is None:
                 yield f"{metric}: unknown whether higher or lower is better"
@@ -230,17 +233,25 @@ class SweepSummary:
         own = frame[frame["metric"] == metric]
         return own.assign(method=own["method"].replace("sft", self.record.plain))
 
-    def leading(self) -> list[str]:
+    def leading(self) -> dict[str, str]:
         """Choose the metrics that the sentences speak of.
 
         Returns:
-            The first one of each data set.
+            Of each data set the first one that differs between trainings -> the first one, which is
+            nearly always the same.
         """
-        first: dict[str, str] = {}
-        for metric in dict.fromkeys(self.record.cells["metric"]):
-            if metric != "training_loss" and "@" not in metric:
-                first.setdefault(metric.rpartition("/")[0], metric)
-        return list(first.values())
+        every = dict.fromkeys(self.record.cells["metric"])
+        names = [str(name) for name in every if name != "training_loss" and "@" not in name]
+        own = self.record.facts.get("better")
+        firsts: dict[str, str] = {}
+        for name in names:
+            firsts.setdefault(name.rpartition("/")[0], name)
+        return {
+            first_that_tells(first, names, self._tells, own): first for first in firsts.values()
+        }
+
+    def _tells(self, metric: str) -> bool:
+        return bool(self.of(metric)["value"].nunique(dropna=False) > 1)
 
 
 def _beside_sft(frame: pd.DataFrame, better: Better) -> Iterator[str]:

@@ -6,7 +6,15 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
-__all__ = ["and_others", "concentrated", "name_of_blocks", "number", "percent", "plus_minus"]
+__all__ = [
+    "and_others",
+    "concentrated",
+    "instead",
+    "name_of_blocks",
+    "number",
+    "percent",
+    "plus_minus",
+]
 
 _NAMED = 3
 _ALIKE = 0.1
@@ -29,6 +37,21 @@ def number(value: float) -> str:
     if value == 0 or math.isnan(value):
         return f"{value:g}"
     return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 1e4 else f"{value:.4f}"
+
+
+def instead(metric: str, of: str, value: float, where: str) -> str:
+    """Say why a summary speaks of another metric than the leading one.
+
+    Args:
+        metric: of which it speaks.
+        of: the leading one.
+        value: which that has everywhere.
+        where: for what: `for every model`.
+
+    Returns:
+        A sentence.
+    """
+    return f"{of} is {number(value)} {where}, so what follows is about {metric}"
 
 
 def plus_minus(value: float, error: float) -> str:

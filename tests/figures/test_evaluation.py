@@ -82,6 +82,22 @@ def test_a_metric_that_is_asked_for_alone_is_drawn(tmp_path: Path) -> None:
     assert axis.get_xlabel() == "perplexity"
 
 
+@pytest.mark.parametrize(("best", "panels"), [(0.05, 2), (0.049, 1)])
+def test_a_share_that_every_model_has_hardly_any_of_has_no_panel(
+    best: float, panels: int, tmp_path: Path
+) -> None:
+    write_evaluation(tmp_path, [scored("a", 10, 0.0), scored("b", 10, best)])
+    (drawing,) = draw_named("evaluation", tmp_path)
+    shown = [axis for axis in drawing.figure.axes if axis.get_visible()]
+    assert [axis.get_xlabel() for axis in shown][-panels:] == [
+        "exact match (%)",
+        "loss (nats per target token)",
+    ][-panels:]
+    assert len(shown) == panels
+    said = "Under 5 % by every model, and not drawn: exact match."
+    assert (said in drawing.figure.get_supxlabel()) == (panels == 1)
+
+
 def test_another_study_has_no_such_picture(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "study", "landscape")
     with pytest.raises(RecordError, match="no evaluation with finished cells"):

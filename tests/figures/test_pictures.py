@@ -20,10 +20,12 @@ from tests.reports import test_drop_summary as drops
 from tests.support.mft_studies import COMPARED, write_study
 
 Values = Mapping[tuple[float, float, str], float]
-"""(a, b, mark) -> loss."""
+"""(a, b, mark) -> loss, or another metric."""
 
 
-def write_landscape(folder: Path, plane: str, marks: list[dict[str, Any]], values: Values) -> Path:
+def write_landscape(
+    folder: Path, plane: str, marks: list[dict[str, Any]], values: Values, **more: Values
+) -> Path:
     axes = 1 if plane == "line" else 2
     facts = {
         "plane": {
@@ -40,9 +42,11 @@ def write_landscape(folder: Path, plane: str, marks: list[dict[str, Any]], value
     study = StudyFolder.open(folder, "landscape", spec, ("a", "b", "mark", "data"))
     study.facts |= facts
     study.write_manifest()
-    for (a, b, mark), value in values.items():
-        setting = {"a": a, "b": b, "mark": mark, "data": "t"}
-        study.append(Cell(setting, {"loss": Measurement(value)}, 0.1))
+    for point in values:
+        setting = dict(zip(("a", "b", "mark", "data"), (*point, "t"), strict=True))
+        metrics = {"loss": values, **more}
+        measured = {name: Measurement(of[point]) for name, of in metrics.items()}
+        study.append(Cell(setting, measured, 0.1))
     study.close()
     return folder
 
@@ -66,6 +70,18 @@ def test_curve_over_a_line_passes_through_every_marked_model(tmp_path: Path) -> 
     points = dict(zip(curve.get_xdata(), curve.get_ydata(), strict=True))
     assert points == {**{a: v for (a, _, _), v in grid.items()}, 0.3: 0.5, 1.5: 0.25}
     assert [*points] == sorted(points)
+
+
+@pytest.mark.parametrize(("best", "shown"), [(0.05, True), (0.049, False)])
+def test_a_share_that_is_nowhere_on_a_plane_has_no_picture(
+    best: float, shown: bool, tmp_path: Path
+) -> None:
+    grid = {(float(a), float(b), "grid"): 1.0 + a for a in range(4) for b in range(4)}
+    match = {point: best * (point[0] == 1.0) for point in grid}
+    origin = [mark("ft", "origin", 0.0)]
+    write_landscape(tmp_path, "checkpoints", origin, grid, exact_match=match)
+    names = [drawing.name for drawing in draw_named("landscape", tmp_path)]
+    assert names == ["landscape", "landscape_3d", *["landscape_exact_match"] * shown]
 
 
 def test_models_off_two_planes_share_an_entry_of_the_legend(tmp_path: Path) -> None:

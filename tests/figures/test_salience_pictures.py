@@ -28,6 +28,8 @@ def test_the_matrix_has_both_triangles_and_the_fine_tune(tmp_path: Path) -> None
     (drawing,) = draw_named("salience-agreement", make_salience_study(tmp_path / "s", *PARTS))
     shown = np.asarray(drawing.figure.axes[0].images[0].get_array())
     assert np.allclose(shown, [[1, 0.25, 0, 0.2], [0.25, 1, 0.01, 0.1], [0, 0.01, 1, 0.005]])
+    said = [text.get_text() for text in drawing.figure.axes[0].texts]
+    assert said == ["0.25", "0", "0.20", "0.25", "0.01", "0.10", "0", "0.01", "0.005"]
 
 
 def test_parts_of_the_data_lie_over_their_examples(tmp_path: Path) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deltalens.catalog.metrics import Better, better_of
 from deltalens.reports.wording import number
 
-__all__ = ["QUESTIONS", "UNKNOWN", "Answer", "first_that_tells", "over_examples"]
+__all__ = ["QUESTIONS", "UNKNOWN", "Answer", "over_examples"]
 
 QUESTIONS: Mapping[str, str] = {
     "redundant": "How much of the fine-tune is redundant?",
@@ -42,33 +41,6 @@ class Answer:
 
     def __str__(self) -> str:
         return f"{self.sentence.removesuffix('.')} ({self.uncertainty})"
-
-
-def first_that_tells(
-    first: str,
-    names: Iterable[str],
-    tells: Callable[[str], bool],
-    own: Mapping[str, Better] | None,
-) -> str:
-    """Choose the metric that an answer rests on: where the leading one has the same value for all
-    that is compared, as exact match has if every answer is wrong, another one of the same data.
-
-    Args:
-        first: the leading metric.
-        names: all metrics, as the records name them.
-        tells: whether a metric has different values.
-        own: directions of the caller's own metrics.
-
-    Returns:
-        The leading metric if it tells anything, or if none does; else the first that does.
-    """
-    data = first.rpartition("/")[0]
-    others = [
-        name
-        for name in names
-        if name.rpartition("/")[0] == data and "@" not in name and better_of(name, own) is not None
-    ]
-    return next((name for name in (first, *others) if tells(name)), first)
 
 
 def over_examples(error: float, n: int) -> str:

@@ -12,10 +12,9 @@ from deltalens.io.records import StudyRecord
 from deltalens.reports.answers.answer import (
     UNKNOWN,
     Answer,
-    first_that_tells,
     over_examples,
 )
-from deltalens.reports.drop import DropSummary, StrategySummary, summarize_drop_study
+from deltalens.reports.drop import DropSummary, StrategySummary, ends, summarize_drop_study
 from deltalens.reports.wording import number, percent, plus_minus
 
 __all__ = ["drop_answers"]
@@ -40,27 +39,15 @@ def drop_answers(record: StudyRecord) -> Iterator[Answer]:
     Raises:
         RecordError: the fine-tune and the base are not measured yet.
     """
-    first = summarize_drop_study(record)
-    metric = first_that_tells(
-        first.metric,
-        map(str, dict.fromkeys(record.cells["metric"])),
-        lambda name: _ends_differ(record, name),
-        record.facts.get("better"),
-    )
-    summary = first if metric == first.metric else summarize_drop_study(record, metric)
+    summary = summarize_drop_study(record)
     redundant = _redundant(summary)
-    if summary is not first:
-        why = f"{first.metric} is {number(first.ft)} for fine-tune and base alike, so by {metric}: "
+    if over := summary.instead_of:
+        value = number(ends(record, over)[0])
+        why = f"{over} is {value} for fine-tune and base alike, so by {summary.metric}: "
         redundant = replace(redundant, sentence=why + redundant.sentence)
     yield redundant
     if where := _where(summary):
         yield where
-
-
-def _ends_differ(record: StudyRecord, metric: str) -> bool:
-    summary = summarize_drop_study(record, metric)
-    # NaN differs from everything; then the leading metric says why nothing can be compared.
-    return summary.ft != summary.base
 
 
 def _redundant(summary: DropSummary) -> Answer:

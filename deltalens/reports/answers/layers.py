@@ -6,12 +6,7 @@ import math
 from collections.abc import Iterator
 
 from deltalens.io.records import StudyRecord
-from deltalens.reports.answers.answer import (
-    UNKNOWN,
-    Answer,
-    first_that_tells,
-    over_examples,
-)
+from deltalens.reports.answers.answer import UNKNOWN, Answer, over_examples
 from deltalens.reports.layers import GroupEffect, MetricSummary, summarize_layers
 from deltalens.reports.wording import and_others, name_of_blocks, number, percent
 
@@ -35,15 +30,7 @@ def layer_answers(record: StudyRecord) -> Iterator[Answer]:
     """
     summary = summarize_layers(record)
     size = min(summary.sizes)
-    by_name = {metric.metric: metric for metric in summary.metrics}
-    for first in summary.leading:
-        chosen = first_that_tells(
-            first.metric,
-            by_name,
-            lambda name: by_name[name].gained != 0,
-            record.facts.get("better"),
-        )
-        metric = by_name[chosen]
+    for metric in summary.leading:
         if metric.better is None:
             continue
         ranked = metric.by_loss(size)

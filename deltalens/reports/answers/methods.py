@@ -13,7 +13,7 @@ from deltalens.catalog.metrics import Better, better_of, gain, no_direction
 from deltalens.catalog.variants import is_sparse
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import is_finite
-from deltalens.reports.answers.answer import UNKNOWN, Answer, first_that_tells
+from deltalens.reports.answers.answer import UNKNOWN, Answer
 from deltalens.reports.trainings import SweepSummary, summarize_sweep
 from deltalens.reports.wording import number, plus_minus
 
@@ -60,14 +60,7 @@ def method_answers(record: StudyRecord) -> Iterator[Answer]:
         RecordError: no cell of it is finished.
     """
     summary = summarize_sweep(record)
-    names = [str(name) for name in dict.fromkeys(record.cells["metric"])]
-    for leading in summary.leading():
-        metric = first_that_tells(
-            leading,
-            names,
-            lambda name: summary.of(name)["value"].nunique(dropna=False) > 1,
-            record.facts.get("better"),
-        )
+    for metric in summary.leading():
         better = better_of(metric, record.facts.get("better"))
         if better is None:
             said = no_direction(metric)

@@ -8,12 +8,7 @@ from collections.abc import Iterator
 
 from deltalens.catalog.metrics import no_direction
 from deltalens.io.records import StudyRecord
-from deltalens.reports.answers.answer import (
-    UNKNOWN,
-    Answer,
-    first_that_tells,
-    over_examples,
-)
+from deltalens.reports.answers.answer import UNKNOWN, Answer, over_examples
 from deltalens.reports.efficiency import summarize_efficiency
 from deltalens.reports.evaluate import MetricScores, Score, summarize_evaluation
 from deltalens.reports.wording import and_others, number
@@ -34,15 +29,7 @@ def evaluation_answers(record: StudyRecord) -> Iterator[Answer]:
         RecordError: no model is measured yet.
     """
     summary = summarize_evaluation(record)
-    by_name = {metric.metric: metric for metric in summary.metrics}
-    for first in summary.leading:
-        chosen = first_that_tells(
-            first.metric,
-            by_name,
-            lambda name: len({score.value for score in by_name[name].scores}) > 1,
-            record.facts.get("better"),
-        )
-        metric = by_name[chosen]
+    for metric in summary.leading:
         if metric.better is None:
             said = no_direction(metric.metric)
             yield Answer("best", UNKNOWN, said, "no direction, no comparison")
