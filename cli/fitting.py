@@ -48,7 +48,12 @@ class FittingTable:
         if not fits(table):
             table = _narrow_names(table, max(_NAME, options.max_width // 3))
         for part in _parts(table, fits):
-            yield _made(part, wraps=not fits(part))
+            shown = part
+            if len(part.title) > _width(part, console, options):
+                # In the table it would be broken where the table ends.
+                yield Text(part.title, style="table.title", overflow="fold")
+                shown = Table("", part.columns, part.rows)
+            yield _made(shown, wraps=not fits(part))
         if self.legend:
             yield from (Text(line, overflow="fold") for line in (*self.legend, ""))
 

@@ -71,8 +71,10 @@ class Entry:
         """Draw it from the records.
 
         Returns:
-            The drawings.
+            The drawings; none where the sentences say it all (`drawn: false`).
         """
+        if not self.said.get("drawn", True):
+            return []
         if "step" in self.said:
             return drawings(self.source.studies[0])
         return draw_named(self.name, self.source.studies, mixed=self.source.mixed)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 import numpy as np
 
-from deltalens.errors import Lines
 from deltalens.figures.drawing import Drawing
 from deltalens.figures.entry import FigureEntry
 from deltalens.figures.floors import ever_above_floor
@@ -20,6 +18,7 @@ from deltalens.figures.landscape_panels import (
     columns_of,
     draw_legend,
     heights_of,
+    label_in,
     label_of,
     load_landscape,
     panels,
@@ -30,10 +29,10 @@ from deltalens.figures.style import WIDTH, new_figure, styled
 
 __all__ = ["draw", "draw_contours"]
 
+_LABEL = 0.8
+"""The part of an axis's length that a line of its label may take."""
 _WIDE = 1.7
 """Panels with a larger ratio of width to height are stacked rather than set side by side."""
-_LABEL_WIDTH = 34
-"""Characters of a line under a panel that has a neighbor."""
 
 
 def draw(folders: Sequence[Path], entry: FigureEntry, *, first_only: bool = False) -> list[Drawing]:
@@ -102,7 +101,7 @@ def draw_contours(
             scale = Scale.of(row)
             filled = None
             for axis, panel in zip(line, row, strict=False):
-                filled = _contours(axis, panel, scale) or filled
+                filled = _contours(axis, panel, scale, width) or filled
                 if axis is not line[0] and not stacked:
                     axis.set_ylabel("")
                     axis.tick_params(labelleft=False)
@@ -117,8 +116,9 @@ def draw_contours(
         return Drawing(name, figure)
 
 
-def _contours(axis: Any, panel: Panel, scale: Scale) -> Any:
-    """The surface from above; a value that is not finite leaves the hatched background."""
+def _contours(axis: Any, panel: Panel, scale: Scale, inches: float) -> Any:
+    """The surface from above, about so wide; a value that is not finite leaves the hatched
+    background."""
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
@@ -151,8 +151,8 @@ def _contours(axis: Any, panel: Panel, scale: Scale) -> Any:
             text.set(color="white", path_effects=[withStroke(linewidth=1.6, foreground="0.25")])
     _mark(axis, panel)
     axis.set(
-        xlabel=_wrapped(panel.labels[0]),
-        ylabel=_wrapped(panel.labels[1]),
+        xlabel=label_in(panel.labels[0], _LABEL * inches),
+        ylabel=label_in(panel.labels[1], _LABEL * min(inches, inches / _shape(panel))),
         xlim=panel.ranges[0],
         ylim=panel.ranges[1],
     )
@@ -190,7 +190,3 @@ def _shape(panel: Panel) -> float:
         return 1.15
     width, height = (high - low for low, high in panel.ranges)
     return width / height
-
-
-def _wrapped(label: str) -> str:
-    return Lines(*wrap(label, _LABEL_WIDTH, break_long_words=False, break_on_hyphens=False))

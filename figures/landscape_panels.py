@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltalens.catalog.metrics import axis_label, scale_of
-from deltalens.errors import RecordError
+from deltalens.errors import Lines, RecordError
 from deltalens.figures.loading import load_finite
+from deltalens.figures.style import fitted, text_width
+from deltalens.io.escaping import plain
 from deltalens.io.records import StudyRecord
 from deltalens.io.tables import is_finite
 
@@ -26,6 +28,7 @@ __all__ = [
     "columns_of",
     "draw_legend",
     "heights_of",
+    "label_in",
     "label_of",
     "load_landscape",
     "panels",
@@ -39,6 +42,8 @@ MARKERS = {
     "base": ("D", "0.35", 7.5),
     "step": ("o", "#1B9E3E", 4.5),
 }
+_MARKER, _SIZE = 0.55, 9.0
+"""What a marker and the space around a legend's label take, in inches; the type, in points."""
 _DECADES = 10.0
 """Values that span more than this factor are shown on a logarithmic scale."""
 
@@ -187,7 +192,7 @@ def _round_levels(low: float, high: float) -> list[float]:
 
 def draw_legend(
     figure: Any, rows: Sequence[Sequence[Panel]], names: Mapping[str, str] | None = None
-) -> None:
+) -> int:
     """Draw the legend below a figure: the marked models, and what a gap means if there is one.
 
     Args:
@@ -195,6 +200,9 @@ def draw_legend(
         rows: the panels of each landscape.
         names: what to call the origin, b and c, by their role; by default the names of their
             folders.
+
+    Returns:
+        How many lines it has.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -213,9 +221,42 @@ def draw_legend(
         )
     if any(len(panel.finite) < len(panel.frame) for row in rows for panel in row):
         entries["no finite value"] = Patch(facecolor="0.93", edgecolor="0.7", hatch="////")
-    figure.legend(
-        entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, len(entries))
-    )
+    labels, width = [plain(name) for name in entries], figure.get_figwidth()
+    across = min(4, len(labels))
+    while across > 1 and _across(labels, across) > width:
+        across -= 1
+    labels = [fitted(label, width - _MARKER, _SIZE) for label in labels]
+    figure.legend(entries.values(), labels, loc="outside lower center", ncols=across)
+    return -(-len(labels) // across)
+
+
+def _across(labels: Sequence[str], columns: int) -> float:
+    """Width of a legend in inches; matplotlib fills its columns from top to bottom."""
+    lines = -(-len(labels) // columns)
+    widths = [text_width(label, _SIZE) / 72 for label in labels]
+    filled = [max(widths[at : at + lines]) for at in range(0, len(widths), lines)]
+    return sum(filled) + _MARKER * columns
+
+
+def label_in(label: str, inches: float, size: float = _SIZE) -> str:
+    """Break the label of an axis into lines, and leave out the middle of a name without room.
+
+    Args:
+        label: `distance from <name> towards <name>`.
+        inches: the length of the axis.
+        size: of the type, in points.
+
+    Returns:
+        The label.
+    """
+    lines = [""]
+    for word in (fitted(word, inches, size) for word in plain(label).split(" ")):
+        longer = f"{lines[-1]} {word}".strip()
+        if text_width(longer, size) <= 72 * inches:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return Lines(*lines)
 
 
 def _name(mark: Mapping[str, Any], names: Mapping[str, str] | None) -> str:

@@ -16,10 +16,12 @@ from deltalens.figures.landscape_panels import (
     columns_of,
     draw_legend,
     heights_of,
+    label_in,
     label_of,
     spans,
 )
-from deltalens.figures.style import new_figure, styled
+from deltalens.figures.style import WIDTH, fitted, new_figure, styled
+from deltalens.io.escaping import plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["draw_lines", "draw_surfaces"]
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_SIZE = 7.5
+"""Of the labels beside a surface, in points."""
 
 
 def draw_surfaces(row: Sequence[Panel], name: str) -> Drawing:
@@ -47,8 +51,8 @@ def draw_surfaces(row: Sequence[Panel], name: str) -> Drawing:
         for index, panel in enumerate(row, 1):
             axis = figure.add_subplot(down, across, index, projection="3d", computed_zorder=False)
             _surface(axis, panel, scale)
-        figure.subplots_adjust(left=0.01, right=0.93, bottom=0.12, top=0.96, wspace=0.14)
-        draw_legend(figure, [row])
+        below = (0.35 + 0.2 * draw_legend(figure, [row])) / figure.get_figheight()
+        figure.subplots_adjust(left=0.01, right=0.93, bottom=below, top=0.95, wspace=0.14)
         return Drawing(name, figure)
 
 
@@ -94,8 +98,8 @@ def _surface(axis: Any, panel: Panel, scale: Scale) -> None:
     axis.tick_params(labelsize=6.5, pad=-2)
     axis.locator_params(axis="x", nbins=4)
     axis.locator_params(axis="y", nbins=4)
-    axis.set_xlabel(_short(panel.labels[0]), fontsize=7.5, labelpad=-5)
-    axis.set_ylabel(_short(panel.labels[1]), fontsize=7.5, labelpad=-4)
+    axis.set_xlabel(_short(panel.labels[0]), fontsize=_SIZE, labelpad=-5)
+    axis.set_ylabel(_short(panel.labels[1]), fontsize=_SIZE, labelpad=-4)
     name = panel.metric.replace("_", " ")
     axis.set_title(f"{name}, {panel.title}" if panel.title else name, fontsize=9, y=0.98)
     axis.view_init(elev=32, azim=-58)
@@ -104,7 +108,8 @@ def _surface(axis: Any, panel: Panel, scale: Scale) -> None:
 
 def _short(label: str) -> str:
     """A label short enough to fit beside a surface."""
-    return label.split(" (")[0].replace("distance from ", "").replace("distance at a ", "")
+    short = label.split(" (")[0].replace("distance from ", "").replace("distance at a ", "")
+    return " ".join(fitted(word, 0.9, _SIZE) for word in plain(short).split(" "))
 
 
 def _thinned(ticks: Sequence[float], most: int) -> list[float]:
@@ -138,7 +143,13 @@ def draw_lines(row: Sequence[Panel], name: str) -> Drawing:
         for index, panel in enumerate(row):
             color = _COLORS[index % len(_COLORS)]
             frame = _along(panel)
-            axis.plot(frame["a"], frame["value"], color=color, linewidth=1.5, label=panel.title)
+            axis.plot(
+                frame["a"],
+                frame["value"],
+                color=color,
+                linewidth=1.5,
+                label=fitted(plain(panel.title), WIDTH / 3, 9),
+            )
             for a in frame["a"][frame["value"].isna()]:
                 axis.axvline(a, color="0.85", linewidth=3, zorder=0)
             for mark in panel.marks:
@@ -155,7 +166,7 @@ def draw_lines(row: Sequence[Panel], name: str) -> Drawing:
                 )
         if scale.logarithmic:
             axis.set_yscale("log")
-        axis.set(xlabel=row[0].labels[0], ylabel=label_of(row[0].metric))
+        axis.set(xlabel=label_in(row[0].labels[0], WIDTH - 1), ylabel=label_of(row[0].metric))
         if any(panel.title for panel in row):
             axis.legend(loc="best")
         draw_legend(figure, [row])

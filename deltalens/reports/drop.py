@@ -86,6 +86,12 @@ class DropSummary:
             return False
         return is_worse(self.base, self.ft, self.better)
 
+    @property
+    def flat(self) -> bool:
+        """Whether every model has the same finite value, the fine-tune and the base among them."""
+        values = {value for held in self.strategies for value in held.values.values()}
+        return values | {self.base} == {self.ft}
+
     def sentences(self) -> Iterator[str]:
         """Say how far each strategy can go before the leading metric suffers.
 
@@ -105,6 +111,11 @@ class DropSummary:
             yield no_direction(name)
         elif not math.isfinite(self.ft):
             yield f"{name} of the fine-tune is not finite, so nothing can be compared with it"
+        elif self.flat:
+            yield (
+                f"{name} is the same for every model: another metric or more rows may tell them "
+                "apart"
+            )
         else:
             order = sorted(self.strategies, key=lambda held: held.strategy != "trivial")
             yield from (self._sentence(held) for held in order)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deltalens.figures import FIGURES, Drawing
+from deltalens.figures.floors import FLOOR
 from deltalens.io.records import load_study
 from tests.support.shown_commands import docs_module
 
@@ -19,7 +20,7 @@ PICTURE, ALL = 400_000, 6_000_000
 
 GALLERY = docs_module("build_gallery")
 ENTRIES = [entry for _, held in GALLERY.entries() for entry in held]
-DRAWN = [entry for entry in ENTRIES if entry.name != "gradients"]
+DRAWN = [entry for entry in ENTRIES if entry.name != "gradients" and entry.said.get("drawn", True)]
 """A probe's run is no text; tests/cli/test_monitor.py draws one."""
 
 
@@ -59,6 +60,17 @@ def test_a_figure_is_drawn_from_its_records_as_it_was(index: int) -> None:
     for file in entry.files(made):
         assert file.is_file(), f"{file}: run docs/build_gallery.py"
         assert file.stat().st_size < PICTURE
+
+
+def test_what_is_not_drawn_is_under_the_floor() -> None:
+    undrawn = [entry for entry in ENTRIES if not entry.said.get("drawn", True)]
+    assert {entry.name for entry in undrawn} == {"numbers", "harness"}
+    for entry in undrawn:
+        (study,) = entry.source.studies
+        cells = load_study(study).cells
+        shares = cells[cells["metric"].str.endswith("exact_match")]
+        assert not shares.empty
+        assert shares["value"].max() < FLOOR
 
 
 @pytest.mark.parametrize(

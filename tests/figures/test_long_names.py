@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from deltalens.figures import draw_for
 from deltalens.figures.style import fitted, text_width
 from deltalens.io.records import Cell, Measurement, StudyFolder
+from tests.figures.test_pictures import mark, write_landscape
 from tests.support.evaluations import Scored, write_evaluation
 from tests.support.gmt_studies import EXACT, write_sweep
 from tests.support.mft_studies import RATIOS, write_study
@@ -93,6 +94,16 @@ def _evaluation(folder: Path, name: str) -> Path:
     return write_evaluation(folder / "s", models).path
 
 
+def _landscape(folder: Path, plane: str, name: str) -> Path:
+    roles = ("origin", "b", "c") if plane == "checkpoints" else ("origin", "b")
+    marks = [
+        mark(role + name, role, *at) for role, at in zip(roles, [(0,), (2,), (0, 2)], strict=False)
+    ]
+    grid = {(a, b, "grid"): 1 + a + b for a in range(4) for b in range(4 if len(marks) > 2 else 1)}
+    labels = [f"distance from origin{name} towards b{name}", f"distance towards c{name}"]
+    return write_landscape(folder, plane, marks, grid, labels=labels[: len(marks) - 1])
+
+
 DRAWN: dict[str, Callable[[Path, str], Any]] = {
     "gmt-fig3": _several_drops,
     "gmt-fig2": lambda folder, name: write_sweep(
@@ -105,13 +116,15 @@ DRAWN: dict[str, Callable[[Path, str], Any]] = {
         folder / "s", "mask-ratio-sweep", RATIOS, sets=(name, "b"), trained_on=name
     ),
     "evaluation": _evaluation,
+    "landscape": lambda folder, name: _landscape(folder / "s", "checkpoints", name),
+    "landscape along a line": lambda folder, name: _landscape(folder / "s", "line", name),
 }
 
 
 @pytest.mark.parametrize("kind", [*DRAWN])
 @pytest.mark.parametrize("name", [LONG, WIDE, HOSTILE], ids=["long", "wide", "hostile"])
 def test_a_long_name_is_cut_to_what_has_room(tmp_path: Path, kind: str, name: str) -> None:
-    for drawing in draw_for(kind, DRAWN[kind](tmp_path, name), titles="on"):
+    for drawing in draw_for(kind.partition(" ")[0], DRAWN[kind](tmp_path, name), titles="on"):
         check_room(drawing.figure)
         with without_warnings():
             drawing.content("png")

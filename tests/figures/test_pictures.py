@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,17 @@ Values = Mapping[tuple[float, float, str], float]
 
 
 def write_landscape(
-    folder: Path, plane: str, marks: list[dict[str, Any]], values: Values, **more: Values
+    folder: Path,
+    plane: str,
+    marks: list[dict[str, Any]],
+    values: Values,
+    labels: Sequence[str] = ("first", "second"),
+    **more: Values,
 ) -> Path:
     axes = 1 if plane == "line" else 2
     facts = {
         "plane": {
-            "labels": ["first", "second"][:axes],
+            "labels": [*labels[:axes]],
             "marks": marks,
             "found": {},
             "ranges": [[-1.0, 3.0]] * axes,

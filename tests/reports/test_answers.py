@@ -77,8 +77,8 @@ def test_a_tie_of_fine_tune_and_base_is_told_by_another_metric(tmp_path: Path) -
 
 
 def test_a_tie_on_every_metric_gains_nothing(tmp_path: Path) -> None:
-    flat = dict.fromkeys(GOOD, 0.5)
-    answer = answers(drop_study(tmp_path / "s", {("trivial", 0): flat}))["redundant"]
+    ends = {**dict.fromkeys(GOOD, 0.5), 0.9: 0.2}
+    answer = answers(drop_study(tmp_path / "s", {("trivial", 0): ends}))["redundant"]
     assert "tuning gained nothing that dropping could lose" in answer.sentence
 
 

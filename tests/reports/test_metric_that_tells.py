@@ -12,6 +12,8 @@ import pytest
 from deltalens.catalog.metrics import first_that_tells, leading_that_tell
 from deltalens.io.records import Cell, Measurement, StudyFolder, load_study
 from deltalens.reports import summarize
+from deltalens.reports.answers.answer import UNKNOWN
+from deltalens.reports.answers.drop import drop_answers
 
 DROP = ("strategy", "scope", "rate", "seed")
 LAYERS = ("method", "size", "group", "seed")
@@ -96,6 +98,22 @@ def test_a_leading_metric_that_differs_leads(
 def test_where_no_metric_differs_the_leading_one_is_given(study: str, tmp_path: Path) -> None:
     sentences = said(tmp_path, study, {"exact_match": (0, 0, 0), "loss": (1, 1, 1)})
     assert not [one for one in sentences if "so what follows" in one or "loss: " in one]
+
+
+def test_a_drop_study_without_a_difference_concludes_nothing(tmp_path: Path) -> None:
+    sentences = said(tmp_path, "drop", {"a/exact_match": (0, 0, 0), "b/exact_match": (0, 0, 0)})
+    assert "a/exact_match is the same for every model" in " ".join(sentences)
+    assert "within" not in " ".join(sentences)
+    (answer,) = drop_answers(load_study(tmp_path))
+    assert answer.number == UNKNOWN
+    assert answer.sentence.startswith("a/exact_match is 0 for the fine-tune, the base and every")
+
+
+@pytest.mark.parametrize("between", [0.4, nan])
+def test_one_model_that_differs_is_a_difference(between: float, tmp_path: Path) -> None:
+    sentences = said(tmp_path, "drop", {"exact_match": (0.5, between, 0.5)})
+    assert "the same for every model" not in " ".join(sentences)
+    assert any(one.startswith("trivial: ") for one in sentences)
 
 
 def test_each_data_set_has_its_own() -> None:

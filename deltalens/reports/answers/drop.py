@@ -46,6 +46,8 @@ def drop_answers(record: StudyRecord) -> Iterator[Answer]:
         why = f"{over} is {value} for fine-tune and base alike, so by {summary.metric}: "
         redundant = replace(redundant, sentence=why + redundant.sentence)
     yield redundant
+    if summary.flat:
+        return
     if where := _where(summary):
         yield where
 
@@ -57,6 +59,13 @@ def _redundant(summary: DropSummary) -> Answer:
     if not math.isfinite(summary.ft):
         said = f"{metric} of the fine-tune is not finite, so nothing can be compared with it."
         return Answer("redundant", UNKNOWN, said, "the reference is not a number")
+    if summary.flat:
+        said = (
+            f"{metric} is {number(summary.ft)} for the fine-tune, the base and every model "
+            "between, so nothing can be seen to fall: another metric or more rows may tell them "
+            "apart."
+        )
+        return Answer("redundant", UNKNOWN, said, "no difference to measure")
     by_name = {held.strategy: held for held in summary.strategies}
     held = by_name.get("trivial") or by_name.get("random") or summary.strategies[0]
     if not held.inner:
