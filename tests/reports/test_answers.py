@@ -316,7 +316,7 @@ def layers(folder: Path, dropped: Mapping[str, float], ft: float = 1.0, base: fl
     study.facts = {
         "entries": 100,
         "unchanged": 0,
-        "blocks": dict.fromkeys(dropped, part),
+        "blocks": dict.fromkeys("012", part),
         "outside": {"entries": 0, "squares": 0.0},
     }
     study.write_manifest()
@@ -335,6 +335,21 @@ def test_the_costliest_block_carries_most(tmp_path: Path) -> None:
     assert answer.number == "40 %"
     assert answer.sentence.startswith("Block 1: without its change, loss is 1.8000 against 1.0000")
     assert "not clearly more" not in answer.uncertainty
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({"0": 1.1, "1": 1.8}, ("Block 1: without its change", "block 0 costs least")),
+        ({"0-1": 1.1, "2": 1.8}, ("Block 2: without its change", "blocks 0-1 cost least")),
+        ({"0": 1.1, "1-2": 1.8}, ("Blocks 1-2: without their change", "block 0 costs least")),
+    ],
+)
+def test_blocks_are_one_or_several(
+    groups: Mapping[str, float], said: tuple[str, str], tmp_path: Path
+) -> None:
+    answer = answers(layers(tmp_path / "s", groups))["where"]
+    assert all(part in answer.sentence for part in said)
 
 
 def test_a_block_within_two_errors_of_another_is_not_clearly_more(tmp_path: Path) -> None:

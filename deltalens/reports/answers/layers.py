@@ -60,12 +60,12 @@ def _costliest(record: StudyRecord, metric: MetricSummary, ranked: list[GroupEff
         f"{metric.share(amount)}{unit}"
     )
     if len(ranked) > 1:
-        said += f"; {name_of_blocks(least.group)} costs least ({metric.share(least.lost)})"
+        said += f"; {_do(least.group, 'cost')} least ({metric.share(least.lost)})"
     recovered = metric.by_recovery(most.size)
     if recovered:
         best = recovered[0]
         said += (
-            f". Kept alone, {name_of_blocks(best.group)} brings back most "
+            f". Kept alone, {_do(best.group, 'bring')} back most "
             f"({metric.share(best.recovered)}{unit})"
         )
     if gained <= 0:
@@ -99,3 +99,8 @@ def _error(record: StudyRecord, metric: MetricSummary, group: GroupEffect) -> tu
 
 def _its(group: str) -> str:
     return "their" if "-" in group else "its"
+
+
+def _do(group: str, verb: str) -> str:
+    """`blocks 4-7 cost`, `block 7 costs`."""
+    return f"{name_of_blocks(group)} {verb}{'' if '-' in group else 's'}"
