@@ -72,7 +72,7 @@ def test_picture_has_both_data_sets_the_models_and_the_axes(study: tuple[Path, s
     svg = (study[0] / "landscape.svg").read_text()
     for text in ("train", "test", "ft", "continued", "masked", "base (projected, "):
         assert f">{text}" in svg
-    for text in ("loss (nats per target token)", "distance from ft towards continued"):
+    for text in ("loss (nats per target token)", "distance from ft towards", ">continued<"):
         assert text in svg
 
 
