@@ -148,10 +148,10 @@ def mark_best(column: Sequence[Entry], digits: int, better: Better | None) -> li
         better: whether higher or lower numbers are better; None marks nothing.
 
     Returns:
-        The same cells; a column with a single number has none marked.
+        The same cells; none is marked where all are equal, or where there is one alone.
     """
     values = [round(entry.value, digits) for entry in column]
-    finite = [value for value in values if math.isfinite(value)]
+    finite = {value for value in values if math.isfinite(value)}
     if len(finite) < 2 or better is None:
         return list(column)
     best = min(finite) if is_lower_better(better) else max(finite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from deltalens.cli.main import app
 from deltalens.errors import DeltaLensError
 from deltalens.figures import draw, draw_named, table_picture
-from deltalens.figures.tables import Block, Entry, TableFigure
+from deltalens.figures.tables import Block, Entry, TableFigure, mark_best
 from deltalens.io.records import load_study
 from deltalens.reports.trainings import summarize_sweep
 from tests.support.drawn_tables import Row, draw_whole, entry
@@ -80,6 +81,22 @@ def test_the_best_is_marked_whichever_way_is_good(tmp_path: Path) -> None:
     ]
     assert best == [("GMT", "exac"), ("GMT", "loss")]
     assert "| GMT | 0.2 | **70.0 ± 15.6** |" in (folder / "gmt_tab1.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("values", "marked"),
+    [
+        ((0.0, 0.0, 0.0), ()),
+        ((0.501, 0.502, math.nan), ()),  # equal as shown
+        ((0.5, 0.5, 0.1), (0, 1)),
+        ((0.5,), ()),
+    ],
+)
+def test_none_is_best_where_all_look_equal(
+    values: tuple[float, ...], marked: tuple[int, ...]
+) -> None:
+    entries = mark_best([Entry(f"{value:.1f}", value) for value in values], 1, "higher")
+    assert tuple(place for place, entry in enumerate(entries) if entry.best) == marked
 
 
 def test_a_method_stands_at_its_best_ratio_or_at_the_one_named(tmp_path: Path) -> None:
