@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from deltalens.catalog.metrics import HIGHER, axis_label, known_metric
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["FLOOR", "above_floor", "ever_above_floor", "floor_note"]
 

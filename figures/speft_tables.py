@@ -32,7 +32,8 @@ _COMPETING = (
 )
 _AVERAGED = (
     "Avg.: the mean over the tasks, ± the mean of their deviations, as the paper's caption has it. "
-    "#: the number of tasks in which a row is the best; rows that look equal all count."
+    "#: the number of tasks in which a row is the best; rows that look equal all count, unless all "
+    "do."
 )
 
 
